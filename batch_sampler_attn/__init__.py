@@ -1,0 +1,31 @@
+"""Batch-attention: train again, at once, on batches whose loss stays above K times the last epoch's mean."""
+
+from typing import TYPE_CHECKING, Any
+
+from batch_sampler_attn.rule import Decision, EpochSummary
+from batch_sampler_attn.schedule import BatchAttentionSchedule
+
+if TYPE_CHECKING:
+    from batch_sampler_attn.control import EqualComputeControl
+    from batch_sampler_attn.sampler import BatchAttentionSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchAttentionSampler",
+    "BatchAttentionSchedule",
+    "Decision",
+    "EpochSummary",
+    "EqualComputeControl",
+]
+
+# Imported on first use: the sampler needs torch, and nobody should wait for what they do not use.
+_LAZY = {"BatchAttentionSampler": "sampler", "EqualComputeControl": "control"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,134 @@
+"""One epoch of a ``BatchAttentionSampler`` through its DataLoader, repeats included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from batch_sampler_attn.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from batch_sampler_attn.sampler import BatchAttentionSampler
+    from batch_sampler_attn.schedule import BatchAttentionSchedule
+
+
+def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, loader: Any) -> Iterator[Any]:
+    """Yield the loader's batches, and each again while the schedule's decision is REPEAT."""
+    token = schedule._open_pass()
+    finished = False
+    try:
+        is_resumed = sampler._open_pass(token)
+        fetcher = OnDemandFetcher(loader) if sampler.repeats == "immediate" else None
+        iterator = _start(sampler, loader, leave_generator=is_resumed)
+        while True:
+            is_fetched = fetcher is not None and bool(sampler._pending)
+            if is_fetched:
+                batch = fetcher.fetch(sampler._pending[0].indices)  # type: ignore[union-attr]
+            else:
+                try:
+                    batch = _inside(sampler, next, iterator)
+                except StopIteration:
+                    if sampler._flight:
+                        raise ProtocolError(
+                            f"the loader ended with {len(sampler._flight)} batches taken from the sampler and not "
+                            "yielded; something between the DataLoader and attend() drops batches"
+                        ) from None
+                    if not sampler._pending:
+                        break
+                    # Repeats decided on too late for this pass of the loader: another pass serves them.
+                    iterator = _start(sampler, loader)
+                    continue
+            ticket = sampler._out(is_fetched=is_fetched)
+            schedule._offer(token, ticket.visits, ticket.position, ticket.indices)
+            yield batch
+            schedule._collect(token)
+        finished = True
+    finally:
+        if finished:
+            sampler._forget_epoch()
+        schedule._close_pass(token, finished=finished)
+
+
+def check_loader(sampler: BatchAttentionSampler, loader: Any) -> None:
+    """Refuse loaders that would attribute losses to the wrong batches, or cannot repeat as asked."""
+    if getattr(loader, "in_order", True) is False:
+        raise ProtocolError(
+            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
+            "losses would go to the wrong ones; leave in_order at True"
+        )
+    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
+        raise ProtocolError(
+            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
+            "go through batches without training on them. Leave it at 1"
+        )
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        raise ProtocolError("the DataLoader does not batch; build it with DataLoader(dataset, batch_sampler=sampler)")
+    if sampler.repeats == "immediate" and not _yields_what_it_fetches(loader):
+        raise ProtocolError(
+            f"an immediate repeat is fetched from the DataLoader's data set, past what {type(loader).__name__} may do "
+            "to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
+        )
+
+
+class OnDemandFetcher:
+    """Fetches a batch in this process, collated and pinned as the loader's own are."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._request = _Request()
+        self._loader = DataLoader(
+            loader.dataset,
+            batch_sampler=self._request,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            # Making an iterator draws a seed for workers; this one has none, and the user's generator is not ours.
+            generator=torch.Generator(),
+        )
+        self._iterator: Iterator[Any] | None = None
+
+    def fetch(self, indices: list[int]) -> Any:
+        """The batch of ``indices``."""
+        self._request.indices = indices
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        return next(self._iterator)
+
+
+class _Request(Sampler[list[int]]):
+    """Without workers a DataLoader asks for indices only as it fetches: these are always the ones wanted now."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            yield self.indices
+
+
+def _yields_what_it_fetches(loader: Any) -> bool:
+    if not isinstance(loader, DataLoader):
+        return False
+    overriding = type(loader).__iter__
+    return overriding is DataLoader.__iter__ or overriding.__module__.partition(".")[0] == "torchdata"
+
+
+def _start(sampler: BatchAttentionSampler, loader: Any, *, leave_generator: bool = False) -> Iterator[Any]:
+    """``iter(loader)``, with the generator left as it was if the run that is resumed drew nothing from it here."""
+    if not leave_generator:
+        return _inside(sampler, iter, loader)  # type: ignore[no-any-return]
+    generator = getattr(loader, "generator", None) or torch.default_generator
+    before = generator.get_state()
+    iterator: Iterator[Any] = _inside(sampler, iter, loader)
+    generator.set_state(before)
+    return iterator
+
+
+def _inside(sampler: BatchAttentionSampler, call: Any, argument: Any) -> Any:
+    """Call into the loader, with the sampler knowing that whoever asks it now is the loader."""
+    sampler._is_inside_loader = True
+    try:
+        return call(argument)
+    finally:
+        sampler._is_inside_loader = False

@@ -1,0 +1,37 @@
+"""Every error and warning that the package raises on purpose."""
+
+
+class BatchAttentionError(Exception):
+    """Base of all errors of this package."""
+
+
+class OptionError(BatchAttentionError, ValueError):
+    """An option was given a value that is not allowed."""
+
+
+class LossError(BatchAttentionError, TypeError):
+    """A loss is not one real number."""
+
+
+class NonfiniteLossError(BatchAttentionError, ValueError):
+    """A loss is NaN or infinite while ``nonfinite="raise"``. The state is as before the call."""
+
+
+class ProtocolError(BatchAttentionError, RuntimeError):
+    """Batches were asked for or losses were reported out of turn."""
+
+
+class EmptyEpochError(BatchAttentionError, ValueError):
+    """An epoch ended without a single batch."""
+
+
+class StateError(BatchAttentionError, ValueError):
+    """A saved state cannot be loaded here. Nothing of it was assigned."""
+
+
+class RecordError(BatchAttentionError, ValueError):
+    """A file of recorded visits cannot be read."""
+
+
+class BatchAttentionWarning(UserWarning):
+    """Training goes on, but something in the losses deserves a look."""

@@ -1,0 +1,42 @@
+"""One loss from any framework as a Python float, without importing that framework."""
+
+from __future__ import annotations
+
+from batch_sampler_attn.errors import LossError
+
+_ALLOWED = (
+    "a loss is one real number: a float, an int, or a NumPy, PyTorch, JAX or TensorFlow value with exactly one element"
+)
+
+
+def as_float(loss: object) -> float:
+    """Return ``loss`` as a double.
+
+    Args:
+        loss: A real number, or an array or tensor of one element on any device. Reading a tensor waits
+            for its device.
+
+    Raises:
+        LossError: For anything else: strings, None, booleans, complex numbers, vectors.
+    """
+    if isinstance(loss, (int, float)) and not isinstance(loss, bool):
+        return _to_double(loss)
+    shape = getattr(loss, "shape", ())
+    if any(length != 1 for length in shape):
+        raise LossError(
+            f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
+        )
+    item = getattr(loss, "item", None)
+    value = item() if callable(item) else loss
+    # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
+    # complex and containers have not.
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise LossError(f"got {value!r} of type {type(loss).__name__}; {_ALLOWED}")
+    return _to_double(value)
+
+
+def _to_double(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LossError(f"a loss of type {type(value).__name__} does not convert to a float; {_ALLOWED}") from error

@@ -1,0 +1,371 @@
+"""The stateful schedule: takes the loss of each visit, answers repeat or advance."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from batch_sampler_attn import checkpoint, rule
+from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
+from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
+from batch_sampler_attn.losses import as_float
+from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batch_sampler_attn.recorders import Recorder
+    from batch_sampler_attn.sampler import BatchAttentionSampler
+
+Batch = TypeVar("Batch")
+
+# Where a loss may come from. By hand: any time. In a pass of attend(): once for each batch that it yields.
+_BY_HAND = "by hand"
+_BETWEEN_BATCHES = "between batches"
+_AWAITING_LOSS = "awaiting a loss"
+_DECIDED = "decided"
+_LEFT = "left"
+
+
+class BatchAttentionSchedule:
+    """Decides after each visit to a batch whether to train on it again at once.
+
+    From the second epoch on, a batch is repeated while its loss is above
+    ``threshold = k * (mean batch loss of the previous epoch)``. Every batch is visited at least once in
+    every epoch. (Hu, Li, Wu, "Batch-attention", 2023, section 3.)
+
+    Args:
+        k: Threshold in units of the previous epoch's mean loss; finite and above 0. The paper advises
+            1.1 to 1.5, with 1.2 on CIFAR-10 and 1.5 on CIFAR-100. Smaller repeats more.
+        warmup_epochs: Epochs without repeats at the start; at least 1, the paper's value.
+        epoch_loss: Which loss of a repeated batch enters the epoch's mean: its "first" visit's, its "last"
+            visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not
+            say. "first" is the mean that the same data would have had without looking at repeats.
+        max_visits: The most visits to one batch in an epoch; at least 1, or None for no limit, as in the
+            paper. The default of 100 is above what batches that do fit were measured to need, so it
+            binds on mislabelled or broken ones alone.
+        nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
+            counted, warned of once an epoch) or "raise".
+        window: For streams without epochs: end an epoch by itself after every ``window`` batches.
+        recorders: Told of every visit and every epoch; see ``batch_sampler_attn.recorders``. None cost nothing.
+
+    Raises:
+        OptionError: If an option has a value that is not allowed.
+
+    Example:
+        >>> schedule = BatchAttentionSchedule(k=1.5)
+        >>> for losses in ([2.0, 4.0], [5.0, 1.0, 1.0]):
+        ...     remaining = iter(losses)
+        ...     for batch in schedule.attend(["a", "b"]):
+        ...         print(batch, schedule.decide(next(remaining)).name)
+        a ADVANCE
+        b ADVANCE
+        a REPEAT
+        a ADVANCE
+        b ADVANCE
+        >>> schedule.last_summary.overhead, schedule.threshold
+        (0.5, 4.5)
+    """
+
+    def __init__(
+        self,
+        k: float = 1.2,
+        *,
+        warmup_epochs: int = 1,
+        epoch_loss: Literal["first", "last", "all"] = "first",
+        max_visits: int | None = rule.DEFAULT_MAX_VISITS,
+        nonfinite: Literal["advance", "raise"] = "advance",
+        window: int | None = None,
+        recorders: Sequence[Recorder] = (),
+    ) -> None:
+        self._options = Options(k, warmup_epochs, epoch_loss, max_visits, nonfinite, window)
+        self._options.check()
+        self._recorders = tuple(recorders)
+        self._state = State()
+        self._last_summary: EpochSummary | None = None
+        self._warned = False
+        self._sampler: BatchAttentionSampler | None = None
+        self._pass: object | None = None
+        self._decision = Decision.ADVANCE
+        self._batch_position: int | None = None
+        self._batch_indices: Sequence[int] | None = None
+        self._phase = _BY_HAND
+        self._set_phase(_BY_HAND)
+
+    # What is going on --------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Options:
+        """The options that this schedule was made with."""
+        return self._options
+
+    @property
+    def threshold(self) -> float | None:
+        """Loss above which a batch is repeated; None while no batch can repeat."""
+        return self._state.threshold
+
+    @property
+    def epoch(self) -> int:
+        """Epochs ended so far, which is the number, from 0, of the one in progress."""
+        return self._state.epoch
+
+    @property
+    def batches(self) -> int:
+        """Batches of the epoch in progress that are done with."""
+        return self._state.batches
+
+    @property
+    def visits(self) -> int:
+        """Visits made to the current batch: 0 while its first is under way, and after an ADVANCE."""
+        return self._state.visits
+
+    @property
+    def summary(self) -> EpochSummary:
+        """The epoch in progress, up to now."""
+        return rule.summarize(self._state)
+
+    @property
+    def last_summary(self) -> EpochSummary | None:
+        """The epoch (or window) that ended last; None before the first has."""
+        return self._last_summary
+
+    # Deciding ----------------------------------------------------------------------------------------
+
+    def decide(self, loss: object) -> Decision:
+        """Decide about the batch that was just trained on.
+
+        Args:
+            loss: The batch loss of this one visit, computed before this visit's weight update: a float,
+                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element.
+
+        Returns:
+            ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to go on.
+
+        Raises:
+            LossError: If the loss is not one real number.
+            NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
+            ProtocolError: If no batch is waiting for a decision.
+        """
+        if type(loss) is not float:
+            loss = as_float(loss)
+        if self._is_watched:
+            return self._decide_watched(loss)
+        state = self._state
+        decision = visit(self._options, state, loss)
+        if state.nonfinite_losses and not self._warned:
+            self._warn_nonfinite(loss)
+        return decision
+
+    def attend(self, loader: Iterable[Batch]) -> AttendedLoader[Batch]:
+        """Wrap any iterable of batches so that a batch is yielded again while it needs attention.
+
+        Each iteration over the result is one epoch, ended by itself. Every yielded batch must be followed
+        by one ``decide``. A loop that is left early abandons its epoch: the next one begins anew, with the
+        threshold that was in force. After ``load_state_dict`` in the middle of an epoch the next pass goes on
+        there; give it the remaining batches, from the one that was being repeated, if any
+        (``itertools.islice(loader, schedule.batches, None)``).
+
+        Args:
+            loader: A DataLoader, list, generator or other iterable. Once the schedule belongs to a
+                ``BatchAttentionSampler``, the DataLoader that uses this sampler.
+
+        Returns:
+            An iterable with the length and attributes of ``loader``. Its length counts base batches, not repeats.
+        """
+        deliver = repeat_in_place if self._sampler is None else self._sampler._deliver
+        return AttendedLoader(self, loader, deliver)
+
+    def end_epoch(self) -> EpochSummary:
+        """End the epoch in a hand-written loop; ``attend`` and ``window`` end theirs by themselves.
+
+        Raises:
+            EmptyEpochError: If no batch was decided on.
+            ProtocolError: If a batch is still to be repeated, or if it is not this loop's to end.
+        """
+        if self._options.window is not None:
+            raise ProtocolError(f"window={self._options.window} ends each epoch by itself; do not call end_epoch()")
+        if self._phase is not _BY_HAND:
+            raise ProtocolError(
+                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
+                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n)"
+            )
+        if self._state.visits:
+            raise ProtocolError(
+                f"the last decision was REPEAT after {self._state.visits} visits; train on that batch until the "
+                "decision is ADVANCE, set max_visits, or give the epoch up with abandon_epoch()"
+            )
+        return self._end_epoch()
+
+    def abandon_epoch(self) -> None:
+        """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
+        if self._state.batches or self._state.visits:
+            for recorder in self._recorders:
+                recorder.on_epoch_abandoned(self._state.epoch)
+        self._state.clear_epoch()
+        self._warned = False
+        self._pass = None
+        self._set_phase(_BY_HAND)
+
+    # State -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, as plain JSON types. It may be taken between any two visits."""
+        for recorder in self._recorders:
+            recorder.flush()
+        return checkpoint.pack_schedule(self._options, self._state, self._last_summary)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
+        """
+        self._assign(*checkpoint.unpack_schedule(self._options, state_dict))
+
+    def _assign(self, state: State, last_summary: EpochSummary | None) -> None:
+        self._state = state
+        self._last_summary = last_summary
+        self._warned = state.nonfinite_losses > 0
+        self._pass = None
+        self._set_phase(_BY_HAND)
+
+    # One visit, with someone watching ------------------------------------------------------------------
+
+    def _decide_watched(self, loss: float) -> Decision:
+        if self._phase is _LEFT:
+            self.abandon_epoch()
+        self._check_turn()
+        state = self._state
+        position = state.batches if self._batch_position is None else self._batch_position
+        epoch, visits = state.epoch, state.visits + 1
+        decision = self._visit(loss)
+        if self._phase is _AWAITING_LOSS:
+            self._decision = decision
+            self._phase = _DECIDED
+        if self._sampler is not None:
+            self._sampler._settle(decision, visits)
+        for recorder in self._recorders:
+            recorder.on_visit(epoch, position, visits, loss, decision, self._batch_indices)
+        if state.nonfinite_losses and not self._warned:
+            self._warn_nonfinite(loss)
+        if state.batches == self._options.window:
+            self._end_epoch()
+        return decision
+
+    def _visit(self, loss: float) -> Decision:
+        return visit(self._options, self._state, loss)
+
+    def _check_turn(self) -> None:
+        if self._phase is _DECIDED:
+            raise ProtocolError(
+                "decide() was called twice for one batch. Report one loss for each batch that attend() yields; "
+                "it yields the batch again by itself when the decision is REPEAT"
+            )
+        if self._phase is _BETWEEN_BATCHES:
+            raise ProtocolError("decide() was called before attend() had yielded a batch")
+        if self._phase is _BY_HAND and self._sampler is not None:
+            raise ProtocolError(
+                "a loss was reported while no batch of the BatchAttentionSampler was out. Iterate over "
+                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+            )
+
+    def _warn_nonfinite(self, loss: float) -> None:
+        self._warned = True
+        message = (
+            f"a loss of {loss} in epoch {self._state.epoch} is not finite: its batch is not repeated and the loss is "
+            "kept out of the mean (said once an epoch; EpochSummary.nonfinite_losses counts them)"
+        )
+        warnings.warn(message, BatchAttentionWarning, stacklevel=4 if self._is_watched else 3)
+
+    def _end_epoch(self) -> EpochSummary:
+        state = self._state
+        if not state.batches:
+            raise EmptyEpochError(
+                "the epoch ended without a batch. Is the loader empty, is drop_last set on less than one batch "
+                "of data, or is it a generator that an earlier epoch has used up?"
+            )
+        summary = rule.end_epoch(self._options, state)
+        self._last_summary = summary
+        self._warned = False
+        for recorder in self._recorders:
+            recorder.on_epoch_end(summary)
+        if summary.mean_loss is not None and summary.mean_loss < 0 < self._options.k - 1:
+            warnings.warn(
+                f"the mean loss of epoch {summary.epoch} is {summary.mean_loss}: with negative losses, k times the "
+                "mean is below the mean, and most batches repeat. Shift the loss above 0, or use k below 1",
+                BatchAttentionWarning,
+                stacklevel=3,
+            )
+        return summary
+
+    # A pass of attend(), driven by an iterator ---------------------------------------------------------
+
+    def _set_phase(self, phase: str) -> None:
+        self._phase = phase
+        # Kept as one flag, since decide() looks at it on every update.
+        self._is_watched = (
+            phase is not _BY_HAND
+            or bool(self._recorders)
+            or self._options.window is not None
+            or self._sampler is not None
+            or type(self)._visit is not BatchAttentionSchedule._visit
+        )
+
+    def _bind(self, sampler: BatchAttentionSampler) -> None:
+        if self._sampler is not None:
+            raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
+        self._sampler = sampler
+        self._set_phase(self._phase)
+
+    def _open_pass(self) -> object:
+        if self._phase is not _BY_HAND:
+            self.abandon_epoch()
+        self._pass = object()
+        self._set_phase(_BETWEEN_BATCHES)
+        return self._pass
+
+    def _offer(
+        self,
+        token: object,
+        visits: int | None = None,
+        position: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        """A batch is about to be yielded; a sampler says which one and how often it was visited."""
+        self._check_current(token)
+        if visits is not None:
+            self._state.visits = visits
+        self._batch_position = position
+        self._batch_indices = indices
+        self._phase = _AWAITING_LOSS
+
+    def _collect(self, token: object) -> Decision:
+        """The decision on the batch that was yielded."""
+        self._check_current(token)
+        if self._phase is not _DECIDED:
+            raise ProtocolError(
+                "the next batch was asked for before decide() was told the loss of the last one. Call "
+                "schedule.decide(loss) once for each batch; if you do, then something between attend() and "
+                "your loop reads ahead (a prefetcher, say): put it inside, schedule.attend(prefetcher(loader))"
+            )
+        self._phase = _BETWEEN_BATCHES
+        return self._decision
+
+    def _close_pass(self, token: object, *, finished: bool) -> None:
+        if self._pass is not token:
+            return
+        self._pass = None
+        self._batch_position = self._batch_indices = None
+        if not finished:
+            self._set_phase(_LEFT)
+            return
+        self._set_phase(_BY_HAND)
+        if self._options.window is None:
+            self._end_epoch()
+
+    def _check_current(self, token: object) -> None:
+        if self._pass is not token:
+            raise ProtocolError(
+                "this iterator is stale: another pass of attend() was begun, the epoch was abandoned, or a state was "
+                "loaded since. Iterate over schedule.attend(loader) anew"
+            )

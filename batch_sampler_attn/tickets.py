@@ -1,0 +1,53 @@
+"""One base batch on its way: which, how often visited, and what to fetch; and how it is saved."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+from batch_sampler_attn.checkpoint import check_count
+from batch_sampler_attn.errors import StateError
+
+
+class Ticket(NamedTuple):
+    """One base batch of the epoch: its position, the visits made to it, and its dataset indices."""
+
+    position: int
+    visits: int
+    indices: list[Any]
+
+
+def pack_tickets(tickets: list[Ticket]) -> list[list[Any]]:
+    """Tickets as JSON types."""
+    return [[ticket.position, ticket.visits, plain_indices(ticket.indices)] for ticket in tickets]
+
+
+def unpack_tickets(name: str, packed: object, position: int) -> list[Ticket]:
+    """The tickets that ``pack_tickets`` packed, if they were handed out before ``position``.
+
+    Raises:
+        StateError: If they are anything else.
+    """
+    if not isinstance(packed, list):
+        raise StateError(f"{name} is {packed!r} in the state; it must be a list")
+    tickets = []
+    for entry in packed:
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], list):
+            raise StateError(f"{name} holds {entry!r} in the state; it must hold [position, visits, indices]")
+        if check_count(f"a position in {name}", entry[0]) >= position:
+            raise StateError(f"{name} holds batch {entry[0]} in the state, but only {position} had been handed out")
+        check_count(f"the visits in {name}", entry[1])
+        tickets.append(Ticket(*entry))
+    return tickets
+
+
+def plain_indices(indices: list[Any]) -> list[int | str]:
+    """Dataset indices as JSON types.
+
+    Raises:
+        StateError: If they are neither whole numbers nor strings.
+    """
+    try:
+        return [index if isinstance(index, str) else operator.index(index) for index in indices]
+    except TypeError as error:
+        raise StateError(f"the sampler yields {indices[:1]!r}; only whole numbers and strings can be saved") from error
