@@ -1,11 +1,14 @@
 """Batch-attention: train again, at once, on batches whose loss stays above K times the last epoch's mean."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from batch_sampler_attn.rule import Decision, EpochSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from batch_sampler_attn.control import EqualComputeControl
     from batch_sampler_attn.sampler import BatchAttentionSampler
 

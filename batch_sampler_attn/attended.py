@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterable
 
 from batch_sampler_attn.rule import Decision
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
+
     from batch_sampler_attn.schedule import BatchAttentionSchedule
 
-Batch = TypeVar("Batch")
-Deliver = Callable[["BatchAttentionSchedule", "Iterable[Batch]"], "Iterator[Batch]"]
+    Batch = TypeVar("Batch")
+    Deliver = Callable[[BatchAttentionSchedule, Iterable[Batch]], Iterator[Batch]]
 
 
-class AttendedLoader(Generic[Batch]):
+class AttendedLoader(Iterable["Batch"]):
     """What ``BatchAttentionSchedule.attend`` returns: a loader whose every iteration is one epoch.
 
     It stands in for the loader that it wraps: ``len`` is the loader's, the number of base batches, and other

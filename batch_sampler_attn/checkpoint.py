@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from batch_sampler_attn.errors import StateError
 from batch_sampler_attn.rule import EpochSummary, Options, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 
@@ -15,9 +18,9 @@ def pack_schedule(options: Options, state: State, last_summary: EpochSummary | N
     """A schedule as a dictionary."""
     return {
         "version": VERSION,
-        "options": options._asdict(),
+        "options": options.as_dict(),
         "state": state.as_dict(),
-        "last_summary": None if last_summary is None else last_summary._asdict(),
+        "last_summary": None if last_summary is None else last_summary.as_dict(),
     }
 
 
@@ -29,7 +32,7 @@ def unpack_schedule(options: Options, packed: object) -> tuple[State, EpochSumma
     """
     fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"})
     check_version(fields["version"])
-    check_options(options._asdict(), fields["options"])
+    check_options(options.as_dict(), fields["options"])
     return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
 
 
@@ -100,7 +103,7 @@ def _check_consistency(options: Options, state: State) -> None:
 def _unpack_summary(packed: object) -> EpochSummary | None:
     if packed is None:
         return None
-    fields = check_keys("the last summary", packed, set(EpochSummary._fields))
+    fields = check_keys("the last summary", packed, set(EpochSummary.__slots__))
     for name, value in fields.items():
         if name in ("threshold", "mean_loss"):
             valid = value is None or isinstance(value, float)

@@ -158,7 +158,7 @@ class TensorBoardRecorder(Recorder):
         self._writer = writer
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
-        for name, value in summary._asdict().items():
+        for name, value in summary.as_dict().items():
             if name != "epoch" and value is not None:
                 self._writer.add_scalar(f"batch_attention/{name}", value, summary.epoch)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import enum
 import math
 import sys
-from typing import NamedTuple
 
 from batch_sampler_attn.errors import NonfiniteLossError, OptionError
+from batch_sampler_attn.fields import Fields
 
 EPOCH_LOSSES = ("first", "last", "all")
 NONFINITE_POLICIES = ("advance", "raise")
@@ -36,15 +36,34 @@ _REPEAT = Decision.REPEAT
 _ADVANCE = Decision.ADVANCE
 
 
-class Options(NamedTuple):
+class Options(Fields):
     """The options of the rule. ``BatchAttentionSchedule`` documents each."""
 
-    k: float = 1.2
-    warmup_epochs: int = 1
-    epoch_loss: str = "first"
-    max_visits: int | None = DEFAULT_MAX_VISITS
-    nonfinite: str = "advance"
-    window: int | None = None
+    __slots__ = (
+        "k",
+        "warmup_epochs",
+        "epoch_loss",
+        "max_visits",
+        "nonfinite",
+        "window",
+    )
+
+    def __init__(
+        self,
+        k: float = 1.2,
+        *,
+        warmup_epochs: int = 1,
+        epoch_loss: str = "first",
+        max_visits: int | None = DEFAULT_MAX_VISITS,
+        nonfinite: str = "advance",
+        window: int | None = None,
+    ) -> None:
+        self.k = k
+        self.warmup_epochs = warmup_epochs
+        self.epoch_loss = epoch_loss
+        self.max_visits = max_visits
+        self.nonfinite = nonfinite
+        self.window = window
 
     def check(self) -> None:
         """Raise ``OptionError`` unless every option has an allowed value."""
@@ -62,7 +81,7 @@ class Options(NamedTuple):
         _check_word("nonfinite", self.nonfinite, NONFINITE_POLICIES)
 
 
-class State:
+class State(Fields):
     """Everything the rule remembers: ten numbers, however long the run.
 
     Attributes:
@@ -79,16 +98,16 @@ class State:
     """
 
     __slots__ = (
-        "batches",
-        "capped_batches",
         "epoch",
-        "loss_count",
-        "loss_sum",
-        "most_visits",
-        "nonfinite_losses",
-        "repeats",
         "threshold",
+        "loss_sum",
+        "loss_count",
+        "batches",
         "visits",
+        "repeats",
+        "most_visits",
+        "capped_batches",
+        "nonfinite_losses",
     )
 
     def __init__(self) -> None:
@@ -107,10 +126,6 @@ class State:
         self.capped_batches: int = 0
         self.nonfinite_losses: int = 0
 
-    def as_dict(self) -> dict[str, int | float | None]:
-        """The ten numbers by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
     def copy(self) -> State:
         """An independent state with the same numbers."""
         twin = State.__new__(State)
@@ -118,16 +133,8 @@ class State:
             setattr(twin, name, getattr(self, name))
         return twin
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and self.as_dict() == other.as_dict()
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"State({', '.join(f'{name}={value}' for name, value in self.as_dict().items())})"
-
-
-class EpochSummary(NamedTuple):
+class EpochSummary(Fields):
     """What one epoch came to.
 
     Attributes:
@@ -143,16 +150,43 @@ class EpochSummary(NamedTuple):
         most_visits: The most visits to one batch.
     """
 
-    epoch: int
-    batches: int
-    visits: int
-    repeats: int
-    overhead: float
-    mean_loss: float | None
-    threshold: float | None
-    capped_batches: int
-    nonfinite_losses: int
-    most_visits: int
+    __slots__ = (
+        "epoch",
+        "batches",
+        "visits",
+        "repeats",
+        "overhead",
+        "mean_loss",
+        "threshold",
+        "capped_batches",
+        "nonfinite_losses",
+        "most_visits",
+    )
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        batches: int,
+        visits: int,
+        repeats: int,
+        overhead: float,
+        mean_loss: float | None,
+        threshold: float | None,
+        capped_batches: int,
+        nonfinite_losses: int,
+        most_visits: int,
+    ) -> None:
+        self.epoch = epoch
+        self.batches = batches
+        self.visits = visits
+        self.repeats = repeats
+        self.overhead = overhead
+        self.mean_loss = mean_loss
+        self.threshold = threshold
+        self.capped_batches = capped_batches
+        self.nonfinite_losses = nonfinite_losses
+        self.most_visits = most_visits
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:

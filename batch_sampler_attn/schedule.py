@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from batch_sampler_attn import checkpoint, rule
 from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
@@ -11,13 +10,15 @@ from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, Pr
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
 
+TYPE_CHECKING = False  # importing typing would double the package's import time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Any, Literal, TypeVar
 
     from batch_sampler_attn.recorders import Recorder
     from batch_sampler_attn.sampler import BatchAttentionSampler
 
-Batch = TypeVar("Batch")
+    Batch = TypeVar("Batch")
 
 # Where a loss may come from. By hand: any time. In a pass of attend(): once for each batch that it yields.
 _BY_HAND = "by hand"
@@ -78,7 +79,14 @@ class BatchAttentionSchedule:
         window: int | None = None,
         recorders: Sequence[Recorder] = (),
     ) -> None:
-        self._options = Options(k, warmup_epochs, epoch_loss, max_visits, nonfinite, window)
+        self._options = Options(
+            k,
+            warmup_epochs=warmup_epochs,
+            epoch_loss=epoch_loss,
+            max_visits=max_visits,
+            nonfinite=nonfinite,
+            window=window,
+        )
         self._options.check()
         self._recorders = tuple(recorders)
         self._state = State()
