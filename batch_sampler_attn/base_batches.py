@@ -86,16 +86,23 @@ class BaseBatches:
             self._own_generator = torch.Generator()
         self._generator().set_state(tensor)
 
-    def resumed(self, epoch_generator: str | None, position: int, last_batch: list[int]) -> Iterator[list[int]]:
+    @property
+    def is_set_by_epoch(self) -> bool:
+        """Whether the order depends on the sampler's ``set_epoch``, which loops call as an epoch begins."""
+        return hasattr(self._sampler, "set_epoch")
+
+    def resumed(self, epoch_generator: str | None, position: int, last_batch: list[Any] | None) -> Iterator[list[int]]:
         """The batches from ``position`` on, of the epoch that was drawn from the state ``epoch_generator``.
 
         Raises:
             StateError: If the batch before ``position`` is not ``last_batch``: the order is another one.
         """
+        before = self.generator_state()
         self.set_generator_state(epoch_generator)
         batches = iter(self)
         skipped = next(itertools.islice(batches, position - 1, None), None)
         if skipped is None or list(skipped) != last_batch:
+            self.set_generator_state(before)
             raise StateError(
                 f"batch {position - 1} of the resumed epoch has indices {skipped}, but had {last_batch} when the state "
                 "was saved. The data set or the base sampler is another one, or the sampler shuffles without a "

@@ -91,6 +91,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self.schedule = schedule
         self.repeats = repeats
         self._is_resumed = False
+        self._was_loaded = False
         self._is_inside_loader = False
         self._pass: object | None = None
         self._forget_epoch()
@@ -146,7 +147,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
         if self._is_inside_loader:
-            if not self._is_resumed:
+            if not self._was_loaded:
                 raise StateError(
                     "a StatefulDataLoader tried to restore this sampler from a state of its own, which is older than "
                     "the decisions. Save sampler.state_dict() beside loader.state_dict(), and load both"
@@ -162,9 +163,9 @@ class BatchAttentionSampler(Sampler[list[int]]):
         pending = unpack_tickets("pending", fields["pending"], position)
         if (position > 0) != isinstance(last_base_batch, list):
             raise StateError(f"last_base_batch is {last_base_batch!r} at position {position} of the state")
-        # The order is drawn anew before anything is assigned: it tells whether data and sampler are the same.
         batches = None
-        if position > 0:
+        if position > 0 and not self._base.is_set_by_epoch:
+            # The order is drawn anew before anything is assigned: it tells whether data and sampler are the same.
             batches = self._base.resumed(fields["epoch_generator"], position, last_base_batch)
         self._base.set_generator_state(fields["generator"])
 
@@ -178,7 +179,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._last_base_batch = last_base_batch
         self._to_resend = deque(flight)
         self._pending = deque(pending)
-        self._is_resumed = True
+        self._is_resumed = self._was_loaded = True
 
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "drop_last": self.drop_last, "repeats": self.repeats}
@@ -201,6 +202,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
                 )
             self._forget_epoch()
         self._pass = token
+        if self._position > 0 and self._batches is None:
+            self._batches = self._base.resumed(self._epoch_generator, self._position, self._last_base_batch)
         return is_resumed and self._position > 0
 
     def _forget_epoch(self) -> None:
