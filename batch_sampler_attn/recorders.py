@@ -183,7 +183,7 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
                     visits = {key: record for key, record in visits.items() if key[0] != line["abandoned_epoch"]}
                     continue
                 record = _record_from_line(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RecordError(f"{path}, line {number} is not a recorded visit: {text.strip()[:80]!r}") from error
             key = record[:3]
             visits.pop(key, None)

@@ -1,0 +1,187 @@
+"""Bad options, losses and states: a typed error that says what came, and nothing is lost."""
+
+import copy
+import json
+import math
+
+import numpy
+import pytest
+import torch
+
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"k": k} for k in (0, -1.2, math.nan, math.inf, "1.2", None, True, 1j, [1.2])),
+        *({"warmup_epochs": count} for count in (0, -1, 1.5, None, True, "1")),
+        *({"max_visits": count} for count in (0, -3, 2.0, True, "many")),
+        *({"window": count} for count in (0, -1, 0.5, False)),
+        *({"epoch_loss": word} for word in ("mean", "First", None, 1)),
+        *({"nonfinite": word} for word in ("skip", None, 0)),
+    ],
+    ids=str,
+)
+def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
+    (name, value), *_ = options.items()
+    with pytest.raises(OptionError) as error:
+        BatchAttentionSchedule(**options)
+    assert name in str(error.value)
+    assert repr(value) in str(error.value)
+    assert "must be" in str(error.value)
+
+
+def test_options_other_than_k_are_keyword_only():
+    with pytest.raises(TypeError):
+        BatchAttentionSchedule(1.2, 1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        1.5,
+        numpy.float32(1.5),
+        numpy.float64(1.5),
+        numpy.float16(1.5),
+        numpy.array(1.5),
+        numpy.array([1.5]),
+        torch.tensor(1.5),
+        torch.tensor([[1.5]]),
+        torch.tensor(1.5, dtype=torch.bfloat16),
+        torch.tensor(1.5, requires_grad=True),
+    ],
+    ids=repr,
+)
+def test_one_real_number_of_any_kind_is_a_loss(loss):
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.decide(loss)
+    assert schedule.end_epoch().mean_loss == 1.5
+
+
+@pytest.mark.parametrize("loss", [3, numpy.int64(3), torch.tensor(3)], ids=repr)
+def test_whole_numbers_are_losses(loss):
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.decide(loss)
+    mean = schedule.end_epoch().mean_loss
+    assert mean == 3.0
+    assert type(mean) is float
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "1.0",
+        b"1.0",
+        None,
+        True,
+        1j,
+        10**400,
+        [1.0],
+        {},
+        object(),
+        numpy.array([1.0, 2.0]),
+        numpy.array([]),
+        numpy.complex64(1),
+        numpy.str_("1.0"),
+        numpy.bool_(True),
+        torch.zeros(2),
+        torch.zeros(0),
+        torch.tensor(1j),
+        torch.tensor(True),
+    ],
+    ids=lambda loss: f"{type(loss).__name__}-{str(loss)[:12]}",
+)
+def test_anything_else_is_refused_and_the_schedule_stays_as_it_was(loss):
+    schedule = BatchAttentionSchedule()
+    schedule.decide(1.0)
+    before = schedule.state_dict()
+    with pytest.raises(LossError, match="a loss is one real number"):
+        schedule.decide(loss)
+    assert schedule.state_dict() == before
+
+
+def test_a_vector_is_told_to_be_reduced():
+    with pytest.raises(LossError, match=r"shape \(32,\).*loss\.mean\(\)"):
+        BatchAttentionSchedule().decide(torch.zeros(32))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, torch.tensor(math.nan)])
+def test_nonfinite_raise_refuses_the_loss_and_keeps_the_state(loss):
+    schedule = BatchAttentionSchedule(nonfinite="raise")
+    schedule.decide(1.0)
+    before = schedule.state_dict()
+    with pytest.raises(NonfiniteLossError, match="epoch 0, batch 1, visit 1"):
+        schedule.decide(loss)
+    assert schedule.state_dict() == before
+    assert schedule.decide(1.0) is Decision.ADVANCE
+
+
+def saved_state():
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.decide(1.0)
+    schedule.end_epoch()
+    schedule.decide(2.0)
+    return json.loads(json.dumps(schedule.state_dict(), allow_nan=False))
+
+
+def test_a_state_survives_json():
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.load_state_dict(saved_state())
+    assert schedule.state_dict() == saved_state()
+    assert (schedule.epoch, schedule.threshold, schedule.visits) == (1, 1.0, 1)
+
+
+def damaged(path, value):
+    state = saved_state()
+    *parents, last = path
+    target = state
+    for key in parents:
+        target = target[key]
+    if value is KeyError:
+        del target[last]
+    else:
+        target[last] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "not a dictionary"),
+        ({}, "lacks"),
+        ("state", "not a dictionary"),
+        (damaged(["version"], 0), "version 0"),
+        (damaged(["version"], KeyError), "version"),
+        (damaged(["extra"], 1), "extra"),
+        (damaged(["options", "k"], 1.1), r"k \(saved 1.1, here 1.0\)"),
+        (damaged(["options", "epoch_loss"], "last"), "epoch_loss"),
+        (damaged(["options", "max_visits"], None), "max_visits"),
+        (damaged(["options"], KeyError), "options"),
+        (damaged(["state", "epoch"], -1), "epoch is -1"),
+        (damaged(["state", "epoch"], "1"), "epoch is '1'"),
+        (damaged(["state", "epoch"], 0), "warm-up"),
+        (damaged(["state", "visits"], 100), "max_visits is 100"),
+        (damaged(["state", "visits"], 1.0), "visits is 1.0"),
+        (damaged(["state", "loss_sum"], math.nan), "loss_sum is nan"),
+        (damaged(["state", "loss_sum"], None), "loss_sum is None"),
+        (damaged(["state", "loss_count"], 7), "7 losses from 1 visits"),
+        (damaged(["state", "threshold"], "1"), "threshold is '1'"),
+        (damaged(["state", "repeats"], True), "repeats is True"),
+        (damaged(["state", "batches"], KeyError), "batches"),
+        (damaged(["last_summary"], 3), "last summary"),
+        (damaged(["last_summary", "visits"], -1), "visits is -1"),
+        (damaged(["last_summary", "overhead"], None), "overhead is None"),
+        (damaged(["last_summary", "mean_loss"], "x"), "mean_loss is 'x'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_state_that_does_not_fit_is_refused_whole(state, said):
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.decide(5.0)
+    before = copy.deepcopy(schedule.state_dict())
+    with pytest.raises(StateError, match=said):
+        schedule.load_state_dict(state)
+    assert schedule.state_dict() == before
+    assert schedule.decide(1.0) is Decision.ADVANCE

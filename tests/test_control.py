@@ -1,0 +1,80 @@
+"""The control at equal compute."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_sampler_attn import EqualComputeControl
+from batch_sampler_attn.errors import OptionError, ProtocolError
+from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+
+COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+def run(control, epochs):
+    seen = []
+    for counts in epochs:
+        seen.append([])
+        for batch in control.attend(range(len(counts))):
+            seen[-1].append(batch)
+            control.decide(1.0)
+    return seen
+
+
+@given(epochs=COUNTS, seed=st.integers(0, 100))
+def test_every_epoch_has_just_the_given_visit_counts_dealt_to_other_batches(epochs, seed):
+    control = EqualComputeControl(epochs, seed=seed)
+    for counts, seen in zip(epochs, run(control, epochs), strict=True):
+        dealt = [seen.count(batch) for batch in range(len(counts))]
+        assert sorted(dealt) == sorted(counts)
+        assert seen == sorted(seen)
+
+
+def test_repeats_follow_at_once_and_are_dealt_alike_for_the_same_seed():
+    epochs = [[1, 4, 1, 2, 1, 1]] * 3
+    first, again = run(EqualComputeControl(epochs, seed=1), epochs), run(EqualComputeControl(epochs, seed=1), epochs)
+    assert first == again
+    assert first != run(EqualComputeControl(epochs, seed=2), epochs)
+    assert first[0] != first[1]
+
+
+def test_losses_are_averaged_and_decide_nothing():
+    control = EqualComputeControl([[2]])
+    for loss in (1e9, 0.0):
+        control.decide(loss)
+    summary = control.end_epoch()
+    assert (summary.repeats, summary.mean_loss, summary.threshold) == (1, 1e9, None)
+
+
+def test_it_can_be_recorded_saved_and_resumed_like_a_schedule():
+    epochs = [[1, 3, 2], [2, 2, 1]]
+    whole = EqualComputeControl(epochs, seed=3)
+    expected = run(whole, epochs)
+    stopped = EqualComputeControl(epochs, seed=3)
+    run(stopped, epochs[:1])
+    resumed = EqualComputeControl(epochs, seed=3)
+    resumed.load_state_dict(stopped.state_dict())
+    assert run(resumed, epochs[1:]) == expected[1:]
+
+
+def test_the_counts_of_a_recorded_run_fit_in():
+    recorder = MemoryRecorder()
+    control = EqualComputeControl([[1, 1], [1, 2]])
+    control._recorders = (recorder,)
+    run(control, [[1, 1], [1, 2]])
+    assert [sorted(counts) for counts in visit_counts(recorder.visits)] == [[1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("counts", [[[]], [[1, 0]], [[1], [-1]]])
+def test_counts_below_one_are_refused(counts):
+    with pytest.raises(OptionError, match="at least 1"):
+        EqualComputeControl(counts)
+
+
+def test_more_epochs_or_batches_than_were_counted_are_refused():
+    control = EqualComputeControl([[1]])
+    with pytest.raises(ProtocolError, match="more batches"):
+        run(control, [[1, 1]])
+    control = EqualComputeControl([[1]])
+    with pytest.raises(ProtocolError, match="has 1 epochs"):
+        run(control, [[1], [1]])
