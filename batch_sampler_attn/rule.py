@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import math
-import sys
 
 from batch_sampler_attn.errors import NonfiniteLossError, OptionError
 from batch_sampler_attn.fields import Fields
@@ -21,8 +20,6 @@ NONFINITE_POLICIES = ("advance", "raise")
 # The most visits that a batch which does fit was seen to need is in the tens (benchmarks/README.md,
 # "How many visits a batch takes"); a batch still above the threshold after a hundred is not going to fit.
 DEFAULT_MAX_VISITS = 100
-
-_LARGEST_FLOAT = sys.float_info.max
 
 
 class Decision(enum.Enum):
@@ -92,7 +89,7 @@ class State(Fields):
         batches: Batches of this epoch that are done with.
         visits: Visits made to the current batch; 0 before its first.
         repeats: REPEAT decisions of this epoch.
-        most_visits: Most visits to one finished batch of this epoch.
+        most_visits: Most visits to one finished batch of this epoch; 0 while none was repeated.
         capped_batches: Batches left above the threshold because they had taken ``max_visits``.
         nonfinite_losses: NaN and infinite losses of this epoch.
     """
@@ -205,21 +202,20 @@ def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
 
 
 def visit(options: Options, state: State, loss: float) -> Decision:
-    """``step`` in place, for callers that own their state and decide on every update.
+    """``step`` in place, for callers that own their state.
 
     Paper, section 3, steps 2 to 4: the batch is repeated while ``loss > threshold``.
     """
-    # Comparing with the largest float costs half of math.isfinite and is false for NaN too.
-    if not -_LARGEST_FLOAT <= loss <= _LARGEST_FLOAT:
+    visits = state.visits + 1
+    # NaN for NaN and infinities, 0 for all others; math.isfinite costs three times as much.
+    if loss - loss != 0.0:
         if options.nonfinite == "raise":
             raise NonfiniteLossError(
-                f"the loss is {loss} in epoch {state.epoch}, batch {state.batches}, visit {state.visits + 1}. "
-                "Lower the learning rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
+                f"the loss is {loss} in epoch {state.epoch}, batch {state.batches}, visit {visits}. Lower the "
+                "learning rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
             )
         state.nonfinite_losses += 1
-        visits = state.visits + 1
     else:
-        visits = state.visits + 1
         threshold = state.threshold
         if threshold is not None and loss > threshold:
             if options.max_visits is None or visits < options.max_visits:
@@ -233,9 +229,10 @@ def visit(options: Options, state: State, loss: float) -> Decision:
         if visits == 1 or options.epoch_loss != "first":
             state.loss_sum += loss
             state.loss_count += 1
-    if visits > state.most_visits:
-        state.most_visits = visits
-    state.visits = 0
+    if visits > 1:
+        state.visits = 0
+        if visits > state.most_visits:
+            state.most_visits = visits
     state.batches += 1
     return _ADVANCE
 
@@ -252,7 +249,7 @@ def summarize(state: State) -> EpochSummary:
         threshold=state.threshold,
         capped_batches=state.capped_batches,
         nonfinite_losses=state.nonfinite_losses,
-        most_visits=max(state.most_visits, state.visits),
+        most_visits=max(state.most_visits, state.visits, min(state.batches, 1)),
     )
 
 

@@ -1,0 +1,1 @@
+"""Measurements behind the claims of this project, and the scripts that repeat them."""

@@ -1,0 +1,171 @@
+"""What a decision and a list of indices cost, against the plainest code that does the same.
+
+    python -m benchmarks.decision_cost [--record FILE]
+
+The two sides of each comparison alternate within one run; medians and their ratio are shown, since
+the times of a shared machine wander and the ratio does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import BatchSampler, RandomSampler
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+from benchmarks.environment import describe_environment, one_line
+
+DECISIONS = 20_000
+BATCH_SIZE = 32
+
+
+def make_losses() -> list[float]:
+    """Losses of which about one in eight is above the threshold that their own mean sets at k = 1.2."""
+    rng = random.Random(0)
+    return [rng.lognormvariate(0.0, 0.2) for _ in range(DECISIONS)]
+
+
+def nothing(losses: list[float]) -> None:
+    """The loop alone, to be taken off both sides."""
+    for _ in losses:
+        pass
+
+
+def inline(losses: list[float], threshold: float, max_visits: int) -> tuple[int, ...]:
+    """The schedule's accounting (sum, counts, visits, limit, summary, non-finite losses) without the schedule."""
+    loss_sum, loss_count, batches, visits, repeats = 0.0, 0, 0, 0, 0
+    most_visits, capped_batches, nonfinite_losses = 0, 0, 0
+    for loss in losses:
+        visits += 1
+        if loss - loss != 0.0:
+            nonfinite_losses += 1
+        else:
+            if visits == 1:
+                loss_sum += loss
+                loss_count += 1
+            if loss > threshold:
+                if visits < max_visits:
+                    repeats += 1
+                    continue
+                capped_batches += 1
+        if visits > most_visits:
+            most_visits = visits
+        batches += 1
+        visits = 0
+    return batches, repeats, most_visits, capped_batches, nonfinite_losses
+
+
+def decide(schedule: BatchAttentionSchedule, losses: list[float]) -> tuple[int, ...]:
+    """The same through the schedule."""
+    schedule.abandon_epoch()
+    decide = schedule.decide
+    for loss in losses:
+        decide(loss)
+    summary = schedule.summary
+    return (
+        summary.batches,
+        summary.repeats,
+        summary.most_visits,
+        summary.capped_batches,
+        summary.nonfinite_losses,
+    )
+
+
+def compare_decisions(rounds: int) -> dict[str, Any]:
+    """Nanoseconds a decision, inline and through ``decide``."""
+    losses = make_losses()
+    schedule = BatchAttentionSchedule(1.2)
+    schedule.decide(statistics.fmean(losses))
+    schedule.end_epoch()
+    threshold = schedule.threshold
+    assert threshold is not None
+    if inline(losses, threshold, 100) != decide(schedule, losses):
+        raise SystemExit("the two sides account differently; the comparison would be meaningless")
+    seconds = alternate(
+        rounds,
+        loop=lambda: nothing(losses),
+        inline=lambda: inline(losses, threshold, 100),
+        decide=lambda: decide(schedule, losses),
+    )
+    per_decision = {
+        name: [(taken - empty) / DECISIONS * 1e9 for taken, empty in zip(seconds[name], seconds["loop"], strict=True)]
+        for name in ("inline", "decide")
+    }
+    return {"comparison": "decision", "unit": "ns", "samples": None, "times": per_decision}
+
+
+def compare_index_lists(samples: int, rounds: int) -> dict[str, Any]:
+    """Microseconds a batch of indices: torch's BatchSampler over RandomSampler, and ours over the same."""
+    data = range(samples)
+    torchs = BatchSampler(RandomSampler(data), BATCH_SIZE, drop_last=False)
+    ours = BatchAttentionSampler(RandomSampler(data), BATCH_SIZE, schedule=BatchAttentionSchedule())
+
+    def go_through(sampler: Any) -> None:
+        for _ in sampler:
+            pass
+
+    seconds = alternate(rounds, torch=lambda: go_through(torchs), ours=lambda: go_through(ours))
+    per_batch = {name: [taken / len(ours) * 1e6 for taken in values] for name, values in seconds.items()}
+    return {"comparison": "index lists", "unit": "us", "samples": samples, "times": per_batch}
+
+
+def alternate(rounds: int, **sides: Callable[[], object]) -> dict[str, list[float]]:
+    """Seconds of each side in each round, the sides taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def describe(record: dict[str, Any]) -> list[str]:
+    """One line for each side, and one for their ratio."""
+    what = record["comparison"] + ("" if record["samples"] is None else f", {record['samples']:,} samples")
+    lines = [what]
+    medians = []
+    for name, values in record["times"].items():
+        quartiles = statistics.quantiles(values, n=4)
+        medians.append(statistics.median(values))
+        lines.append(
+            f"  {name:8} {medians[-1]:8.2f} {record['unit']} "
+            f"(quartiles {quartiles[0]:.2f} to {quartiles[2]:.2f}, n = {len(values)})"
+        )
+    first, second = record["times"]
+    lines.append(
+        f"  {second} / {first} = {medians[1] / medians[0]:.2f}, {first} / {second} = {medians[0] / medians[1]:.2f}"
+    )
+    return lines
+
+
+def main() -> None:
+    """Measure, print, and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--record", type=Path, help="append the raw times to this file, as JSON lines")
+    arguments = parser.parse_args()
+    environment = describe_environment()
+    print(one_line(environment))
+    records = [compare_decisions(arguments.rounds)]
+    records += [compare_index_lists(samples, arguments.rounds) for samples in (50_000, 1_281_167)]
+    for record in records:
+        print("\n".join(describe(record)))
+    if arguments.record is not None:
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.record.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({**record, "environment": environment}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
