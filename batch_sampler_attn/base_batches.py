@@ -8,17 +8,29 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from batch_sampler_attn.errors import OptionError, StateError
+
+# Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
+# a subclass may count its epochs as it is iterated over.
+_TAKES_OUR_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class BaseBatches:
     """Batches of dataset indices from a sampler of indices, or from a sampler of batches.
 
     A ``RandomSampler`` without replacement is drawn as one permutation and sliced, with the very draws that
-    torch makes, which is faster than collecting one index at a time. A sampler whose ``generator`` is None gets
-    one of ours, seeded by one draw from torch's global generator, so that its later epochs can be resumed.
+    torch makes, which is faster than collecting one index at a time. One of torch's own samplers whose
+    ``generator`` is None draws from a generator of ours, seeded by one draw from torch's global one, so that its
+    epochs can be resumed. The sampler itself is never changed.
 
     Args:
         sampler: Yields indices if ``batch_size`` is given, else lists of indices.
@@ -31,9 +43,10 @@ class BaseBatches:
         self._own_generator: torch.Generator | None = None
         self.batch_size = batch_size
         self.drop_last = drop_last
-        if batch_size is None and type(sampler) is BatchSampler:
+        self._check_arguments()
+        if type(sampler) is BatchSampler:
             self._sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
-        self._check()
+        self._check_length()
 
     def __len__(self) -> int:
         length = len(self._sampler)
@@ -55,36 +68,45 @@ class BaseBatches:
 
     def begin_epoch(self) -> tuple[Iterator[list[int]], str | None]:
         """A new epoch's batches, and the state of the generator, if any, that they will be drawn from."""
-        if hasattr(self._sampler, "generator"):
-            self._generator()
+        if self._needs_our_generator:
+            self._our_generator()
         return iter(self), self.generator_state()
 
     def generator_state(self) -> str | None:
         """The state, in hexadecimal, of the generator that orders are drawn from; None if there is none yet."""
-        generator = getattr(self._sampler, "generator", None) or self._own_generator
+        generator = self._users_generator or self._own_generator
         return None if generator is None else bytes(generator.get_state().tolist()).hex()
 
-    def set_generator_state(self, state: str | None) -> None:
-        """Let the generator go on from ``state``.
+    def check_generator_state(self, name: str, state: object) -> str | None:
+        """``state``, if it can be set here.
 
         Raises:
             StateError: If there is no generator here, or torch refuses the state.
         """
         if state is None:
-            return
-        if not hasattr(self._sampler, "generator"):
+            return None
+        if self._users_generator is None and not self._needs_our_generator:
             raise StateError(
-                f"the state holds a random generator's state, but {type(self._sampler).__name__} has no generator; "
+                f"{name} is in the state, but {type(self._sampler).__name__} has no generator here; "
                 "construct the sampler as it was when the state was saved"
             )
+        if not isinstance(state, str):
+            raise StateError(f"{name} is {state!r} in the state; it must be hexadecimal text")
         try:
-            tensor = torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)
-            torch.Generator().set_state(tensor)
+            torch.Generator().set_state(_from_hexadecimal(state))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise StateError(f"the state's generator is not one that this torch can load: {error}") from error
-        if self._own_generator is None:
-            self._own_generator = torch.Generator()
-        self._generator().set_state(tensor)
+            raise StateError(f"{name} in the state is none that this torch can load: {error}") from error
+        return state
+
+    def set_generator_state(self, state: str | None) -> None:
+        """Let the generator go on from ``state``, which ``check_generator_state`` let pass."""
+        if state is None:
+            self._own_generator = None
+            return
+        generator = self._users_generator
+        if generator is None:
+            generator = self._own_generator = torch.Generator()
+        generator.set_state(_from_hexadecimal(state))
 
     @property
     def is_set_by_epoch(self) -> bool:
@@ -98,10 +120,11 @@ class BaseBatches:
             StateError: If the batch before ``position`` is not ``last_batch``: the order is another one.
         """
         before = self.generator_state()
-        self.set_generator_state(epoch_generator)
+        if epoch_generator is not None:
+            self.set_generator_state(epoch_generator)
         batches = iter(self)
         skipped = next(itertools.islice(batches, position - 1, None), None)
-        if skipped is None or list(skipped) != last_batch:
+        if skipped is None or skipped != last_batch:
             self.set_generator_state(before)
             raise StateError(
                 f"batch {position - 1} of the resumed epoch has indices {skipped}, but had {last_batch} when the state "
@@ -112,7 +135,7 @@ class BaseBatches:
 
     def _sliced_permutation(self, sampler: RandomSampler, batch_size: int) -> Iterator[list[int]]:
         samples = len(sampler.data_source)
-        order: list[int] = torch.randperm(samples, generator=self._generator()).tolist()
+        order: list[int] = torch.randperm(samples, generator=sampler.generator or self._our_generator()).tolist()
         stop = samples - batch_size + 1 if self.drop_last else samples
         for start in range(0, stop, batch_size):
             yield order[start : start + batch_size]
@@ -123,11 +146,18 @@ class BaseBatches:
 
     def _collected(self) -> Iterator[list[int]]:
         sampler = self._sampler
-        if hasattr(sampler, "generator") and sampler.generator is None:
+        if self._needs_our_generator:
             sampler = copy.copy(sampler)
-            sampler.generator = self._generator()
+            sampler.generator = self._our_generator()
         if self.batch_size is None:
-            yield from sampler
+            for batch in sampler:
+                if not hasattr(batch, "__iter__"):
+                    raise OptionError(
+                        f"{type(self._sampler).__name__} yields {batch!r}, a single index; pass a batch_size with it, "
+                        "or a sampler that yields lists of indices"
+                    )
+                # A copy, since a batch sampler may fill one list again and again.
+                yield list(batch)
             return
         indices = iter(sampler)
         while batch := list(itertools.islice(indices, self.batch_size)):
@@ -135,36 +165,56 @@ class BaseBatches:
                 return
             yield batch
 
-    def _generator(self) -> torch.Generator:
-        """The user's generator, or ours, seeded as RandomSampler seeds its own."""
-        users: torch.Generator | None = getattr(self._sampler, "generator", None)
-        if users is not None:
-            return users
+    @property
+    def _users_generator(self) -> torch.Generator | None:
+        """The generator of the user's sampler, or of the sampler that the user's batch sampler draws from."""
+        for sampler in (self._sampler, getattr(self._sampler, "sampler", None)):
+            generator = getattr(sampler, "generator", None)
+            if isinstance(generator, torch.Generator):
+                return generator
+        return None
+
+    @property
+    def _needs_our_generator(self) -> bool:
+        return type(self._sampler) in _TAKES_OUR_GENERATOR and self._sampler.generator is None
+
+    def _our_generator(self) -> torch.Generator:
+        """A generator that stays, seeded as RandomSampler seeds the one that it makes for each epoch."""
         if self._own_generator is None:
             seed = int(torch.empty((), dtype=torch.int64).random_().item())
             self._own_generator = torch.Generator()
             self._own_generator.manual_seed(seed)
         return self._own_generator
 
-    def _check(self) -> None:
-        if not hasattr(type(self._sampler), "__iter__") and not hasattr(type(self._sampler), "__getitem__"):
+    def _check_arguments(self) -> None:
+        sampler = self._sampler
+        if isinstance(sampler, (Dataset, DataLoader)) or not (
+            hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
+        ):
             raise OptionError(
-                f"sampler is {self._sampler!r}; it must be a sampler of indices with a batch_size, such as "
+                f"sampler is {sampler!r}; it must be a sampler of indices with a batch_size, such as "
                 "RandomSampler(dataset), or a batch sampler without one"
             )
-        if isinstance(self._sampler, Iterator):
+        if isinstance(sampler, Iterator):
             raise OptionError(
-                f"sampler is a one-shot {type(self._sampler).__name__}, empty after one epoch; pass something that "
+                f"sampler is a one-shot {type(sampler).__name__}, empty after one epoch; pass something that "
                 "can be iterated over in every epoch, such as RandomSampler(dataset)"
             )
         if self.batch_size is not None and (
             not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1
         ):
             raise OptionError(f"batch_size is {self.batch_size!r}; it must be a whole number of at least 1")
+        if self.batch_size is not None and isinstance(sampler, BatchSampler):
+            raise OptionError(
+                f"batch_size is {self.batch_size}, but sampler is a {type(sampler).__name__}, which makes batches "
+                "itself; pass it without a batch_size, or pass its sampler of indices"
+            )
         if not isinstance(self.drop_last, bool):
             raise OptionError(f"drop_last is {self.drop_last!r}; it must be True or False")
         if self.batch_size is None and self.drop_last:
             raise OptionError("drop_last is True without a batch_size; a batch sampler drops its last batch itself")
+
+    def _check_length(self) -> None:
         try:
             samples = len(self._sampler)
         except TypeError:
@@ -179,3 +229,7 @@ class BaseBatches:
                 f"the sampler holds no batch ({samples} samples, batch_size={self.batch_size}, "
                 f"drop_last={self.drop_last}); use more data, a smaller batch_size or drop_last=False"
             )
+
+
+def _from_hexadecimal(state: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)

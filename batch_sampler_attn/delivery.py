@@ -22,7 +22,7 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
     try:
         is_resumed = sampler._open_pass(token)
         fetcher = OnDemandFetcher(loader) if sampler.repeats == "immediate" else None
-        iterator = _start(sampler, loader, leave_generator=is_resumed)
+        iterator = _start_resumed(sampler, loader) if is_resumed else _inside(sampler, iter, loader)
         while True:
             is_fetched = fetcher is not None and bool(sampler._pending)
             if is_fetched:
@@ -39,7 +39,7 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
                     if not sampler._pending:
                         break
                     # Repeats decided on too late for this pass of the loader: another pass serves them.
-                    iterator = _start(sampler, loader)
+                    iterator = _inside(sampler, iter, loader)
                     continue
             ticket = sampler._out(is_fetched=is_fetched)
             schedule._offer(token, ticket.visits, ticket.position, ticket.indices)
@@ -114,15 +114,27 @@ def _yields_what_it_fetches(loader: Any) -> bool:
     return overriding is DataLoader.__iter__ or overriding.__module__.partition(".")[0] == "torchdata"
 
 
-def _start(sampler: BatchAttentionSampler, loader: Any, *, leave_generator: bool = False) -> Iterator[Any]:
-    """``iter(loader)``, with the generator left as it was if the run that is resumed drew nothing from it here."""
-    if not leave_generator:
+def _start_resumed(sampler: BatchAttentionSampler, loader: Any) -> Iterator[Any]:
+    """``iter(loader)``, with as many draws from its generator as the run that is resumed made at this point.
+
+    A DataLoader draws a seed for its workers whenever it makes an iterator: here too, where the saved run was in the
+    middle of one. From then on, whoever shares the generator (it may be torch's global one) would draw other numbers.
+    """
+    if not isinstance(loader, DataLoader) or not _yields_what_it_fetches(loader):
+        # Who knows when a wrapper begins to iterate over what it wraps?
         return _inside(sampler, iter, loader)  # type: ignore[no-any-return]
-    generator = getattr(loader, "generator", None) or torch.default_generator
-    before = generator.get_state()
-    iterator: Iterator[Any] = _inside(sampler, iter, loader)
-    generator.set_state(before)
-    return iterator
+    generator = loader.generator
+    throwaway = torch.Generator()
+    throwaway.set_state((generator or torch.default_generator).get_state())
+    # Persistent workers keep the seed that they were started with.
+    is_first_start = sampler._position == 0 and sampler.schedule.epoch == 0
+    if is_first_start or (sampler._starts_loader_anew and not loader.persistent_workers):
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+    loader.generator = throwaway
+    try:
+        return _inside(sampler, iter, loader)  # type: ignore[no-any-return]
+    finally:
+        loader.generator = generator
 
 
 def _inside(sampler: BatchAttentionSampler, call: Any, argument: Any) -> Any:

@@ -66,6 +66,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
         3
     """
 
+    _is_resumed: bool
+    _asking: _HandOut | None
     _batches: Iterator[list[Any]] | None
     _epoch_generator: str | None
     _last_base_batch: list[Any] | None
@@ -90,7 +92,6 @@ class BatchAttentionSampler(Sampler[list[int]]):
         schedule._bind(self)
         self.schedule = schedule
         self.repeats = repeats
-        self._is_resumed = False
         self._was_loaded = False
         self._is_inside_loader = False
         self._pass: object | None = None
@@ -158,24 +159,31 @@ class BatchAttentionSampler(Sampler[list[int]]):
         checkpoint.check_options(self._options(), fields["options"])
         schedule_parts = checkpoint.unpack_schedule(self.schedule.options, fields["schedule"])
         position = checkpoint.check_count("position", fields["position"])
-        last_base_batch = fields["last_base_batch"]
-        flight = unpack_tickets("flight", fields["flight"], position)
-        pending = unpack_tickets("pending", fields["pending"], position)
+        is_exhausted, last_base_batch = fields["is_exhausted"], fields["last_base_batch"]
+        if not isinstance(is_exhausted, bool):
+            raise StateError(f"is_exhausted is {is_exhausted!r} in the state; it must be true or false")
         if (position > 0) != isinstance(last_base_batch, list):
             raise StateError(f"last_base_batch is {last_base_batch!r} at position {position} of the state")
+        flight = unpack_tickets("flight", fields["flight"], position)
+        pending = unpack_tickets("pending", fields["pending"], position, least_visits=1)
+        self._check_every_batch_is_somewhere(schedule_parts[0].batches, flight, pending, position)
+        generator = self._base.check_generator_state("generator", fields["generator"])
+        epoch_generator = self._base.check_generator_state("epoch_generator", fields["epoch_generator"])
+        if position > 0 and (generator is None) != (epoch_generator is None):
+            raise StateError("of generator and epoch_generator, the state has one and lacks the other; it was changed")
         batches = None
         if position > 0 and not self._base.is_set_by_epoch:
             # The order is drawn anew before anything is assigned: it tells whether data and sampler are the same.
-            batches = self._base.resumed(fields["epoch_generator"], position, last_base_batch)
-        self._base.set_generator_state(fields["generator"])
+            batches = self._base.resumed(epoch_generator, position, last_base_batch)
+        self._base.set_generator_state(generator)
 
         self._forget_epoch()
         self.schedule._assign(*schedule_parts)
         self._pass = None
         self._batches = batches
-        self._epoch_generator = fields["epoch_generator"]
+        self._epoch_generator = epoch_generator
         self._position = position
-        self._is_exhausted = bool(fields["is_exhausted"])
+        self._is_exhausted = is_exhausted
         self._last_base_batch = last_base_batch
         self._to_resend = deque(flight)
         self._pending = deque(pending)
@@ -184,6 +192,21 @@ class BatchAttentionSampler(Sampler[list[int]]):
     def _options(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "drop_last": self.drop_last, "repeats": self.repeats}
 
+    def _check_every_batch_is_somewhere(
+        self, done: int, flight: list[Ticket], pending: list[Ticket], position: int
+    ) -> None:
+        on_their_way = [ticket.position for ticket in [*flight, *pending]]
+        if len(set(on_their_way)) < len(on_their_way):
+            raise StateError(f"the state has batches {sorted(on_their_way)} on their way, one of them twice")
+        if self.repeats == "immediate" and len(pending) > 1:
+            raise StateError(f"the state has {len(pending)} pending repeats, but an immediate repeat is the only one")
+        # A window ends epochs, and with them the count of batches done, while this goes on.
+        if self.schedule.options.window is None and done + len(on_their_way) != position:
+            raise StateError(
+                f"the state had handed out {position} batches, but {done} are done with and {len(on_their_way)} are on "
+                "their way; it was changed after it was saved"
+            )
+
     # What delivery.py drives -------------------------------------------------------------------------
 
     def _deliver(self, schedule: BatchAttentionSchedule, loader: Any) -> Iterator[Any]:
@@ -191,22 +214,31 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return delivery.deliver(self, schedule, loader)
 
     def _open_pass(self, token: object) -> bool:
-        """Begin an epoch, or go on in the middle of a loaded one; tell whether it is the latter."""
-        is_resumed, self._is_resumed = self._is_resumed, False
+        """Begin an epoch, or go on in a loaded one; tell whether it is the latter."""
+        is_resumed = self._is_resumed
         if not is_resumed:
-            if self.schedule.batches and self.schedule.options.window is None:
+            if (self.schedule.batches or self.schedule.visits) and self.schedule.options.window is None:
                 self.schedule.abandon_epoch()
                 raise ProtocolError(
                     "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
                     "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
                 )
             self._forget_epoch()
+        self._is_resumed = False
         self._pass = token
         if self._position > 0 and self._batches is None:
             self._batches = self._base.resumed(self._epoch_generator, self._position, self._last_base_batch)
-        return is_resumed and self._position > 0
+        return is_resumed
+
+    @property
+    def _starts_loader_anew(self) -> bool:
+        """Whether the run would go on by beginning to iterate over the loader: for an epoch, or for late repeats."""
+        is_draining = self.repeats == "deferred" and self._is_exhausted and bool(self._pending)
+        return self._position == 0 or (is_draining and not self._flight and not self._to_resend)
 
     def _forget_epoch(self) -> None:
+        self._is_resumed = False
+        self._asking = None
         self._batches = None
         self._epoch_generator = None
         self._position = 0
@@ -217,8 +249,14 @@ class BatchAttentionSampler(Sampler[list[int]]):
         # In flight when a state was saved: these are handed out again before anything else.
         self._to_resend = deque()
 
-    def _hand_out(self) -> list[Any]:
+    def _hand_out(self, asking: _HandOut) -> list[Any]:
         """Indices for the loader to fetch. Never blocks: the loader asks on the thread that trains."""
+        if asking is not self._asking:
+            # A StatefulDataLoader that was saved between epochs makes an iterator, which takes its first batches,
+            # and discards it for another.
+            self._to_resend.extendleft(reversed(self._flight))
+            self._flight.clear()
+            self._asking = asking
         if self._to_resend:
             ticket = self._to_resend.popleft()
         elif self._pending and self.repeats == "deferred":
@@ -235,8 +273,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if self._batches is None:
             self._batches, self._epoch_generator = self._base.begin_epoch()
         try:
-            # A copy, since a batch sampler may fill one list again and again.
-            batch = list(next(self._batches))
+            batch = next(self._batches)
         except StopIteration:
             self._is_exhausted = True
             raise
@@ -276,4 +313,4 @@ class _HandOut(Iterator[list[int]]):
                 "a loader iterator of an earlier epoch asked for more batches. Use the loader through one "
                 "schedule.attend(loader) loop at a time"
             )
-        return self._owner._hand_out()
+        return self._owner._hand_out(self)

@@ -212,6 +212,8 @@ class BatchAttentionSchedule:
         self._state.clear_epoch()
         self._warned = False
         self._pass = None
+        if self._sampler is not None:
+            self._sampler._forget_epoch()
         self._set_phase(_BY_HAND)
 
     # State -------------------------------------------------------------------------------------------

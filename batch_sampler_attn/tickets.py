@@ -22,7 +22,7 @@ def pack_tickets(tickets: list[Ticket]) -> list[list[Any]]:
     return [[ticket.position, ticket.visits, plain_indices(ticket.indices)] for ticket in tickets]
 
 
-def unpack_tickets(name: str, packed: object, position: int) -> list[Ticket]:
+def unpack_tickets(name: str, packed: object, position: int, *, least_visits: int = 0) -> list[Ticket]:
     """The tickets that ``pack_tickets`` packed, if they were handed out before ``position``.
 
     Raises:
@@ -32,11 +32,11 @@ def unpack_tickets(name: str, packed: object, position: int) -> list[Ticket]:
         raise StateError(f"{name} is {packed!r} in the state; it must be a list")
     tickets = []
     for entry in packed:
-        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], list):
+        if not isinstance(entry, list) or len(entry) != 3 or not _are_plain(entry[2]):
             raise StateError(f"{name} holds {entry!r} in the state; it must hold [position, visits, indices]")
         if check_count(f"a position in {name}", entry[0]) >= position:
             raise StateError(f"{name} holds batch {entry[0]} in the state, but only {position} had been handed out")
-        check_count(f"the visits in {name}", entry[1])
+        check_count(f"the visits in {name}", entry[1], least=least_visits)
         tickets.append(Ticket(*entry))
     return tickets
 
@@ -51,3 +51,7 @@ def plain_indices(indices: list[Any]) -> list[int | str]:
         return [index if isinstance(index, str) else operator.index(index) for index in indices]
     except TypeError as error:
         raise StateError(f"the sampler yields {indices[:1]!r}; only whole numbers and strings can be saved") from error
+
+
+def _are_plain(indices: object) -> bool:
+    return isinstance(indices, list) and all(isinstance(index, (int, str)) for index in indices)

@@ -1,0 +1,472 @@
+"""The batch-sampler adapter with real loaders: every batch as often as planned, every loss to its own batch."""
+
+import itertools
+import random
+
+import pytest
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import OptionError, ProtocolError
+from tests.sampler_helpers import (
+    BATCH_SIZE,
+    BATCHES,
+    FORKING_IS_FINE,
+    SAMPLES,
+    Numbered,
+    Plan,
+    deferred_order,
+    immediate_order,
+    make,
+    no_deadlock,  # noqa: F401  (a fixture of every test here)
+    seeded,
+    torch_order,
+)
+
+pytestmark = FORKING_IS_FINE
+
+WORKERS = [
+    {"num_workers": 0},
+    *(
+        {"num_workers": workers, "persistent_workers": persistent}
+        for workers in (1, 2, 4)
+        for persistent in (False, True)
+    ),
+    {"num_workers": 2, "prefetch_factor": 1},
+    {"num_workers": 2, "prefetch_factor": 8},
+]
+REPEAT_PATTERNS = {
+    "none": lambda position: 1,
+    "last": lambda position: 3 if position == BATCHES - 1 else 1,
+    "tail": lambda position: 1 + max(0, position - (BATCHES - 4)),
+    "all": lambda position: 2,
+    "random": lambda position: random.Random(position).randint(1, 4),
+    "random again": lambda position: random.Random(100 + position).randint(1, 3),
+}
+
+
+def names(option):
+    return "-".join(f"{name}={value}" for name, value in option.items())
+
+
+def depth_of(loader):
+    return loader.num_workers * (loader.prefetch_factor or 0)
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=names)
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_every_batch_is_visited_as_often_as_planned_and_every_loss_goes_to_its_batch(repeats, options):
+    schedule, _, loader, recorder = make(repeats, **options)
+    orders = torch_order(epochs=1 + len(REPEAT_PATTERNS))
+    plan = Plan(schedule)
+    attended = schedule.attend(loader)
+    for epoch, order in enumerate(orders):
+        # The warm-up repeats nothing.
+        visits_at = [REPEAT_PATTERNS["none"], *REPEAT_PATTERNS.values()][epoch]
+        batches = [tuple(batch) for batch in order]
+        planned = {batch: visits_at(position) for position, batch in enumerate(batches)}
+
+        visits = plan.run_epoch(attended, planned)
+
+        arrived = [batch for batch, *_ in visits]
+        if repeats == "immediate":
+            assert arrived == immediate_order(batches, planned)
+        else:
+            assert arrived == deferred_order(batches, planned, depth_of(loader))
+        recorded = [record for record in recorder.visits if record.epoch == epoch]
+        assert [(record.indices, record.visit, record.loss) for record in recorded] == [
+            (batch, visit, loss) for batch, visit, loss, _ in visits
+        ]
+        assert [record.batch for record in recorded] == [batches.index(batch) for batch in arrived]
+        assert schedule.last_summary.batches == BATCHES
+        assert schedule.last_summary.visits == sum(planned.values())
+        assert schedule.last_summary.most_visits == max(planned.values())
+        draws = [tuple(drawn.tolist()) for *_, drawn in visits]
+        assert len(set(draws)) == len(draws), "a repeat must draw its augmentation afresh"
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=names)
+def test_a_deferred_repeat_arrives_after_just_the_batches_that_the_workers_had(options):
+    schedule, _, loader, _ = make("deferred", **options)
+    plan = Plan(schedule)
+    batches = [tuple(batch) for batch in torch_order(epochs=2)[1]]
+    planned = {batch: 2 if position % 3 == 0 else 1 for position, batch in enumerate(batches)}
+    plan.run_epoch(schedule.attend(loader), dict.fromkeys([tuple(b) for b in torch_order(epochs=1)[0]], 1))
+    visits = plan.run_epoch(schedule.attend(loader), planned)
+
+    depth = depth_of(loader)
+    first_visit = {batch: at for at, (batch, visit, *_) in enumerate(visits) if visit == 1}
+    for at, (batch, visit, *_) in enumerate(visits):
+        if visit == 2:
+            between = at - first_visit[batch] - 1
+            assert between <= depth
+            if max(first_visit.values()) > at:
+                assert between == depth
+    assert sum(planned.values()) == len(visits)
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_repeats_are_fetched_through_getitems_collate_fn_and_the_same_indices(repeats):
+    asked = []
+
+    class Whole(Dataset):
+        def __len__(self):
+            return SAMPLES
+
+        def __getitems__(self, indices):
+            asked.append(list(indices))
+            return list(indices)
+
+    schedule, _, loader, recorder = make(repeats, dataset=Whole(), collate_fn=lambda items: ("collated", items))
+    for losses in ([1.0] * BATCHES, [2.0, 1.0] * BATCHES):
+        remaining = iter(losses)
+        for word, indices in schedule.attend(loader):
+            assert word == "collated"
+            assert asked[-1] == indices
+            schedule.decide(next(remaining))
+    assert asked == [list(record.indices) for record in recorder.visits]
+    assert len(asked) == 3 * BATCHES
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_loader_without_attend_goes_through_every_batch_once_in_torch_s_order(repeats):
+    _, _, loader, _ = make(repeats, num_workers=2)
+    for order in torch_order(epochs=2):
+        assert [indices.tolist() for indices, _ in loader] == order
+
+
+def test_a_stream_s_windows_end_epochs_while_the_loader_goes_on():
+    schedule = BatchAttentionSchedule(1.5, window=5)
+    dataset = Numbered()
+    sampler = BatchAttentionSampler(RandomSampler(dataset, generator=seeded()), BATCH_SIZE, schedule=schedule)
+    loader = DataLoader(dataset, batch_sampler=sampler)
+    decisions = []
+    for _ in range(2):
+        losses = iter([1.0] * 7 + [2.0, 1.0] + [1.0] * 10)
+        for _ in schedule.attend(loader):
+            decisions.append(schedule.decide(next(losses)))
+    assert decisions.count(Decision.REPEAT) == 2
+    assert (schedule.epoch, schedule.batches) == divmod(2 * BATCHES, 5)
+
+
+def test_the_length_counts_base_batches_and_the_sampler_shows_what_it_was_given():
+    schedule, sampler, loader, _ = make("immediate")
+    assert len(sampler) == len(loader) == len(schedule.attend(loader)) == BATCHES
+    assert (sampler.batch_size, sampler.drop_last, sampler.repeats) == (BATCH_SIZE, False, "immediate")
+    assert sampler.schedule is schedule
+
+
+# Leaving early ---------------------------------------------------------------------------------------
+
+
+class Always(dict):
+    """The same number of visits for every batch."""
+
+    def __init__(self, visits):
+        super().__init__()
+        self.visits = visits
+
+    def __missing__(self, batch):
+        return self.visits
+
+
+@pytest.mark.parametrize("is_decided", [True, False], ids=["after a decision", "before a decision"])
+@pytest.mark.parametrize("options", WORKERS[:5], ids=names)
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_after_a_break_the_next_epoch_is_whole(repeats, options, is_decided):
+    schedule, _, loader, recorder = make(repeats, **options)
+    plan = Plan(schedule)
+    plan.run_epoch(schedule.attend(loader), Always(1))
+    for at, _ in enumerate(schedule.attend(loader)):
+        if at == 3 and not is_decided:
+            break
+        schedule.decide(2.0 if at == 1 else 1.0)
+        if at == 3:
+            break
+    threshold = schedule.threshold
+    visits = plan.run_epoch(schedule.attend(loader), Always(2))
+    assert schedule.last_summary.threshold == threshold
+    assert sorted(index for batch, *_ in visits for index in batch) == sorted([*range(SAMPLES)] * 2)
+    # The broken-off epoch does not count.
+    assert [record.epoch for record in recorder.visits] == [0] * BATCHES + [1] * 2 * BATCHES
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_an_error_in_the_data_set_reaches_the_loop_and_the_next_epoch_is_whole(repeats, workers):
+    class Broken(Numbered):
+        is_broken = True
+
+        def __getitem__(self, index):
+            if index == 7 and self.is_broken:
+                raise LookupError("no such file")
+            return super().__getitem__(index)
+
+    schedule, _, loader, _ = make(repeats, dataset=Broken(), num_workers=workers)
+    plan = Plan(schedule)
+    with pytest.raises(LookupError, match="no such file"):
+        plan.run_epoch(schedule.attend(loader), Always(1))
+    loader.dataset.is_broken = False
+    assert len(plan.run_epoch(schedule.attend(loader), Always(1))) == BATCHES
+    assert schedule.epoch == 1
+
+
+def test_an_error_while_a_repeat_is_fetched_reaches_the_loop_and_the_next_epoch_is_whole():
+    class BreaksOnce(Numbered):
+        fetched = 0
+
+        def __getitem__(self, index):
+            if index == 7:
+                self.fetched += 1
+                # The first epoch's visit, the second's, and its repeat.
+                if self.fetched == 3:
+                    raise LookupError("gone")
+            return super().__getitem__(index)
+
+    schedule, _, loader, _ = make("immediate", dataset=BreaksOnce())
+    plan = Plan(schedule)
+    plan.run_epoch(schedule.attend(loader), Always(1))
+    with pytest.raises(LookupError, match="gone"):
+        plan.run_epoch(schedule.attend(loader), Always(2))
+    assert len(plan.run_epoch(schedule.attend(loader), Always(2))) == 2 * BATCHES
+
+
+def test_an_abandoned_epoch_begins_anew_even_if_it_had_been_loaded():
+    schedule, sampler, loader, _ = make("immediate")
+    plan = Plan(schedule)
+    for at, _ in enumerate(schedule.attend(loader)):
+        schedule.decide(plan.loss(0))
+        if at == 3:
+            break
+    state = sampler.state_dict()
+    schedule, sampler, loader, _ = make("immediate")
+    sampler.load_state_dict(state)
+    schedule.abandon_epoch()
+    assert sampler.state_dict()["position"] == 0
+    assert len(Plan(schedule).run_epoch(schedule.attend(loader), Always(1))) == BATCHES
+
+
+# Misuse ----------------------------------------------------------------------------------------------
+
+
+def refused(error_class, *words):
+    """The error says what came, what is allowed, and what to do."""
+    return pytest.raises(error_class, match=".*".join(words))
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_loader_that_hands_batches_out_of_order_is_refused(repeats):
+    schedule, _, loader, _ = make(repeats, num_workers=2, in_order=False)
+    with refused(ProtocolError, "in_order=False", "leave in_order at True"):
+        next(iter(schedule.attend(loader)))
+
+
+def test_a_loader_without_batches_is_refused():
+    schedule, sampler, _, _ = make("immediate")
+    with refused(ProtocolError, "does not batch", "batch_sampler=sampler"):
+        next(iter(schedule.attend(DataLoader(Numbered(), sampler=sampler, batch_size=None))))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_loader_built_on_another_sampler_is_refused(repeats, workers):
+    schedule, _, _, _ = make(repeats)
+    _, other, loader, _ = make(repeats, num_workers=workers)
+    for wrong in (loader, DataLoader(Numbered(), batch_size=2)):
+        with refused(ProtocolError, "did not take from this BatchAttentionSampler", "batch_sampler=sampler"):
+            next(iter(schedule.attend(wrong)))
+    assert other.state_dict()["position"] == 0
+
+
+def test_an_iterable_that_is_no_loader_is_refused_for_immediate_repeats():
+    schedule, _, _, _ = make("immediate")
+    with refused(ProtocolError, "past what list may do", "repeats='deferred'"):
+        next(iter(schedule.attend([1, 2])))
+
+
+def test_a_loss_reported_while_no_batch_is_out_is_refused():
+    schedule, _, loader, _ = make("immediate")
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out", "schedule.attend"):
+        schedule.decide(1.0)
+    Plan(schedule).run_epoch(schedule.attend(loader), Always(1))
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out"):
+        schedule.decide(1.0)
+    next(iter(loader))
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out"):
+        schedule.decide(1.0)
+    assert schedule.batches == 0
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_one_loss_for_each_batch_no_more_and_no_less(repeats):
+    schedule, _, loader, _ = make(repeats)
+    with refused(ProtocolError, "before decide"):
+        for _ in schedule.attend(loader):
+            pass
+    with refused(ProtocolError, "twice for one batch"):
+        for _ in schedule.attend(loader):
+            schedule.decide(1.0)
+            schedule.decide(1.0)
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_pass_that_was_overtaken_by_another_is_stale(repeats):
+    schedule, _, loader, _ = make(repeats, num_workers=1)
+    old = iter(schedule.attend(loader))
+    next(old)
+    schedule.decide(1.0)
+    new = iter(schedule.attend(loader))
+    next(new)
+    with refused(ProtocolError, "stale", "anew"):
+        next(old)
+    schedule.decide(1.0)
+    assert sum(1 for _ in new if schedule.decide(1.0)) == BATCHES - 1
+    assert schedule.last_summary.batches == BATCHES
+
+
+def test_a_loader_s_iterator_of_an_earlier_epoch_gets_no_batches():
+    iterators = []
+
+    class KeepsIterators:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            iterators.append(iter(self.loader))
+            return iterators[-1]
+
+    schedule, _, loader, _ = make("deferred")
+    first = iter(schedule.attend(KeepsIterators(loader)))
+    next(first)
+    second = iter(schedule.attend(KeepsIterators(loader)))
+    next(second)
+    with refused(ProtocolError, "an earlier epoch", "one schedule.attend"):
+        next(iterators[0])
+
+
+def test_a_schedule_serves_one_sampler():
+    schedule, _, _, _ = make("immediate")
+    with refused(ProtocolError, "belongs to another", "one for each sampler"):
+        BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
+
+
+@pytest.mark.parametrize("schedule", [None, 1.5, BatchAttentionSchedule])
+def test_a_schedule_of_the_wrong_type_is_refused(schedule):
+    with refused(OptionError, "schedule is", "BatchAttentionSchedule"):
+        BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
+
+
+@pytest.mark.parametrize("repeats", ["later", None, True, "Immediate"])
+def test_an_unknown_kind_of_repeats_is_refused_and_the_schedule_stays_free(repeats):
+    schedule = BatchAttentionSchedule()
+    with refused(OptionError, "repeats is", "'immediate', 'deferred'"):
+        BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule, repeats=repeats)
+    with pytest.raises(OptionError):
+        BatchAttentionSampler(RandomSampler(range(4)), 0, schedule=schedule)
+    BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
+
+
+def test_options_after_drop_last_are_keyword_only():
+    with pytest.raises(TypeError):
+        BatchAttentionSampler(RandomSampler(range(4)), 2, False, BatchAttentionSchedule())
+
+
+# Wrapped loaders -------------------------------------------------------------------------------------
+
+
+class LooksAhead:
+    """Fetches one batch before it yields the last, as accelerate's loaders do."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        iterator = iter(self.loader)
+        try:
+            ahead = next(iterator)
+        except StopIteration:
+            return
+        for batch in iterator:
+            yield ahead
+            ahead = batch
+        yield ahead
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_deferred_repeats_work_through_a_wrapper_that_reads_ahead(workers):
+    schedule, _, loader, recorder = make("deferred", num_workers=workers)
+    plan = Plan(schedule)
+    for epoch, order in enumerate(torch_order(epochs=1 + len(REPEAT_PATTERNS))):
+        visits_at = [REPEAT_PATTERNS["none"], *REPEAT_PATTERNS.values()][epoch]
+        planned = {tuple(batch): visits_at(position) for position, batch in enumerate(order)}
+        visits = plan.run_epoch(schedule.attend(LooksAhead(loader)), planned)
+        assert len(visits) == sum(planned.values())
+        recorded = [(record.indices, record.visit, record.loss) for record in recorder.visits if record.epoch == epoch]
+        assert recorded == [(batch, visit, loss) for batch, visit, loss, _ in visits]
+
+
+@pytest.mark.parametrize("wrap", [LooksAhead, lambda loader: (batch for batch in loader)])
+def test_immediate_repeats_through_a_wrapper_are_refused(wrap):
+    schedule, _, loader, _ = make("immediate")
+    with refused(ProtocolError, "an immediate repeat is fetched", "repeats='deferred'"):
+        next(iter(schedule.attend(wrap(loader))))
+
+
+def test_immediate_repeats_through_a_loader_with_an_iter_of_its_own_are_refused():
+    class Shifts(DataLoader):
+        def __iter__(self):
+            return ((indices + 1, draws) for indices, draws in super().__iter__())
+
+    schedule, _, loader, _ = make("immediate", loader_class=Shifts)
+    with refused(ProtocolError, "past what Shifts may do", "repeats='deferred'"):
+        next(iter(schedule.attend(loader)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wrapper_that_drops_batches_is_found_out_and_sets_no_threshold(workers):
+    class Drops:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            return (batch for at, batch in enumerate(self.loader) if at % 4)
+
+    schedule, _, loader, _ = make("deferred", num_workers=workers)
+    with refused(ProtocolError, "ended with 3 batches taken", "drops batches"):
+        for _ in schedule.attend(Drops(loader)):
+            schedule.decide(1.0)
+    assert schedule.threshold is None
+    assert schedule.epoch == 0
+
+
+def test_a_wrapper_that_stops_early_is_found_out():
+    class Stops:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            yield from itertools.islice(self.loader, 3)
+
+    schedule, _, loader, _ = make("deferred", num_workers=2)
+    with refused(ProtocolError, "taken from the sampler and not yielded"):
+        for _ in schedule.attend(Stops(loader)):
+            schedule.decide(1.0)
+
+
+def test_a_wrapper_that_makes_up_batches_is_found_out():
+    class Doubles:
+        def __init__(self, loader):
+            self.loader = loader
+
+        def __iter__(self):
+            for batch in self.loader:
+                yield batch
+                yield batch
+
+    schedule, _, loader, _ = make("deferred")
+    with refused(ProtocolError, "did not take from this BatchAttentionSampler"):
+        for _ in schedule.attend(Doubles(loader)):
+            schedule.decide(1.0)
