@@ -4,8 +4,9 @@
     attention   batches above K times the last epoch's mean loss are repeated at once
     random      as many repeats as attention made, on batches drawn at random: the control at equal compute
 
-The images are scikit-learn's 8x8 digits; optimizer, learning rate, batch size and K are the paper's (Adam, 1e-4,
-32, 1.2). Nothing was chosen by looking at test accuracy. Results of the last epoch are compared, not of the best.
+The images are scikit-learn's 8x8 digits. Optimizer, batch size and K are the paper's (Adam, 32, 1.2); the learning
+rate is three times its 1e-4, so that a run this short gets to where repeats occur. Nothing was chosen by
+looking at test accuracy, and results of the last epoch are compared, not of the best.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("baseline", "attention", "random")
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 3e-4
 BATCH_SIZE = 32
 
 
@@ -189,7 +189,6 @@ def paired_interval(differences: list[float]) -> tuple[float, float]:
 
 def plot(runs: dict[str, list[Run]], output: Path) -> None:
     """Accuracy and repeats by epoch, as PNG."""
-    mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy_axes, repeats_axes = figure.subplots(1, 2)
     base = np.array([run.updates for run in runs["baseline"]])
@@ -210,7 +209,7 @@ def plot(runs: dict[str, list[Run]], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="at least 2, for a spread (default: 5)")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--k", type=float, default=1.2)
     parser.add_argument("--epoch-loss", choices=["first", "last", "all"], default="first")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"), help="the figure (default: %(default)s)")

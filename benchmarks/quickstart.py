@@ -1,0 +1,38 @@
+"""The quick start, with its raw results kept.
+
+python -m benchmarks.quickstart --record FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.environment import describe_environment
+from examples.quickstart import ARMS, print_findings, print_table, run_seeds
+
+
+def main() -> None:
+    """Run, print, and record one JSON line for each arm and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--record", type=Path, required=True)
+    arguments = parser.parse_args()
+    environment = describe_environment()
+    console = Console()
+    runs = run_seeds(arguments.seeds, arguments.epochs, 1.2, "first", console)
+    print_table(runs, console)
+    print_findings(runs, console)
+    arguments.record.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.record.open("w", encoding="utf-8") as file:
+        for arm in ARMS:
+            for seed, run in enumerate(runs[arm]):
+                file.write(json.dumps({"seed": seed, **run._asdict(), "environment": environment}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

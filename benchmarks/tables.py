@@ -1,0 +1,162 @@
+"""Write the tables of README.md and benchmarks/README.md from the raw records.
+
+    python -m benchmarks.tables           # rewrite what stands between the markers
+    python -m benchmarks.tables --check   # exit with 1 if that would change anything
+
+A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import one_line
+from examples.quickstart import ARMS, mean_and_spread, paired_interval
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read_newest(name: str) -> list[dict[str, Any]]:
+    """The JSON lines of the newest ``benchmarks/records/<date>-<name>/``."""
+    folders = sorted(RECORDS.glob(f"????-??-??-{name}"))
+    if not folders:
+        raise SystemExit(f"no records of {name!r} in {RECORDS}; the module's docstring says how to make them")
+    lines: list[dict[str, Any]] = []
+    for path in sorted(folders[-1].glob("*.jsonl")):
+        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lines
+
+
+def quickstart_table() -> str:
+    """Accuracy, macro-F1, updates and overhead of the three arms, and what the paired differences say."""
+    records = read_newest("quickstart")
+    by_arm = {arm: sorted((r for r in records if r["arm"] == arm), key=lambda r: r["seed"]) for arm in ARMS}
+    base_updates = [sum(record["updates"]) for record in by_arm["baseline"]]
+    rows = [["arm", "test accuracy, %", "macro-F1, %", "updates", "overhead, %"]]
+    for arm, runs in by_arm.items():
+        updates = [sum(record["updates"]) for record in runs]
+        overhead = [100 * (extra / base - 1) for extra, base in zip(updates, base_updates, strict=True)]
+        rows.append(
+            [
+                arm,
+                mean_and_spread([100 * record["accuracy"][-1] for record in runs]),
+                mean_and_spread([100 * record["macro_f1"][-1] for record in runs]),
+                f"{statistics.fmean(updates):.0f}",
+                mean_and_spread(overhead, digits=1),
+            ]
+        )
+    findings = []
+    for other in ("baseline", "random"):
+        differences = [
+            100 * (ours["accuracy"][-1] - theirs["accuracy"][-1])
+            for ours, theirs in zip(by_arm["attention"], by_arm[other], strict=True)
+        ]
+        low, high = paired_interval(differences)
+        findings.append(f"attention - {other}: {statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})")
+    epochs, seeds = len(records[0]["accuracy"]), len(base_updates)
+    caption = (
+        f"Last of {epochs} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in accuracy with "
+        f"95 % intervals: {'; '.join(findings)}. {one_line(records[0]['environment'])}."
+    )
+    return f"{markdown(rows)}\n\n{caption}"
+
+
+def decision_cost_table() -> str:
+    """Medians of both sides of each comparison, and their ratio."""
+    records = read_newest("decision-cost")
+    rows = [["what", "plain", "ours", "ratio of medians"]]
+    for record in records:
+        (_, plain), (_, ours) = record["times"].items()
+        slow, fast = statistics.median(ours), statistics.median(plain)
+        if record["comparison"] == "decision":
+            what, said = "one decision: inline accounting, `decide`", f"{slow / fast:.1f} times the cost"
+        else:
+            what = f"a batch of indices, {record['samples']:,} samples: torch's `BatchSampler`, ours"
+            said = f"{fast / slow:.1f} times as fast"
+        unit = {"ns": "ns", "us": "µs"}[record["unit"]]
+        rows.append([what, quartiles(plain, unit), quartiles(ours, unit), said])
+    caption = f"Median (quartiles), n = {len(records[0]['times']['inline'])} alternating rounds."
+    return f"{markdown(rows)}\n\n{caption} {one_line(records[0]['environment'])}."
+
+
+def visits_to_fit_table() -> str:
+    """How many visits batches took with no limit that matters."""
+    records = read_newest("visits-to-fit")
+    counted: dict[tuple[float, float], Counter[int]] = defaultdict(Counter)
+    for record in records:
+        counts = counted[record["learning_rate"], record["noise_share"]]
+        counts.update({int(visits): batches for visits, batches in record["batches_by_visits"].items()})
+    rows = [["learning rate", "labels redrawn", "batches", "repeated", "99.9th percentile", "most", "above 100"]]
+    for (learning_rate, noise_share), counts in counted.items():
+        visits = sorted(counts.elements())
+        rows.append(
+            [
+                f"{learning_rate:g}",
+                f"{noise_share:.0%}",
+                f"{len(visits):,}",
+                f"{sum(n > 1 for n in visits) / len(visits):.1%}",
+                f"{visits[int(0.999 * (len(visits) - 1))]}",
+                f"{visits[-1]}",
+                f"{sum(n > 100 for n in visits)}",
+            ]
+        )
+    seeds = len({record["seed"] for record in records})
+    caption = f"Visits to one batch in one epoch; {records[0]['epochs']} epochs, n = {seeds} seeds a row."
+    return f"{markdown(rows)}\n\n{caption} {one_line(records[0]['environment'])}."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quickstart": quickstart_table,
+    "decision-cost": decision_cost_table,
+    "visits-to-fit": visits_to_fit_table,
+}
+
+
+def quartiles(values: list[float], unit: str) -> str:
+    """A median with its quartiles, as text."""
+    low, _, high = statistics.quantiles(values, n=4)
+    digits = 0 if unit == "ns" else 2
+    return f"{statistics.median(values):.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, its first row the header."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
+
+
+def render(page: str) -> str:
+    """The page with every marked table made anew."""
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
+
+
+def main() -> None:
+    """Rewrite the pages, or check that they need no rewriting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = []
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        rendered = render(page)
+        if rendered != page:
+            stale.append(path.name)
+            if not arguments.check:
+                path.write_text(rendered, encoding="utf-8")
+    if arguments.check and stale:
+        sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""How many visits does a batch take until its loss is at the threshold, if nothing stops it?
+
+    python -m benchmarks.visits_to_fit --record FILE
+
+This is where the default of ``max_visits`` comes from. The quick-start's CNN is trained on its digits,
+with clean labels and with a tenth of them redrawn at random, at three learning rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+from benchmarks.environment import describe_environment
+from examples.quickstart import BATCH_SIZE, load_images, make_model
+
+LEARNING_RATES = (1e-3, 3e-4, 1e-4)
+NOISE_SHARES = (0.0, 0.1)
+# Without some end, one batch that never fits would stop the measurement.
+MAX_VISITS = 1000
+
+
+def count_visits(learning_rate: float, noise_share: float, seed: int, epochs: int) -> dict[str, Any]:
+    """Train once; the record says how many batches took how many visits."""
+    images, _, labels, _ = load_images()
+    drawing = torch.Generator().manual_seed(seed)
+    redrawn = torch.rand(len(labels), generator=drawing) < noise_share
+    labels = torch.where(redrawn, torch.randint(0, 10, labels.shape, generator=drawing), labels)
+    model = make_model(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    recorder = MemoryRecorder()
+    schedule = BatchAttentionSchedule(1.2, max_visits=MAX_VISITS, recorders=[recorder])
+    for _ in range(epochs):
+        batches = torch.randperm(len(images), generator=drawing).split(BATCH_SIZE)
+        for batch in schedule.attend(batches):
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.decide(loss)
+    counts = Counter(itertools.chain.from_iterable(visit_counts(recorder.visits)))
+    return {
+        "learning_rate": learning_rate,
+        "noise_share": noise_share,
+        "seed": seed,
+        "epochs": epochs,
+        "k": 1.2,
+        "max_visits": MAX_VISITS,
+        "capped_batches": sum(summary.capped_batches for summary in recorder.summaries),
+        "batches_by_visits": {str(visits): batches for visits, batches in sorted(counts.items())},
+    }
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--record", type=Path, required=True, help="write one JSON line a run to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    environment = describe_environment()
+    arguments.record.parent.mkdir(parents=True, exist_ok=True)
+    runs = list(itertools.product(LEARNING_RATES, NOISE_SHARES, range(arguments.seeds)))
+    with arguments.record.open("w", encoding="utf-8") as file:
+        for learning_rate, noise_share, seed in track(runs, description="training"):
+            record = count_visits(learning_rate, noise_share, seed, arguments.epochs)
+            file.write(json.dumps({**record, "environment": environment}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
