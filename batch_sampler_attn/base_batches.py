@@ -141,10 +141,10 @@ class BaseBatches:
         if self.drop_last:
             order = order[: samples - samples % batch_size]
         # A few batches' worth of Python integers at a time stays in the processor's cache.
-        for chunk in order.split(_BATCHES_IN_A_CHUNK * batch_size):
-            indices: list[int] = chunk.tolist()
-            for start in range(0, len(indices), batch_size):
-                yield indices[start : start + batch_size]
+        chunk = _BATCHES_IN_A_CHUNK * batch_size
+        for first in range(0, len(order), chunk):
+            indices: list[int] = order[first : first + chunk].tolist()
+            yield from [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         if sampler.generator is not None:
             # RandomSampler ends an epoch by drawing a second permutation, for the part of it that
             # num_samples leaves over. A generator that the user holds must end up in the same place.
