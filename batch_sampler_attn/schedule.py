@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Batch = TypeVar("Batch")
 
+# Looking a member up in its enum costs as much as half a decision.
+_ADVANCE = Decision.ADVANCE
+
 # Where a loss may come from. By hand: any time. In a pass of attend(): once for each batch that it yields.
 _BY_HAND = "by hand"
 _BETWEEN_BATCHES = "between batches"
@@ -156,13 +159,17 @@ class BatchAttentionSchedule:
         """
         if type(loss) is not float:
             loss = as_float(loss)
-        if self._is_watched:
-            return self._decide_watched(loss)
+        if self._is_watched or loss - loss != 0.0:  # not finite
+            return self._decide_carefully(loss)
         state = self._state
-        decision = visit(self._options, state, loss)
-        if state.nonfinite_losses and not self._warned:
-            self._warn_nonfinite(loss)
-        return decision
+        if state.visits == 0 and (state.threshold is None or loss <= state.threshold):
+            # What visit() comes to for the only visit of a batch, which is what most visits are: asked
+            # once an update, the call alone would double the cost.
+            state.loss_sum += loss
+            state.loss_count += 1
+            state.batches += 1
+            return _ADVANCE
+        return visit(self._options, state, loss)
 
     def attend(self, loader: Iterable[Batch]) -> AttendedLoader[Batch]:
         """Wrap any iterable of batches so that a batch is yielded again while it needs attention.
@@ -239,9 +246,9 @@ class BatchAttentionSchedule:
         self._pass = None
         self._set_phase(_BY_HAND)
 
-    # One visit, with someone watching ------------------------------------------------------------------
+    # One visit, with someone watching, or with a loss to warn of -----------------------------------------
 
-    def _decide_watched(self, loss: float) -> Decision:
+    def _decide_carefully(self, loss: float) -> Decision:
         if self._phase is _LEFT:
             self.abandon_epoch()
         self._check_turn()
@@ -285,7 +292,7 @@ class BatchAttentionSchedule:
             f"a loss of {loss} in epoch {self._state.epoch} is not finite: its batch is not repeated and the loss is "
             "kept out of the mean (said once an epoch; EpochSummary.nonfinite_losses counts them)"
         )
-        warnings.warn(message, BatchAttentionWarning, stacklevel=4 if self._is_watched else 3)
+        warnings.warn(message, BatchAttentionWarning, stacklevel=4)
 
     def _end_epoch(self) -> EpochSummary:
         state = self._state
