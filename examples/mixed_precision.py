@@ -1,0 +1,78 @@
+"""Batch-attention under mixed precision and gradient accumulation: what is repeated is the whole window.
+
+One update is made from a window of micro-batches, so the schedule attends over windows, and the loss of a window is
+the mean over its samples, not scaled, from before the update. float16 on CUDA, bfloat16 elsewhere.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+
+Batch = list[Tensor]
+EPOCHS = 10
+ACCUMULATION_STEPS = 4
+
+
+def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    batches = iter(loader)
+    while window := list(islice(batches, size)):
+        yield window
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target)
+    loader = DataLoader(TensorDataset(images[:1400], labels[:1400]), batch_size=16, shuffle=True)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    windows_per_epoch = -(-len(loader) // ACCUMULATION_STEPS)
+    # It stays above zero: updates too small to lower a window's loss would repeat it in vain.
+    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * windows_per_epoch, eta_min=2e-3)
+    # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
+    scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+    schedule = BatchAttentionSchedule(k=1.2)
+
+    for _ in range(EPOCHS):
+        for window in schedule.attend(windows(loader, ACCUMULATION_STEPS)):
+            samples = sum(len(y) for _, y in window)
+            window_loss = torch.zeros((), device=device)
+            optimizer.zero_grad()
+            for x, y in window:
+                with torch.autocast(device, dtype=dtype):
+                    logits = model(x.to(device))
+                # Over the window's samples, since the last micro-batch of an epoch is shorter.
+                loss = nn.functional.cross_entropy(logits.float(), y.to(device), reduction="sum") / samples
+                scaler.scale(loss).backward()
+                window_loss += loss.detach()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            if schedule.decide(window_loss) is Decision.ADVANCE:
+                # Planned in windows, not updates: repeats must not use up the learning rate early.
+                lr_scheduler.step()
+
+        summary = schedule.last_summary
+        assert summary is not None  # attend() has just ended an epoch
+        print(
+            f"epoch {summary.epoch}: {summary.batches} windows, {summary.repeats} repeats "
+            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
+        )
+
+    with torch.no_grad():
+        predictions = model(images[1400:].to(device)).argmax(dim=1).cpu()
+    print(f"test accuracy: {(predictions == labels[1400:]).float().mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()
