@@ -105,9 +105,10 @@ class BaseBatches:
         if state is None:
             self._own_generator = None
             return
-        generator = self._users_generator
+        generator = self._users_generator or self._own_generator
         if generator is None:
             generator = self._own_generator = torch.Generator()
+        # In place, since an epoch that is going on draws from this very object.
         generator.set_state(_from_hexadecimal(state))
 
     @property

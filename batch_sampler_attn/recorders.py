@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -49,6 +50,18 @@ class RepeatedBatch(NamedTuple):
     batch: int
     epochs: tuple[int, ...]
     indices: tuple[int, ...] | None
+
+
+class RepeatedSample(NamedTuple):
+    """How often the batches that a sample was in were repeated.
+
+    Attributes:
+        repeats: Visits beyond the first of its batches, added up over the run.
+        sample: Its dataset index.
+    """
+
+    repeats: int
+    sample: int
 
 
 class Recorder:
@@ -207,6 +220,24 @@ def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBa
         epochs = known.epochs if record.epoch in known.epochs else (*known.epochs, record.epoch)
         repeats[key] = known._replace(repeats=known.repeats + 1, epochs=epochs)
     return sorted(repeats.values(), key=lambda batch: -batch.repeats)[:n]
+
+
+def most_repeated_samples(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedSample]:
+    """The ``n`` samples whose batches were repeated most often.
+
+    Where batches are shuffled anew in every epoch, a wrong label is in other company each time, and what is left over
+    many epochs is the sample itself. Needs the dataset indices that a ``BatchAttentionSampler`` records.
+
+    Raises:
+        RecordError: If a visit was recorded without indices.
+    """
+    repeats: Counter[int] = Counter()
+    for record in visits:
+        if record.indices is None:
+            raise RecordError("a visit was recorded without dataset indices; they take a BatchAttentionSampler")
+        if record.visit > 1:
+            repeats.update(record.indices)
+    return [RepeatedSample(count, sample) for sample, count in repeats.most_common(n)]
 
 
 def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:

@@ -132,7 +132,7 @@ class State(Fields):
 
 
 class EpochSummary(Fields):
-    """What one epoch came to.
+    """What one epoch came to; printed, it is one line.
 
     Attributes:
         epoch: The epoch's number, from 0.
@@ -184,6 +184,13 @@ class EpochSummary(Fields):
         self.capped_batches = capped_batches
         self.nonfinite_losses = nonfinite_losses
         self.most_visits = most_visits
+
+    def __str__(self) -> str:
+        mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
+        return (
+            f"epoch {self.epoch}: {self.batches} batches, {self.repeats} repeats "
+            f"(overhead {self.overhead:.0%}), {mean_loss}"
+        )
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:

@@ -136,8 +136,14 @@ class BatchAttentionSchedule:
         return rule.summarize(self._state)
 
     @property
-    def last_summary(self) -> EpochSummary | None:
-        """The epoch (or window) that ended last; None before the first has."""
+    def last_summary(self) -> EpochSummary:
+        """The epoch (or window) that ended last.
+
+        Raises:
+            ProtocolError: If none has ended yet.
+        """
+        if self._last_summary is None:
+            raise ProtocolError("no epoch has ended yet; schedule.summary tells of the one in progress")
         return self._last_summary
 
     # Deciding ----------------------------------------------------------------------------------------
@@ -147,7 +153,8 @@ class BatchAttentionSchedule:
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a float,
-                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element.
+                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
+                taken as it is, with its three digits; compute the loss in float32 for a finer decision.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to go on.

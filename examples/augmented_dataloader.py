@@ -60,11 +60,7 @@ def main() -> None:
             else:
                 are_redrawn.append(not torch.equal(x, first_views[visit.batch]))
 
-    for summary in recorder.summaries:
-        print(
-            f"epoch {summary.epoch}: {summary.batches} batches, {summary.repeats} repeats "
-            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
-        )
+    print(*recorder.summaries, sep="\n")
     print(f"{sum(are_redrawn)} of {len(are_redrawn)} repeats were drawn afresh")
     suspects = {index for batch in most_repeated(recorder.visits, n=10) for index in batch.indices or ()}
     found = sum(index < WRONG_LABELS for index in suspects)

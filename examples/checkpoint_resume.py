@@ -53,12 +53,7 @@ def train(checkpoint: Path, *, resume: bool) -> tuple[list[float], nn.Module]:
                 torch.save(weights, checkpoint / "weights.pt")
                 (checkpoint / "sampler.json").write_text(json.dumps(sampler.state_dict()))
 
-        summary = schedule.last_summary
-        assert summary is not None  # attend() has just ended an epoch
-        print(
-            f"epoch {summary.epoch}: {summary.batches} batches, {summary.repeats} repeats "
-            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
-        )
+        print(schedule.last_summary)
     return losses, model
 
 

@@ -62,12 +62,7 @@ def main() -> None:
                 # Planned in windows, not updates: repeats must not use up the learning rate early.
                 lr_scheduler.step()
 
-        summary = schedule.last_summary
-        assert summary is not None  # attend() has just ended an epoch
-        print(
-            f"epoch {summary.epoch}: {summary.batches} windows, {summary.repeats} repeats "
-            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
-        )
+        print(schedule.last_summary)
 
     with torch.no_grad():
         predictions = model(images[1400:].to(device)).argmax(dim=1).cpu()

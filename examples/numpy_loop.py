@@ -43,12 +43,7 @@ def main() -> None:
 
             schedule.decide(loss)
 
-        summary = schedule.last_summary
-        assert summary is not None  # attend() has just ended an epoch
-        print(
-            f"epoch {summary.epoch}: {summary.batches} batches, {summary.repeats} repeats "
-            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
-        )
+        print(schedule.last_summary)
 
     accuracy = np.mean(predict(weights, test_images).argmax(axis=1) == test_labels)
     print(f"test accuracy: {accuracy:.3f}")

@@ -45,11 +45,7 @@ def main() -> None:
             while schedule.decide(train_on(model, train_images[batch], train_labels[batch])) is Decision.REPEAT:
                 pass
 
-        summary = schedule.end_epoch()
-        print(
-            f"epoch {summary.epoch}: {summary.batches} batches, {summary.repeats} repeats "
-            f"(overhead {summary.overhead:.0%}), mean loss {summary.mean_loss:.3f}"
-        )
+        print(schedule.end_epoch())
 
     print(f"test accuracy: {model.score(test_images, test_labels):.3f}")
 

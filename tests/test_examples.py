@@ -24,6 +24,7 @@ PRINTING_ACCURACY = ["mixed_precision.py", "numpy_loop.py", "sklearn_partial_fit
 # Every example, with the arguments that it is run with here.
 ARGUMENTS = {
     **dict.fromkeys(PRINTING_EPOCHS, ()),
+    "quickstart.py": ("--seeds", "2", "--epochs", "2"),
 }
 
 # Linear models and small networks reach 0.85 to 0.95 on these digits; chance is 0.1.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EpochSummary
-from batch_sampler_attn.errors import BatchAttentionWarning
+from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
 from batch_sampler_attn.rule import Options, State, step
 from tests.oracle import Oracle
 
@@ -223,7 +223,10 @@ def test_the_state_stays_ten_numbers_however_long_the_run():
 
 def test_a_summary_says_what_it_holds():
     schedule = BatchAttentionSchedule()
+    with pytest.raises(ProtocolError, match="no epoch has ended"):
+        schedule.last_summary  # noqa: B018
     schedule.decide(2.0)
     summary = schedule.end_epoch()
     assert isinstance(summary, EpochSummary)
+    assert str(summary) == "epoch 0: 1 batches, 0 repeats (overhead 0%), mean loss 2.000"
     assert repr(summary).startswith("EpochSummary(epoch=0, batches=1, visits=1, repeats=0, overhead=0.0, mean_loss=2.0")
