@@ -64,7 +64,7 @@ def repeat_in_place(schedule: BatchAttentionSchedule, loader: Iterable[Batch]) -
             while decision is Decision.REPEAT:
                 schedule._offer(token)
                 yield batch
-                decision = schedule._collect(token)
+                decision = schedule._turns.collect(token)
         finished = True
     finally:
         schedule._close_pass(token, finished=finished)

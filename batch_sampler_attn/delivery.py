@@ -42,9 +42,9 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
                     iterator = _inside(sampler, iter, loader)
                     continue
             ticket = sampler._out(is_fetched=is_fetched)
-            schedule._offer(token, ticket.visits, ticket.position, ticket.indices)
+            schedule._offer(token, ticket)
             yield batch
-            schedule._collect(token)
+            schedule._turns.collect(token)
         finished = True
     finally:
         if finished:

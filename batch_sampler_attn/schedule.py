@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 
-from batch_sampler_attn import checkpoint, rule
+from batch_sampler_attn import checkpoint, rule, turns
 from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
+from batch_sampler_attn.turns import Turns
 
 TYPE_CHECKING = False  # importing typing would double the package's import time
 if TYPE_CHECKING:
@@ -17,18 +18,12 @@ if TYPE_CHECKING:
 
     from batch_sampler_attn.recorders import Recorder
     from batch_sampler_attn.sampler import BatchAttentionSampler
+    from batch_sampler_attn.tickets import Ticket
 
     Batch = TypeVar("Batch")
 
 # Looking a member up in its enum costs as much as half a decision.
 _ADVANCE = Decision.ADVANCE
-
-# Where a loss may come from. By hand: any time. In a pass of attend(): once for each batch that it yields.
-_BY_HAND = "by hand"
-_BETWEEN_BATCHES = "between batches"
-_AWAITING_LOSS = "awaiting a loss"
-_DECIDED = "decided"
-_LEFT = "left"
 
 
 class BatchAttentionSchedule:
@@ -96,12 +91,8 @@ class BatchAttentionSchedule:
         self._last_summary: EpochSummary | None = None
         self._warned = False
         self._sampler: BatchAttentionSampler | None = None
-        self._pass: object | None = None
-        self._decision = Decision.ADVANCE
-        self._batch_position: int | None = None
-        self._batch_indices: Sequence[int] | None = None
-        self._phase = _BY_HAND
-        self._set_phase(_BY_HAND)
+        self._turns = Turns()
+        self._update_watch()
 
     # What is going on --------------------------------------------------------------------------------
 
@@ -206,7 +197,7 @@ class BatchAttentionSchedule:
         """
         if self._options.window is not None:
             raise ProtocolError(f"window={self._options.window} ends each epoch by itself; do not call end_epoch()")
-        if self._phase is not _BY_HAND:
+        if self._turns.phase is not turns.BY_HAND:
             raise ProtocolError(
                 "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
                 "To train on fewer batches, give attend() fewer: itertools.islice(loader, n)"
@@ -225,10 +216,10 @@ class BatchAttentionSchedule:
                 recorder.on_epoch_abandoned(self._state.epoch)
         self._state.clear_epoch()
         self._warned = False
-        self._pass = None
         if self._sampler is not None:
             self._sampler._forget_epoch()
-        self._set_phase(_BY_HAND)
+        self._turns.reset()
+        self._update_watch()
 
     # State -------------------------------------------------------------------------------------------
 
@@ -250,26 +241,24 @@ class BatchAttentionSchedule:
         self._state = state
         self._last_summary = last_summary
         self._warned = state.nonfinite_losses > 0
-        self._pass = None
-        self._set_phase(_BY_HAND)
+        self._turns.reset()
+        self._update_watch()
 
     # One visit, with someone watching, or with a loss to warn of -----------------------------------------
 
     def _decide_carefully(self, loss: float) -> Decision:
-        if self._phase is _LEFT:
+        if self._turns.phase is turns.LEFT:
             self.abandon_epoch()
-        self._check_turn()
+        self._turns.check_loss_is_due(by_hand_too=self._sampler is None)
         state = self._state
-        position = state.batches if self._batch_position is None else self._batch_position
+        position = state.batches if self._turns.position is None else self._turns.position
         epoch, visits = state.epoch, state.visits + 1
         decision = self._visit(loss)
-        if self._phase is _AWAITING_LOSS:
-            self._decision = decision
-            self._phase = _DECIDED
+        self._turns.settle(decision)
         if self._sampler is not None:
             self._sampler._settle(decision, visits)
         for recorder in self._recorders:
-            recorder.on_visit(epoch, position, visits, loss, decision, self._batch_indices)
+            recorder.on_visit(epoch, position, visits, loss, decision, self._turns.indices)
         if state.nonfinite_losses and not self._warned:
             self._warn_nonfinite(loss)
         if state.batches == self._options.window:
@@ -278,20 +267,6 @@ class BatchAttentionSchedule:
 
     def _visit(self, loss: float) -> Decision:
         return visit(self._options, self._state, loss)
-
-    def _check_turn(self) -> None:
-        if self._phase is _DECIDED:
-            raise ProtocolError(
-                "decide() was called twice for one batch. Report one loss for each batch that attend() yields; "
-                "it yields the batch again by itself when the decision is REPEAT"
-            )
-        if self._phase is _BETWEEN_BATCHES:
-            raise ProtocolError("decide() was called before attend() had yielded a batch")
-        if self._phase is _BY_HAND and self._sampler is not None:
-            raise ProtocolError(
-                "a loss was reported while no batch of the BatchAttentionSampler was out. Iterate over "
-                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
-            )
 
     def _warn_nonfinite(self, loss: float) -> None:
         self._warned = True
@@ -324,11 +299,10 @@ class BatchAttentionSchedule:
 
     # A pass of attend(), driven by an iterator ---------------------------------------------------------
 
-    def _set_phase(self, phase: str) -> None:
-        self._phase = phase
+    def _update_watch(self) -> None:
         # Kept as one flag, since decide() looks at it on every update.
         self._is_watched = (
-            phase is not _BY_HAND
+            self._turns.phase is not turns.BY_HAND
             or bool(self._recorders)
             or self._options.window is not None
             or self._sampler is not None
@@ -339,57 +313,26 @@ class BatchAttentionSchedule:
         if self._sampler is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self._sampler = sampler
-        self._set_phase(self._phase)
+        self._update_watch()
 
     def _open_pass(self) -> object:
-        if self._phase is not _BY_HAND:
+        if self._turns.phase is not turns.BY_HAND:
             self.abandon_epoch()
-        self._pass = object()
-        self._set_phase(_BETWEEN_BATCHES)
-        return self._pass
+        token = self._turns.open()
+        self._update_watch()
+        return token
 
-    def _offer(
-        self,
-        token: object,
-        visits: int | None = None,
-        position: int | None = None,
-        indices: Sequence[int] | None = None,
-    ) -> None:
-        """A batch is about to be yielded; a sampler says which one and how often it was visited."""
-        self._check_current(token)
-        if visits is not None:
-            self._state.visits = visits
-        self._batch_position = position
-        self._batch_indices = indices
-        self._phase = _AWAITING_LOSS
-
-    def _collect(self, token: object) -> Decision:
-        """The decision on the batch that was yielded."""
-        self._check_current(token)
-        if self._phase is not _DECIDED:
-            raise ProtocolError(
-                "the next batch was asked for before decide() was told the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch; if you do, then something between attend() and "
-                "your loop reads ahead (a prefetcher, say): put it inside, schedule.attend(prefetcher(loader))"
-            )
-        self._phase = _BETWEEN_BATCHES
-        return self._decision
+    def _offer(self, token: object, ticket: Ticket | None = None) -> None:
+        """A batch is about to be yielded; a sampler says which one, and how often it was visited."""
+        if ticket is None:
+            self._turns.offer(token)
+        else:
+            self._turns.offer(token, ticket.position, ticket.indices)
+            self._state.visits = ticket.visits
 
     def _close_pass(self, token: object, *, finished: bool) -> None:
-        if self._pass is not token:
+        if not self._turns.close(token, finished=finished):
             return
-        self._pass = None
-        self._batch_position = self._batch_indices = None
-        if not finished:
-            self._set_phase(_LEFT)
-            return
-        self._set_phase(_BY_HAND)
-        if self._options.window is None:
+        self._update_watch()
+        if finished and self._options.window is None:
             self._end_epoch()
-
-    def _check_current(self, token: object) -> None:
-        if self._pass is not token:
-            raise ProtocolError(
-                "this iterator is stale: another pass of attend() was begun, the epoch was abandoned, or a state was "
-                "loaded since. Iterate over schedule.attend(loader) anew"
-            )

@@ -1,0 +1,114 @@
+"""Whose turn it is in a pass of ``attend``: a batch goes out, its loss comes in, and only then the next."""
+
+from __future__ import annotations
+
+from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.rule import Decision
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BY_HAND = "by hand"
+BETWEEN_BATCHES = "between batches"
+AWAITING_LOSS = "awaiting a loss"
+DECIDED = "decided"
+LEFT = "left"
+
+
+class Turns:
+    """Keeps batches and losses in step, and refuses what is out of turn.
+
+    Attributes:
+        phase: ``BY_HAND`` outside a pass, where losses may come at any time; in a pass ``BETWEEN_BATCHES``,
+            ``AWAITING_LOSS`` or ``DECIDED``; ``LEFT`` after a pass that did not come to its end.
+        position: The position of the batch that is out, if a sampler said it.
+        indices: Its dataset indices, if a sampler said them.
+    """
+
+    __slots__ = ("_decision", "_token", "indices", "phase", "position")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to ``BY_HAND``; a pass that was open is stale from here on."""
+        self.phase = BY_HAND
+        self.position: int | None = None
+        self.indices: Sequence[int] | None = None
+        self._token: object | None = None
+        self._decision = Decision.ADVANCE
+
+    def open(self) -> object:
+        """Begin a pass; what it returns stands for the pass from here on."""
+        self.reset()
+        self.phase = BETWEEN_BATCHES
+        self._token = object()
+        return self._token
+
+    def offer(self, token: object, position: int | None = None, indices: Sequence[int] | None = None) -> None:
+        """A batch is about to be yielded.
+
+        Raises:
+            ProtocolError: If the pass is stale.
+        """
+        self._check_current(token)
+        self.position, self.indices = position, indices
+        self.phase = AWAITING_LOSS
+
+    def check_loss_is_due(self, *, by_hand_too: bool) -> None:
+        """Refuse a loss that belongs to no batch.
+
+        Raises:
+            ProtocolError: If no batch is waiting for one.
+        """
+        if self.phase is DECIDED:
+            raise ProtocolError(
+                "decide() was called twice for one batch. Report one loss for each batch that attend() yields; "
+                "it yields the batch again by itself when the decision is REPEAT"
+            )
+        if self.phase is BETWEEN_BATCHES:
+            raise ProtocolError("decide() was called before attend() had yielded a batch")
+        if self.phase is BY_HAND and not by_hand_too:
+            raise ProtocolError(
+                "a loss was reported while no batch of the BatchAttentionSampler was out. Iterate over "
+                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+            )
+
+    def settle(self, decision: Decision) -> None:
+        """The loss of the batch that is out was reported."""
+        if self.phase is AWAITING_LOSS:
+            self._decision = decision
+            self.phase = DECIDED
+
+    def collect(self, token: object) -> Decision:
+        """The decision on the batch that was yielded.
+
+        Raises:
+            ProtocolError: If there is none yet, or the pass is stale.
+        """
+        self._check_current(token)
+        if self.phase is not DECIDED:
+            raise ProtocolError(
+                "the next batch was asked for before decide() was told the loss of the last one. Call "
+                "schedule.decide(loss) once for each batch; if you do, then something between attend() and "
+                "your loop reads ahead (a prefetcher, say): put it inside, schedule.attend(prefetcher(loader))"
+            )
+        self.phase = BETWEEN_BATCHES
+        return self._decision
+
+    def close(self, token: object, *, finished: bool) -> bool:
+        """End a pass; tell whether it was the current one."""
+        if self._token is not token:
+            return False
+        self.reset()
+        if not finished:
+            self.phase = LEFT
+        return True
+
+    def _check_current(self, token: object) -> None:
+        if self._token is not token:
+            raise ProtocolError(
+                "this iterator is stale: another pass of attend() was begun, the epoch was abandoned, or a state was "
+                "loaded since. Iterate over schedule.attend(loader) anew"
+            )
