@@ -1,11 +1,17 @@
 """Data, runs and twins that the tests of the batch-sampler adapter share."""
 
+import copy
+import json
+import os
+import pickle
 import signal
+import sys
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.recorders import MemoryRecorder
@@ -15,6 +21,9 @@ FORKING_IS_FINE = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
+
+# torchdata 0.11 calls what torch 2.15 has deprecated.
+TORCHDATA_IS_FINE = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 
 SAMPLES = 24
 BATCH_SIZE = 2
@@ -33,6 +42,15 @@ def no_deadlock():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than these small models' arithmetic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Numbered(Dataset):
@@ -140,3 +158,151 @@ def deferred_order(batches, planned, depth):
                 twin.decide(order[-1])
                 twin.ask()
     return order
+
+
+# A short real run that can be saved, killed and resumed ------------------------------------------------
+
+
+class Samples(Dataset):
+    """Items carry their index; some labels are wrong, so that some batches need attention."""
+
+    def __init__(self, samples, *, is_augmented=False):
+        generator = seeded(99)
+        self.inputs = torch.randn(samples, 3, generator=generator)
+        self.targets = (self.inputs.sum(dim=1) > 0).float()
+        self.targets[::5] = 1 - self.targets[::5]
+        self.is_augmented = is_augmented
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        inputs = self.inputs[index]
+        if self.is_augmented:
+            inputs = inputs + 0.1 * torch.rand(3)
+        return index, inputs, self.targets[index]
+
+
+def sampler_of(kind, dataset, generator):
+    if kind == "random":
+        return RandomSampler(dataset, generator=generator)
+    if kind == "with replacement":
+        return RandomSampler(dataset, replacement=True, num_samples=40, generator=generator)
+    if kind == "sequential":
+        return SequentialSampler(dataset)
+    assert kind == "distributed"
+    return DistributedSampler(dataset, num_replicas=1, rank=0, seed=4)
+
+
+class Run:
+    """A model in training, everything made from scratch; ``seed`` only matters to what is not loaded.
+
+    Args:
+        generators: "own", the sampler makes one; "explicit", the user does; "shared", and the loader has it too.
+    """
+
+    EPOCHS = 3
+
+    def __init__(
+        self,
+        repeats,
+        *,
+        generators="own",
+        kind="random",
+        samples=28,
+        loader_class=DataLoader,
+        dropout=0.3,
+        is_augmented=False,
+        seed=0,
+        **loader_options,
+    ):
+        torch.manual_seed(seed)
+        dataset = Samples(samples, is_augmented=is_augmented)
+        generator = None if generators == "own" else seeded(seed)
+        if generators == "shared":
+            loader_options["generator"] = generator
+        if loader_options.get("num_workers"):
+            loader_options.setdefault("timeout", 60)
+        self.schedule = BatchAttentionSchedule(1.02, max_visits=4)
+        self.base = sampler_of(kind, dataset, generator)
+        self.sampler = BatchAttentionSampler(self.base, 4, schedule=self.schedule, repeats=repeats)
+        self.loader = loader_class(dataset, batch_sampler=self.sampler, **loader_options)
+        layers = [torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(8, 1)]
+        self.model = torch.nn.Sequential(*layers)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.3, momentum=0.5)
+        self.history = []
+
+    def train(self, save=lambda run, moment: None):
+        """Go on to the end, and tell ``save`` of every moment at which a state may be taken."""
+        save(self, "between epochs")
+        while self.schedule.epoch < self.EPOCHS:
+            if hasattr(self.base, "set_epoch"):
+                self.base.set_epoch(self.schedule.epoch)
+            for indices, inputs, targets in self.schedule.attend(self.loader):
+                save(self, "before the visit")
+                visit = self.schedule.visits + 1
+                outputs = self.model(inputs).squeeze(1)
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                threshold = self.schedule.threshold
+                decision = self.schedule.decide(loss)
+                weights = torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
+                visited = [indices.tolist(), visit, loss.item(), decision.value, threshold]
+                self.history.append([*visited, weights.numpy().tobytes().hex()])
+                save(self, "after the decision")
+            save(self, "between epochs")
+        return self
+
+    def checkpoint(self):
+        """All that a user would save; the sampler's state as JSON text."""
+        is_begun = self.schedule.epoch > 0 or self.schedule.batches > 0 or self.schedule.visits > 0
+        saved = {
+            "sampler": json.dumps(self.sampler.state_dict(), allow_nan=False),
+            "model": copy.deepcopy(self.model.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "random": torch.get_rng_state(),
+        }
+        if is_begun and hasattr(self.loader, "state_dict"):
+            saved["loader"] = pickle.dumps(self.loader.state_dict())
+        return saved
+
+    def load(self, saved):
+        """Go on from a checkpoint in these fresh objects."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if hasattr(self.base, "set_epoch"):
+            self.base.set_epoch(json.loads(saved["sampler"])["schedule"]["state"]["epoch"])
+        if "loader" in saved:
+            self.loader.load_state_dict(pickle.loads(saved["loader"]))
+        self.sampler.load_state_dict(json.loads(saved["sampler"]))
+        if "random" in saved:
+            torch.set_rng_state(saved["random"])
+        return self
+
+
+KILLED_RUN = {"repeats": "immediate", "generators": "shared", "num_workers": 2}
+
+
+def run_until_killed(path):
+    """In a process of its own: save between two visits of a batch, in the second epoch, and die of SIGKILL."""
+
+    def save_and_die(run, moment):
+        is_between_visits = moment == "after the decision" and run.history[-1][3] == "repeat"
+        if is_between_visits and run.schedule.batches > 2:
+            torch.save({**run.checkpoint(), "done": len(run.history)}, path)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run(**KILLED_RUN).train(save_and_die)
+
+
+def run_from_checkpoint(path):
+    """In another process: go on, and leave the history beside the checkpoint."""
+    run = Run(**KILLED_RUN, seed=1).load(torch.load(path, weights_only=False)).train()
+    path.with_suffix(".json").write_text(json.dumps(run.history))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"until-killed": run_until_killed, "from-checkpoint": run_from_checkpoint}[sys.argv[1]](Path(sys.argv[2]))
