@@ -107,6 +107,8 @@ def _unpack_summary(packed: object) -> EpochSummary | None:
     for name, value in fields.items():
         if name in ("threshold", "mean_loss"):
             valid = value is None or isinstance(value, float)
+        elif name == "host_reads":
+            valid = value is None or check_count(name, value) == value
         elif name == "overhead":
             valid = isinstance(value, float)
         else:

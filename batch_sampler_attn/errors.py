@@ -33,5 +33,9 @@ class RecordError(BatchAttentionError, ValueError):
     """A file of recorded visits cannot be read."""
 
 
+class DeviceLoopError(BatchAttentionError, RuntimeError):
+    """The device loop cannot train as asked. The model's weights are as before the call."""
+
+
 class BatchAttentionWarning(UserWarning):
     """Training goes on, but something in the losses deserves a look."""

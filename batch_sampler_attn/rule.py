@@ -145,6 +145,7 @@ class EpochSummary(Fields):
         capped_batches: Batches that hit ``max_visits`` while still above the threshold.
         nonfinite_losses: NaN and infinite losses.
         most_visits: The most visits to one batch.
+        host_reads: How often a device loop waited for the device; None where the host decides.
     """
 
     __slots__ = (
@@ -158,6 +159,7 @@ class EpochSummary(Fields):
         "capped_batches",
         "nonfinite_losses",
         "most_visits",
+        "host_reads",
     )
 
     def __init__(
@@ -173,6 +175,7 @@ class EpochSummary(Fields):
         capped_batches: int,
         nonfinite_losses: int,
         most_visits: int,
+        host_reads: int | None = None,
     ) -> None:
         self.epoch = epoch
         self.batches = batches
@@ -184,6 +187,7 @@ class EpochSummary(Fields):
         self.capped_batches = capped_batches
         self.nonfinite_losses = nonfinite_losses
         self.most_visits = most_visits
+        self.host_reads = host_reads
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"

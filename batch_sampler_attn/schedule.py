@@ -276,7 +276,7 @@ class BatchAttentionSchedule:
         )
         warnings.warn(message, BatchAttentionWarning, stacklevel=4)
 
-    def _end_epoch(self) -> EpochSummary:
+    def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
         state = self._state
         if not state.batches:
             raise EmptyEpochError(
@@ -284,6 +284,7 @@ class BatchAttentionSchedule:
                 "of data, or is it a generator that an earlier epoch has used up?"
             )
         summary = rule.end_epoch(self._options, state)
+        summary.host_reads = host_reads
         self._last_summary = summary
         self._warned = False
         for recorder in self._recorders:

@@ -78,4 +78,5 @@ class Oracle:
             "capped_batches": len(capped),
             "nonfinite_losses": sum(not math.isfinite(loss) for loss in losses),
             "most_visits": max(map(len, [*batches, self.current]), default=0),
+            "host_reads": None,
         }

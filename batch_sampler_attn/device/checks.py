@@ -1,0 +1,126 @@
+"""What a device loop refuses before it trains, with what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batch_sampler_attn.device.data import ResidentData, StagedData
+from batch_sampler_attn.device.update import Recipe
+from batch_sampler_attn.errors import OptionError
+from batch_sampler_attn.schedule import BatchAttentionSchedule
+
+
+def check_devices(model: nn.Module, data: ResidentData | StagedData) -> torch.device:
+    """The one device that model and data are on.
+
+    Raises:
+        OptionError: If there is none, or more than one.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if not devices:
+        raise OptionError("the model has no parameters; there is nothing to train")
+    if len(devices) > 1:
+        raise OptionError(f"the model is on {sorted(map(str, devices))}; a device loop needs it on one device")
+    device = devices.pop()
+    if data.inputs.device != device:
+        raise OptionError(f"the data is on {data.inputs.device} and the model on {device}; move both to one device")
+    return device
+
+
+def check_schedule(schedule: BatchAttentionSchedule | None) -> None:
+    """Refuse what is not a schedule, or belongs to a DataLoader.
+
+    Raises:
+        OptionError: If so.
+    """
+    if schedule is None:
+        return
+    if type(schedule) is not BatchAttentionSchedule:
+        raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule, or None for plain training")
+    if schedule._sampler is not None:
+        raise OptionError("the schedule belongs to a BatchAttentionSampler; a device loop needs one of its own")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, *, graph: bool) -> None:
+    """Refuse optimizers whose step cannot be captured, or needs a closure.
+
+    Raises:
+        OptionError: If so.
+    """
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError("LBFGS evaluates the loss several times a step; use an optimizer that takes one gradient")
+    if not graph:
+        return
+    if any(group.get("capturable") is False for group in optimizer.param_groups):
+        raise OptionError(
+            f"{name} was made with capturable=False, so its step reads values on the host; construct it with "
+            "capturable=True (and fused=True, which is faster), or pass graph=False"
+        )
+    if scaler is not None and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise OptionError(
+            f"with a gradient scaler the step of {name} asks the host whether to skip; construct it with fused=True, "
+            "use bfloat16 autocast without a scaler, or pass graph=False"
+        )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values that no update can be made with.
+
+    Raises:
+        OptionError: If there are any.
+    """
+    augmentation = recipe.augmentation
+    if augmentation is not None and (not callable(augmentation.apply) or augmentation.draws < 1):
+        raise OptionError(f"augmentation is {augmentation!r}; it needs a callable and at least 1 draw for each sample")
+    if recipe.scaler is not None and recipe.autocast is None:
+        raise OptionError("a gradient scaler without autocast scales for nothing; pass autocast=torch.float16 too")
+
+
+def check_targets(
+    model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], inputs: Tensor, targets: Tensor, all_targets: Tensor
+) -> None:
+    """Look at the loss of a few samples, in evaluation mode: nothing of the model changes.
+
+    Args:
+        model: The model; its modules' modes are as before afterwards.
+        loss_fn: From (outputs, targets) to a loss.
+        inputs: As the model gets them, a few samples.
+        targets: Theirs.
+        all_targets: Every target, to be compared with the number of outputs.
+
+    Raises:
+        OptionError: If the loss is not one number, or class targets are out of the outputs' range.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+            if _are_classes(outputs, targets):
+                lowest, highest = int(all_targets.min()), int(all_targets.max())
+                if lowest < 0 or highest >= outputs.shape[1]:
+                    raise OptionError(
+                        f"targets are {lowest} to {highest}, but the model has {outputs.shape[1]} outputs; class "
+                        f"targets must be 0 to {outputs.shape[1] - 1}"
+                    )
+            loss = loss_fn(outputs, targets)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise OptionError(f"loss_fn returned {shape}; it must return one number a batch, such as the mean")
+
+
+def _are_classes(outputs: object, targets: Tensor) -> bool:
+    return (
+        isinstance(outputs, Tensor)
+        and outputs.dim() == 2
+        and targets.dim() == 1
+        and not (targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool)
+    )
