@@ -23,7 +23,13 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
         is_resumed = sampler._open_pass(token)
         fetcher = OnDemandFetcher(loader) if sampler.repeats == "immediate" else None
         iterator = _start_resumed(sampler, loader) if is_resumed else _inside(sampler, iter, loader)
+        plain_passes = sampler._plain_passes
         while True:
+            if sampler._plain_passes != plain_passes and getattr(loader, "persistent_workers", False):
+                raise ProtocolError(
+                    "the loader was iterated over elsewhere in the middle of its epoch; having persistent_workers, it "
+                    "is one iterator, and began anew. Use another DataLoader there"
+                )
             is_fetched = fetcher is not None and bool(sampler._pending)
             if is_fetched:
                 batch = fetcher.fetch(sampler._pending[0].indices)  # type: ignore[union-attr]

@@ -95,6 +95,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._was_loaded = False
         self._is_inside_loader = False
         self._pass: object | None = None
+        self._plain_passes = 0
         self._forget_epoch()
 
     @property
@@ -114,7 +115,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         # A DataLoader makes several iterators and uses one, so making one must not change anything.
         if self._is_inside_loader:
             return _HandOut(self, self._pass)
-        return iter(self._base)
+        return self._iterate_plainly()
+
+    def _iterate_plainly(self) -> Iterator[list[int]]:
+        self._plain_passes += 1
+        yield from self._base
 
     # State -------------------------------------------------------------------------------------------
 
@@ -122,7 +127,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
         """The sampler's state and its schedule's, as plain JSON types.
 
         Take it between reporting a loss and asking for the next batch; taken before the loss is reported,
-        the batch that is out is visited again after the resume.
+        the batch that is out is visited again after the resume. Torch's global generator is yours to save; where a
+        wrapper of the DataLoader is attended, resuming draws one number more from it, a seed for the loader's workers.
         """
         if self._is_inside_loader:
             # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.

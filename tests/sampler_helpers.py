@@ -66,6 +66,27 @@ class Numbered(Dataset):
         return index, torch.rand(())
 
 
+class LooksAhead:
+    """Fetches one batch before it yields the last, as accelerate's loaders do."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        iterator = iter(self.loader)
+        try:
+            ahead = next(iterator)
+        except StopIteration:
+            return
+        for batch in iterator:
+            yield ahead
+            ahead = batch
+        yield ahead
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -209,7 +230,7 @@ class Run:
         *,
         generators="own",
         kind="random",
-        samples=28,
+        samples=20,
         loader_class=DataLoader,
         dropout=0.3,
         is_augmented=False,

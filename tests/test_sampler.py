@@ -13,6 +13,7 @@ from tests.sampler_helpers import (
     BATCHES,
     FORKING_IS_FINE,
     SAMPLES,
+    LooksAhead,
     Numbered,
     Plan,
     deferred_order,
@@ -338,6 +339,26 @@ def test_a_loader_s_iterator_of_an_earlier_epoch_gets_no_batches():
         next(iterators[0])
 
 
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_look_at_the_loader_in_mid_epoch_does_no_harm_or_is_refused(repeats):
+    for options in ({}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}):
+        schedule, _, loader, recorder = make(repeats, **options)
+
+        def look_in_mid_epoch(schedule=schedule, loader=loader, recorder=recorder):
+            for at, (indices, _) in enumerate(schedule.attend(loader)):
+                schedule.decide(1.0)
+                assert recorder.visits[-1].indices == tuple(indices.tolist())
+                if at == 3:
+                    next(iter(loader))
+
+        if options.get("persistent_workers"):
+            with refused(ProtocolError, "iterated over elsewhere", "another DataLoader"):
+                look_in_mid_epoch()
+        else:
+            look_in_mid_epoch()
+            assert schedule.last_summary.batches == BATCHES
+
+
 def test_a_schedule_serves_one_sampler():
     schedule, _, _, _ = make("immediate")
     with refused(ProtocolError, "belongs to another", "one for each sampler"):
@@ -366,27 +387,6 @@ def test_options_after_drop_last_are_keyword_only():
 
 
 # Wrapped loaders -------------------------------------------------------------------------------------
-
-
-class LooksAhead:
-    """Fetches one batch before it yields the last, as accelerate's loaders do."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        iterator = iter(self.loader)
-        try:
-            ahead = next(iterator)
-        except StopIteration:
-            return
-        for batch in iterator:
-            yield ahead
-            ahead = batch
-        yield ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

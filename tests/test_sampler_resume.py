@@ -18,6 +18,7 @@ from tests.sampler_helpers import (
     FORKING_IS_FINE,
     KILLED_RUN,
     TORCHDATA_IS_FINE,
+    LooksAhead,
     Numbered,
     Run,
     make,
@@ -101,7 +102,7 @@ def test_with_workers_every_moment_of_a_run_can_be_resumed(repeats, loader_class
     ],
 )
 def test_with_other_options_for_workers_a_run_can_be_resumed(repeats, loader_class, options):
-    check_every_resume({"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **options}, every=5)
+    check_every_resume({"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **options}, every=8)
 
 
 @pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 2), (2, 0)])
@@ -130,6 +131,42 @@ def test_a_stateful_loader_s_own_state_is_not_needed(repeats, workers):
     for _, done, saved in checkpoints[:: 12 if workers else 1]:
         saved.pop("loader", None)
         assert Run(**options, seed=1).load(saved).train().history == whole.history[done:]
+
+
+@pytest.mark.parametrize(("repeats", "first_workers"), [("immediate", 0), ("immediate", 2), ("deferred", 0)])
+def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_workers):
+    # With workers at first, batches are in flight that the lives without workers hand out one by one.
+    options = {"repeats": repeats, "generators": "shared"}
+    whole, _ = uninterrupted({**options, "num_workers": first_workers}, [])
+    run, saved, history = Run(**options, num_workers=first_workers), None, []
+
+    def stop(run, moment):
+        if moment == "after the decision":
+            raise KeyboardInterrupt
+
+    while len(history) < len(whole.history):
+        with pytest.raises(KeyboardInterrupt):
+            (run if saved is None else run.load(saved)).train(stop)
+        history += run.history
+        saved = run.checkpoint()
+        run = Run(**options, seed=len(history))
+    assert history == whole.history
+    assert run.load(saved).train().history == []
+    assert final_generators(run) == final_generators(whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_through_a_wrapper_that_reads_ahead_can_be_resumed(workers):
+    # Without dropout: when a wrapper has its loader draw a seed from torch's global generator is not known.
+    def make_run(**options):
+        run = Run("deferred", generators="explicit", dropout=0.0, samples=16, num_workers=workers, **options)
+        run.loader = LooksAhead(run.loader)
+        return run
+
+    checkpoints = []
+    whole = make_run().train(lambda run, moment: checkpoints.append((len(run.history), run.checkpoint())))
+    for done, saved in checkpoints[:: 8 if workers else 1]:
+        assert make_run(seed=1).load(saved).train().history == whole.history[done:]
 
 
 @REPEATS
