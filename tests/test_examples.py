@@ -15,11 +15,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PRINTING_EPOCHS = [
     "augmented_dataloader.py",
     "checkpoint_resume.py",
+    "device_loop.py",
     "mixed_precision.py",
     "numpy_loop.py",
     "sklearn_partial_fit.py",
 ]
-PRINTING_ACCURACY = ["mixed_precision.py", "numpy_loop.py", "sklearn_partial_fit.py"]
+PRINTING_ACCURACY = ["device_loop.py", "mixed_precision.py", "numpy_loop.py", "sklearn_partial_fit.py"]
 
 # Every example, with the arguments that it is run with here.
 ARGUMENTS = {

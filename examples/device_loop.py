@@ -1,0 +1,47 @@
+"""Batch-attention decided on the device: data, order, schedule and a captured update stay there.
+
+Runs on the CPU too, where the same loop is eager. On a GPU the host waits a few times an epoch, not at every update.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn.device import DeviceLoop, ResidentData
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16, dtype=torch.float32, device=device).unsqueeze(1)
+    labels = torch.tensor(digits.target, device=device)
+
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 8 * 8, 10),
+    ).to(device)
+    # A captured step may not read its counter on the host.
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, capturable=device.type == "cuda")
+    data = ResidentData(images[:1400], labels[:1400], batch_size=32, generator=torch.Generator().manual_seed(0))
+    loop = DeviceLoop(
+        model, optimizer, nn.functional.cross_entropy, data, schedule=BatchAttentionSchedule(k=1.2, max_visits=20)
+    )
+
+    for _ in range(6):
+        summary = loop.run_epoch()
+        print(summary)
+        print(f"  the host waited {summary.host_reads} times for {summary.visits} updates")
+
+    model.eval()
+    with torch.no_grad():
+        accuracy = (model(images[1400:]).argmax(dim=1) == labels[1400:]).float().mean()
+    print(f"test accuracy: {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()
