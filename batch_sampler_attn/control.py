@@ -41,7 +41,7 @@ class EqualComputeControl(BatchAttentionSchedule):
 
     def _visit(self, loss: float) -> Decision:
         state = self._state
-        planned_visits = self._planned_visits(state.epoch, state.batches)
+        planned_visits = self._planned_visits(state.epoch, self._position)
         # Every finite loss is above minus infinity, and none is above no threshold.
         state.threshold = -math.inf if state.visits + 1 < planned_visits else None
         try:

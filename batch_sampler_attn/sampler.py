@@ -6,6 +6,7 @@ of its visit is reported, and *pending* from a REPEAT until it is handed out, or
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -115,11 +116,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         # A DataLoader makes several iterators and uses one, so making one must not change anything.
         if self._is_inside_loader:
             return _HandOut(self, self._pass)
-        return self._iterate_plainly()
+        return itertools.chain(self._count_plain_pass(), self._base)
 
-    def _iterate_plainly(self) -> Iterator[list[int]]:
+    def _count_plain_pass(self) -> Iterator[list[int]]:
         self._plain_passes += 1
-        yield from self._base
+        yield from ()
 
     # State -------------------------------------------------------------------------------------------
 

@@ -250,8 +250,7 @@ class BatchAttentionSchedule:
         if self._turns.phase is turns.LEFT:
             self.abandon_epoch()
         self._turns.check_loss_is_due(by_hand_too=self._sampler is None)
-        state = self._state
-        position = state.batches if self._turns.position is None else self._turns.position
+        state, position = self._state, self._position
         epoch, visits = state.epoch, state.visits + 1
         decision = self._visit(loss)
         self._turns.settle(decision)
@@ -267,6 +266,11 @@ class BatchAttentionSchedule:
 
     def _visit(self, loss: float) -> Decision:
         return visit(self._options, self._state, loss)
+
+    @property
+    def _position(self) -> int:
+        """Of the batch that is out; with deferred repeats it is not the number of batches that are done with."""
+        return self._state.batches if self._turns.position is None else self._turns.position
 
     def _warn_nonfinite(self, loss: float) -> None:
         self._warned = True

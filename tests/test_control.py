@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, SequentialSampler
 
-from batch_sampler_attn import EqualComputeControl
+from batch_sampler_attn import BatchAttentionSampler, EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
@@ -55,6 +56,22 @@ def test_it_can_be_recorded_saved_and_resumed_like_a_schedule():
     resumed = EqualComputeControl(epochs, seed=3)
     resumed.load_state_dict(stopped.state_dict())
     assert run(resumed, epochs[1:]) == expected[1:]
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_through_a_sampler_every_batch_has_the_visits_that_were_dealt_to_it(repeats):
+    counts = [[1, 2, 3, 1], [2, 2, 1, 4]]
+    control = EqualComputeControl(counts)
+    sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2, schedule=control, repeats=repeats)
+    loader = DataLoader(range(8), batch_sampler=sampler, num_workers=1)
+    for epoch, expected in enumerate(counts):
+        seen = []
+        for batch in control.attend(loader):
+            seen.append(batch[0].item() // 2)
+            control.decide(1.0)
+        assert [seen.count(position) for position in range(4)] == control._dealt
+        assert sorted(control._dealt) == sorted(expected)
+        assert control.last_summary.epoch == epoch
 
 
 def test_the_counts_of_a_recorded_run_fit_in():
