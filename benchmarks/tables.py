@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import one_line
-from examples.quickstart import ARMS, mean_and_spread, paired_interval
+from examples.quickstart import ARMS, mean_and_spread, paired_interval, verdict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -63,7 +63,8 @@ def quickstart_table() -> str:
             for ours, theirs in zip(by_arm["attention"], by_arm[other], strict=True)
         ]
         low, high = paired_interval(differences)
-        findings.append(f"attention - {other}: {statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})")
+        difference = f"{statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})"
+        findings.append(f"attention is {verdict(low, high)} {other}, {difference}")
     epochs, seeds = len(records[0]["accuracy"]), len(base_updates)
     caption = (
         f"Last of {epochs} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in accuracy with "

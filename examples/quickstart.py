@@ -165,13 +165,17 @@ def print_findings(runs: dict[str, list[Run]], console: Console) -> None:
             for ours, theirs in zip(runs["attention"], runs[other], strict=True)
         ]
         low, high = paired_interval(differences)
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
         console.print(
-            f"Batch-attention is {verdict} {meaning}: {np.mean(differences):+.2f} points of accuracy, "
+            f"Batch-attention is {verdict(low, high)} {meaning}: {np.mean(differences):+.2f} points of accuracy, "
             f"95 % interval {low:+.2f} to {high:+.2f}, n = {len(differences)} paired seeds",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of paired differences says."""
+    return "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:
