@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class DeviceCounters:
     anyway; only what changes with every visit happens here.
 
     Args:
-        options: The rule's options; None for plain training, where every batch is visited once.
+        options: The rule's options.
         device: Where the tensors live.
 
     Attributes:
@@ -31,8 +32,8 @@ class DeviceCounters:
         OptionError: If ``nonfinite="raise"``: nothing is raised on a device.
     """
 
-    def __init__(self, options: Options | None, device: torch.device) -> None:
-        if options is not None and options.nonfinite != "advance":
+    def __init__(self, options: Options, device: torch.device) -> None:
+        if options.nonfinite != "advance":
             raise OptionError(
                 f"nonfinite is {options.nonfinite!r}; a device cannot raise, so it must be 'advance' here. "
                 "EpochSummary.nonfinite_losses tells how many there were"
@@ -45,9 +46,10 @@ class DeviceCounters:
         self._loss_sum, self._threshold = self._floats.unbind()
         self.cursor, *counts = self._integers.unbind()
         self._count = dict(zip(_COUNTS, counts, strict=True))
-        max_visits = None if options is None else options.max_visits
-        self._max_visits = torch.tensor(sys.maxsize if max_visits is None else max_visits, device=device)
+        max_visits = sys.maxsize if options.max_visits is None else options.max_visits
+        self._max_visits = torch.tensor(max_visits, device=device)
         self._nothing = torch.zeros((), dtype=torch.float64, device=device)
+        self._kernel = _find_kernel(device)
         self.write(self._state, cursor=0)
 
     def write(self, state: State, *, cursor: int) -> None:
@@ -71,15 +73,12 @@ class DeviceCounters:
 
     def visit(self, loss: Tensor) -> None:
         """``rule.visit``, for a loss on the device: the same comparisons and sums, in double precision."""
-        loss = loss.detach().reshape(()).to(torch.float64)
-        finite = torch.isfinite(loss)
-        if self._options is None:
-            self._loss_sum.add_(torch.where(finite, loss, self._nothing))
-            self._count["loss_count"].add_(finite)
-            self._count["nonfinite_losses"].add_(~finite)
-            self._count["batches"].add_(1)
-            self.cursor.add_(1)
+        loss = loss.detach().reshape(())
+        if self._kernel is not None:
+            self._kernel(loss, self._floats, self._integers, self._max_visits, self._options.epoch_loss)
             return
+        loss = loss.to(torch.float64)
+        finite = torch.isfinite(loss)
         visits = self._count["visits"] + 1
         above = finite & (loss > self._threshold)
         repeat = above & (visits < self._max_visits)
@@ -98,3 +97,13 @@ class DeviceCounters:
         torch.mul(visits, repeat, out=self._count["visits"])
         self._count["batches"].add_(advance)
         self.cursor.add_(advance)
+
+
+def _find_kernel(device: torch.device) -> Callable[..., None] | None:
+    if device.type != "cuda":
+        return None
+    try:
+        from batch_sampler_attn.device import kernel
+    except ImportError:
+        return None
+    return kernel.visit

@@ -94,7 +94,7 @@ class DeviceLoop:
         # Without a schedule there is still a loss to average and an epoch to count.
         self._bookkeeping = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize)
         self._randomness = Randomness(seed, device)
-        self._counters = DeviceCounters(None if schedule is None else schedule.options, device)
+        self._counters = DeviceCounters(self._bookkeeping.options, device)
         self._update = Update(model, optimizer, loss_fn, data, self._counters, recipe, self._randomness.fresh)
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)

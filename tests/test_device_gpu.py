@@ -1,0 +1,174 @@
+"""What only a GPU can show: captured updates equal eager ones, and nothing waits."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData, run_interleaved
+from batch_sampler_attn.device.counters import DeviceCounters
+from batch_sampler_attn.errors import DeviceLoopError, OptionError
+from batch_sampler_attn.rule import Options, State
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, **options):
+    torch.manual_seed(index)
+    if model is None:
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(8 * 36, 4)
+        model = nn.Sequential(*layers)
+    model.cuda()
+    images = torch.randint(0, 256, (84, 3, 8, 8), dtype=torch.uint8)
+    targets = torch.randint(0, 4, (84,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused, capturable=True)
+    generator = torch.Generator().manual_seed(index)
+    if staged:
+        dataset = torch.utils.data.TensorDataset(images, targets)
+        loader = torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator, pin_memory=True)
+        data = StagedData(loader, 8, "cuda", slots=4)
+    else:
+        data = ResidentData(images.cuda(), targets.cuda(), 8, generator=generator)
+    schedule = BatchAttentionSchedule(1.0, max_visits=20)
+    loss_fn = nn.functional.cross_entropy
+    return DeviceLoop(model, optimizer, loss_fn, data, schedule=schedule, graph=graph, seed=index, **options)
+
+
+def are_equal(model, other):
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def shift(images, uniforms):
+    return images + 0.1 * uniforms[:, :, None, None]
+
+
+SETTINGS = {
+    "plain": {},
+    "staged": {"staged": True},
+    "augmented by position": {"augmentation": Augmentation(shift, draws=3)},
+    "augmented afresh": {"augmentation": Augmentation(shift, draws=3, fresh=True)},
+    "channels last": {"channels_last": True},
+    "bfloat16": {"autocast": torch.bfloat16},
+    "TF32": {"tf32": True},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_captured_updates_equal_eager_ones_bit_for_bit(setting):
+    captured, eager = make_loop(**SETTINGS[setting]), make_loop(graph=False, **SETTINGS[setting])
+    assert [captured.run_epoch() for _ in range(6)] == [eager.run_epoch() for _ in range(6)]
+    assert are_equal(captured.model, eager.model)
+
+
+def test_a_gradient_scaler_is_captured_too():
+    loops = [
+        make_loop(graph=graph, autocast=torch.float16, scaler=torch.amp.GradScaler("cuda", init_scale=2.0**10))
+        for graph in (None, False)
+    ]
+    assert [loops[0].run_epoch() for _ in range(5)] == [loops[1].run_epoch() for _ in range(5)]
+    assert are_equal(loops[0].model, loops[1].model)
+
+
+def test_nothing_in_the_loop_waits_for_the_device():
+    loop = make_loop()
+    loop.run_epoch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop.run_epoch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_kernel_equals_the_tensor_arithmetic():
+    counters, plain = (DeviceCounters(Options(), torch.device("cuda")) for _ in range(2))
+    plain._kernel = None
+    state = State()
+    state.epoch, state.threshold = 1, 1.0
+    for each in (counters, plain):
+        each.write(state, cursor=0)
+    losses = torch.randn(200, device="cuda").exp()
+    losses[::17] = float("nan")
+    for loss in losses:
+        counters.visit(loss)
+        plain.visit(loss)
+        assert counters.read() == plain.read()
+
+
+def test_loops_that_take_turns_have_the_results_that_each_has_alone():
+    alone = [make_loop(index) for index in range(3)]
+    expected = [[loop.run_epoch() for _ in range(4)] for loop in alone]
+    together = [make_loop(index) for index in range(3)]
+    for ours, theirs in zip(run_interleaved(together, 4), expected, strict=True):
+        assert [{**summary.as_dict(), "host_reads": 0} for summary in ours] == [
+            {**summary.as_dict(), "host_reads": 0} for summary in theirs
+        ]
+    assert all(are_equal(ours.model, theirs.model) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_a_captured_run_saved_in_mid_epoch_goes_on_bit_for_bit():
+    whole = make_loop()
+    for _ in range(5):
+        whole.run_epoch()
+    stopped = make_loop()
+    stopped.run_epoch()
+    stopped.run_epoch()
+    assert stopped.run_updates(5) is None
+    saved = copy.deepcopy(stopped.state_dict())
+    stopped.run_epoch()
+    for resumed in (stopped, make_loop()):
+        resumed.load_state_dict(saved)
+        for _ in range(3):
+            resumed.run_epoch()
+        assert are_equal(resumed.model, whole.model)
+
+
+def test_a_model_that_reads_a_value_on_the_host_is_refused_and_keeps_its_weights():
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(192, 4)
+
+        def forward(self, x):
+            outputs = self.linear(x.flatten(1))
+            return outputs if outputs.sum().item() > -1e9 else outputs * 2
+
+    model = Asking()
+    loop = make_loop(model=model)
+    before = copy.deepcopy(model)
+    with pytest.raises(DeviceLoopError, match="graph=False"):
+        loop.run_epoch()
+    assert are_equal(model, before)
+    assert torch.zeros(1, device="cuda").item() == 0.0
+
+
+def test_an_optimizer_that_cannot_be_captured_is_refused():
+    model = nn.Linear(2, 2).cuda()
+    data = ResidentData(
+        torch.randn(8, 2, device="cuda"),
+        torch.zeros(8, dtype=torch.int64, device="cuda"),
+        4,
+        generator=torch.Generator(),
+    )
+    with pytest.raises(OptionError, match="capturable=True"):
+        DeviceLoop(model, torch.optim.Adam(model.parameters()), nn.functional.cross_entropy, data)
+
+
+def test_memory_does_not_grow_with_epochs():
+    loop = make_loop()
+    for _ in range(3):
+        loop.run_epoch()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        loop.run_epoch()
+    assert torch.cuda.memory_allocated() == before
