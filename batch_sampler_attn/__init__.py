@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from batch_sampler_attn.rule import Decision, EpochSummary
-from batch_sampler_attn.schedule import BatchAttentionSchedule
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from batch_sampler_attn.control import EqualComputeControl
+    from batch_sampler_attn.rule import Decision, EpochSummary
     from batch_sampler_attn.sampler import BatchAttentionSampler
+    from batch_sampler_attn.schedule import BatchAttentionSchedule
 
 __version__ = "0.1.0"
 
@@ -23,12 +22,24 @@ __all__ = [
 ]
 
 # Imported on first use: the sampler needs torch, and nobody should wait for what they do not use.
-_LAZY = {"BatchAttentionSampler": "sampler", "EqualComputeControl": "control"}
+_MODULES = {
+    "BatchAttentionSampler": "sampler",
+    "BatchAttentionSchedule": "schedule",
+    "Decision": "rule",
+    "EpochSummary": "rule",
+    "EqualComputeControl": "control",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

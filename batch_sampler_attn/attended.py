@@ -47,6 +47,10 @@ class AttendedLoader(Iterable["Batch"]):
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 
+    def __bool__(self) -> bool:
+        # Without this, truth would be the length, which a generator has not.
+        return True
+
     def __getattr__(self, name: str) -> Any:
         # Copying and pickling look attributes up before __init__ has run.
         if name.startswith("_"):

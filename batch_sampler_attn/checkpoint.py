@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def pack_schedule(options: Options, state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
+def pack_schedule(options: dict[str, Any], state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
     """A schedule as a dictionary."""
     return {
         "version": VERSION,
-        "options": options.as_dict(),
+        "options": options,
         "state": state.as_dict(),
         "last_summary": None if last_summary is None else last_summary.as_dict(),
     }
 
 
-def unpack_schedule(options: Options, packed: object) -> tuple[State, EpochSummary | None]:
-    """The parts of ``pack_schedule``'s dictionary, checked against ``options``.
+def unpack_schedule(
+    options: Options, packed: object, saved_options: dict[str, Any] | None = None
+) -> tuple[State, EpochSummary | None]:
+    """The parts of ``pack_schedule``'s dictionary, checked against ``options``, and more of them if there are more.
 
     Raises:
         StateError: If it is of another version or of other options, or does not hold together.
     """
     fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"})
     check_version(fields["version"])
-    check_options(options.as_dict(), fields["options"])
+    check_options(options.as_dict() if saved_options is None else saved_options, fields["options"])
     return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
 
 
@@ -79,8 +81,11 @@ def _unpack_state(options: Options, packed: object) -> State:
     for name, value in fields.items():
         if name not in ("threshold", "loss_sum"):
             check_count(name, value)
-        elif not (name == "threshold" and value is None) and (not isinstance(value, float) or math.isnan(value)):
-            raise StateError(f"{name} is {value!r} in the state; it must be a number")
+        elif name != "threshold" or value is not None:
+            # Some writers of JSON turn 2.0 into 2.
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+                raise StateError(f"{name} is {value!r} in the state; it must be a number")
+            value = float(value)
         setattr(state, name, value)
     _check_consistency(options, state)
     return state

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import operator
 import random
 import sys
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from batch_sampler_attn.errors import OptionError, ProtocolError
-from batch_sampler_attn.rule import Decision, visit
+from batch_sampler_attn.rule import Decision, EpochSummary, visit
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
 
@@ -29,25 +33,39 @@ class EqualComputeControl(BatchAttentionSchedule):
 
     def __init__(self, visit_counts: Sequence[Sequence[int]], *, seed: int = 0) -> None:
         super().__init__(warmup_epochs=sys.maxsize, max_visits=None)
-        for epoch, counts in enumerate(visit_counts):
-            if not counts or min(counts) < 1:
-                raise OptionError(
-                    f"visit_counts[{epoch}] is {list(counts)!r}; every epoch needs a count of at least 1 for each batch"
-                )
-        self._visit_counts = [list(counts) for counts in visit_counts]
+        self._visit_counts = [_check_counts(epoch, counts) for epoch, counts in enumerate(visit_counts)]
         self._seed = seed
         self._dealt_epoch: int | None = None
         self._dealt: list[int] = []
 
     def _visit(self, loss: float) -> Decision:
         state = self._state
-        planned_visits = self._planned_visits(state.epoch, self._position)
+        is_last = state.visits + 1 >= self._planned_visits(state.epoch, self._position)
+        if not is_last and not math.isfinite(loss):
+            # The rule would advance; the control repeats as often as planned whatever the loss is.
+            state.nonfinite_losses += 1
+            state.visits += 1
+            state.repeats += 1
+            return Decision.REPEAT
         # Every finite loss is above minus infinity, and none is above no threshold.
-        state.threshold = -math.inf if state.visits + 1 < planned_visits else None
+        state.threshold = None if is_last else -math.inf
         try:
             return visit(self._options, state, loss)
         finally:
             state.threshold = None
+
+    def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
+        state = self._state
+        if state.batches and state.batches < len(self._dealt):
+            raise ProtocolError(
+                f"epoch {state.epoch} ended after {state.batches} batches, but visit_counts[{state.epoch}] has "
+                f"{len(self._dealt)}; use the data and the batch size of the run that the counts are of"
+            )
+        return super()._end_epoch(host_reads)
+
+    def _options_to_save(self) -> dict[str, Any]:
+        counts = json.dumps(self._visit_counts).encode()
+        return {**super()._options_to_save(), "seed": self._seed, "visit_counts_crc32": zlib.crc32(counts)}
 
     def _planned_visits(self, epoch: int, batch: int) -> int:
         if epoch != self._dealt_epoch:
@@ -60,3 +78,15 @@ class EqualComputeControl(BatchAttentionSchedule):
         if batch >= len(self._dealt):
             raise ProtocolError(f"epoch {epoch} has more batches than the {len(self._dealt)} of visit_counts[{epoch}]")
         return self._dealt[batch]
+
+
+def _check_counts(epoch: int, counts: Sequence[int]) -> list[int]:
+    try:
+        checked = [operator.index(count) for count in counts]
+    except TypeError:  # not a sequence, or not of whole numbers
+        checked = []
+    if not checked or min(checked) < 1:
+        raise OptionError(
+            f"visit_counts[{epoch}] is {counts!r}; every epoch needs a whole number of at least 1 for each batch"
+        )
+    return checked

@@ -14,6 +14,10 @@ from typing import IO, Any, NamedTuple
 
 from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.rule import Decision, EpochSummary
+from batch_sampler_attn.tickets import plain_indices
+
+# More than a line with the indices of a batch of 65,536 samples takes.
+_LONGEST_LINE_BYTES = 1 << 20
 
 
 class VisitRecord(NamedTuple):
@@ -134,7 +138,7 @@ class JsonLinesRecorder(Recorder):
             "decision": decision.value,
         }
         if indices is not None:
-            line["indices"] = [int(index) for index in indices]
+            line["indices"] = plain_indices(indices)
         self._write(line)
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
@@ -241,12 +245,22 @@ def most_repeated_samples(visits: Iterable[VisitRecord], n: int = 10) -> list[Re
 
 
 def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
-    """Visits to each batch: one list an epoch, one number a batch, in order of position."""
+    """Visits to each batch: one list an epoch, one number a batch, in order of position.
+
+    Raises:
+        RecordError: If epochs or batches are missing, as with a recorder that was switched on late, or with
+            deferred repeats that a ``window`` cut in two.
+    """
     counts: dict[int, dict[int, int]] = {}
     for record in visits:
-        epoch = counts.setdefault(record.epoch, {})
-        epoch[record.batch] = max(epoch.get(record.batch, 0), record.visit)
-    return [[count for _, count in sorted(epoch.items())] for _, epoch in sorted(counts.items())]
+        batches = counts.setdefault(record.epoch, {})
+        batches[record.batch] = max(batches.get(record.batch, 0), record.visit)
+    for epoch in range(len(counts)):
+        if epoch not in counts:
+            raise RecordError(f"epoch {epoch} of {len(counts)} was not recorded; record the run from its begin")
+        if sorted(counts[epoch]) != list(range(len(counts[epoch]))):
+            raise RecordError(f"epoch {epoch} was recorded without some of its batches; record whole epochs")
+    return [[counts[epoch][batch] for batch in range(len(counts[epoch]))] for epoch in range(len(counts))]
 
 
 def _record_from_line(line: dict[str, Any]) -> VisitRecord:
@@ -262,10 +276,18 @@ def _record_from_line(line: dict[str, Any]) -> VisitRecord:
 
 
 def _remove_torn_line(path: Path) -> None:
+    """Cut off a last line that was not written to its end; of a file that is not a recorder's, change nothing."""
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_LINE_BYTES))
+        tail = file.read()
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not torn:
+            return
+        if not torn.startswith(b"{"):
+            raise RecordError(
+                f"{path} ends with {torn[:40]!r}, which is no recorded visit; give the recorder a file of its own"
+            )
+        file.truncate(size - len(torn))

@@ -66,8 +66,8 @@ class Options(Fields):
         """Raise ``OptionError`` unless every option has an allowed value."""
         if not _is_real(self.k) or not math.isfinite(self.k) or self.k <= 0:
             raise OptionError(
-                f"k is {self.k!r}; it must be a finite number above 0. The paper advises 1.1 to 1.5; "
-                "larger values repeat less"
+                f"k is {self.k!r} ({type(self.k).__name__}); it must be a finite number above 0. The paper advises 1.1 "
+                "to 1.5; larger values repeat less"
             )
         _check_count("warmup_epochs", self.warmup_epochs, "epoch 1 has no epoch before it to take a mean from")
         if self.max_visits is not None:
@@ -290,7 +290,7 @@ def _is_real(value: object) -> bool:
 
 def _check_count(name: str, value: object, hint: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} is {value!r}; it must be a whole number of at least 1: {hint}")
+        raise OptionError(f"{name} is {value!r} ({type(value).__name__}); it must be an int of at least 1: {hint}")
 
 
 def _check_word(name: str, value: object, allowed: tuple[str, ...]) -> None:

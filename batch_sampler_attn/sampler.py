@@ -19,6 +19,7 @@ from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.tickets import Ticket, pack_tickets, plain_indices, unpack_tickets
+from batch_sampler_attn.turns import BY_HAND
 
 REPEATS = ("immediate", "deferred")
 _STATE_KEYS = {
@@ -164,7 +165,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         fields = checkpoint.check_keys("the sampler's state", state_dict, _STATE_KEYS)
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(self._options(), fields["options"])
-        schedule_parts = checkpoint.unpack_schedule(self.schedule.options, fields["schedule"])
+        schedule_parts = self.schedule._unpack(fields["schedule"])
         position = checkpoint.check_count("position", fields["position"])
         is_exhausted, last_base_batch = fields["is_exhausted"], fields["last_base_batch"]
         if not isinstance(is_exhausted, bool):
@@ -218,20 +219,19 @@ class BatchAttentionSampler(Sampler[list[int]]):
 
     def _deliver(self, schedule: BatchAttentionSchedule, loader: Any) -> Iterator[Any]:
         delivery.check_loader(self, loader)
+        is_in_epoch = schedule._turns.phase is BY_HAND and bool(schedule.batches or schedule.visits)
+        if is_in_epoch and not self._is_resumed and schedule.options.window is None:
+            raise ProtocolError(
+                "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
+                "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
+            )
         return delivery.deliver(self, schedule, loader)
 
     def _open_pass(self, token: object) -> bool:
         """Begin an epoch, or go on in a loaded one; tell whether it is the latter."""
-        is_resumed = self._is_resumed
+        is_resumed, self._is_resumed = self._is_resumed, False
         if not is_resumed:
-            if (self.schedule.batches or self.schedule.visits) and self.schedule.options.window is None:
-                self.schedule.abandon_epoch()
-                raise ProtocolError(
-                    "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
-                    "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
-                )
             self._forget_epoch()
-        self._is_resumed = False
         self._pass = token
         if self._position > 0 and self._batches is None:
             self._batches = self._base.resumed(self._epoch_generator, self._position, self._last_base_batch)

@@ -6,7 +6,7 @@ import warnings
 
 from batch_sampler_attn import checkpoint, rule, turns
 from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
-from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
+from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, OptionError, ProtocolError
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
 from batch_sampler_attn.turns import Turns
@@ -39,7 +39,8 @@ class BatchAttentionSchedule:
         warmup_epochs: Epochs without repeats at the start; at least 1, the paper's value.
         epoch_loss: Which loss of a repeated batch enters the epoch's mean: its "first" visit's, its "last"
             visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not
-            say. "first" is the mean that the same data would have had without looking at repeats.
+            say. "first" is the mean that the same data would have had without looking at repeats. A loss that is
+            not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
         max_visits: The most visits to one batch in an epoch; at least 1, or None for no limit, as in the
             paper. The default of 100 is above what batches that do fit were measured to need, so it
             binds on mislabelled or broken ones alone.
@@ -86,11 +87,12 @@ class BatchAttentionSchedule:
             window=window,
         )
         self._options.check()
-        self._recorders = tuple(recorders)
+        self._recorders = _check_recorders(recorders)
         self._state = State()
         self._last_summary: EpochSummary | None = None
         self._warned = False
         self._sampler: BatchAttentionSampler | None = None
+        self._abandoned_in_a_row = 0
         self._turns = Turns()
         self._update_watch()
 
@@ -211,6 +213,22 @@ class BatchAttentionSchedule:
 
     def abandon_epoch(self) -> None:
         """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
+        self._abandoned_in_a_row = 0
+        self._forget_epoch()
+
+    def _abandon_left_epoch(self) -> None:
+        self._forget_epoch()
+        self._abandoned_in_a_row += 1
+        if self._abandoned_in_a_row == 2:
+            warnings.warn(
+                "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing "
+                "will ever repeat. To train on n batches an epoch, give attend() no more: "
+                "schedule.attend(itertools.islice(loader, n)); for epochs of n batches of a stream, use window=n",
+                BatchAttentionWarning,
+                stacklevel=4,
+            )
+
+    def _forget_epoch(self) -> None:
         if self._state.batches or self._state.visits:
             for recorder in self._recorders:
                 recorder.on_epoch_abandoned(self._state.epoch)
@@ -224,10 +242,14 @@ class BatchAttentionSchedule:
     # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here, as plain JSON types. It may be taken between any two visits."""
+        """Everything needed to go on from here, as plain JSON types.
+
+        It may be taken between any two visits. Taken after a loop was left early, it goes on with that epoch; call
+        ``abandon_epoch`` before, if the epoch was left on purpose.
+        """
         for recorder in self._recorders:
             recorder.flush()
-        return checkpoint.pack_schedule(self._options, self._state, self._last_summary)
+        return checkpoint.pack_schedule(self._options_to_save(), self._state, self._last_summary)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -235,7 +257,13 @@ class BatchAttentionSchedule:
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        self._assign(*checkpoint.unpack_schedule(self._options, state_dict))
+        self._assign(*self._unpack(state_dict))
+
+    def _options_to_save(self) -> dict[str, Any]:
+        return self._options.as_dict()
+
+    def _unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
+        return checkpoint.unpack_schedule(self._options, state_dict, self._options_to_save())
 
     def _assign(self, state: State, last_summary: EpochSummary | None) -> None:
         self._state = state
@@ -248,7 +276,7 @@ class BatchAttentionSchedule:
 
     def _decide_carefully(self, loss: float) -> Decision:
         if self._turns.phase is turns.LEFT:
-            self.abandon_epoch()
+            self._abandon_left_epoch()
         self._turns.check_loss_is_due(by_hand_too=self._sampler is None)
         state, position = self._state, self._position
         epoch, visits = state.epoch, state.visits + 1
@@ -256,12 +284,16 @@ class BatchAttentionSchedule:
         self._turns.settle(decision)
         if self._sampler is not None:
             self._sampler._settle(decision, visits)
-        for recorder in self._recorders:
-            recorder.on_visit(epoch, position, visits, loss, decision, self._turns.indices)
-        if state.nonfinite_losses and not self._warned:
-            self._warn_nonfinite(loss)
-        if state.batches == self._options.window:
-            self._end_epoch()
+        has_nonfinite, is_window_over = state.nonfinite_losses > 0, state.batches == self._options.window
+        try:
+            for recorder in self._recorders:
+                recorder.on_visit(epoch, position, visits, loss, decision, self._turns.indices)
+            if has_nonfinite and not self._warned:
+                self._warn_nonfinite(loss)
+        finally:
+            # A recorder or a warning that raises must not make the window miss its end.
+            if is_window_over:
+                self._end_epoch()
         return decision
 
     def _visit(self, loss: float) -> Decision:
@@ -288,6 +320,7 @@ class BatchAttentionSchedule:
                 "of data, or is it a generator that an earlier epoch has used up?"
             )
         summary = rule.end_epoch(self._options, state)
+        self._abandoned_in_a_row = 0
         summary.host_reads = host_reads
         self._last_summary = summary
         self._warned = False
@@ -322,7 +355,7 @@ class BatchAttentionSchedule:
 
     def _open_pass(self) -> object:
         if self._turns.phase is not turns.BY_HAND:
-            self.abandon_epoch()
+            self._abandon_left_epoch()
         token = self._turns.open()
         self._update_watch()
         return token
@@ -341,3 +374,12 @@ class BatchAttentionSchedule:
         self._update_watch()
         if finished and self._options.window is None:
             self._end_epoch()
+
+
+def _check_recorders(recorders: object) -> tuple[Recorder, ...]:
+    if not isinstance(recorders, (list, tuple)) or not all(hasattr(recorder, "on_visit") for recorder in recorders):
+        raise OptionError(
+            f"recorders is {recorders!r}; it must be a list of recorders, such as [MemoryRecorder()] from "
+            "batch_sampler_attn.recorders"
+        )
+    return tuple(recorders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from batch_sampler_attn.checkpoint import check_count
@@ -41,7 +42,7 @@ def unpack_tickets(name: str, packed: object, position: int, *, least_visits: in
     return tickets
 
 
-def plain_indices(indices: list[Any]) -> list[int | str]:
+def plain_indices(indices: Sequence[Any]) -> list[int | str]:
     """Dataset indices as JSON types.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.rule import Decision
 
@@ -9,19 +11,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BY_HAND = "by hand"
-BETWEEN_BATCHES = "between batches"
-AWAITING_LOSS = "awaiting a loss"
-DECIDED = "decided"
-LEFT = "left"
+
+class Phase(enum.Enum):
+    """Where a loss may come from, and when."""
+
+    BY_HAND = "outside a pass, where losses may come at any time"
+    BETWEEN_BATCHES = "in a pass, with no batch out"
+    AWAITING_LOSS = "in a pass, with a batch out"
+    DECIDED = "in a pass, with the loss of the batch that is out reported"
+    LEFT = "after a pass that did not come to its end"
+
+
+# As names of the module they cost no look-up in the enum, which is slow, at every update.
+BY_HAND = Phase.BY_HAND
+BETWEEN_BATCHES = Phase.BETWEEN_BATCHES
+AWAITING_LOSS = Phase.AWAITING_LOSS
+DECIDED = Phase.DECIDED
+LEFT = Phase.LEFT
 
 
 class Turns:
     """Keeps batches and losses in step, and refuses what is out of turn.
 
     Attributes:
-        phase: ``BY_HAND`` outside a pass, where losses may come at any time; in a pass ``BETWEEN_BATCHES``,
-            ``AWAITING_LOSS`` or ``DECIDED``; ``LEFT`` after a pass that did not come to its end.
+        phase: Where the pass is.
         position: The position of the batch that is out, if a sampler said it.
         indices: Its dataset indices, if a sampler said them.
     """
@@ -91,8 +104,9 @@ class Turns:
         if self.phase is not DECIDED:
             raise ProtocolError(
                 "the next batch was asked for before decide() was told the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch; if you do, then something between attend() and "
-                "your loop reads ahead (a prefetcher, say): put it inside, schedule.attend(prefetcher(loader))"
+                "schedule.decide(loss) once for each batch. To evaluate, iterate over the loader that attend() was "
+                "given. If something between attend() and your loop reads ahead (a prefetcher, say), put it inside: "
+                "schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self._decision

@@ -74,7 +74,7 @@ def train(arm: str, schedule: BatchAttentionSchedule, seed: int, epochs: int, on
     """Train one model. The seed fixes its initial weights and the order of its batches, in every arm alike."""
     images, test_images, labels, test_labels = load_images()
     model = make_model(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     order = torch.Generator().manual_seed(seed)
     run = Run(arm, [], [], [])
     for _ in range(epochs):

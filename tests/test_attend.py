@@ -1,11 +1,13 @@
 """``attend`` over any iterable, and what happens when a loop does not do as told."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import EmptyEpochError, ProtocolError
+from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
 
 
 def schedule_with_threshold(threshold=1.0, **options):
@@ -143,6 +145,24 @@ def test_a_loop_left_early_abandons_its_epoch_and_sets_no_threshold(leave):
     assert schedule.last_summary.batches == 2
 
 
+def test_leaving_every_epoch_early_is_warned_of_since_nothing_would_ever_repeat():
+    schedule = BatchAttentionSchedule()
+
+    def leave_early():
+        for _ in schedule.attend([1, 2]):
+            schedule.decide(1.0)
+            break
+
+    leave_early()
+    leave_early()
+    with pytest.warns(BatchAttentionWarning, match="islice"):
+        leave_early()
+    leave_early()
+    run_epoch(schedule, [1], [1.0])
+    leave_early()
+    leave_early()
+
+
 def test_a_hand_written_loop_may_follow_a_loop_left_early():
     schedule = BatchAttentionSchedule(1.0)
     for _ in schedule.attend([1, 2]):
@@ -202,6 +222,23 @@ def test_a_generator_that_is_used_up_is_refused_in_the_second_epoch():
         schedule.decide(1.0)
     with pytest.raises(EmptyEpochError, match="generator"):
         list(attended)
+
+
+def test_an_attended_generator_is_true():
+    assert BatchAttentionSchedule().attend(iter([1]))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda schedule: pickle.loads(pickle.dumps(schedule))])
+def test_a_copied_schedule_keeps_batches_and_losses_in_step(copied):
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.decide(1.0)
+    successor = copied(schedule)
+    assert successor.end_epoch() == schedule.end_epoch()
+    iterator = iter(schedule.attend([1]))
+    next(iterator)
+    schedule.decide(1.0)
+    with pytest.raises(ProtocolError, match="called twice"):
+        copied(schedule).decide(1.0)
 
 
 def test_end_epoch_is_not_for_loops_of_attend():

@@ -10,6 +10,7 @@ import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
+from batch_sampler_attn.recorders import MemoryRecorder
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,12 @@ def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
 def test_options_other_than_k_are_keyword_only():
     with pytest.raises(TypeError):
         BatchAttentionSchedule(1.2, 1)
+
+
+@pytest.mark.parametrize("recorders", ["visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3])
+def test_what_is_no_list_of_recorders_is_refused_at_construction(recorders):
+    with pytest.raises(OptionError, match="MemoryRecorder"):
+        BatchAttentionSchedule(recorders=recorders)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,24 @@ def test_nonfinite_raise_refuses_the_loss_and_keeps_the_state(loss):
         schedule.decide(loss)
     assert schedule.state_dict() == before
     assert schedule.decide(1.0) is Decision.ADVANCE
+
+
+def test_a_recorder_that_raises_does_not_make_a_window_miss_its_end():
+    class Broken(MemoryRecorder):
+        def on_visit(self, *arguments):
+            raise OSError("disk full")
+
+    schedule = BatchAttentionSchedule(window=2, recorders=[Broken()])
+    for _ in range(4):
+        with pytest.raises(OSError, match="disk full"):
+            schedule.decide(1.0)
+    assert (schedule.epoch, schedule.batches) == (2, 0)
+
+
+def test_a_whole_number_where_json_dropped_the_fraction_is_read():
+    schedule = BatchAttentionSchedule(1.0)
+    schedule.load_state_dict(damaged(["state", "loss_sum"], 2))
+    assert schedule.state_dict() == saved_state()
 
 
 def saved_state():

@@ -1,12 +1,14 @@
 """The control at equal compute."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, EqualComputeControl
-from batch_sampler_attn.errors import OptionError, ProtocolError
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)
@@ -82,7 +84,30 @@ def test_the_counts_of_a_recorded_run_fit_in():
     assert [sorted(counts) for counts in visit_counts(recorder.visits)] == [[1, 1], [1, 2]]
 
 
-@pytest.mark.parametrize("counts", [[[]], [[1, 0]], [[1], [-1]]])
+@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
+def test_losses_that_are_not_finite_take_no_visit_away():
+    control = EqualComputeControl([[3]])
+    decisions = [control.decide(loss).value for loss in (math.nan, math.inf, math.nan)]
+    assert decisions == ["repeat", "repeat", "advance"]
+    summary = control.end_epoch()
+    assert (summary.visits, summary.nonfinite_losses, summary.most_visits) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("counts", "seed"), [([[1, 3, 2]], 1), ([[1, 2, 3]], 0)])
+def test_a_state_of_another_control_is_refused(counts, seed):
+    control = EqualComputeControl([[1, 3, 2]])
+    control.decide(1.0)
+    with pytest.raises(StateError, match="saved"):
+        EqualComputeControl(counts, seed=seed).load_state_dict(control.state_dict())
+
+
+def test_an_epoch_with_fewer_batches_than_were_counted_is_refused():
+    control = EqualComputeControl([[1, 1]])
+    with pytest.raises(ProtocolError, match="after 1 batches"):
+        run(control, [[1]])
+
+
+@pytest.mark.parametrize("counts", [[[]], [[1, 0]], [[1], [-1]], [[1.5]], [["1"]], [3]])
 def test_counts_below_one_are_refused(counts):
     with pytest.raises(OptionError, match="at least 1"):
         EqualComputeControl(counts)

@@ -82,6 +82,20 @@ def test_an_abandoned_epoch_leaves_no_visits(tmp_path):
     assert [record.loss for record in memory.visits if record.epoch == 1] == [0.5, 0.5, 0.5]
 
 
+def test_a_file_that_is_not_a_recorders_is_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("first\nlast without an end")
+    with pytest.raises(RecordError, match="a file of its own"):
+        JsonLinesRecorder(path)
+    assert path.read_text() == "first\nlast without an end"
+
+
+def test_indices_may_be_strings(tmp_path):
+    with JsonLinesRecorder(tmp_path / "visits.jsonl") as recorder:
+        recorder.on_visit(0, 0, 1, 1.0, Decision.ADVANCE, ["a", "b"])
+    assert read_visits(recorder.path)[0].indices == ("a", "b")
+
+
 def test_a_saved_state_puts_all_lines_on_disk(tmp_path):
     recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
     schedule = BatchAttentionSchedule(recorders=[recorder])
@@ -157,6 +171,16 @@ def test_visit_counts_are_one_number_a_batch():
     recorder = MemoryRecorder()
     train([recorder])
     assert visit_counts(recorder.visits) == [[1, 1, 1], [2, 1, 3]]
+
+
+@pytest.mark.parametrize(
+    "kept", [lambda record: record.epoch != 0, lambda record: (record.epoch, record.batch) != (1, 1)]
+)
+def test_visit_counts_of_half_a_record_are_refused(kept):
+    recorder = MemoryRecorder()
+    train([recorder])
+    with pytest.raises(RecordError, match="recorded"):
+        visit_counts(filter(kept, recorder.visits))
 
 
 def test_tensorboard_gets_a_point_an_epoch(tmp_path):
