@@ -1,0 +1,88 @@
+"""The README's Python blocks, run as they stand."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    """What the text around the blocks says is there."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = torch.randn(64, 4), torch.randint(0, 2, (64,))
+    dataset = TensorDataset(images, labels)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def train_step(*batch):
+        x, y = batch if len(batch) == 2 else batch[0]
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    schedule = BatchAttentionSchedule()
+    return {
+        "torch": torch,
+        "nn": nn,
+        "tqdm": tqdm,
+        "DataLoader": DataLoader,
+        "RandomSampler": RandomSampler,
+        "SummaryWriter": SummaryWriter,
+        "BatchAttentionSchedule": BatchAttentionSchedule,
+        "Decision": Decision,
+        "epochs": 2,
+        "images": images,
+        "labels": labels,
+        "dataset": dataset,
+        "loader": DataLoader(dataset, 16),
+        "model": model,
+        "optimizer": optimizer,
+        "train_step": train_step,
+        "schedule": schedule,
+        "loss": torch.tensor(1.0),
+    }
+
+
+def test_the_blocks_are_found():
+    assert len(BLOCKS) >= 8
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)  # forked workers, Python 3.12
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # four workers on fewer cores
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[0][:50])
+def test_a_block_runs_as_it_stands(block, context, tmp_path):
+    if "sampler.state_dict()" in block:
+        context["schedule"] = BatchAttentionSchedule()
+        sampler = BatchAttentionSampler(RandomSampler(context["dataset"]), 16, schedule=context["schedule"])
+        context["sampler"], context["loader"] = sampler, DataLoader(context["dataset"], batch_sampler=sampler)
+        block = block.replace("        ...", "        schedule.decide(train_step(*batch))")
+    if "loader.schedule.decide" in block:
+        block = block.replace("...\nloader", "for batch in loader:\n    loader")
+    if "read_visits" in block:
+        block = block.replace("...\n", "schedule.decide(1.0)\nschedule.state_dict()\nschedule._recorders[0].close()\n")
+    is_distributed = "all_reduce" in block
+    if is_distributed:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        exec(compile(block, "README.md", "exec"), context)
+    finally:
+        if is_distributed:
+            torch.distributed.destroy_process_group()
