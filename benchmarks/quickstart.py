@@ -1,4 +1,4 @@
-"""The quick start, with its raw results kept.
+"""The quick start, with its raw results kept, and the figure made of them.
 
 python -m benchmarks.quickstart --record FILE
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.environment import describe_environment
-from examples.quickstart import ARMS, print_findings, print_table, run_seeds
+from examples.quickstart import ARMS, plot, print_findings, print_table, run_seeds
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
         for arm in ARMS:
             for seed, run in enumerate(runs[arm]):
                 file.write(json.dumps({"seed": seed, **run._asdict(), "environment": environment}) + "\n")
+    plot(runs, arguments.record.with_name("figure.png"))
 
 
 if __name__ == "__main__":
