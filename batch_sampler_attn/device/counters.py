@@ -12,7 +12,8 @@ from batch_sampler_attn.device.transfer import copy_in, copy_out
 from batch_sampler_attn.errors import OptionError
 from batch_sampler_attn.rule import Options, State
 
-_COUNTS = ("batches", "visits", "loss_count", "repeats", "most_visits", "capped_batches", "nonfinite_losses")
+# In the order in which they lie in the packed tensor, behind the cursor.
+COUNTS = ("batches", "visits", "loss_count", "repeats", "most_visits", "capped_batches", "nonfinite_losses")
 
 
 class DeviceCounters:
@@ -41,15 +42,15 @@ class DeviceCounters:
         self._options = options
         self._state = State()
         self._floats = torch.zeros(2, dtype=torch.float64, device=device)
-        self._integers = torch.zeros(1 + len(_COUNTS), dtype=torch.int64, device=device)
+        self._integers = torch.zeros(1 + len(COUNTS), dtype=torch.int64, device=device)
         # Views: what is added in place to one of them is added to the packed tensor that is read as a whole.
         self._loss_sum, self._threshold = self._floats.unbind()
         self.cursor, *counts = self._integers.unbind()
-        self._count = dict(zip(_COUNTS, counts, strict=True))
+        self._count = dict(zip(COUNTS, counts, strict=True))
         max_visits = sys.maxsize if options.max_visits is None else options.max_visits
         self._max_visits = torch.tensor(max_visits, device=device)
         self._nothing = torch.zeros((), dtype=torch.float64, device=device)
-        self._kernel = _find_kernel(device)
+        self._kernel = _find_kernel(device, options.epoch_loss)
         self.write(self._state, cursor=0)
 
     def write(self, state: State, *, cursor: int) -> None:
@@ -57,7 +58,7 @@ class DeviceCounters:
         self._state = state.copy()
         threshold = float("inf") if state.threshold is None else state.threshold
         copy_in(self._floats, torch.tensor([state.loss_sum, threshold], dtype=torch.float64))
-        counts = [getattr(state, name) for name in _COUNTS]
+        counts = [getattr(state, name) for name in COUNTS]
         copy_in(self._integers, torch.tensor([cursor, *counts], dtype=torch.int64))
 
     def read(self) -> tuple[State, int]:
@@ -67,7 +68,7 @@ class DeviceCounters:
         cursor, *counts, _ = numbers.tolist()
         state = self._state.copy()
         state.loss_sum = numbers[-1:].view(torch.float64).item()
-        for name, count in zip(_COUNTS, counts, strict=True):
+        for name, count in zip(COUNTS, counts, strict=True):
             setattr(state, name, count)
         return state, cursor
 
@@ -99,11 +100,17 @@ class DeviceCounters:
         self.cursor.add_(advance)
 
 
-def _find_kernel(device: torch.device) -> Callable[..., None] | None:
+def _find_kernel(device: torch.device, epoch_loss: str) -> Callable[..., None] | None:
+    """The kernel, if it runs here: Triton comes with torch, the C compiler that it calls does not."""
     if device.type != "cuda":
         return None
     try:
         from batch_sampler_attn.device import kernel
-    except ImportError:
+
+        with torch.cuda.device(device):
+            floats = torch.zeros(2, dtype=torch.float64, device=device)
+            integers = torch.zeros(1 + len(COUNTS), dtype=torch.int64, device=device)
+            kernel.visit(torch.zeros((), device=device), floats, integers, torch.ones_like(integers[0]), epoch_loss)
+    except Exception:  # whatever keeps it from running, the tensor arithmetic does the same
         return None
     return kernel.visit

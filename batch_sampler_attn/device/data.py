@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from batch_sampler_attn.device.transfer import copy_in
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
@@ -126,12 +127,14 @@ class ResidentData:
 class StagedData:
     """A DataLoader's batches, copied to the device ahead of the cursor, for data that does not fit there.
 
-    A ring of ``slots`` buffers is filled from pinned memory while the device trains; a batch stays in its slot
-    until the cursor is known to be past it.
+    A ring of ``slots`` buffers is filled from pinned memory; a batch stays in its slot until the cursor is known to be
+    past it. The first fill of an epoch comes before its first update. From then on, updates on what is at hand are
+    enqueued first, and the slots that are free are filled while the device makes them.
 
     Args:
-        loader: Yields (inputs, targets) of ``batch_size`` samples, the last batch at most so many. Its ``len`` is
-            the number of batches. To go on in mid-epoch, it needs a ``generator``, or an order that is always the same.
+        loader: A DataLoader that yields (inputs, targets) of ``batch_size`` samples, the last batch at most so many.
+            Its ``len`` is the number of batches. To go on in mid-epoch it is gone through again from the epoch's
+            begin, so a data set that draws random numbers itself has to do so in worker processes.
         batch_size: Samples in a batch.
         device: The model's device.
         slots: Buffers in the ring; at least 2. Between two reads of the cursor at most so many batches are trained on.
@@ -149,6 +152,7 @@ class StagedData:
         self.device = torch.device(device)
         self.generator: torch.Generator | None = getattr(loader, "generator", None)
         self._slots = slots
+        self._check_loader()
         self._iterator: Iterator[Any] = iter(())
         self._staged = 0
         self._draws = 0
@@ -168,6 +172,8 @@ class StagedData:
 
     def begin_epoch(self) -> None:
         """Begin to go through the loader."""
+        if self._copies is not None:
+            self._copies.wait_stream(torch.cuda.current_stream(self.device))
         self._iterator = iter(self._loader)
         self._staged = 0
 
@@ -184,9 +190,7 @@ class StagedData:
         return self._stage_up_to(min(cursor + self._slots, self.full_batches + (self.tail_size > 0)))
 
     def _stage_up_to(self, end: int) -> int:
-        if self._copies is not None:
-            # What is overwritten has been trained on: the cursor was read after it.
-            self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        # Nothing to wait for: what is overwritten has been trained on, or the cursor would not have been read past it.
         with torch.cuda.stream(self._copies):
             while self._staged < end:
                 self._fill(self._staged)
@@ -209,10 +213,18 @@ class StagedData:
         uniforms = None if self._uniforms is None else self._uniforms[slot, :size]
         return Batch(self.inputs[slot, :size], self.targets[slot, :size], uniforms)
 
+    def _check_loader(self) -> None:
+        if not isinstance(self._loader, DataLoader) or isinstance(self._loader.dataset, IterableDataset):
+            raise OptionError(
+                f"loader is {type(self._loader).__name__}; pass a torch.utils.data.DataLoader of a data set with "
+                "indices, or put the tensors on the device and use ResidentData"
+            )
+
     def _probe(self) -> tuple[Tensor, Tensor, int]:
-        """Shapes and types, from the first batch of the data set; no random number of the loader's is drawn."""
+        """Shapes and types, from the first sample of the data set; torch's random numbers stay as they are."""
         dataset, collate = self._loader.dataset, self._loader.collate_fn
-        inputs, targets = collate([dataset[0]])
+        with torch.random.fork_rng(devices=[]):
+            inputs, targets = collate([dataset[0]])
         samples = len(self._loader.sampler) if self._loader.batch_sampler is not None else len(dataset)
         full, rest = divmod(samples, self.batch_size)
         if full == 0:

@@ -1,81 +1,140 @@
-"""Running an update again and again: eagerly, or as one captured CUDA graph."""
+"""Running an update again and again, as captured CUDA graphs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from batch_sampler_attn.device import checks
+from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.errors import DeviceLoopError
 
 # Libraries set themselves up lazily in the first calls, which must not happen inside a capture.
 WARM_UP_UPDATES = 3
 
 
-class Runner(Protocol):
-    """Something that makes one update each time it is called."""
-
-    def __call__(self) -> None:
-        """Make one update."""
-
-
-class Graphed:
-    """Makes its first updates eagerly, captures the next one, and replays it from then on.
+class Graphs:
+    """Makes the first updates of each kind eagerly, captures the next one, and replays it from then on.
 
     The first updates are training like any other, so nothing has to be undone after the warm-up: optimizer state,
     BatchNorm statistics, gradient scaler and generators are where eager training would have them, and a capture
     only records. (A capture that first made throw-away updates would have to put all of these back in place.)
 
+    A graph holds on to the addresses of tensors and to the values of numbers. Where the optimizer's numbers change,
+    as under a learning-rate schedule, the graphs are captured anew.
+
     Args:
-        update: Makes one update with no word to the host.
+        optimizer: Whose step is part of every update.
         stream: The stream to run and capture on; a graph's libraries keep workspaces for each stream.
-        pool: The memory pool shared by one loop's graphs, which never run at the same time.
-        generators: Those that the update draws from, besides the device's default one.
+        randomness: What updates draw from.
     """
 
-    def __init__(
-        self,
-        update: Callable[[], None],
-        stream: torch.cuda.Stream,
-        pool: Any,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        self._update = update
-        self._generators = generators
+    def __init__(self, optimizer: torch.optim.Optimizer, stream: torch.cuda.Stream, randomness: Randomness) -> None:
+        self._optimizer = optimizer
         self._stream = stream
-        self._pool = pool
-        self._warm_ups = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._randomness = randomness
+        self._warm_ups: Counter[Callable[[], None]] = Counter()
+        self._graphs: dict[Callable[[], None], torch.cuda.CUDAGraph] = {}
+        # One memory pool for all, since they never run at the same time.
+        self._pool: Any = None
+        self._numbers: list[Any] = []
+        self._settings: list[Any] = []
+        self._parameters: list[int] = []
 
-    @property
-    def is_captured(self) -> bool:
-        """Whether updates are replays by now."""
-        return self._graph is not None
+    def is_captured(self, update: Callable[[], None]) -> bool:
+        """Whether these updates are replays by now."""
+        return update in self._graphs
 
-    def __call__(self) -> None:
+    def run(self, update: Callable[[], None]) -> None:
         """Make one update, on the stream that is current."""
-        if self._graph is None and self._warm_ups < WARM_UP_UPDATES:
-            self._warm_ups += 1
-            self._update()
-            return
-        if self._graph is None:
-            self._graph = self._capture()
-        self._graph.replay()
+        if update not in self._graphs:
+            if self._warm_ups[update] < WARM_UP_UPDATES or not checks.has_state(self._optimizer):
+                self._warm_ups[update] += 1
+                self._numbers = checks.numbers_in_state(self._optimizer)
+                update()
+                return
+            checks.check_optimizer_state(self._optimizer, self._stream.device, self._numbers)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            self._graphs[update] = capture(update, self._stream, self._pool, [self._randomness.fresh])
+        self._graphs[update].replay()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                self._update()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise DeviceLoopError(
-                f"the update cannot be captured as a CUDA graph: {str(error).splitlines()[0]}. Nothing in the model, "
-                "the loss or the augmentation may read a value on the host (.item(), .cpu(), print, if on a tensor) or "
-                "take a shape from data (nonzero, boolean indexing). Change that, or pass graph=False"
-            ) from error
-        return graph
+    def follow_optimizer(self) -> None:
+        """Let go of the graphs if a number or a parameter that they were captured with is another one by now."""
+        settings, parameters = settings_of(self._optimizer), parameters_of(self._optimizer)
+        if parameters != self._parameters:
+            self.reset()
+        elif settings != self._settings:
+            self._let_go()
+        self._settings, self._parameters = settings, parameters
+
+    def reset(self) -> None:
+        """Begin anew, with eager updates: tensors that the graphs know were replaced, or a capture failed."""
+        self._let_go()
+        self._warm_ups.clear()
+
+    def _let_go(self) -> None:
+        if self._pool is None and not self._graphs:
+            return
+        # Replays in flight use the pool's memory; gradients lie in it, and a pool without a graph is not used again.
+        self._stream.synchronize()
+        self._graphs.clear()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._pool = None
+
+
+def capture(
+    update: Callable[[], None], stream: torch.cuda.Stream, pool: Any, generators: Sequence[torch.Generator]
+) -> torch.cuda.CUDAGraph:
+    """The update as a graph; nothing is trained.
+
+    Args:
+        update: Makes one update with no word to the host.
+        stream: To capture on.
+        pool: For the graph's memory.
+        generators: Those that the update draws from, besides the device's default one.
+
+    Raises:
+        DeviceLoopError: If the update cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    try:
+        # Only this thread's calls are watched: a DataLoader's thread pins memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            update()
+    except Exception as error:
+        # Ending a broken capture raises an error of its own, after the one that tells what happened.
+        cause = error.__context__ if isinstance(error.__context__, Exception) else error
+        if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
+            raise cause from None
+        raise DeviceLoopError(
+            f"the update cannot be captured as a CUDA graph: {str(cause).splitlines()[0]}. Nothing in the model, "
+            "the loss or the augmentation may read a value on the host (.item(), .cpu(), print, if on a tensor) or "
+            "take a shape from data (nonzero, boolean indexing). Change that, or pass graph=False"
+        ) from cause
+    return graph
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What a graph knows of each parameter group: numbers by value, tensors by address."""
+    return [
+        {name: _as_captured(value) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Which parameters the optimizer has."""
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _as_captured(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return "tensor", value.data_ptr()
+    return tuple(map(_as_captured, value)) if isinstance(value, (tuple, list)) else value

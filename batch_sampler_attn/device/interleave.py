@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from batch_sampler_attn.device.loop import DeviceLoop
 from batch_sampler_attn.errors import OptionError
@@ -16,19 +17,17 @@ def run_interleaved(loops: Sequence[DeviceLoop], epochs: int) -> list[list[Epoch
     """Train every loop for ``epochs`` epochs, each with the results that it would have alone.
 
     Args:
-        loops: Independent loops on one device: models, optimizers and schedules of their own.
+        loops: Independent loops on one device: models, optimizers, schedules and data of their own. The inputs and
+            targets may be the same tensors.
         epochs: Epochs for each.
 
     Returns:
         Each loop's summaries, in the order of ``loops``.
 
     Raises:
-        OptionError: If two loops share a model or a schedule.
+        OptionError: If two loops share what each has to have alone, or are on different devices.
     """
-    for name in ("model", "schedule"):
-        parts = [id(part) for loop in loops if (part := getattr(loop, name)) is not None]
-        if len(set(parts)) < len(parts):
-            raise OptionError(f"two loops share one {name}; independent runs need one each")
+    _check_independence(loops)
     summaries: list[list[EpochSummary]] = [[] for _ in loops]
     while any(len(done) < epochs for done in summaries):
         for loop, done in zip(loops, summaries, strict=True):
@@ -39,3 +38,25 @@ def run_interleaved(loops: Sequence[DeviceLoop], epochs: int) -> list[list[Epoch
             if len(done) < epochs and (summary := loop.settle()) is not None:
                 done.append(summary)
     return summaries
+
+
+def _check_independence(loops: Sequence[DeviceLoop]) -> None:
+    if len({loop.device for loop in loops}) > 1:
+        raise OptionError(
+            f"the loops are on {sorted({str(loop.device) for loop in loops})}; loops that take turns share one device"
+        )
+    parts: dict[str, list[Any]] = {
+        "model": [loop.model for loop in loops],
+        "schedule": [loop.schedule for loop in loops],
+        "optimizer": [loop._optimizer for loop in loops],
+        "gradient scaler": [loop._update.recipe.scaler for loop in loops],
+        "data object": [loop._data for loop in loops],
+        "generator": [loop._data.generator for loop in loops],
+    }
+    for name, each in parts.items():
+        there = [id(part) for part in each if part is not None]
+        if len(set(there)) < len(there):
+            raise OptionError(
+                f"two loops share one {name}; independent runs need one each. Make one ResidentData for each loop, "
+                "with its own generator: the tensors in it are not copied"
+            )

@@ -11,17 +11,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from batch_sampler_attn.device.counters import COUNTS
+
 # Where each number lies in DeviceCounters' packed tensors.
 _LOSS_SUM = tl.constexpr(0)
 _THRESHOLD = tl.constexpr(1)
 _CURSOR = tl.constexpr(0)
-_BATCHES = tl.constexpr(1)
-_VISITS = tl.constexpr(2)
-_LOSS_COUNT = tl.constexpr(3)
-_REPEATS = tl.constexpr(4)
-_MOST_VISITS = tl.constexpr(5)
-_CAPPED = tl.constexpr(6)
-_NONFINITE = tl.constexpr(7)
+_BATCHES = tl.constexpr(1 + COUNTS.index("batches"))
+_VISITS = tl.constexpr(1 + COUNTS.index("visits"))
+_LOSS_COUNT = tl.constexpr(1 + COUNTS.index("loss_count"))
+_REPEATS = tl.constexpr(1 + COUNTS.index("repeats"))
+_MOST_VISITS = tl.constexpr(1 + COUNTS.index("most_visits"))
+_CAPPED = tl.constexpr(1 + COUNTS.index("capped_batches"))
+_NONFINITE = tl.constexpr(1 + COUNTS.index("nonfinite_losses"))
 
 
 @triton.jit

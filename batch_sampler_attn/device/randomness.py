@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+
+from batch_sampler_attn.checkpoint import check_keys
+from batch_sampler_attn.errors import StateError
 
 
 class Randomness:
@@ -47,6 +51,12 @@ class Randomness:
             if default is not None:
                 default.graphsafe_set_state(default_state)
 
+    def renew(self) -> None:
+        """Replace the device's generators, which a capture that failed leaves unusable; load a state next."""
+        if self._cuda is not None:
+            self.fresh = torch.Generator(self._device)
+            self._cuda = torch.Generator(self._device)
+
     def state_dict(self) -> dict[str, Any]:
         """The states of all generators."""
         return {name: generator.get_state() for name, generator in self._generators().items()}
@@ -56,9 +66,38 @@ class Randomness:
         for name, generator in self._generators().items():
             generator.set_state(state[name].cpu())
 
+    def check(self, state: object) -> None:
+        """Refuse what ``load_state_dict`` could not load.
+
+        Raises:
+            StateError: If so.
+        """
+        generators = self._generators()
+        if isinstance(state, dict) and ("cuda" in state) != ("cuda" in generators):
+            saved, here = ("CUDA", "CPU") if "cuda" in state else ("CPU", "CUDA")
+            raise StateError(
+                f"the state was saved on a {saved} device and this loop is on a {here} device, whose random numbers "
+                "are others; load it where it was saved, or begin a new loop with its model and optimizer"
+            )
+        fields = check_keys("the state's randomness", state, set(generators))
+        for name, generator in generators.items():
+            check_generator_state(name, generator, fields[name])
+
     def _generators(self) -> dict[str, torch.Generator]:
         generators = {"order": self.order, "fresh": self.fresh, "cpu": self._cpu}
         return generators if self._cuda is None else {**generators, "cuda": self._cuda}
+
+
+def check_generator_state(name: str, generator: torch.Generator, state: object) -> None:
+    """Refuse what is not the state of such a generator.
+
+    Raises:
+        StateError: If so.
+    """
+    try:
+        torch.Generator(generator.device).set_state(cast("Tensor", state))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise StateError(f"{name} is not a generator's state: {error}") from error
 
 
 @contextmanager
@@ -67,12 +106,20 @@ def precision(device: torch.device, tf32: bool | None) -> Iterator[None]:
     if tf32 is None or device.type != "cuda":
         yield
         return
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = tf32
+    before = [(backend, name, getattr(backend, name)) for backend, name in _precision_settings()]
+    for backend, name, _ in before:
+        setattr(backend, name, tf32 if name == "allow_tf32" else "tf32" if tf32 else "ieee")
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, name, setting in before:
+            setattr(backend, name, setting)
+
+
+def _precision_settings() -> list[tuple[Any, str]]:
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(matmul, "fp32_precision"):
+        return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+    # Where there is the new setting, the old one raises an error if the user has set the new one.
+    return [(operation, "fp32_precision") for operation in (matmul, cudnn.conv, cudnn.rnn)]

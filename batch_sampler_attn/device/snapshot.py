@@ -25,8 +25,11 @@ def put_back(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
-) -> None:
+) -> bool:
     """Undo everything since ``take``.
+
+    Returns:
+        Whether every tensor is still where it was. An optimizer's state is not, if it was of other parameters.
 
     Raises:
         StateError: If the saved states are of another model, optimizer or scaler.
@@ -35,11 +38,12 @@ def put_back(
         raise StateError("the state was saved with a gradient scaler and there is none here, or the other way round")
     try:
         model.load_state_dict(saved["model"])
-        _load_optimizer(saved["optimizer"], optimizer)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise StateError(f"the state is of another model or optimizer: {error}") from error
-    if scaler is not None:
-        scaler.load_state_dict(saved["scaler"])
+        is_in_place = _load_optimizer(saved["optimizer"], optimizer)
+        if scaler is not None:
+            scaler.load_state_dict(saved["scaler"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise StateError(f"the state is of another model, optimizer or scaler: {error}") from error
+    return is_in_place
 
 
 def to_host(value: Any) -> Any:
@@ -53,18 +57,35 @@ def to_host(value: Any) -> Any:
     return value
 
 
-def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> bool:
     here = optimizer.state_dict()
-    if here["state"].keys() != saved["state"].keys():
-        # Nothing was captured with a state that does not exist yet, or that is to be forgotten.
+    groups_before = [dict(group) for group in optimizer.param_groups]
+    is_in_place = bool(here["state"].keys() == saved["state"].keys())
+    if is_in_place:
+        for index, entries in saved["state"].items():
+            _load_entries(entries, here["state"][index])
+    else:
         optimizer.load_state_dict(copy.deepcopy(saved))
-        return
-    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        group.update({name: value for name, value in copy.deepcopy(saved_group).items() if name != "params"})
-    for index, entries in saved["state"].items():
-        for name, value in entries.items():
-            target = here["state"][index][name]
-            if isinstance(target, Tensor):
-                target.copy_(value)
+    for group, before, theirs in zip(optimizer.param_groups, groups_before, saved["param_groups"], strict=True):
+        for name, value in theirs.items():
+            if name == "params":
+                continue
+            ours = before.get(name)
+            if isinstance(ours, Tensor):
+                group[name] = ours.copy_(torch.as_tensor(value))
             else:
-                here["state"][index][name] = value
+                group[name] = value.item() if isinstance(value, Tensor) else copy.deepcopy(value)
+    return is_in_place
+
+
+def _load_entries(saved: dict[str, Any], entries: dict[str, Any]) -> None:
+    if saved.keys() != entries.keys():
+        raise ValueError(f"it keeps {sorted(saved)} for a parameter, and here {sorted(entries)}")
+    for name, value in saved.items():
+        target = entries[name]
+        if not isinstance(target, Tensor):
+            entries[name] = value
+        elif target.shape != value.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, and here {tuple(target.shape)}")
+        else:
+            target.copy_(value)

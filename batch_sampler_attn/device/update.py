@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from batch_sampler_attn.device.counters import DeviceCounters
 from batch_sampler_attn.device.data import Augmentation, Batch, ResidentData, StagedData
+from batch_sampler_attn.device.randomness import Randomness
 
 
 class Recipe(NamedTuple):
@@ -40,7 +41,7 @@ class Update:
         data: The batches.
         counters: Told of the loss; moves the cursor.
         recipe: How a batch becomes an update.
-        generator: On the device; fresh augmentation draws from it.
+        randomness: Fresh augmentation draws from it.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Update:
         data: ResidentData | StagedData,
         counters: DeviceCounters,
         recipe: Recipe,
-        generator: torch.Generator,
+        randomness: Randomness,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -59,7 +60,7 @@ class Update:
         self.data = data
         self.counters = counters
         self.recipe = recipe
-        self.generator = generator
+        self.randomness = randomness
 
     def full_batch(self) -> None:
         """Train once on the full batch at the cursor."""
@@ -82,7 +83,7 @@ class Update:
             uniforms = batch.uniforms
             if uniforms is None:
                 shape = (len(inputs), augmentation.draws)
-                uniforms = torch.rand(shape, generator=self.generator, device=inputs.device)
+                uniforms = torch.rand(shape, generator=self.randomness.fresh, device=inputs.device)
             inputs = augmentation.apply(inputs, uniforms[: len(inputs)])
         if self.recipe.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -93,7 +94,8 @@ class Update:
         # Gradients that are None before a capture are written, not added to, by every replay.
         self.optimizer.zero_grad(set_to_none=True)
         autocast = self.recipe.autocast
-        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None):
+        # A cast of a weight that a capture finds in the cache would be missing from the graph.
+        with torch.autocast(inputs.device.type, dtype=autocast, enabled=autocast is not None, cache_enabled=False):
             loss = self.loss_fn(self.model(inputs), batch.targets)
         scaler = self.recipe.scaler
         if scaler is None:

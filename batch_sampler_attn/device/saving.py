@@ -1,0 +1,114 @@
+"""Where a loop is in its training, as something to save, checked whole before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.device.randomness import Randomness, check_generator_state
+from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.rule import Options
+
+
+@dataclass
+class Progress:
+    """Where a loop is, as far as the host knows.
+
+    Attributes:
+        cursor: Base batches of the data's epoch that are done with.
+        staged: Base batches of the epoch that are at hand, those done with included.
+        updates: Updates made so far, over all epochs.
+        host_reads: How often the host waited for the cursor in this epoch.
+        is_in_epoch: Whether an epoch has begun and not ended.
+        epoch_randomness: The generators' states at the epoch's begin.
+    """
+
+    cursor: int = 0
+    staged: int = 0
+    updates: int = 0
+    host_reads: int = 0
+    is_in_epoch: bool = False
+    epoch_randomness: dict[str, Any] | None = None
+
+
+_PROGRESS_KEYS = set(Progress.__dataclass_fields__)
+_STATE_KEYS = {"version", "model", "optimizer", "scaler", "schedule", "randomness"} | _PROGRESS_KEYS
+
+
+class Generators:
+    """All that a loop draws from.
+
+    Args:
+        randomness: The loop's.
+        data: The data's generator, if there is one.
+    """
+
+    def __init__(self, randomness: Randomness, data: torch.Generator | None) -> None:
+        self._randomness = randomness
+        self._data = data
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all generators."""
+        return {
+            "loop": self._randomness.state_dict(),
+            "data": None if self._data is None else self._data.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set them, in place."""
+        self._randomness.load_state_dict(state["loop"])
+        if self._data is not None:
+            self._data.set_state(state["data"])
+
+    def check(self, state: object) -> None:
+        """Refuse what ``load_state_dict`` could not load.
+
+        Raises:
+            StateError: If so.
+        """
+        fields = checkpoint.check_keys("the state's randomness", state, {"loop", "data"})
+        self._randomness.check(fields["loop"])
+        if (fields["data"] is None) != (self._data is None):
+            raise StateError(
+                "the state was saved with a generator in the data and there is none here, or the other way round; "
+                "construct the data as it was"
+            )
+        if self._data is not None:
+            check_generator_state("the data's generator", self._data, fields["data"])
+
+
+def check_state(
+    state_dict: object, options: Options, batches: int, generators: Generators
+) -> tuple[dict[str, Any], Progress]:
+    """The fields of a loop's state, and its progress.
+
+    Args:
+        state_dict: As ``DeviceLoop.state_dict`` returned it.
+        options: The schedule's.
+        batches: Base batches in an epoch.
+        generators: That the state has to fit.
+
+    Raises:
+        StateError: If it cannot be loaded here. Whether tensors fit is not looked at.
+    """
+    fields = checkpoint.check_keys("the loop's state", state_dict, _STATE_KEYS)
+    checkpoint.check_version(fields["version"])
+    checkpoint.unpack_schedule(options, fields["schedule"])
+    progress = Progress(**{name: fields[name] for name in _PROGRESS_KEYS})
+    if not isinstance(progress.is_in_epoch, bool):
+        raise StateError(f"is_in_epoch is {progress.is_in_epoch!r} in the state; it must be True or False")
+    for name in ("cursor", "updates", "host_reads"):
+        checkpoint.check_count(name, fields[name])
+    checkpoint.check_count("staged", progress.staged, least=progress.cursor if progress.is_in_epoch else 0)
+    if max(progress.cursor, progress.staged) > batches:
+        raise StateError(
+            f"the state is at batch {progress.cursor}, with {progress.staged} at hand, and there are {batches} in an "
+            "epoch here; construct the data as it was"
+        )
+    generators.check(fields["randomness"])
+    if progress.is_in_epoch:
+        generators.check(progress.epoch_randomness)
+    return fields, progress
