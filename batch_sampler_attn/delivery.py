@@ -21,7 +21,7 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
     finished = False
     try:
         is_resumed = sampler._open_pass(token)
-        fetcher = OnDemandFetcher(loader) if sampler.repeats == "immediate" else None
+        progress, fetcher = sampler._progress, OnDemandFetcher(loader)
         iterator = _start_resumed(sampler, loader) if is_resumed else _inside(sampler, iter, loader)
         plain_passes = sampler._plain_passes
         while True:
@@ -30,25 +30,23 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
                     "the loader was iterated over elsewhere in the middle of its epoch; having persistent_workers, it "
                     "is one iterator, and began anew. Use another DataLoader there"
                 )
-            is_fetched = fetcher is not None and bool(sampler._pending)
-            if is_fetched:
-                batch = fetcher.fetch(sampler._pending[0].indices)  # type: ignore[union-attr]
+            if progress.is_fetch_due:
+                batch = fetcher.fetch(progress.pending[0].indices)
             else:
                 try:
                     batch = _inside(sampler, next, iterator)
                 except StopIteration:
-                    if sampler._flight:
+                    if progress.flight:
                         raise ProtocolError(
-                            f"the loader ended with {len(sampler._flight)} batches taken from the sampler and not "
+                            f"the loader ended with {len(progress.flight)} batches taken from the sampler and not "
                             "yielded; something between the DataLoader and attend() drops batches"
                         ) from None
-                    if not sampler._pending:
+                    if not progress.pending:
                         break
                     # Repeats decided on too late for this pass of the loader: another pass serves them.
                     iterator = _inside(sampler, iter, loader)
                     continue
-            ticket = sampler._out(is_fetched=is_fetched)
-            schedule._offer(token, ticket)
+            schedule._offer(token, progress.out())
             yield batch
             schedule._turns.collect(token)
         finished = True
@@ -83,23 +81,26 @@ class OnDemandFetcher:
     """Fetches a batch in this process, collated and pinned as the loader's own are."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
         self._request = _Request()
-        self._loader = DataLoader(
-            loader.dataset,
-            batch_sampler=self._request,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            # Making an iterator draws a seed for workers; this one has none, and the user's generator is not ours.
-            generator=torch.Generator(),
-        )
         self._iterator: Iterator[Any] | None = None
 
     def fetch(self, indices: list[int]) -> Any:
         """The batch of ``indices``."""
         self._request.indices = indices
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            self._iterator = iter(self._without_workers())
         return next(self._iterator)
+
+    def _without_workers(self) -> DataLoader[Any]:
+        return DataLoader(
+            self._loader.dataset,
+            batch_sampler=self._request,
+            collate_fn=self._loader.collate_fn,
+            pin_memory=self._loader.pin_memory,
+            # Making an iterator draws a seed for workers; this one has none, and the user's generator is not ours.
+            generator=torch.Generator(),
+        )
 
 
 class _Request(Sampler[list[int]]):
@@ -133,8 +134,8 @@ def _start_resumed(sampler: BatchAttentionSampler, loader: Any) -> Iterator[Any]
     throwaway = torch.Generator()
     throwaway.set_state((generator or torch.default_generator).get_state())
     # Persistent workers keep the seed that they were started with.
-    is_first_start = sampler._position == 0 and sampler.schedule.epoch == 0
-    if is_first_start or (sampler._starts_loader_anew and not loader.persistent_workers):
+    is_first_start = sampler._progress.position == 0 and sampler.schedule.epoch == 0
+    if is_first_start or (sampler._progress.starts_loader_anew and not loader.persistent_workers):
         torch.empty((), dtype=torch.int64).random_(generator=generator)
     loader.generator = throwaway
     try:

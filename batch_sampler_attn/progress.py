@@ -1,0 +1,177 @@
+"""Where every batch of a sampler's epoch is: still to come, in flight, pending, or done with.
+
+A batch is *in flight* from when the loader takes its indices until the loss of its visit is reported, and
+*pending* from a REPEAT until it is handed out, or fetched, again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.base_batches import BaseBatches
+from batch_sampler_attn.errors import ProtocolError, StateError
+from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.tickets import Ticket, pack_tickets, plain_indices, unpack_tickets
+
+
+class EpochProgress:
+    """One epoch's batches on their way.
+
+    Args:
+        base: The base batches.
+        is_immediate: Whether a repeat is fetched at once, rather than handed out to the loader again.
+
+    Attributes:
+        position: Base batches handed out so far.
+        epoch_generator: The state of the generator that the epoch's order was drawn from, if there is one.
+        flight: Handed out, and not settled; first in, first out.
+        pending: To be repeated.
+    """
+
+    def __init__(self, base: BaseBatches, *, is_immediate: bool) -> None:
+        self._base = base
+        self._is_immediate = is_immediate
+        self.position = 0
+        self.epoch_generator: str | None = None
+        self.flight: deque[Ticket] = deque()
+        self.pending: deque[Ticket] = deque()
+        # In flight when a state was saved: these are handed out again before anything else.
+        self._to_resend: deque[Ticket] = deque()
+        self._batches: Iterator[list[Any]] | None = None
+        self._is_exhausted = False
+        self._last_base_batch: list[Any] | None = None
+        self._asking: object | None = None
+
+    @property
+    def is_fetch_due(self) -> bool:
+        """Whether the next batch is an immediate repeat."""
+        return self._is_immediate and bool(self.pending)
+
+    @property
+    def starts_loader_anew(self) -> bool:
+        """Whether the run would go on by beginning to iterate over the loader: for an epoch, or for late repeats."""
+        is_draining = not self._is_immediate and self._is_exhausted and bool(self.pending)
+        return self.position == 0 or (is_draining and not self.flight and not self._to_resend)
+
+    def hand_out(self, asking: object) -> list[Any]:
+        """Indices for the loader to fetch. Never blocks: the loader asks on the thread that trains.
+
+        Args:
+            asking: The loader's iterator over the sampler.
+        """
+        if asking is not self._asking:
+            # A StatefulDataLoader that was saved between epochs makes an iterator, which takes its first batches,
+            # and discards it for another.
+            self._to_resend.extendleft(reversed(self.flight))
+            self.flight.clear()
+            self._asking = asking
+        if self._to_resend:
+            ticket = self._to_resend.popleft()
+        elif self.pending and not self._is_immediate:
+            ticket = self.pending.popleft()
+        else:
+            ticket = Ticket(self.position, 0, self._next_base_batch())
+            self.position += 1
+        self.flight.append(ticket)
+        return ticket.indices
+
+    def out(self) -> Ticket:
+        """The ticket of the batch that is about to be yielded.
+
+        Raises:
+            ProtocolError: If the loader yielded what it was not given.
+        """
+        if self.is_fetch_due:
+            return self.pending[0]
+        if not self.flight:
+            raise ProtocolError(
+                "the loader yielded a batch that it did not take from this BatchAttentionSampler. Build it with "
+                "DataLoader(dataset, batch_sampler=sampler); with a StatefulDataLoader, ask for loader.state_dict() "
+                "only once attend() has begun"
+            )
+        return self.flight[0]
+
+    def settle(self, decision: Decision, visits: int) -> None:
+        """The loss of the batch that is out was reported, its visit number ``visits``."""
+        ticket = self.pending.popleft() if self.is_fetch_due else self.flight.popleft()
+        if decision is Decision.REPEAT:
+            self.pending.append(ticket._replace(visits=visits))
+
+    def go_on(self) -> None:
+        """Draw the order of a loaded epoch again, if that had to wait until the epoch was begun."""
+        if self.position > 0 and self._batches is None:
+            self._batches = self._base.resumed(self.epoch_generator, self.position, self._last_base_batch)
+
+    def _next_base_batch(self) -> list[Any]:
+        if self._is_exhausted:
+            raise StopIteration
+        if self._batches is None:
+            self._batches, self.epoch_generator = self._base.begin_epoch()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._is_exhausted = True
+            raise
+        self._last_base_batch = batch
+        return batch
+
+    # Saving and loading --------------------------------------------------------------------------------
+
+    def pack(self) -> dict[str, Any]:
+        """The progress as JSON types."""
+        return {
+            "epoch_generator": self.epoch_generator,
+            "position": self.position,
+            "is_exhausted": self._is_exhausted,
+            "last_base_batch": None if self._last_base_batch is None else plain_indices(self._last_base_batch),
+            "flight": pack_tickets([*self.flight, *self._to_resend]),
+            "pending": pack_tickets([*self.pending]),
+        }
+
+    @classmethod
+    def unpack(
+        cls, base: BaseBatches, packed: dict[str, Any], *, is_immediate: bool, batches_done: int | None
+    ) -> EpochProgress:
+        """The progress that ``pack`` packed, checked whole.
+
+        Args:
+            base: The base batches; their order is drawn again, which tells whether they are the same.
+            packed: With the keys of ``pack``, and more.
+            is_immediate: As in the constructor.
+            batches_done: How many batches are done with; None where a window has cut their count.
+
+        Raises:
+            StateError: If something in it is damaged, or the base batches are others. Nothing has changed then.
+        """
+        progress = cls(base, is_immediate=is_immediate)
+        position = progress.position = checkpoint.check_count("position", packed["position"])
+        is_exhausted, last_base_batch = packed["is_exhausted"], packed["last_base_batch"]
+        if not isinstance(is_exhausted, bool):
+            raise StateError(f"is_exhausted is {is_exhausted!r} in the state; it must be true or false")
+        if (position > 0) != isinstance(last_base_batch, list):
+            raise StateError(f"last_base_batch is {last_base_batch!r} at position {position} of the state")
+        flight = unpack_tickets("flight", packed["flight"], position)
+        pending = unpack_tickets("pending", packed["pending"], position, least_visits=1)
+        if is_immediate and len(pending) > 1:
+            raise StateError(f"the state has {len(pending)} pending repeats, but an immediate repeat is the only one")
+        _check_every_batch_is_somewhere(batches_done, [*flight, *pending], position)
+        progress.epoch_generator = base.check_generator_state("epoch_generator", packed["epoch_generator"])
+        progress._is_exhausted, progress._last_base_batch = is_exhausted, last_base_batch
+        progress._to_resend, progress.pending = deque(flight), deque(pending)
+        if not base.is_set_by_epoch:
+            progress.go_on()
+        return progress
+
+
+def _check_every_batch_is_somewhere(done: int | None, tickets: list[Ticket], position: int) -> None:
+    on_their_way = sorted(ticket.position for ticket in tickets)
+    if len(set(on_their_way)) < len(on_their_way):
+        raise StateError(f"the state has batches {on_their_way} on their way, one of them twice")
+    if done is not None and done + len(on_their_way) != position:
+        raise StateError(
+            f"the state had handed out {position} batches, but {done} are done with and {len(on_their_way)} are on "
+            "their way; it was changed after it was saved"
+        )
