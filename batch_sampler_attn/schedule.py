@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
-from batch_sampler_attn import checkpoint, rule, turns
+from batch_sampler_attn import checkpoint, notices, rule, turns
 from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
-from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, OptionError, ProtocolError
+from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
 from batch_sampler_attn.turns import Turns
@@ -220,13 +218,7 @@ class BatchAttentionSchedule:
         self._forget_epoch()
         self._abandoned_in_a_row += 1
         if self._abandoned_in_a_row == 2:
-            warnings.warn(
-                "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing "
-                "will ever repeat. To train on n batches an epoch, give attend() no more: "
-                "schedule.attend(itertools.islice(loader, n)); for epochs of n batches of a stream, use window=n",
-                BatchAttentionWarning,
-                stacklevel=4,
-            )
+            notices.epochs_left_early(stacklevel=4)
 
     def _forget_epoch(self) -> None:
         if self._state.batches or self._state.visits:
@@ -284,15 +276,15 @@ class BatchAttentionSchedule:
         self._turns.settle(decision)
         if self._sampler is not None:
             self._sampler._settle(decision, visits)
-        has_nonfinite, is_window_over = state.nonfinite_losses > 0, state.batches == self._options.window
         try:
             for recorder in self._recorders:
                 recorder.on_visit(epoch, position, visits, loss, decision, self._turns.indices)
-            if has_nonfinite and not self._warned:
-                self._warn_nonfinite(loss)
+            if state.nonfinite_losses and not self._warned:
+                self._warned = True
+                notices.nonfinite_loss(loss, epoch, stacklevel=3)
         finally:
             # A recorder or a warning that raises must not make the window miss its end.
-            if is_window_over:
+            if state.batches == self._options.window:
                 self._end_epoch()
         return decision
 
@@ -303,14 +295,6 @@ class BatchAttentionSchedule:
     def _position(self) -> int:
         """Of the batch that is out; with deferred repeats it is not the number of batches that are done with."""
         return self._state.batches if self._turns.position is None else self._turns.position
-
-    def _warn_nonfinite(self, loss: float) -> None:
-        self._warned = True
-        message = (
-            f"a loss of {loss} in epoch {self._state.epoch} is not finite: its batch is not repeated and the loss is "
-            "kept out of the mean (said once an epoch; EpochSummary.nonfinite_losses counts them)"
-        )
-        warnings.warn(message, BatchAttentionWarning, stacklevel=4)
 
     def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
         state = self._state
@@ -327,12 +311,7 @@ class BatchAttentionSchedule:
         for recorder in self._recorders:
             recorder.on_epoch_end(summary)
         if summary.mean_loss is not None and summary.mean_loss < 0 < self._options.k - 1:
-            warnings.warn(
-                f"the mean loss of epoch {summary.epoch} is {summary.mean_loss}: with negative losses, k times the "
-                "mean is below the mean, and most batches repeat. Shift the loss above 0, or use k below 1",
-                BatchAttentionWarning,
-                stacklevel=3,
-            )
+            notices.negative_mean(summary.mean_loss, summary.epoch, stacklevel=3)
         return summary
 
     # A pass of attend(), driven by an iterator ---------------------------------------------------------
