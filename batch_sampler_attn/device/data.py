@@ -128,7 +128,7 @@ class StagedData:
     """A DataLoader's batches, copied to the device ahead of the cursor, for data that does not fit there.
 
     A ring of ``slots`` buffers is filled from pinned memory; a batch stays in its slot until the cursor is known to be
-    past it. The first fill of an epoch comes before its first update. From then on, updates on what is at hand are
+    past it. Half of the ring is filled before an epoch's first update. From then on, updates on what is at hand are
     enqueued first, and the slots that are free are filled while the device makes them.
 
     Args:
@@ -186,8 +186,12 @@ class StagedData:
         self._stage_up_to(staged)
 
     def stage(self, cursor: int) -> int:
-        """Fill every slot that the cursor has left; return how many batches are at hand, from the epoch's begin."""
-        return self._stage_up_to(min(cursor + self._slots, self.full_batches + (self.tail_size > 0)))
+        """Fill the slots that the cursor has left; return how many batches are at hand, from the epoch's begin.
+
+        With nothing at hand only half of the slots are filled: the others can be while the device trains on these.
+        """
+        slots = self._slots if self._staged > cursor else self._slots // 2
+        return self._stage_up_to(min(cursor + slots, self.full_batches + (self.tail_size > 0)))
 
     def _stage_up_to(self, end: int) -> int:
         # Nothing to wait for: what is overwritten has been trained on, or the cursor would not have been read past it.

@@ -1,0 +1,200 @@
+"""What the device loop has to know of captured updates, with a stand-in that captures as a CUDA graph does."""
+
+import copy
+
+import pytest
+import torch
+
+from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn.device import checks, graphs
+from batch_sampler_attn.device.graphs import WARM_UP_UPDATES, Graphs
+from batch_sampler_attn.errors import DeviceLoopError
+from tests.test_device_loop import are_equal, make_data, make_loop, without_reads
+
+FULL_AND_TAIL = 2
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def addresses(optimizer):
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    return [
+        tensor.data_ptr()
+        for tensor in tensors + [group["lr"] for group in optimizer.param_groups]
+        if isinstance(tensor, torch.Tensor)
+    ]
+
+
+class Baked:
+    """Updates with the numbers, and at the addresses, that there were at the capture."""
+
+    def __init__(self, update, optimizer):
+        self.update = update
+        self.optimizer = optimizer
+        self.addresses = addresses(optimizer)
+        self.numbers = [group["lr"] for group in optimizer.param_groups]
+
+    def replay(self):
+        assert addresses(self.optimizer) == self.addresses
+        groups = self.optimizer.param_groups
+        now = [group["lr"] for group in groups]
+        for group, number in zip(groups, self.numbers, strict=True):
+            group["lr"] = number
+        self.update()
+        for group, number in zip(groups, now, strict=True):
+            group["lr"] = number
+
+
+class Stream:
+    device = torch.device("cpu")
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Makes loops that believe that they capture; the list tells of every capture."""
+    captures = []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+
+    def make(**options):
+        loop = new_loop(**options)
+        loop._graphs = Graphs(loop._optimizer, Stream(), loop._randomness)
+
+        def capture(update, stream, pool, generators):
+            captures.append(update)
+            return Baked(update, update.__self__.optimizer)
+
+        monkeypatch.setattr(graphs, "capture", capture)
+        return loop
+
+    return make, captures
+
+
+def new_loop(lr=1e-2):
+    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
+    for group in loop._optimizer.param_groups:
+        group["lr"] = lr
+    return loop
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_learning_rate_schedule_is_followed_by_captured_updates(captured, as_tensor):
+    make, captures = captured
+
+    def train(make_one):
+        loop = make_one(lr=torch.tensor(1e-2) if as_tensor else 1e-2)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop._optimizer, 0.5)
+        summaries = []
+        for _ in range(6):
+            summaries.append(without_reads(loop.run_epoch()))
+            scheduler.step()
+        return loop, summaries
+
+    (ours, summaries), (expected, expected_summaries) = train(make), train(new_loop)
+    assert summaries == expected_summaries
+    assert are_equal(ours.model, expected.model)
+    # A tensor is changed in place, so the graphs stay; a number costs a capture of each kind in every epoch.
+    assert len(captures) == FULL_AND_TAIL if as_tensor else len(captures) > 2 * FULL_AND_TAIL
+
+
+def test_a_state_with_other_tensors_has_updates_captured_anew(captured):
+    make, captures = captured
+    loop = make(lr=torch.tensor(1e-2))
+    rates = [group["lr"] for group in loop._optimizer.param_groups]
+    at_first = copy.deepcopy(loop.state_dict())
+    expected = [without_reads(loop.run_epoch()) for _ in range(6)]
+    assert len(captures) == FULL_AND_TAIL
+    loop.load_state_dict(at_first)
+    assert all(group["lr"] is rate for group, rate in zip(loop._optimizer.param_groups, rates, strict=True))
+    assert [without_reads(loop.run_epoch()) for _ in range(6)] == expected
+    assert len(captures) == 2 * FULL_AND_TAIL
+
+
+def test_a_capture_that_fails_leaves_everything_as_before_the_call(captured, monkeypatch):
+    make, captures = captured
+    expected = new_loop().run_epoch()
+    loop = make()
+    before = copy.deepcopy(loop.model)
+    working = graphs.capture
+
+    def failing(update, *rest):
+        raise DeviceLoopError("the update cannot be captured")
+
+    monkeypatch.setattr(graphs, "capture", failing)
+    with pytest.raises(DeviceLoopError, match="cannot be captured"):
+        loop.run_epoch()
+    assert are_equal(loop.model, before)
+    assert loop.updates == 0
+    monkeypatch.setattr(graphs, "capture", working)
+    assert without_reads(loop.run_epoch()) == without_reads(expected)
+    assert len(captures) == 1
+
+
+def test_the_first_updates_of_each_kind_are_eager(captured):
+    make, captures = captured
+    loop = make()
+    loop.run_updates(WARM_UP_UPDATES)
+    assert captures == []
+    loop.run_updates(1)
+    assert captures == [loop._update.full_batch]
+
+
+def test_a_state_that_the_host_keeps_is_refused():
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    adagrad = torch.optim.Adagrad([weight])
+    with pytest.raises(DeviceLoopError, match="on the host"):
+        checks.check_optimizer_state(adagrad, torch.device("cuda"), [])
+    counting = torch.optim.SGD([weight])
+    counting.state[weight]["step"] = 2
+    with pytest.raises(DeviceLoopError, match="on the host"):
+        checks.check_optimizer_state(counting, torch.device("cpu"), [1])
+    checks.check_optimizer_state(counting, torch.device("cpu"), [2])
+
+
+def test_an_update_is_not_captured_before_its_optimizer_state_exists():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.Adam(weights)
+    weights[0].grad = torch.ones(2)
+    optimizer.step()
+    assert checks.has_state(optimizer)
+    weights[1].grad = torch.ones(2)
+    assert not checks.has_state(optimizer)
+    optimizer.step()
+    assert checks.has_state(optimizer)
+
+
+def test_what_a_broken_capture_says_first_is_quoted(monkeypatch):
+    class Graph:
+        def register_generator_state(self, generator):
+            pass
+
+    class Capturing:
+        def __init__(self, graph, **options):
+            assert options["capture_error_mode"] == "thread_local"
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            raise RuntimeError("capture was invalidated")
+
+    def update():
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capturing)
+    error = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.raises(DeviceLoopError, match="not permitted"):
+        graphs.capture(update, None, None, [torch.Generator()])
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.capture(update, None, None, [])
