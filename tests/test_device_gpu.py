@@ -1,6 +1,7 @@
 """What only a GPU can show: captured updates equal eager ones, and nothing waits."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from torch import nn
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData, run_interleaved
 from batch_sampler_attn.device.counters import DeviceCounters
+from batch_sampler_attn.device.randomness import _precision_settings
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
 from batch_sampler_attn.rule import Options, State
+
+# Without it cuBLAS is not deterministic, and torch warns of it. It counts only before CUDA is set up.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -18,12 +23,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture(autouse=True)
 def deterministic():
     before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
-def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, **options):
+def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, lr=1e-2, workers=0, **options):
     torch.manual_seed(index)
     if model is None:
         layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(8 * 36, 4)
@@ -31,11 +37,13 @@ def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, **op
     model.cuda()
     images = torch.randint(0, 256, (84, 3, 8, 8), dtype=torch.uint8)
     targets = torch.randint(0, 4, (84,))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused, capturable=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=fused, capturable=True)
     generator = torch.Generator().manual_seed(index)
     if staged:
         dataset = torch.utils.data.TensorDataset(images, targets)
-        loader = torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator, pin_memory=True)
+        loader = torch.utils.data.DataLoader(
+            dataset, 8, shuffle=True, generator=generator, pin_memory=True, num_workers=workers
+        )
         data = StagedData(loader, 8, "cuda", slots=4)
     else:
         data = ResidentData(images.cuda(), targets.cuda(), 8, generator=generator)
@@ -56,6 +64,7 @@ def shift(images, uniforms):
 SETTINGS = {
     "plain": {},
     "staged": {"staged": True},
+    "staged by workers": {"staged": True, "workers": 1},
     "augmented by position": {"augmentation": Augmentation(shift, draws=3)},
     "augmented afresh": {"augmentation": Augmentation(shift, draws=3, fresh=True)},
     "channels last": {"channels_last": True},
@@ -64,6 +73,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on workers that are forked
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_captured_updates_equal_eager_ones_bit_for_bit(setting):
     captured, eager = make_loop(**SETTINGS[setting]), make_loop(graph=False, **SETTINGS[setting])
@@ -172,3 +182,87 @@ def test_memory_does_not_grow_with_epochs():
     for _ in range(3):
         loop.run_epoch()
     assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_learning_rate_schedule_is_followed_by_captured_updates(as_tensor):
+    loops = [make_loop(graph=graph, lr=torch.tensor(1e-2).cuda() if as_tensor else 1e-2) for graph in (None, False)]
+    for loop in loops:
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop._optimizer, 0.5)
+        for _ in range(6):
+            loop.run_epoch()
+            scheduler.step()
+    assert are_equal(loops[0].model, loops[1].model)
+
+
+def test_a_state_from_before_the_first_update_begins_the_run_again():
+    loop = make_loop()
+    at_first = copy.deepcopy(loop.state_dict())
+    expected = [loop.run_epoch() for _ in range(6)]
+    weights = copy.deepcopy(loop.model)
+    loop.load_state_dict(at_first)
+    assert [loop.run_epoch() for _ in range(6)] == expected
+    assert are_equal(loop.model, weights)
+
+
+def test_a_loop_whose_capture_failed_trains_once_what_was_wrong_is_mended():
+    class Asking(nn.Module):
+        is_asking = True
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(192, 4)
+            self.dropout = nn.Dropout(0.2)
+
+        def forward(self, x):
+            outputs = self.linear(self.dropout(x.flatten(1)))
+            return outputs * 1.0 if self.is_asking and outputs.sum().item() > 1e9 else outputs
+
+    loop = make_loop(model=Asking())
+    with pytest.raises(DeviceLoopError, match="graph=False"):
+        loop.run_epoch()
+    loop.model.is_asking = False
+    torch.manual_seed(0)
+    eager = make_loop(model=Asking(), graph=False)
+    eager.model.load_state_dict(loop.model.state_dict())
+    assert [loop.run_epoch() for _ in range(5)] == [eager.run_epoch() for _ in range(5)]
+    assert are_equal(loop.model, eager.model)
+
+
+def test_an_optimizer_whose_state_the_host_keeps_is_refused_and_the_weights_stay():
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2).cuda()
+    inputs, targets = torch.randn(32, 2, device="cuda"), torch.zeros(32, dtype=torch.int64, device="cuda")
+    data = ResidentData(inputs, targets, 4, generator=torch.Generator())
+    loop = DeviceLoop(model, torch.optim.Adagrad(model.parameters()), nn.functional.cross_entropy, data)
+    before = copy.deepcopy(model)
+    with pytest.raises(DeviceLoopError, match="on the host"):
+        loop.run_epoch()
+    assert are_equal(model, before)
+
+
+def test_a_copied_optimizer_warns_of_nothing_in_the_first_updates():
+    loop = make_loop()
+    optimizer = loop._optimizer
+    del optimizer._warned_capturable_if_run_uncaptured
+    DeviceLoop(loop.model, optimizer, nn.functional.cross_entropy, loop._data).run_epoch()
+
+
+def test_the_callers_stream_sees_the_weights_that_a_loaded_state_has():
+    loop = make_loop()
+    loop.run_epoch()
+    saved = loop.state_dict()
+    loop.run_epoch()
+    loop.load_state_dict(saved)
+    for name, value in loop.model.state_dict().items():
+        assert torch.equal(value.cpu(), saved["model"][name])
+
+
+def test_precision_may_have_been_set_before():
+    for backend, name in _precision_settings():
+        before = getattr(backend, name)
+        forbidden = False if name == "allow_tf32" else "ieee"
+        setattr(backend, name, forbidden)
+        make_loop(tf32=True).run_epoch()
+        assert getattr(backend, name) == forbidden
+        setattr(backend, name, before)
