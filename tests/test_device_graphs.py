@@ -138,6 +138,29 @@ def test_a_capture_that_fails_leaves_everything_as_before_the_call(captured, mon
     assert len(captures) == 1
 
 
+def test_after_a_capture_that_failed_the_first_updates_are_eager_again(captured, monkeypatch):
+    make, captures = captured
+    loop = make()
+    finished = new_loop()
+    finished.run_epoch()
+    # With an optimizer state to begin from, none is replaced when it is put back.
+    loop.load_state_dict(finished.state_dict())
+    working = graphs.capture
+
+    def failing(update, *rest):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(graphs, "capture", failing)
+    with pytest.raises(DeviceLoopError, match="smaller batch"):
+        loop.run_epoch()
+    assert are_equal(loop.model, finished.model)
+    monkeypatch.setattr(graphs, "capture", working)
+    loop.run_updates(WARM_UP_UPDATES)
+    assert captures == []
+    loop.run_updates(1)
+    assert len(captures) == 1
+
+
 def test_the_first_updates_of_each_kind_are_eager(captured):
     make, captures = captured
     loop = make()

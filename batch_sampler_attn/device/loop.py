@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batch_sampler_attn import checkpoint
-from batch_sampler_attn.device import checks, saving, snapshot
+from batch_sampler_attn.device import checks, saving
 from batch_sampler_attn.device.counters import DeviceCounters
 from batch_sampler_attn.device.data import Augmentation, ResidentData, StagedData
 from batch_sampler_attn.device.graphs import Graphs
 from batch_sampler_attn.device.place import Place
 from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.device.update import Recipe, Update
-from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError, ProtocolError
+from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError
 from batch_sampler_attn.rule import EpochSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
@@ -103,8 +102,6 @@ class DeviceLoop:
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)
         checks.check_sample(self._update)
-        is_in_training = any(module.training for module in model.modules())
-        self._modes = {module: module.training or not is_in_training for module in model.modules()}
 
         self._place = Place(device, self._randomness, tf32)
         self._graphs: Graphs | None = None
@@ -208,17 +205,7 @@ class DeviceLoop:
         Raises:
             ProtocolError: If updates are in flight.
         """
-        if self._in_flight_updates:
-            raise ProtocolError("updates are in flight; call settle(now=True) before state_dict()")
-        with self._place.on_stream():
-            tensors = snapshot.take(self.model, self._optimizer, self._update.recipe.scaler)
-        return {
-            "version": checkpoint.VERSION,
-            **tensors,
-            "schedule": self._bookkeeping.state_dict(),
-            "randomness": self._generators.state_dict(),
-            **vars(self._progress),
-        }
+        return saving.state_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -229,34 +216,12 @@ class DeviceLoop:
         Raises:
             StateError: If it is of another version, model, optimizer or schedule.
         """
-        fields, progress = saving.check_state(state_dict, self._bookkeeping.options, self.batches, self._generators)
-        parts = self.model, self._optimizer, self._update.recipe.scaler
-        with self._place.on_stream():
-            before = snapshot.take(*parts)
-            try:
-                is_in_place = snapshot.put_back(fields, *parts)
-            except Exception:
-                snapshot.put_back(before, *parts)
-                self._reset_graphs()
-                raise
-        if not is_in_place:
-            self._reset_graphs()
-        self._bookkeeping.load_state_dict(fields["schedule"])
-        self._progress = progress
-        self._in_flight_updates = 0
-        if progress.epoch_randomness is not None and progress.is_in_epoch:
-            self._generators.load_state_dict(progress.epoch_randomness)
-        with self._place.in_use():
-            self._counters.write(self._bookkeeping._state, cursor=progress.cursor)
-            if progress.is_in_epoch:
-                self._data.resume_epoch(progress.cursor, progress.staged)
-        self._generators.load_state_dict(fields["randomness"])
+        saving.load(self, state_dict)
 
     # Enqueueing ----------------------------------------------------------------------------------------
 
     def _enqueue(self, updates: int | None) -> None:
-        for module, is_training in self._modes.items():
-            module.training = is_training
+        self._update.set_modes()
         if not self._progress.is_in_epoch:
             self._begin_epoch()
         progress, data = self._progress, self._data

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from batch_sampler_attn import checkpoint
+from batch_sampler_attn.device import snapshot
 from batch_sampler_attn.device.randomness import Randomness, check_generator_state
-from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.errors import ProtocolError, StateError
 from batch_sampler_attn.rule import Options
+
+if TYPE_CHECKING:
+    from batch_sampler_attn.device.loop import DeviceLoop
 
 
 @dataclass
@@ -112,3 +116,45 @@ def check_state(
     if progress.is_in_epoch:
         generators.check(progress.epoch_randomness)
     return fields, progress
+
+
+def state_of(loop: DeviceLoop) -> dict[str, Any]:
+    """``DeviceLoop.state_dict``."""
+    if loop._in_flight_updates:
+        raise ProtocolError("updates are in flight; call settle(now=True) before state_dict()")
+    with loop._place.on_stream():
+        tensors = snapshot.take(loop.model, loop._optimizer, loop._update.recipe.scaler)
+    return {
+        "version": checkpoint.VERSION,
+        **tensors,
+        "schedule": loop._bookkeeping.state_dict(),
+        "randomness": loop._generators.state_dict(),
+        **vars(loop._progress),
+    }
+
+
+def load(loop: DeviceLoop, state_dict: object) -> None:
+    """``DeviceLoop.load_state_dict``."""
+    fields, progress = check_state(state_dict, loop._bookkeeping.options, loop.batches, loop._generators)
+    parts = loop.model, loop._optimizer, loop._update.recipe.scaler
+    with loop._place.on_stream():
+        before = snapshot.take(*parts)
+        try:
+            is_in_place = snapshot.put_back(fields, *parts)
+        except Exception:
+            snapshot.put_back(before, *parts)
+            loop._reset_graphs()
+            raise
+    if not is_in_place:
+        loop._reset_graphs()
+    loop._bookkeeping.load_state_dict(fields["schedule"])
+    loop._progress = progress
+    loop._in_flight_updates = 0
+    # Before the place is in use: what torch's own generators draw from is exchanged there.
+    if progress.epoch_randomness is not None and progress.is_in_epoch:
+        loop._generators.load_state_dict(progress.epoch_randomness)
+    with loop._place.in_use():
+        loop._counters.write(loop._bookkeeping._state, cursor=progress.cursor)
+        if progress.is_in_epoch:
+            loop._data.resume_epoch(progress.cursor, progress.staged)
+    loop._generators.load_state_dict(fields["randomness"])

@@ -35,7 +35,7 @@ class Update:
     """Gather the batch at the cursor, forward, loss, backward, optimizer, and the schedule's visit.
 
     Args:
-        model: In training mode.
+        model: Trained in the modes that its modules are in now; in training mode, if none is.
         optimizer: Of the model's parameters.
         loss_fn: From (outputs, targets) to a 0-d loss.
         data: The batches.
@@ -61,6 +61,13 @@ class Update:
         self.counters = counters
         self.recipe = recipe
         self.randomness = randomness
+        is_in_training = any(module.training for module in model.modules())
+        self._modes = {module: module.training or not is_in_training for module in model.modules()}
+
+    def set_modes(self) -> None:
+        """Put every module in the mode that it is trained in, whatever was done to the model in between."""
+        for module, is_training in self._modes.items():
+            module.training = is_training
 
     def full_batch(self) -> None:
         """Train once on the full batch at the cursor."""
