@@ -34,7 +34,11 @@ class RecordError(BatchAttentionError, ValueError):
 
 
 class DeviceLoopError(BatchAttentionError, RuntimeError):
-    """The device loop cannot train as asked. The model's weights are as before the call."""
+    """The device loop cannot train as asked.
+
+    Until updates are captured (on the CPU: until the cursor was first read), everything is as before the call; later,
+    the weights are where the last update left them.
+    """
 
 
 class BatchAttentionWarning(UserWarning):
