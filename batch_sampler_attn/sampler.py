@@ -42,7 +42,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
             ``batch_size``, a batch sampler.
         batch_size: Indices in a batch.
         drop_last: Whether a last, shorter batch is left out.
-        schedule: Decides about repeats. It belongs to this sampler from here on.
+        schedule: Decides about repeats. It belongs to this sampler from here on. None makes one with the
+            default options, to be found as ``sampler.schedule``.
         repeats: "immediate", as in the paper: the repeat follows at once, fetched in the main process while the
             workers' batches wait. Or "deferred": the workers fetch it, and it arrives after the
             ``num_workers * prefetch_factor`` batches that they had been given before. What is still
@@ -69,9 +70,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         batch_size: int | None = None,
         drop_last: bool = False,
         *,
-        schedule: BatchAttentionSchedule,
+        schedule: BatchAttentionSchedule | None = None,
         repeats: Literal["immediate", "deferred"] = "immediate",
     ) -> None:
+        if schedule is None:
+            schedule = BatchAttentionSchedule()
         if not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule(k=...)")
         if repeats not in REPEATS:

@@ -184,7 +184,15 @@ class BatchAttentionSchedule:
 
         Returns:
             An iterable with the length and attributes of ``loader``. Its length counts base batches, not repeats.
+
+        Raises:
+            ProtocolError: If the loader's batch sampler belongs to another schedule.
         """
+        if self._sampler is None and hasattr(getattr(loader, "batch_sampler", None), "schedule"):
+            raise ProtocolError(
+                "the loader's batch sampler belongs to another schedule; iterate over that one's attend(): "
+                "loader.batch_sampler.schedule.attend(loader)"
+            )
         deliver = repeat_in_place if self._sampler is None else self._sampler._deliver
         return AttendedLoader(self, loader, deliver)
 

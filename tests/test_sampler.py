@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError
@@ -365,7 +365,7 @@ def test_a_schedule_serves_one_sampler():
         BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
 
 
-@pytest.mark.parametrize("schedule", [None, 1.5, BatchAttentionSchedule])
+@pytest.mark.parametrize("schedule", ["schedule", 1.5, BatchAttentionSchedule])
 def test_a_schedule_of_the_wrong_type_is_refused(schedule):
     with refused(OptionError, "schedule is", "BatchAttentionSchedule"):
         BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
@@ -464,3 +464,17 @@ def test_a_wrapper_that_makes_up_batches_is_found_out():
     with refused(ProtocolError, "did not take from this BatchAttentionSampler"):
         for _ in schedule.attend(Doubles(loader)):
             schedule.decide(1.0)
+
+
+def test_a_sampler_makes_its_own_schedule_if_it_is_given_none():
+    sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2)
+    loader = DataLoader(range(8), batch_sampler=sampler)
+    for _ in sampler.schedule.attend(loader):
+        sampler.schedule.decide(1.0)
+    assert sampler.schedule.last_summary.batches == 4
+
+
+def test_a_loader_whose_sampler_belongs_to_another_schedule_is_refused():
+    loader = DataLoader(range(8), batch_sampler=BatchAttentionSampler(SequentialSampler(range(8)), 2))
+    with pytest.raises(ProtocolError, match="another schedule"):
+        BatchAttentionSchedule().attend(loader)
