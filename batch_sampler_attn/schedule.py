@@ -40,7 +40,7 @@ class BatchAttentionSchedule:
             say. "first" is the mean that the same data would have had without looking at repeats. A loss that is
             not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
         max_visits: The most visits to one batch in an epoch; at least 1, or None for no limit, as in the
-            paper. The default of 100 is above what batches that do fit were measured to need, so it
+            paper. The default of 100 is above what batches with clean labels were measured to need, so it
             binds on mislabelled or broken ones alone.
         nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
             counted, warned of once an epoch) or "raise".
