@@ -19,7 +19,7 @@ def main() -> None:
     """Run, print, and record one JSON line for each arm and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--record", type=Path, required=True)
     arguments = parser.parse_args()
     environment = describe_environment()

@@ -212,7 +212,7 @@ def plot(runs: dict[str, list[Run]], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="at least 2, for a spread (default: 5)")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--k", type=float, default=1.2)
     parser.add_argument("--epoch-loss", choices=["first", "last", "all"], default="first")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"), help="the figure (default: %(default)s)")
