@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 from benchmarks.environment import describe_environment
-from examples.quickstart import BATCH_SIZE, load_images, make_model
+from examples.quickstart import load_images, make_model, train_epoch
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 NOISE_SHARES = (0.0, 0.1)
@@ -41,13 +40,7 @@ def count_visits(learning_rate: float, noise_share: float, seed: int, epochs: in
     recorder = MemoryRecorder()
     schedule = BatchAttentionSchedule(1.2, max_visits=MAX_VISITS, recorders=[recorder])
     for _ in range(epochs):
-        batches = torch.randperm(len(images), generator=drawing).split(BATCH_SIZE)
-        for batch in schedule.attend(batches):
-            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.decide(loss)
+        train_epoch(model, optimizer, schedule, images, labels, drawing)
     counts = Counter(itertools.chain.from_iterable(visit_counts(recorder.visits)))
     return {
         "learning_rate": learning_rate,

@@ -70,6 +70,24 @@ def make_model(seed: int) -> nn.Module:
     )
 
 
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: BatchAttentionSchedule,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    order: torch.Generator,
+) -> None:
+    """One epoch in an order drawn from ``order``, with the repeats that the schedule asks for."""
+    batches = torch.randperm(len(images), generator=order).split(BATCH_SIZE)
+    for batch in schedule.attend(batches):
+        loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.decide(loss)
+
+
 def train(arm: str, schedule: BatchAttentionSchedule, seed: int, epochs: int, on_epoch: Callable[[], None]) -> Run:
     """Train one model. The seed fixes its initial weights and the order of its batches, in every arm alike."""
     images, test_images, labels, test_labels = load_images()
@@ -78,13 +96,7 @@ def train(arm: str, schedule: BatchAttentionSchedule, seed: int, epochs: int, on
     order = torch.Generator().manual_seed(seed)
     run = Run(arm, [], [], [])
     for _ in range(epochs):
-        batches = torch.randperm(len(images), generator=order).split(BATCH_SIZE)
-        for batch in schedule.attend(batches):
-            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.decide(loss)
+        train_epoch(model, optimizer, schedule, images, labels, order)
         with torch.no_grad():
             predicted = model(test_images).argmax(dim=1)
         run.accuracy.append((predicted == test_labels).float().mean().item())

@@ -44,15 +44,6 @@ def no_deadlock():
     signal.signal(signal.SIGALRM, previous)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these small models' arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Numbered(Dataset):
     """Every item carries its index, and a number that is drawn as it is fetched."""
 

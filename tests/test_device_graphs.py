@@ -14,12 +14,7 @@ from tests.test_device_loop import are_equal, make_data, make_loop, without_read
 FULL_AND_TAIL = 2
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def addresses(optimizer):

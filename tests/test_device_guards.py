@@ -13,13 +13,7 @@ from batch_sampler_attn.device import randomness as randomness_module
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from tests.test_device_loop import CLASSES, are_equal, broken, make_data, make_loop, make_optimizer, without_reads
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def are_same(value, other):

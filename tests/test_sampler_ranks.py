@@ -10,8 +10,9 @@ from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from tests.sampler_helpers import (
     Samples,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
-    one_thread,  # noqa: F401  (likewise)
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RANKS = 2
 EPOCHS = 4

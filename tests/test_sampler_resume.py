@@ -23,11 +23,10 @@ from tests.sampler_helpers import (
     Run,
     make,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
-    one_thread,  # noqa: F401  (likewise)
     seeded,
 )
 
-pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE]
+pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
 
 LOADERS = pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
 REPEATS = pytest.mark.parametrize("repeats", ["immediate", "deferred"])
