@@ -24,7 +24,8 @@ class EqualComputeControl(BatchAttentionSchedule):
     It is used like a schedule; the losses given to ``decide`` are averaged for the summary and decide nothing.
 
     Args:
-        visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``.
+        visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the
+            ``DeviceLoop.visit_counts`` of each epoch.
         seed: Of the dealing. Batches of an epoch are dealt alike for the same seed.
 
     Raises:
@@ -68,6 +69,13 @@ class EqualComputeControl(BatchAttentionSchedule):
         return {**super()._options_to_save(), "seed": self._seed, "visit_counts_crc32": zlib.crc32(counts)}
 
     def _planned_visits(self, epoch: int, batch: int) -> int:
+        dealt = self._deal(epoch)
+        if batch >= len(dealt):
+            raise ProtocolError(f"epoch {epoch} has more batches than the {len(dealt)} of visit_counts[{epoch}]")
+        return dealt[batch]
+
+    def _deal(self, epoch: int) -> list[int]:
+        """The visits to each batch of an epoch, as they are dealt."""
         if epoch != self._dealt_epoch:
             if epoch >= len(self._visit_counts):
                 raise ProtocolError(f"epoch {epoch} was begun, but visit_counts has {len(self._visit_counts)} epochs")
@@ -75,9 +83,7 @@ class EqualComputeControl(BatchAttentionSchedule):
             # A string seeds the same on every platform and Python version.
             random.Random(f"{self._seed}/{epoch}").shuffle(self._dealt)
             self._dealt_epoch = epoch
-        if batch >= len(self._dealt):
-            raise ProtocolError(f"epoch {epoch} has more batches than the {len(self._dealt)} of visit_counts[{epoch}]")
-        return self._dealt[batch]
+        return self._dealt
 
 
 def _check_counts(epoch: int, counts: Sequence[int]) -> list[int]:

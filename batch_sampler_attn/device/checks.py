@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.device.data import ResidentData, StagedData
 from batch_sampler_attn.device.update import Recipe, Update
 from batch_sampler_attn.errors import DeviceLoopError, OptionError, ProtocolError
@@ -42,8 +43,11 @@ def check_schedule(schedule: BatchAttentionSchedule | None) -> None:
     """
     if schedule is None:
         return
-    if type(schedule) is not BatchAttentionSchedule:
-        raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule, or None for plain training")
+    if type(schedule) not in (BatchAttentionSchedule, EqualComputeControl):
+        raise OptionError(
+            f"schedule is {schedule!r}; pass a BatchAttentionSchedule, an EqualComputeControl, or None for plain "
+            "training"
+        )
     if schedule._sampler is not None:
         raise OptionError("the schedule belongs to a BatchAttentionSampler; a device loop needs one of its own")
 

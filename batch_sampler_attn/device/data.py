@@ -81,7 +81,7 @@ class ResidentData:
         self._shuffle = shuffle
         self.full_batches = len(inputs) // batch_size
         self.tail_size = 0 if drop_last else len(inputs) % batch_size
-        self._order = torch.arange(len(inputs), device=self.device)
+        self.order = torch.arange(len(inputs), device=self.device)
         self._within_batch = torch.arange(batch_size, device=self.device)
         self._uniforms: Tensor | None = None
 
@@ -92,7 +92,7 @@ class ResidentData:
     def begin_epoch(self) -> None:
         """Draw a new order, into the same memory."""
         if self._shuffle:
-            copy_in(self._order, torch.randperm(len(self.inputs), generator=self.generator))
+            copy_in(self.order, torch.randperm(len(self.inputs), generator=self.generator))
         if self._uniforms is not None:
             copy_in(self._uniforms, torch.rand(self._uniforms.shape, generator=self.generator))
 
@@ -119,7 +119,7 @@ class ResidentData:
         return Batch(self.inputs[:samples], self.targets[:samples], None)
 
     def _gather(self, positions: Tensor) -> Batch:
-        samples = self._order.index_select(0, positions)
+        samples = self.order.index_select(0, positions)
         uniforms = None if self._uniforms is None else self._uniforms.index_select(0, positions)
         return Batch(self.inputs.index_select(0, samples), self.targets.index_select(0, samples), uniforms)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from batch_sampler_attn.device.loop import DeviceLoop
@@ -27,17 +27,41 @@ def run_interleaved(loops: Sequence[DeviceLoop], epochs: int) -> list[list[Epoch
     Raises:
         OptionError: If two loops share what each has to have alone, or are on different devices.
     """
-    _check_independence(loops)
-    summaries: list[list[EpochSummary]] = [[] for _ in loops]
-    while any(len(done) < epochs for done in summaries):
-        for loop, done in zip(loops, summaries, strict=True):
-            if len(done) < epochs:
-                loop.enqueue(UPDATES_A_TURN)
+    summaries: dict[DeviceLoop, list[EpochSummary]] = {loop: [] for loop in loops}
+    running = list(loops) if epochs > 0 else []
+    for loop, summary in take_turns(running):
+        summaries[loop].append(summary)
+        if len(summaries[loop]) == epochs:
+            running.remove(loop)
+    return list(summaries.values())
+
+
+def take_turns(loops: list[DeviceLoop]) -> Iterator[tuple[DeviceLoop, EpochSummary]]:
+    """Train loops by turns until none is left, and yield each epoch as it ends.
+
+    Between one epoch and the next the caller may look at that loop's model, and may take loops out of ``loops``
+    and put others in: evaluation, checkpoints and a queue of runs go there.
+
+    Args:
+        loops: As for ``run_interleaved``; the caller removes a loop when it is done.
+
+    Yields:
+        A loop with nothing in flight, and the summary of the epoch that it ended.
+
+    Raises:
+        OptionError: If two loops share what each has to have alone, or are on different devices.
+    """
+    checked: list[DeviceLoop] = []
+    while loops:
+        if loops != checked:
+            _check_independence(loops)
+            checked = loops.copy()
+        for loop in checked:
+            loop.enqueue(UPDATES_A_TURN)
         # Read only once every loop has work: a read waits for its own loop's stream alone.
-        for loop, done in zip(loops, summaries, strict=True):
-            if len(done) < epochs and (summary := loop.settle()) is not None:
-                done.append(summary)
-    return summaries
+        for loop in checked:
+            if (summary := loop.settle()) is not None:
+                yield loop, summary
 
 
 def _check_independence(loops: Sequence[DeviceLoop]) -> None:

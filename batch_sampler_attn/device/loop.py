@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.device import checks, saving
-from batch_sampler_attn.device.counters import DeviceCounters
+from batch_sampler_attn.device.counters import make_counters
 from batch_sampler_attn.device.data import Augmentation, ResidentData, StagedData
 from batch_sampler_attn.device.graphs import Graphs
 from batch_sampler_attn.device.place import Place
 from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.device.update import Recipe, Update
-from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError
+from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError, ProtocolError
 from batch_sampler_attn.rule import EpochSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
@@ -43,8 +43,8 @@ class DeviceLoop:
         loss_fn: From (outputs, targets) to the mean loss of the batch.
         data: ``ResidentData`` or ``StagedData``.
         schedule: Decides about repeats, and holds the state between epochs: a run may go on with the same schedule in a
-            hand-written loop, or the other way round. None is plain training. Recorders are told of epochs, not
-            of visits, which the host does not see.
+            hand-written loop, or the other way round. None is plain training, and an ``EqualComputeControl`` its
+            repeats at random. Recorders are told of epochs, not of visits, which the host does not see.
         normalize: Mean and standard deviation of the inputs' channels, of shapes that broadcast against a batch.
         augmentation: Random augmentation on the device.
         autocast: The type for autocast, such as ``torch.bfloat16``; None for no autocast.
@@ -53,6 +53,7 @@ class DeviceLoop:
         tf32: Allow TF32 in this loop, or forbid it; None leaves PyTorch's settings alone.
         graph: Capture updates as CUDA graphs; None does so on CUDA devices.
         seed: Of dropout, fresh augmentation, and all else that training draws on this loop's account.
+        count_visits: Keep the number of visits to each batch, for ``visit_counts``.
 
     Raises:
         OptionError: If the parts do not fit each other, or cannot be trained with here.
@@ -74,6 +75,7 @@ class DeviceLoop:
         tf32: bool | None = None,
         graph: bool | None = None,
         seed: int = 0,
+        count_visits: bool = False,
     ) -> None:
         device = checks.check_devices(model, data)
         if graph and device.type != "cuda":
@@ -97,7 +99,8 @@ class DeviceLoop:
         self._bookkeeping = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize)
         self._randomness = Randomness(seed, device)
         self._generators = saving.Generators(self._randomness, data.generator)
-        self._counters = DeviceCounters(self._bookkeeping.options, device)
+        self.counts_visits = count_visits
+        self._counters = make_counters(self._bookkeeping, device, self.batches, count_visits=count_visits)
         self._update = Update(model, optimizer, loss_fn, data, self._counters, recipe, self._randomness)
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)
@@ -126,6 +129,38 @@ class DeviceLoop:
     def updates(self) -> int:
         """Updates made so far."""
         return self._progress.updates
+
+    @property
+    def summary(self) -> EpochSummary:
+        """The epoch in progress, up to the updates that were settled last."""
+        return self._bookkeeping.summary
+
+    @property
+    def visit_counts(self) -> list[int]:
+        """Visits to each batch of the epoch that was begun last, in order of position. Waits for the device.
+
+        In mid-epoch, only those of batches that are done with are of this epoch.
+
+        Raises:
+            ProtocolError: If the loop was constructed without ``count_visits=True``, or updates are in flight.
+        """
+        if not self.counts_visits:
+            raise ProtocolError("visits are not counted; construct the loop with count_visits=True")
+        if self._in_flight_updates:
+            raise ProtocolError("updates are in flight; call settle(now=True) first")
+        with self._place.on_stream():
+            return self._counters.read_tally() or []
+
+    @property
+    def order(self) -> Tensor:
+        """The samples of the epoch that was begun last, by index, in the order of its batches; on the device.
+
+        Raises:
+            ProtocolError: If a DataLoader has the order, as with ``StagedData``.
+        """
+        if not isinstance(self._data, ResidentData):
+            raise ProtocolError("the order of StagedData is its DataLoader's; ask its sampler")
+        return self._data.order
 
     def run_epoch(self) -> EpochSummary:
         """Train to the end of the epoch, from its begin or from where ``run_updates`` or a loaded state left it.
@@ -256,13 +291,15 @@ class DeviceLoop:
         return needed - self._in_flight_updates
 
     def _begin_epoch(self) -> None:
+        with self._place.in_use():
+            # First, since it may refuse.
+            self._counters.begin_epoch(self._bookkeeping._state)
         self._has_warned = False
         self._progress = saving.Progress(
             updates=self.updates, is_in_epoch=True, epoch_randomness=self._generators.state_dict()
         )
         with self._place.in_use():
             self._data.begin_epoch()
-            self._counters.write(self._bookkeeping._state, cursor=0)
 
     def _end_what_is_over(self) -> EpochSummary | None:
         bookkeeping, is_over = self._bookkeeping, self._progress.cursor == self.batches

@@ -11,7 +11,7 @@ from batch_sampler_attn import checkpoint
 from batch_sampler_attn.device import snapshot
 from batch_sampler_attn.device.randomness import Randomness, check_generator_state
 from batch_sampler_attn.errors import ProtocolError, StateError
-from batch_sampler_attn.rule import Options
+from batch_sampler_attn.schedule import BatchAttentionSchedule
 
 if TYPE_CHECKING:
     from batch_sampler_attn.device.loop import DeviceLoop
@@ -39,7 +39,7 @@ class Progress:
 
 
 _PROGRESS_KEYS = set(Progress.__dataclass_fields__)
-_STATE_KEYS = {"version", "model", "optimizer", "scaler", "schedule", "randomness"} | _PROGRESS_KEYS
+_STATE_KEYS = {"version", "model", "optimizer", "scaler", "schedule", "randomness", "visit_counts"} | _PROGRESS_KEYS
 
 
 class Generators:
@@ -85,13 +85,13 @@ class Generators:
 
 
 def check_state(
-    state_dict: object, options: Options, batches: int, generators: Generators
+    state_dict: object, schedule: BatchAttentionSchedule, batches: int, generators: Generators
 ) -> tuple[dict[str, Any], Progress]:
     """The fields of a loop's state, and its progress.
 
     Args:
         state_dict: As ``DeviceLoop.state_dict`` returned it.
-        options: The schedule's.
+        schedule: That the state has to be of.
         batches: Base batches in an epoch.
         generators: That the state has to fit.
 
@@ -100,7 +100,7 @@ def check_state(
     """
     fields = checkpoint.check_keys("the loop's state", state_dict, _STATE_KEYS)
     checkpoint.check_version(fields["version"])
-    checkpoint.unpack_schedule(options, fields["schedule"])
+    schedule._unpack(fields["schedule"])
     progress = Progress(**{name: fields[name] for name in _PROGRESS_KEYS})
     if not isinstance(progress.is_in_epoch, bool):
         raise StateError(f"is_in_epoch is {progress.is_in_epoch!r} in the state; it must be True or False")
@@ -112,6 +112,11 @@ def check_state(
             f"the state is at batch {progress.cursor}, with {progress.staged} at hand, and there are {batches} in an "
             "epoch here; construct the data as it was"
         )
+    counts = fields["visit_counts"]
+    if counts is not None and (not isinstance(counts, list) or len(counts) != batches):
+        raise StateError(f"visit_counts is {counts!r:.80} in the state; it must be a list of {batches} whole numbers")
+    for count in counts or ():
+        checkpoint.check_count("a count of visits", count)
     generators.check(fields["randomness"])
     if progress.is_in_epoch:
         generators.check(progress.epoch_randomness)
@@ -124,18 +129,20 @@ def state_of(loop: DeviceLoop) -> dict[str, Any]:
         raise ProtocolError("updates are in flight; call settle(now=True) before state_dict()")
     with loop._place.on_stream():
         tensors = snapshot.take(loop.model, loop._optimizer, loop._update.recipe.scaler)
+        visit_counts = loop._counters.read_tally()
     return {
         "version": checkpoint.VERSION,
         **tensors,
         "schedule": loop._bookkeeping.state_dict(),
         "randomness": loop._generators.state_dict(),
+        "visit_counts": visit_counts,
         **vars(loop._progress),
     }
 
 
 def load(loop: DeviceLoop, state_dict: object) -> None:
     """``DeviceLoop.load_state_dict``."""
-    fields, progress = check_state(state_dict, loop._bookkeeping.options, loop.batches, loop._generators)
+    fields, progress = check_state(state_dict, loop._bookkeeping, loop.batches, loop._generators)
     parts = loop.model, loop._optimizer, loop._update.recipe.scaler
     with loop._place.on_stream():
         before = snapshot.take(*parts)
@@ -154,7 +161,11 @@ def load(loop: DeviceLoop, state_dict: object) -> None:
     if progress.epoch_randomness is not None and progress.is_in_epoch:
         loop._generators.load_state_dict(progress.epoch_randomness)
     with loop._place.in_use():
+        if progress.is_in_epoch:
+            loop._counters.begin_epoch(loop._bookkeeping._state)
         loop._counters.write(loop._bookkeeping._state, cursor=progress.cursor)
+        if loop.counts_visits and fields["visit_counts"] is not None:
+            loop._counters.write_tally(fields["visit_counts"])
         if progress.is_in_epoch:
             loop._data.resume_epoch(progress.cursor, progress.staged)
     loop._generators.load_state_dict(fields["randomness"])

@@ -1,0 +1,207 @@
+"""Visits that the device counts and visits that are dealt to it, against a naive loop that is told of every visit."""
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
+from batch_sampler_attn.device import DeviceLoop, ResidentData, take_turns
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
+from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+from tests.test_device_loop import are_equal, make_data, make_loop, random_options, train_naively, without_reads
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EPOCHS = 4
+
+
+def count_naively(schedule, samples=50, **options):
+    """Visits to each batch in each epoch of a hand-written loop, with its summaries and its model."""
+    recorder = MemoryRecorder()
+    schedule._recorders = (recorder,)
+    schedule._update_watch()
+    summaries, _, model = train_naively(schedule, *make_data(samples), EPOCHS, **options)
+    return visit_counts(recorder.visits), summaries, model
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_visits_that_a_loop_counts_are_those_that_a_naive_loop_makes(seed):
+    rng = random.Random(seed)
+    options, staged, drop_last = random_options(rng) | {"window": None}, rng.random() < 0.5, rng.random() < 0.5
+    loop = make_loop(
+        *make_data(50),
+        staged=staged,
+        drop_last=drop_last,
+        schedule=BatchAttentionSchedule(**options),
+        count_visits=True,
+    )
+    counted = []
+    for _ in range(EPOCHS):
+        loop.run_epoch()
+        counted.append(loop.visit_counts)
+    expected, _, model = count_naively(BatchAttentionSchedule(**options), staged=staged, drop_last=drop_last)
+    assert counted == expected
+    assert are_equal(loop.model, model)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_control_trains_on_the_device_as_in_a_naive_loop(seed):
+    rng = random.Random(seed)
+    dealt = [[rng.choice([1, 1, 1, 2, 5]) for _ in range(7)] for _ in range(EPOCHS)]
+    schedule = EqualComputeControl(dealt, seed=seed)
+    loop = make_loop(*make_data(50), schedule=schedule, count_visits=True)
+    summaries, counted = [], []
+    for _ in range(EPOCHS):
+        summaries.append(loop.run_epoch())
+        counted.append(loop.visit_counts)
+    expected_visits, expected, model = count_naively(EqualComputeControl(dealt, seed=seed))
+    assert counted == expected_visits
+    assert [sorted(visits) for visits in counted] == [sorted(visits) for visits in dealt]
+    assert [without_reads(summary) for summary in summaries] == [without_reads(summary) for summary in expected]
+    assert are_equal(loop.model, model)
+
+
+def test_the_control_repeats_a_batch_whose_loss_is_not_finite_as_often_as_planned():
+    inputs = torch.tensor([[1.0], [float("nan")], [2.0]])
+
+    def make_control():
+        return EqualComputeControl([[2, 2, 2]])
+
+    data = ResidentData(inputs, torch.zeros(3), 1, generator=torch.Generator(), shuffle=False)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+
+    def loss_fn(outputs, targets):
+        # The weights stay what they are, whatever the loss is.
+        return outputs.detach().abs().sum() + 0 * model.weight.sum()
+
+    loop = DeviceLoop(model, optimizer, loss_fn, data, schedule=make_control(), count_visits=True)
+    summary = loop.run_epoch()
+    on_host = make_control()
+    losses = iter([model(sample).abs().item() for sample in inputs for _ in range(2)])
+
+    def train_on_host():
+        for _ in on_host.attend(inputs):
+            on_host.decide(next(losses))
+
+    with pytest.warns(BatchAttentionWarning, match="nan"):
+        train_on_host()
+    assert loop.visit_counts == [2, 2, 2]
+    assert summary.nonfinite_losses == 2
+    assert without_reads(summary) == without_reads(on_host.last_summary)
+
+
+def test_a_run_saved_in_mid_epoch_goes_on_with_its_visits_and_with_those_dealt():
+    inputs, targets = make_data(50)
+    dealt = [[3, 1, 2, 1, 1, 4, 1]] * 3
+
+    def make():
+        return make_loop(inputs, targets, schedule=EqualComputeControl(dealt, seed=3), count_visits=True)
+
+    whole, stopped, resumed = make(), make(), make()
+    for _ in range(2):
+        whole.run_epoch()
+    stopped.run_epoch()
+    stopped.run_updates(6)
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    assert resumed.run_epoch() is not None
+    assert resumed.visit_counts == whole.visit_counts
+    assert resumed.updates == whole.updates
+    assert are_equal(resumed.model, whole.model)
+
+
+def test_a_state_with_visits_of_other_batches_is_refused():
+    inputs, targets = make_data(50)
+    loop = make_loop(inputs, targets, count_visits=True)
+    loop.run_epoch()
+    for broken in ([1, 2], [1.5] * 7, "seven"):
+        with pytest.raises(StateError, match="visit"):
+            loop.load_state_dict({**loop.state_dict(), "visit_counts": broken})
+    loop.load_state_dict(loop.state_dict())
+
+
+def test_a_control_of_other_data_or_of_fewer_epochs_is_refused_before_anything_is_trained():
+    inputs, targets = make_data(50)
+    loop = make_loop(inputs, targets, schedule=EqualComputeControl([[1] * 6]))
+    before = copy.deepcopy(loop.model)
+    with pytest.raises(ProtocolError, match="6 batches, and there are 7"):
+        loop.run_epoch()
+    assert are_equal(loop.model, before)
+    loop = make_loop(inputs, targets, schedule=EqualComputeControl([[1] * 7]))
+    loop.run_epoch()
+    before = copy.deepcopy(loop.model)
+    with pytest.raises(ProtocolError, match="epoch 1 was begun"):
+        loop.run_epoch()
+    assert are_equal(loop.model, before)
+
+
+def test_a_schedule_of_ones_own_making_is_refused():
+    class Other(BatchAttentionSchedule):
+        pass
+
+    with pytest.raises(OptionError, match="EqualComputeControl"):
+        make_loop(*make_data(50), schedule=Other())
+
+
+def test_visits_that_are_not_counted_are_not_made_up():
+    loop = make_loop(*make_data(50))
+    with pytest.raises(ProtocolError, match="count_visits=True"):
+        _ = loop.visit_counts
+    counting = make_loop(*make_data(50), count_visits=True)
+    counting.enqueue(2)
+    with pytest.raises(ProtocolError, match="in flight"):
+        _ = counting.visit_counts
+
+
+def test_the_order_says_which_samples_were_in_which_batch():
+    inputs, targets = make_data(50)
+    seen = []
+    loop = make_loop(inputs, targets)
+    hook = loop.model.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
+    loop.run_epoch()
+    hook.remove()
+    assert torch.equal(torch.cat(seen), inputs[loop.order])
+    with pytest.raises(ProtocolError, match="DataLoader"):
+        _ = make_loop(inputs, targets, staged=True).order
+
+
+def test_the_summary_in_mid_epoch_is_of_the_updates_up_to_there():
+    loop = make_loop(*make_data(50))
+    loop.run_updates(3)
+    assert (loop.summary.batches, loop.summary.visits) == (3, 3)
+
+
+def test_loops_that_come_and_go_between_epochs_have_the_results_that_each_has_alone():
+    inputs, targets = make_data(50)
+
+    def make(seed):
+        return make_loop(inputs, targets, order_seed=seed, schedule=BatchAttentionSchedule(1.0))
+
+    alone = [make(seed) for seed in range(3)]
+    expected = [[loop.run_epoch() for _ in range(seed + 1)] for seed, loop in enumerate(alone)]
+    waiting = [make(seed) for seed in range(3)]
+    names = {loop: seed for seed, loop in enumerate(waiting)}
+    running, summaries = [waiting.pop(0), waiting.pop(0)], {seed: [] for seed in range(3)}
+    for loop, summary in take_turns(running):
+        seed = names[loop]
+        summaries[seed].append(summary)
+        if len(summaries[seed]) == seed + 1:
+            running.remove(loop)
+            running.extend(waiting[:1])
+            del waiting[:1]
+    assert list(summaries.values()) == expected
+    assert all(are_equal(loop.model, alone[seed].model) for loop, seed in names.items())
+
+
+def test_a_loop_that_shares_a_part_is_refused_when_it_comes_in():
+    inputs, targets = make_data(50)
+    first = make_loop(inputs, targets)
+    running = [first]
+    turns = take_turns(running)
+    next(turns)
+    running.append(first)
+    with pytest.raises(OptionError, match="share one"):
+        next(turns)
