@@ -1,0 +1,1 @@
+"""Training on CIFAR, or any folder of images, with every epoch recorded."""

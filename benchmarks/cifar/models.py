@@ -1,0 +1,151 @@
+"""The paper's models, any other of timm's, and a small one for a CPU."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.errors import ModelError
+from benchmarks.schema import Data
+
+SMALL_RESNET = "small_resnet"
+_ARCHITECTURES = {
+    "resnet34": "resnet34",
+    "tnt": "tnt_s_patch16_224",
+    # The weights that timm has of B7 from ImageNet alone.
+    "efficientnet_b7": "tf_efficientnet_b7.aa_in1k",
+}
+_PATCH_SIZE = 4
+
+
+class ModelRecipe(NamedTuple):
+    """How a model is made.
+
+    Attributes:
+        model: As it was asked for.
+        architecture: Its name in timm, or ``small_resnet``.
+        options: Its arguments besides the number of classes.
+        pretrained: Whether it begins with ImageNet weights.
+    """
+
+    model: str
+    architecture: str
+    options: dict[str, Any]
+    pretrained: bool
+
+
+class _Block(nn.Module):
+    """A basic residual block (He et al., 2016, figure 5)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels_in != channels:
+            shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.relu(self.norm1(self.conv1(images)))
+        return functional.relu(self.norm2(self.conv2(features)) + self.shortcut(images))
+
+
+def _small_resnet(classes: int, width: int = 16) -> nn.Module:
+    """Three residual blocks behind a 7x7 stem that reduces four times, as ResNet34's stem and pooling do."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 7, 4, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        _Block(width, width, 1),
+        _Block(width, 2 * width, 2),
+        _Block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, classes),
+    )
+
+
+def find_recipe(model: str, height: int, width: int, *, pretrained: bool) -> ModelRecipe:
+    """What a model's name stands for, for images of this size.
+
+    TNT gets patches of 4x4 pixels, and a first stride of 1, so that its inner transformer sees all 16 pixels of a
+    patch, as many as in the original. ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
+
+    Raises:
+        ModelError: If there is no such model, or it cannot take such images.
+    """
+    architecture = _ARCHITECTURES.get(model, model)
+    if architecture == SMALL_RESNET:
+        if pretrained:
+            raise ModelError(f"there are no weights of {SMALL_RESNET}; leave --pretrained out")
+        return ModelRecipe(model, architecture, {"width": 16}, False)
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(model, [*_ARCHITECTURES, SMALL_RESNET, *timm.list_models()], n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise ModelError(f"there is no model {model!r} in timm {timm.__version__}; {hint}")
+    options: dict[str, Any] = {}
+    if model == "tnt":
+        if height != width or height % _PATCH_SIZE:
+            raise ModelError(
+                f"tnt takes square images whose side is a multiple of {_PATCH_SIZE} pixels, and these are "
+                f"{height}x{width}; resize them or take another model"
+            )
+        options = {"img_size": height, "patch_size": _PATCH_SIZE, "first_stride": 1}
+        if pretrained:
+            raise ModelError("timm's weights of TNT are for patches of 16x16 pixels; leave --pretrained out")
+    return ModelRecipe(model, architecture, options, pretrained)
+
+
+def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
+    """The model, with initial weights that depend on ``seed`` alone.
+
+    Raises:
+        ModelError: If it cannot be made so, or its weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recipe.architecture == SMALL_RESNET:
+            return _small_resnet(classes, **recipe.options)
+        try:
+            return timm.create_model(
+                recipe.architecture, pretrained=recipe.pretrained, num_classes=classes, **recipe.options
+            )
+        except Exception as error:  # timm and its hub raise many kinds
+            if recipe.pretrained:
+                raise ModelError(
+                    f"the ImageNet weights of {recipe.architecture} cannot be had: {_first_line(error)}. Look at the "
+                    "connection to timm's hub, or train from scratch by leaving --pretrained out"
+                ) from error
+            raise ModelError(f"{recipe.architecture} cannot be made: {_first_line(error)}") from error
+
+
+def count_parameters(recipe: ModelRecipe, data: Data) -> int:
+    """The numbers that are trained, after a look at whether the model takes such images.
+
+    Raises:
+        ModelError: If it does not.
+    """
+    model = make_model(recipe, len(data.classes), seed=0).eval()
+    try:
+        with torch.no_grad():
+            outputs = model(torch.zeros(2, 3, data.height, data.width))
+    except Exception as error:  # every model has its own
+        raise ModelError(
+            f"{recipe.model} does not take images of {data.height}x{data.width}: {_first_line(error)}. Take another "
+            "model, or resize the images"
+        ) from error
+    if tuple(outputs.shape) != (2, len(data.classes)):
+        raise ModelError(f"{recipe.model} gives {tuple(outputs.shape)} for 2 images; it is not a classifier")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,1 @@
+"""Tables, figures and verdicts from raw records."""

@@ -1,0 +1,345 @@
+"""The raw records of the CIFAR benchmarks: what is in them, and the checks that they pass when they are read.
+
+A folder of records holds three files:
+
+    configuration.json   what all of its runs have in common
+    runs.jsonl           one line a run: where it ran, and its confusion matrices
+    epochs.jsonl         one line an epoch of a run
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmarks.errors import RecordsError
+
+SCHEMA_VERSION: Final = 1
+
+Arm = Literal["baseline", "attention", "random", "longer"]
+EpochLoss = Literal["first", "last", "all"]
+Precision = Literal["default", "fp32", "tf32", "bf16", "fp16"]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ConfusionMatrix = list[list[Count]]
+
+
+class Checked(BaseModel):
+    """A record whose fields have the types that are written here, and no others beside them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Checked):
+    """A data set.
+
+    Attributes:
+        name: ``cifar10`` or ``cifar100`` where the classes are theirs, else the name of the folder.
+        train_images: How many.
+        test_images: How many.
+        classes: Their names, in the order of the labels.
+        height: Of every image, in pixels.
+        width: Of every image, in pixels.
+        sha256: Of all pixels and labels.
+    """
+
+    name: str
+    train_images: Count
+    test_images: Count
+    classes: list[str]
+    height: Count
+    width: Count
+    sha256: str
+
+
+class Configuration(Checked):
+    """What all runs of a folder have in common.
+
+    Attributes:
+        schema_version: Of these records.
+        model: As it was asked for.
+        architecture: The name that it was made by.
+        model_options: The arguments that it was made with.
+        pretrained: Whether it began with ImageNet weights.
+        parameters: How many numbers are trained.
+        data: What it was trained on.
+        epochs: Of every arm but ``longer``.
+        k: Threshold in units of the last epoch's mean loss.
+        batch_size: Images in a batch.
+        learning_rate: Adam's.
+        max_visits: The most visits to one batch; None for no limit, as in the paper.
+        precision: ``default`` is PyTorch's own: TF32 in cuDNN's convolutions and not in matrix products.
+        channels_last: Whether images were laid out with their channels last.
+        deterministic: Whether PyTorch was asked for deterministic algorithms.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    architecture: str
+    model_options: dict[str, Any]
+    pretrained: bool
+    parameters: Count
+    data: Data
+    epochs: Count
+    k: float
+    batch_size: Count
+    learning_rate: float
+    max_visits: int | None
+    precision: Precision
+    channels_last: bool
+    deterministic: bool
+
+    def digest(self) -> str:
+        """A short name for exactly this configuration, which every line of its records carries."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+class RunName(NamedTuple):
+    """Which run it is, among those of a configuration.
+
+    Attributes:
+        arm: ``baseline``, ``attention``, ``random`` or ``longer``.
+        epoch_loss: The schedule's reading, or that of the attention run that the control is paired with; None for
+            the baseline.
+        label_noise: How many labels of every 32 were redrawn.
+        seed: Of the initial weights, the orders, and the labels redrawn.
+    """
+
+    arm: Arm
+    epoch_loss: EpochLoss | None
+    label_noise: int
+    seed: int
+
+    def __str__(self) -> str:
+        reading = "" if self.epoch_loss is None else f"-{self.epoch_loss}"
+        return f"{self.arm}{reading}-noise{self.label_noise}-seed{self.seed}"
+
+
+class OfRun(Checked):
+    """What every line says of the run that it belongs to."""
+
+    configuration: str
+    arm: Arm
+    epoch_loss: EpochLoss | None
+    label_noise: Count
+    seed: int
+
+    @property
+    def run(self) -> RunName:
+        """The run."""
+        return RunName(self.arm, self.epoch_loss, self.label_noise, self.seed)
+
+
+class Flipped(Checked):
+    """Batches with the same number of visits in an epoch, and the wrong labels in them.
+
+    Attributes:
+        batches: How many batches.
+        with_flipped: How many of them hold an image whose label is another than its true one.
+        flipped: How many such images they hold in all.
+    """
+
+    batches: Count
+    with_flipped: Count
+    flipped: Count
+
+
+class Epoch(OfRun):
+    """One epoch of one run.
+
+    Attributes:
+        epoch: From 1. The last epoch of ``longer`` may have fewer batches than the others.
+        batches: Base batches.
+        updates: Weight updates, one for each visit.
+        repeats: Updates beyond one for each batch.
+        threshold: The loss above which a batch was repeated; None where none could be.
+        train_loss: Mean batch loss as the schedule takes it; that of the first visits unless ``epoch_loss`` says
+            otherwise. None where no loss was finite.
+        test_loss: Mean cross-entropy over the test set; None where it is not finite.
+        accuracy: On the test set.
+        macro_f1: On the test set.
+        seconds: Training, with everything that the schedule costs and without evaluation.
+        evaluation_seconds: Evaluation.
+        finished_at: When, in UTC.
+        shared_device: Whether other runs used the device at the time: then the seconds say nothing.
+        precision: As in the configuration.
+        capped_batches: Batches left above the threshold because of ``max_visits``.
+        nonfinite_losses: Visits whose loss was NaN or infinite.
+        most_visits: The most visits to one batch.
+        host_reads: How often the host waited for the device to learn where it was.
+        batches_by_visits: How many batches took how many visits, and the wrong labels in them. None for arms
+            without repeats.
+    """
+
+    epoch: Annotated[int, Field(ge=1)]
+    batches: Annotated[int, Field(ge=1)]
+    updates: Annotated[int, Field(ge=1)]
+    repeats: Count
+    threshold: float | None
+    train_loss: float | None
+    test_loss: float | None
+    accuracy: Share
+    macro_f1: Share
+    seconds: Annotated[float, Field(ge=0)]
+    evaluation_seconds: Annotated[float, Field(ge=0)]
+    finished_at: str
+    shared_device: bool
+    precision: Precision
+    capped_batches: Count
+    nonfinite_losses: Count
+    most_visits: Count
+    host_reads: int | None
+    batches_by_visits: dict[int, Flipped] | None
+
+
+class Evaluated(Checked):
+    """Confusion on the test set after an epoch.
+
+    Attributes:
+        epoch: From 1.
+        confusion: Images by true class (row) and predicted class (column).
+    """
+
+    epoch: Annotated[int, Field(ge=1)]
+    confusion: ConfusionMatrix
+
+
+class Surroundings(Checked):
+    """What a run ran on, from an epoch on.
+
+    Attributes:
+        from_epoch: From 1.
+        device: As PyTorch names it.
+        threads: CPU threads of the run.
+        at_once: How many runs there were at once.
+        environment: ``benchmarks.environment.describe_environment()``.
+    """
+
+    from_epoch: Annotated[int, Field(ge=1)]
+    device: str
+    threads: Count
+    at_once: Annotated[int, Field(ge=1)]
+    environment: dict[str, Any]
+
+
+class Run(OfRun):
+    """One run.
+
+    Attributes:
+        is_finished: Whether all of its epochs are there.
+        flipped_labels: Training images whose label is another than their true one.
+        surroundings: Where it ran; more than one entry if it was stopped and went on elsewhere.
+        best: At the first epoch of the highest test accuracy, which is the paper's choice.
+        last: At the last epoch.
+    """
+
+    is_finished: bool
+    flipped_labels: Count
+    surroundings: list[Surroundings]
+    best: Evaluated
+    last: Evaluated
+
+
+class Records(NamedTuple):
+    """A folder of records, checked.
+
+    Attributes:
+        configuration: What all runs have in common.
+        runs: By name.
+        epochs: Of each run, in order.
+    """
+
+    configuration: Configuration
+    runs: dict[RunName, Run]
+    epochs: dict[RunName, list[Epoch]]
+
+
+Record = TypeVar("Record", bound=Checked)
+
+
+def read_records(folder: Path) -> Records:
+    """Read and check a folder of records.
+
+    Raises:
+        RecordsError: If a file is missing, a line is not what the schema says, a line is of another configuration
+            than the folder, or a run's epochs do not follow each other.
+    """
+    configuration = read_configuration(folder)
+    digest = configuration.digest()
+    runs: dict[RunName, Run] = {}
+    for line in read_lines(folder / "runs.jsonl", Run):
+        _check_configuration(folder / "runs.jsonl", line, digest)
+        if line.run in runs:
+            raise RecordsError(f"{folder / 'runs.jsonl'} has two lines of {line.run}; a run is recorded once")
+        runs[line.run] = line
+    epochs: dict[RunName, list[Epoch]] = {name: [] for name in runs}
+    for epoch in read_lines(folder / "epochs.jsonl", Epoch):
+        _check_configuration(folder / "epochs.jsonl", epoch, digest)
+        done = epochs.get(epoch.run)
+        if done is None:
+            raise RecordsError(
+                f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, of which runs.jsonl does not know"
+            )
+        if epoch.epoch != len(done) + 1:
+            raise RecordsError(
+                f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
+            )
+        done.append(epoch)
+    for name, run in runs.items():
+        if run.last.epoch != len(epochs[name]):
+            raise RecordsError(
+                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says {run.last.epoch}; copy both "
+                "files from the same place"
+            )
+    return Records(configuration, runs, epochs)
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """The configuration of a folder of records.
+
+    Raises:
+        RecordsError: If there is none, or it is of another schema.
+    """
+    path = folder / "configuration.json"
+    return _parse(path, 1, _read_text(path), Configuration)
+
+
+def read_lines(path: Path, kind: type[Record]) -> list[Record]:
+    """The lines of a file of JSON lines, checked.
+
+    Raises:
+        RecordsError: If the file cannot be read, or a line is not what the schema says.
+    """
+    return [_parse(path, number, line, kind) for number, line in enumerate(_read_text(path).splitlines(), start=1)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecordsError(
+            f"{path} cannot be read ({error.strerror}); records are made by python -m benchmarks.cifar --out FOLDER"
+        ) from error
+
+
+def _parse(path: Path, number: int, text: str, kind: type[Record]) -> Record:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole line"
+        raise RecordsError(
+            f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: {where}: {first['msg']}. Make the "
+            "records with this version of the benchmark, or read them with the one that made them"
+        ) from error
+
+
+def _check_configuration(path: Path, line: OfRun, digest: str) -> None:
+    if line.configuration != digest:
+        raise RecordsError(
+            f"{path} has a line of {line.run} from configuration {line.configuration}, but the folder's is {digest}; "
+            "runs of two configurations do not go into one table. Keep one folder for each"
+        )
