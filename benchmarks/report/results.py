@@ -63,7 +63,7 @@ class Experiment(NamedTuple):
         configuration, data = self.configuration, self.configuration.data
         said: list[str] = []
         if paper.EXPERIMENTS.get(configuration.model) != data.name:
-            said.append(f"{configuration.model} on {data.name} is not among the paper's experiments")
+            said.append(f"{configuration.model} on {data.name}, which the paper has not")
         if data.train_images != paper.TRAIN_IMAGES:
             said.append(f"{data.train_images:,} training images")
         if configuration.epochs != paper.EPOCHS:
@@ -190,8 +190,13 @@ def overhead_percent(epochs: Sequence[Epoch]) -> float:
 
 def wrong_predictions(run: Run, at: At) -> NDArray[np.int64]:
     """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
-    confusion = np.asarray(run.best.confusion if at == "best" else run.last.confusion)
-    return np.asarray(confusion.sum(axis=0) - confusion.diagonal())
+    matrix = confusion(run, at)
+    return np.asarray(matrix.sum(axis=0) - matrix.diagonal())
+
+
+def confusion(run: Run, at: At) -> NDArray[np.int64]:
+    """Test images by true class (row) and predicted class (column)."""
+    return np.asarray(run.best.confusion if at == "best" else run.last.confusion)
 
 
 def variance(counts: Sequence[int] | NDArray[np.int64]) -> float:

@@ -15,6 +15,7 @@ from benchmarks.report.results import (
     Condition,
     Experiment,
     accuracy,
+    confusion,
     macro_f1,
     overhead_percent,
     test_loss,
@@ -23,7 +24,7 @@ from benchmarks.report.results import (
     wrong_predictions,
 )
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import Arm, Flipped
+from benchmarks.schema import Arm, Flipped, Run
 
 _ARMS: tuple[Arm, ...] = ("baseline", "attention", "random", "longer")
 # More columns than this are no table.
@@ -185,16 +186,18 @@ def table_2(experiments: Sequence[Experiment], at: At) -> Table | None:
     fitting = [e for e in experiments if len(e.configuration.data.classes) <= _MOST_CLASSES]
     if not fitting:
         return None
+    classes = fitting[0].configuration.data.classes
     most = max(len(experiment.configuration.data.classes) for experiment in fitting)
+    if any(experiment.configuration.data.classes != classes for experiment in fitting):
+        classes = [f"class {number}" for number in range(1, most + 1)]
     rows: list[list[str]] = []
-    if at == "best" and most >= len(paper.TABLE_2_CLASSES):
+    if at == "best" and len(classes) == len(paper.TABLE_2_CLASSES):
         for row in paper.TABLE_2:
             counts = [str(count) for count in row.wrong_predictions]
-            padding = ["-"] * (most - len(counts))
             # Computed from the counts like ours, and equal to what the paper prints.
-            rows.append(
-                ["paper: tnt", "none", row.arm, "1", *counts, *padding, f"{variance(row.wrong_predictions):.2f}"]
-            )
+            spread = f"{variance(row.wrong_predictions):.2f}"
+            mixed_up = [str(row.cat_taken_for_dog), str(row.dog_taken_for_cat)]
+            rows.append(["paper: tnt", "none", row.arm, "1", *counts, spread, *mixed_up])
     for experiment in fitting:
         for condition, arm in _arms(experiment):
             runs = [experiment.run_of(arm, condition, seed) for seed in experiment.seeds([arm], condition)]
@@ -203,15 +206,24 @@ def table_2(experiments: Sequence[Experiment], at: At) -> Table | None:
             padding = ["-"] * (most - len(means))
             spread = mean_and_deviation(sample([variance(counts) for counts in wrong]), 0)
             name = _arm_name(arm, condition)
-            rows.append([experiment.name, _noise(condition), name, str(len(runs)), *means, *padding, spread])
-    names = fitting[0].configuration.data.classes
-    is_same = all(experiment.configuration.data.classes == names for experiment in fitting) and len(names) == most
-    columns = names if is_same else [f"class {number}" for number in range(most)]
+            mixed_up = _cats_and_dogs(experiment, runs, at)
+            rows.append([experiment.name, _noise(condition), name, str(len(runs)), *means, *padding, spread, *mixed_up])
     caption = (
         f"At the {at} epoch. Counts are means over n seeds; the variance (population, over classes) is of each seed's "
         "counts, with its standard deviation over seeds."
     )
-    return Table(["experiment", "labels redrawn", "arm", "n", *columns, "variance"], rows, caption)
+    head = ["experiment", "labels redrawn", "arm", "n", *classes, "variance", "cat taken for dog", "dog taken for cat"]
+    return Table(head, rows, caption)
+
+
+def _cats_and_dogs(experiment: Experiment, runs: Sequence[Run], at: At) -> list[str]:
+    """The two mistakes that the paper names, mean over seeds."""
+    classes = experiment.configuration.data.classes
+    if not {"cat", "dog"} <= set(classes):
+        return ["-", "-"]
+    cat, dog = classes.index("cat"), classes.index("dog")
+    matrices = [confusion(run, at) for run in runs]
+    return [f"{sum(int(m[place]) for m in matrices) / len(matrices):.1f}" for place in ((cat, dog), (dog, cat))]
 
 
 def flipped_table(experiments: Sequence[Experiment]) -> Table | None:
