@@ -21,7 +21,6 @@ Then: python -m benchmarks.report OUT
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--device", default=None, help="default: cuda if there is one, else cpu")
     add("--at-once", type=int, default=1, help="runs at once: by turns on a GPU, in processes on a CPU (default: 1)")
+    add("--threads", type=int, default=1, help="CPU threads of a run; sums depend on it (default: 1)")
     add("--checkpoint-seconds", type=float, default=0, help="least time between states kept (default: every epoch)")
     add("--out", type=Path, default=None, help="folder of the records (default: runs/<model>-<data>)")
     return parser.parse_args(arguments)
@@ -95,7 +95,7 @@ def configure(options: argparse.Namespace, images: ImageSet) -> tuple[Configurat
         BenchmarkError: If it makes no sense.
     """
     data = images.describe()
-    for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("max_visits", 0)):
+    for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("threads", 1), ("max_visits", 0)):
         if getattr(options, name) < least:
             option = name.replace("_", "-")
             raise PlanError(f"--{option} is {getattr(options, name)}; it must be at least {least}")
@@ -153,11 +153,11 @@ def run(options: argparse.Namespace, console: Console) -> Path:
     configuration, recipe = configure(options, images)
     folder: Path = options.out or Path("runs") / f"{options.model}-{images.name}"
     storage = Storage(folder, configuration)
-    threads = max(1, (os.cpu_count() or 1) // options.at_once)
     experiment = Experiment(
-        configuration, recipe, images, storage, device, threads, options.at_once, options.checkpoint_seconds
+        configuration, recipe, images, storage, device, options.threads, options.at_once, options.checkpoint_seconds
     )
     with storage.locked():
+        storage.check_place(device, options.threads)
         finished = storage.finished()
         waiting = [name for name in runs if name not in finished]
         console.print(_describe(configuration, runs, len(runs) - len(waiting)), highlight=False)

@@ -204,7 +204,7 @@ def _read_cache(path: Path) -> tuple[Split, Split] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return tuple(Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in _SPLITS)  # type: ignore[return-value]
     except Exception:  # cut off or damaged: decode again
         return None

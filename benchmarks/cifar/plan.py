@@ -17,11 +17,13 @@ def plan_runs(
     """Every run that was asked for, with the runs that it needs, in an order that can be followed.
 
     Raises:
-        PlanError: If nothing was asked for, or something twice.
+        PlanError: If nothing was asked for, something twice, or an arm that there is not.
     """
     for what, values in (("arms", arms), ("epoch_loss", epoch_losses), ("label noise", label_noises), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise PlanError(f"{what} is {list(values)}; give at least one value, and none twice")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise PlanError(f"there is no arm {unknown[0]!r}; the arms are {', '.join(ARMS)}")
     asked: list[RunName] = []
     for label_noise, seed in itertools.product(label_noises, seeds):
         for arm in (arm for arm in ARMS if arm in arms):

@@ -47,8 +47,8 @@ class Storage:
             _write_whole(folder / "configuration.json", lambda file: file.write(text.encode()))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other commands out of the folder.
+    def locked(self, *, wait_seconds: float = 5) -> Iterator[None]:
+        """Keep other commands out of the folder. The processes of one that was killed may need a moment to end.
 
         Raises:
             StorageError: If one is in it.
@@ -56,7 +56,7 @@ class Storage:
         lock = FileLock(self._work / "lock")
         try:
             self._work.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=5)
+            lock.acquire(timeout=wait_seconds)
         except Timeout as error:
             raise StorageError(
                 f"another command is at work in {self.folder}; wait for it, or give this one another --out"
@@ -94,7 +94,8 @@ class Storage:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             configuration = state["record"]["run"]["configuration"]
         except Exception as error:  # torch.load raises many kinds
-            raise RecordsError(f"{path} cannot be read: {error}. Delete it, and the run begins anew") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RecordsError(f"{path} cannot be read: {reason} Delete it, and the run begins anew") from error
         if configuration != self._digest:
             raise RecordsError(
                 f"{path} is of configuration {configuration}, and this is {self._digest}; delete it, or give the "
@@ -126,6 +127,22 @@ class Storage:
     def finished(self) -> set[RunName]:
         """The runs that need not be made."""
         return {run.run for run, _ in self._collect().values() if run.is_finished}
+
+    def check_place(self, device: torch.device, threads: int) -> None:
+        """Refuse to add runs that could not agree bit for bit with those that are there.
+
+        Raises:
+            RecordsError: If these were made on another kind of device, or with another number of CPU threads.
+        """
+        for run, _ in self._collect().values():
+            for place in run.surroundings:
+                kind = torch.device(place.device).type
+                if kind != device.type or (kind == "cpu" and place.threads != threads):
+                    raise RecordsError(
+                        f"{run.run} in {self.folder} was made on {kind} with {place.threads} CPU threads, and this "
+                        f"command is for {device.type} with {threads}: arms would not begin alike. Give --device "
+                        f"{kind} --threads {place.threads}, or another --out"
+                    )
 
     def write_records(self) -> None:
         """Put the runs together as ``runs.jsonl`` and ``epochs.jsonl``. Runs recorded before stay recorded."""

@@ -1,0 +1,45 @@
+"""Small image folders, and the CIFAR benchmark's command run on them."""
+
+import json
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from benchmarks.cifar.__main__ import main
+
+OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
+
+
+def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=28, mode="L"):
+    """Scikit-learn's digits as an image folder."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
+    for label in range(classes):
+        of_class = images[labels == label][: train_per_class + test_per_class]
+        for number, pixels in enumerate(of_class):
+            split = "train" if number < train_per_class else "test"
+            path = folder / split / f"digit {label}" / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR).convert(mode).save(path)
+    return folder
+
+
+def run_benchmark(data, out, *options):
+    """The command, in this process."""
+    main(["--data", str(data), "--data-dir", str(data.parent / "cache"), "--out", str(out), *OPTIONS, *options])
+    return out
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(lines):
+    """Records less what differs between two runs of the same computation."""
+    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
+
+
+def records_without_times(out):
+    return {name: without_times(read_lines(out / f"{name}.jsonl")) for name in ("epochs", "runs")}

@@ -1,0 +1,311 @@
+"""The whole benchmark on a few hundred digits: pairing, stopping and going on, and what is refused."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from benchmarks import schema
+from benchmarks.cifar import __main__ as command
+from benchmarks.cifar.plan import Queue, needs, plan_runs
+from benchmarks.cifar.storage import Storage
+from benchmarks.errors import PlanError, RecordsError, StorageError
+from benchmarks.schema import RunName, read_records
+from tests.cifar_helpers import records_without_times, run_benchmark, write_digits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = ["--seeds", "0", "--epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("images") / "digits")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_pytorchs_settings():
+    """The command sets these for its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def out(digits, tmp_path_factory):
+    """All arms, two seeds, two readings, with and without noise."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    noise = ["--label-noise", "0", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
+    return run_benchmark(digits, folder / "out", *noise)
+
+
+@pytest.fixture(scope="module")
+def records(out):
+    return read_records(out)
+
+
+def of(records, arm, condition_of):
+    """The epochs of the run of another arm that is paired with this one."""
+    reading = None if arm == "baseline" else condition_of.epoch_loss
+    return records.epochs[condition_of._replace(arm=arm, epoch_loss=reading)]
+
+
+def test_every_run_that_was_asked_for_is_there_and_finished(records):
+    assert len(records.runs) == 2 * 2 * (1 + 2 * 3)
+    assert all(run.is_finished for run in records.runs.values())
+
+
+def test_the_first_epochs_of_all_arms_agree_bit_for_bit(records):
+    for name in records.runs:
+        first, baseline = records.epochs[name][0], of(records, "baseline", name)[0]
+        for field in ("train_loss", "test_loss", "accuracy", "macro_f1", "updates"):
+            assert getattr(first, field) == getattr(baseline, field)
+
+
+def test_attention_repeats_and_random_has_exactly_its_visits(records):
+    repeats = 0
+    for name in records.runs:
+        if name.arm != "random":
+            continue
+        for random_epoch, attention in zip(records.epochs[name], of(records, "attention", name), strict=True):
+            assert random_epoch.updates == attention.updates
+            visits = [
+                {count: batches.batches for count, batches in epoch.batches_by_visits.items()}
+                for epoch in (random_epoch, attention)
+            ]
+            assert visits[0] == visits[1]
+            repeats += attention.repeats
+    assert repeats > 0
+
+
+def test_longer_has_exactly_attentions_updates_and_begins_as_the_baseline(records):
+    for name in records.runs:
+        if name.arm != "longer":
+            continue
+        epochs, baseline = records.epochs[name], of(records, "baseline", name)
+        assert sum(e.updates for e in epochs) == sum(e.updates for e in of(records, "attention", name))
+        for ours, theirs in zip(epochs, baseline, strict=False):
+            assert (ours.train_loss, ours.test_loss, ours.accuracy) == (
+                theirs.train_loss,
+                theirs.test_loss,
+                theirs.accuracy,
+            )
+
+
+def test_a_longer_run_without_the_baselines_state_is_the_same(digits, out, records, tmp_path):
+    """The state is what saves the time; without it the same updates are made again."""
+    alone = run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "attention")
+    run_benchmark(digits, alone, *SMALL, "--arms", "longer")
+    name = RunName("longer", "first", 0, 0)
+    epochs = read_records(alone).epochs[name]
+    assert [epoch.test_loss for epoch in epochs] == [epoch.test_loss for epoch in records.epochs[name]]
+
+
+def test_labels_are_redrawn_alike_in_all_arms_and_counted(records):
+    for name, run in records.runs.items():
+        paired = records.runs[name._replace(arm="baseline", epoch_loss=None)]
+        assert run.flipped_labels == paired.flipped_labels
+        # 140 images: 4 groups of 32 with 3 each, and 1 of the last 12; a tenth of those drawn is not another label.
+        assert (run.flipped_labels == 0) if name.label_noise == 0 else (0 < run.flipped_labels <= 13)
+        for epoch in records.epochs[name]:
+            if epoch.batches_by_visits is not None:
+                by_visits = epoch.batches_by_visits
+                assert sum(group.flipped for group in by_visits.values()) == run.flipped_labels
+                assert sum(group.batches for group in by_visits.values()) == epoch.batches
+                assert sum(count * group.batches for count, group in by_visits.items()) == epoch.updates
+
+
+def test_the_matrices_are_of_the_best_and_the_last_epoch(records):
+    for name, run in records.runs.items():
+        epochs = records.epochs[name]
+        best = max(epochs, key=lambda epoch: epoch.accuracy)
+        assert (run.best.epoch, run.last.epoch) == (best.epoch, len(epochs))
+        for evaluated in (run.best, run.last):
+            right = sum(evaluated.confusion[label][label] for label in range(10))
+            assert right / 60 == epochs[evaluated.epoch - 1].accuracy
+
+
+def test_a_finished_command_makes_nothing_again(digits, out):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    noise = ["--label-noise", "0", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
+    run_benchmark(digits, out, *noise)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == before
+    assert not list(out.rglob("state.pt"))
+
+
+def test_records_without_their_work_count_as_finished_and_stay(digits, out, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("configuration.json", "runs.jsonl", "epochs.jsonl"):
+        (moved / name).write_bytes((out / name).read_bytes())
+    run_benchmark(digits, moved, "--seeds", "0", "1", "2", "--arms", "baseline")
+    for name, epochs in read_records(out).epochs.items():
+        assert read_records(moved).epochs[name] == epochs
+    assert len(read_records(moved).runs) == len(read_records(out).runs) + 1
+
+
+def test_a_control_whose_attention_run_is_recorded_without_its_visits_is_refused(digits, out, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "configuration.json").write_bytes((out / "configuration.json").read_bytes())
+    for name in ("runs.jsonl", "epochs.jsonl"):
+        lines = (out / name).read_text().splitlines(keepends=True)
+        (moved / name).write_text("".join(line for line in lines if '"random"' not in line))
+    with pytest.raises(SystemExit, match=r"with it the visits of attention-first-noise0-seed0.*another --out"):
+        run_benchmark(digits, moved, *SMALL)
+    assert len(read_records(moved).runs) == 20
+
+
+def test_runs_in_processes_and_runs_by_turns_are_the_same(digits, out, tmp_path):
+    beside = run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "random", "--at-once", "2")
+    names = [RunName("baseline", None, 0, 0), RunName("attention", "first", 0, 0), RunName("random", "first", 0, 0)]
+    ours, theirs = read_records(beside), read_records(out)
+    assert set(ours.runs) == set(names)
+    for name in names:
+        assert ours.runs[name].best == theirs.runs[name].best
+        for epoch, expected in zip(ours.epochs[name], theirs.epochs[name], strict=True):
+            assert epoch.shared_device
+            assert not expected.shared_device
+            assert (epoch.test_loss, epoch.threshold) == (expected.test_loss, expected.threshold)
+
+
+def _run(data, folder, options):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    torch.set_num_threads(1)
+    run_benchmark(data, folder, *options)
+
+
+def _wait_for_a_write(folder, process):
+    def newest():
+        return max((path.stat().st_mtime_ns for path in folder.glob("work/*/*.*")), default=0)
+
+    before = newest()
+    while process.is_alive() and newest() == before:
+        time.sleep(0.002)
+
+
+def test_killed_ten_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
+    options = ["--seeds", "0", "--epochs", "5", "--label-noise", "3"]
+    run_benchmark(digits, tmp_path / "whole", *options)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.cifar.__main__"])
+    rng = random.Random(0)
+    for _ in range(10):
+        process = context.Process(target=_run, args=(digits, tmp_path / "killed", options))
+        process.start()
+        # Only then is it surely at work. An epoch takes about as long as the longest delay.
+        _wait_for_a_write(tmp_path / "killed", process)
+        time.sleep(rng.uniform(0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    run_benchmark(digits, tmp_path / "killed", *options)
+    assert records_without_times(tmp_path / "killed") == records_without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["state.pt", "record.json"])
+def test_a_full_disk_is_said_and_loses_no_epoch_that_was_kept(digits, tmp_path, file):
+    """The file is written to a device that is always full."""
+    out = run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline")
+    finished = (out / "epochs.jsonl").read_bytes()
+    work = out / "work" / "attention-first-noise0-seed0"
+    work.mkdir()
+    (work / f".{file}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match=r"attention.* cannot be written: No space left.*the same command again"):
+        run_benchmark(digits, out, *SMALL, "--arms", "attention")
+    assert (out / "epochs.jsonl").read_bytes() == finished
+    run_benchmark(digits, out, *SMALL, "--arms", "attention")
+    assert [len(epochs) for epochs in read_records(out).epochs.values()] == [3, 3]
+
+
+def test_a_folder_of_another_configuration_is_refused_and_keeps_its_records(digits, out):
+    before = (out / "epochs.jsonl").read_bytes()
+    with pytest.raises(SystemExit, match=r"records of another configuration: k \(0.7 there, 1.2 now\)"):
+        run_benchmark(digits, out, "--k", "1.2")
+    assert (out / "epochs.jsonl").read_bytes() == before
+
+
+def test_runs_that_could_not_agree_bit_for_bit_are_not_added(digits, out):
+    with pytest.raises(SystemExit, match="with 1 CPU threads, and this command is for cpu with 2"):
+        run_benchmark(digits, out, "--seeds", "7", "--threads", "2")
+
+
+def test_a_state_of_another_configuration_is_refused(digits, out, tmp_path):
+    other = run_benchmark(digits, tmp_path / "out", "--seeds", "0", "--arms", "baseline", "--epochs", "1")
+    storage = Storage(other, schema.read_configuration(other))
+    name = RunName("baseline", None, 0, 1)
+    record = json.loads((out / "work" / "baseline-noise0-seed1" / "record.json").read_text())
+    (other / "work" / str(name)).mkdir()
+    torch.save({"record": record, "loop": {}}, other / "work" / str(name) / "state.pt")
+    with pytest.raises(RecordsError, match=r"is of configuration .* and this is"):
+        storage.load(name)
+    (other / "work" / str(name) / "state.pt").write_bytes(b"cut off")
+    with pytest.raises(RecordsError, match=r"cannot be read: \w.* begins anew"):
+        storage.load(name)
+
+
+def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
+    storage = Storage(out, schema.read_configuration(out))
+    lock = storage.locked(wait_seconds=0.1)
+    with storage.locked(), pytest.raises(StorageError, match="another command is at work"):
+        lock.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--arms", "baseline", "magic"], "magic"),
+        (["--seeds", "1", "1"], "none twice"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--label-noise", "40"], "0 to 32"),
+        (["--learning-rate", "-1"], "above 0"),
+        (["--k", "-1"], "k is -1.0"),
+        (["--device", "cuda:9"], "none here"),
+        (["--device", "tpu"], "must be cpu or cuda"),
+        (["--batch-size", "1000"], "batch_size is 1000, but there are 140"),
+        (["--model", "resnet43"], "did you mean"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(digits, tmp_path, options, said):
+    with pytest.raises(SystemExit, match=said) as stopped:
+        run_benchmark(digits, tmp_path / "out", *options)
+    assert str(stopped.value).startswith("error: ")
+    assert "\n" not in str(stopped.value)
+
+
+def test_the_defaults_are_the_papers():
+    options = command.parse([])
+    assert (options.model, options.data, options.epochs, options.batch_size) == ("resnet34", "cifar10", 100, 32)
+    assert (options.learning_rate, options.k, options.label_noise, options.pretrained) == (1e-4, None, [0], False)
+
+
+def test_runs_that_others_are_made_from_come_first_and_are_never_left_out():
+    runs = plan_runs(["longer", "random"], ["first", "all"], [0, 3], [5])
+    for place, run in enumerate(runs):
+        assert set(needs(run)) <= set(runs[:place])
+    assert len(runs) == len(set(runs)) == 2 * (1 + 2 * 3)
+
+
+def test_the_queue_hands_out_a_run_only_when_its_needs_are_met():
+    runs = plan_runs(["random"], ["first"], [0], [0, 1])
+    waiting = Queue(runs, finished=[])
+    first, second = waiting.take(), waiting.take()
+    assert (first.arm, second.arm) == ("attention", "attention")
+    assert waiting.take() is None
+    waiting.finish(second)
+    assert waiting.take() == second._replace(arm="random")
+    assert waiting.take() is None
+
+
+@pytest.mark.parametrize("empty", [{"arms": []}, {"seeds": []}, {"epoch_losses": []}, {"label_noises": []}])
+def test_a_plan_of_nothing_is_refused(empty):
+    asked = {"arms": ["baseline"], "epoch_losses": ["first"], "label_noises": [0], "seeds": [0]} | empty
+    with pytest.raises(PlanError, match="at least one"):
+        plan_runs(**asked)
