@@ -12,13 +12,13 @@ from typing import Any
 PACKAGES = ("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Hardware, versions and the time, as JSON types."""
+def describe_environment(device: str | None = None) -> dict[str, Any]:
+    """Hardware, versions and the time, as JSON types; ``device`` says which GPU, or that none was used."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "gpu": _gpu_model(),
+        "gpu": _gpu_model(device),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
@@ -43,12 +43,12 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu_model() -> str | None:
-    if _version("torch") is None:
+def _gpu_model(device: str | None) -> str | None:
+    if _version("torch") is None or device == "cpu":
         return None
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,8 +20,10 @@ from benchmarks.errors import RecordsError
 SCHEMA_VERSION: Final = 1
 
 Arm = Literal["baseline", "attention", "random", "longer"]
+ARMS: Final[tuple[Arm, ...]] = get_args(Arm)
 EpochLoss = Literal["first", "last", "all"]
 Precision = Literal["default", "fp32", "tf32", "bf16", "fp16"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ConfusionMatrix = list[list[Count]]
@@ -156,8 +158,8 @@ class Epoch(OfRun):
         updates: Weight updates, one for each visit.
         repeats: Updates beyond one for each batch.
         threshold: The loss above which a batch was repeated; None where none could be.
-        train_loss: Mean batch loss as the schedule takes it; that of the first visits unless ``epoch_loss`` says
-            otherwise. None where no loss was finite.
+        train_loss: Mean batch loss: over the first visits, but for ``attention`` over those that ``epoch_loss`` says.
+            None where no loss was finite.
         test_loss: Mean cross-entropy over the test set; None where it is not finite.
         accuracy: On the test set.
         macro_f1: On the test set.
@@ -243,6 +245,20 @@ class Run(OfRun):
     last: Evaluated
 
 
+class RunFile(Checked):
+    """What is kept of a run while others may be made from it.
+
+    Attributes:
+        run: Its line.
+        epochs: Its epochs' lines.
+        visits: Visits to each batch in each epoch; empty for arms without repeats.
+    """
+
+    run: Run
+    epochs: list[Epoch]
+    visits: list[list[int]]
+
+
 class Records(NamedTuple):
     """A folder of records, checked.
 
@@ -271,13 +287,13 @@ def read_records(folder: Path) -> Records:
     digest = configuration.digest()
     runs: dict[RunName, Run] = {}
     for line in read_lines(folder / "runs.jsonl", Run):
-        _check_configuration(folder / "runs.jsonl", line, digest)
+        check_configuration(folder / "runs.jsonl", line, digest)
         if line.run in runs:
             raise RecordsError(f"{folder / 'runs.jsonl'} has two lines of {line.run}; a run is recorded once")
         runs[line.run] = line
     epochs: dict[RunName, list[Epoch]] = {name: [] for name in runs}
     for epoch in read_lines(folder / "epochs.jsonl", Epoch):
-        _check_configuration(folder / "epochs.jsonl", epoch, digest)
+        check_configuration(folder / "epochs.jsonl", epoch, digest)
         done = epochs.get(epoch.run)
         if done is None:
             raise RecordsError(
@@ -304,7 +320,7 @@ def read_configuration(folder: Path) -> Configuration:
         RecordsError: If there is none, or it is of another schema.
     """
     path = folder / "configuration.json"
-    return _parse(path, 1, _read_text(path), Configuration)
+    return parse_record(path, 1, _read_text(path), Configuration)
 
 
 def read_lines(path: Path, kind: type[Record]) -> list[Record]:
@@ -313,19 +329,27 @@ def read_lines(path: Path, kind: type[Record]) -> list[Record]:
     Raises:
         RecordsError: If the file cannot be read, or a line is not what the schema says.
     """
-    return [_parse(path, number, line, kind) for number, line in enumerate(_read_text(path).splitlines(), start=1)]
+    return [
+        parse_record(path, number, line, kind) for number, line in enumerate(_read_text(path).splitlines(), start=1)
+    ]
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise RecordsError(
-            f"{path} cannot be read ({error.strerror}); records are made by python -m benchmarks.cifar --out FOLDER"
+            f"{path} cannot be read ({reason}); records are made by python -m benchmarks.cifar --out FOLDER"
         ) from error
 
 
-def _parse(path: Path, number: int, text: str, kind: type[Record]) -> Record:
+def parse_record(path: Path, number: int, text: str | bytes, kind: type[Record]) -> Record:
+    """A record from its JSON.
+
+    Raises:
+        RecordsError: If it is not what the schema says.
+    """
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -337,7 +361,12 @@ def _parse(path: Path, number: int, text: str, kind: type[Record]) -> Record:
         ) from error
 
 
-def _check_configuration(path: Path, line: OfRun, digest: str) -> None:
+def check_configuration(path: Path, line: OfRun, digest: str) -> None:
+    """Refuse a line of another configuration.
+
+    Raises:
+        RecordsError: If it is.
+    """
     if line.configuration != digest:
         raise RecordsError(
             f"{path} has a line of {line.run} from configuration {line.configuration}, but the folder's is {digest}; "

@@ -1,6 +1,6 @@
 """Write the tables of README.md and benchmarks/README.md from the raw records.
 
-    python -m benchmarks.tables           # rewrite what stands between the markers
+    python -m benchmarks.tables           # rewrite what stands between markers, and the reports of CIFAR
     python -m benchmarks.tables --check   # exit with 1 if that would change anything
 
 A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
@@ -13,27 +13,39 @@ import json
 import re
 import statistics
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import schema
 from benchmarks.environment import one_line
+from benchmarks.report import tables as report_tables
+from benchmarks.report.claims import RULES, judge_claims
+from benchmarks.report.page import write_report
+from benchmarks.report.results import read_experiments
 from examples.quickstart import ARMS, mean_and_spread, paired_interval, verdict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+CIFAR = "cifar10-small"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def read_newest(name: str) -> list[dict[str, Any]]:
-    """The JSON lines of the newest ``benchmarks/records/<date>-<name>/``."""
+def find_newest(name: str) -> Path:
+    """The newest ``benchmarks/records/<date>-<name>/``."""
     folders = sorted(RECORDS.glob(f"????-??-??-{name}"))
     if not folders:
         raise SystemExit(f"no records of {name!r} in {RECORDS}; the module's docstring says how to make them")
+    return folders[-1]
+
+
+def read_newest(name: str) -> list[dict[str, Any]]:
+    """Its JSON lines."""
     lines: list[dict[str, Any]] = []
-    for path in sorted(folders[-1].glob("*.jsonl")):
+    for path in sorted(find_newest(name).glob("*.jsonl")):
         lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return lines
 
@@ -117,10 +129,44 @@ def visits_to_fit_table() -> str:
     return f"{markdown(rows)}\n\n{caption} {one_line(records[0]['environment'])}."
 
 
+def cifar_claims_table() -> str:
+    """What the records of CIFAR say about each of the paper's claims."""
+    experiments = read_experiments([find_newest(CIFAR)])
+    return f"{report_tables.claims_table(judge_claims(experiments)).markdown()}\n\n{RULES}"
+
+
+def cifar_differences_table() -> str:
+    """Attention against each other arm on CIFAR."""
+    return report_tables.differences_table(read_experiments([find_newest(CIFAR)])).markdown()
+
+
+def cifar_cost_table() -> str:
+    """Hours of training and evaluation, by arm."""
+    (experiment,) = read_experiments([find_newest(CIFAR)])
+    rows = [["arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]]
+    of_baselines = {_moment(e) for name, epochs in experiment.epochs.items() if name.arm == "baseline" for e in epochs}
+    for arm in schema.ARMS:
+        runs = [epochs for name, epochs in experiment.epochs.items() if name.arm == arm]
+        # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
+        epochs = [epoch for run in runs for epoch in run if arm == "baseline" or _moment(epoch) not in of_baselines]
+        updates = f"{sum(epoch.updates for epoch in epochs):,}"
+        hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
+        rows.append([arm, str(len(runs)), f"{len(epochs):,}", updates, *(f"{value:.2f}" for value in hours)])
+    at_once = max(place.at_once for run in experiment.runs.values() for place in run.surroundings)
+    return f"{markdown(rows)}\n\n{at_once} runs at once, other work beside them. {'; '.join(experiment.machines)}."
+
+
+def _moment(epoch: schema.Epoch) -> tuple[str, float]:
+    return epoch.finished_at, epoch.seconds
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart_table,
     "decision-cost": decision_cost_table,
     "visits-to-fit": visits_to_fit_table,
+    "cifar-claims": cifar_claims_table,
+    "cifar-cost": cifar_cost_table,
+    "cifar-differences": cifar_differences_table,
 }
 
 
@@ -142,6 +188,22 @@ def render(page: str) -> str:
     return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
 
 
+def stale_reports(*, rewrite: bool) -> list[Path]:
+    """Reports in the records of CIFAR that are not what would be made of these, by their text; rewritten if asked."""
+    stale: list[Path] = []
+    for records in sorted(RECORDS.glob("*/epochs.jsonl")):
+        report = records.parent / "report"
+        experiments = read_experiments([records.parent])
+        with tempfile.TemporaryDirectory() as folder:
+            write_report(experiments, Path(folder))
+            new = (Path(folder) / "report.md").read_text(encoding="utf-8")
+        if not (report / "report.md").exists() or (report / "report.md").read_text(encoding="utf-8") != new:
+            stale.append(report)
+            if rewrite:
+                write_report(experiments, report)
+    return stale
+
+
 def main() -> None:
     """Rewrite the pages, or check that they need no rewriting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,6 +217,7 @@ def main() -> None:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(rendered, encoding="utf-8")
+    stale += [str(report.relative_to(ROOT)) for report in stale_reports(rewrite=not arguments.check)]
     if arguments.check and stale:
         sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
 

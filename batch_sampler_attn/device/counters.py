@@ -54,7 +54,8 @@ class DeviceCounters:
         self._max_visits = torch.tensor(max_visits, device=device)
         self._nothing = torch.zeros((), dtype=torch.float64, device=device)
         self._kernel = _find_kernel(device, options.epoch_loss)
-        self._tally = torch.zeros(tallied_batches, dtype=torch.int64, device=device) if tallied_batches else None
+        self._positions = torch.arange(tallied_batches, device=device)
+        self._tally = torch.zeros_like(self._positions) if tallied_batches else None
         self.write(self._state, cursor=0)
 
     def begin_epoch(self, state: State) -> None:
@@ -93,7 +94,8 @@ class DeviceCounters:
         """``rule.visit``, for a loss on the device: the same comparisons and sums, in double precision."""
         loss = loss.detach().reshape(())
         if self._tally is not None:
-            self._tally.index_copy_(0, self.cursor.reshape(1), (self._count["visits"] + 1).reshape(1))
+            # Written everywhere or nowhere: an indexed write has no deterministic form that can be captured.
+            self._tally.copy_(torch.where(self._positions == self.cursor, self._count["visits"] + 1, self._tally))
         if self._kernel is not None:
             self._kernel(loss, self._floats, self._integers, self._max_visits, self._options.epoch_loss)
             return

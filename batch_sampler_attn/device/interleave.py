@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,17 +52,16 @@ def take_turns(loops: list[DeviceLoop]) -> Iterator[tuple[DeviceLoop, EpochSumma
     Raises:
         OptionError: If two loops share what each has to have alone, or are on different devices.
     """
-    checked: list[DeviceLoop] = []
     while loops:
-        if loops != checked:
-            _check_independence(loops)
-            checked = loops.copy()
-        for loop in checked:
+        _check_independence(loops)
+        for loop in loops:
             loop.enqueue(UPDATES_A_TURN)
         # Read only once every loop has work: a read waits for its own loop's stream alone.
-        for loop in checked:
-            if (summary := loop.settle()) is not None:
-                yield loop, summary
+        ended = deque((loop, summary) for loop in loops if (summary := loop.settle()) is not None)
+        # A loop that the caller takes out here is to be let go of, with its memory, before others come in.
+        del loop
+        while ended:
+            yield ended.popleft()
 
 
 def _check_independence(loops: Sequence[DeviceLoop]) -> None:

@@ -21,6 +21,7 @@ Then: python -m benchmarks.report OUT
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,19 +30,17 @@ import torch
 from rich.console import Console
 
 from batch_sampler_attn.errors import BatchAttentionError
-from batch_sampler_attn.rule import DEFAULT_MAX_VISITS
+from batch_sampler_attn.rule import DEFAULT_MAX_VISITS, Options
 from benchmarks.cifar.display import show_progress
 from benchmarks.cifar.images import ImageSet, load_images
 from benchmarks.cifar.label_noise import GROUP_SIZE
 from benchmarks.cifar.models import ModelRecipe, count_parameters, find_recipe
-from benchmarks.cifar.plan import ARMS, Queue, plan_runs
+from benchmarks.cifar.plan import Queue, plan_runs
 from benchmarks.cifar.running import make_runs
 from benchmarks.cifar.storage import Storage
-from benchmarks.cifar.training import Experiment
+from benchmarks.cifar.training import Setup
 from benchmarks.errors import BenchmarkError, PlanError
-from benchmarks.schema import Configuration, RunName
-
-PRECISIONS = ("default", "fp32", "tf32", "bf16", "fp16")
+from benchmarks.schema import ARMS, PRECISIONS, Configuration, RunName
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,12 +98,18 @@ def configure(options: argparse.Namespace, images: ImageSet) -> tuple[Configurat
         if getattr(options, name) < least:
             option = name.replace("_", "-")
             raise PlanError(f"--{option} is {getattr(options, name)}; it must be at least {least}")
-    if not options.learning_rate > 0:
-        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be above 0")
+    if not 0 < options.learning_rate < math.inf:
+        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be a number above 0")
+    if data.train_images % options.batch_size == 1:
+        raise PlanError(
+            f"{data.train_images} images in batches of {options.batch_size} leave one for the last, which batch "
+            "normalization cannot train on; give another --batch-size"
+        )
     recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained)
     k = options.k
     if k is None:
         k = 1.5 if len(data.classes) == 100 else 1.2
+    Options(k, max_visits=options.max_visits or None).check()
     configuration = Configuration(
         model=options.model,
         architecture=recipe.architecture,
@@ -136,7 +141,11 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on")
+    if (device.index or 0) >= torch.cuda.device_count():
         raise PlanError(f"--device is {name!r}, and there is none here; leave it out to take what there is")
     return device
 
@@ -145,29 +154,33 @@ def run(options: argparse.Namespace, console: Console) -> Path:
     """Make all runs, and return the folder of their records.
 
     Raises:
-        BenchmarkError: If they cannot be made. What was made up to then is recorded.
+        BenchmarkError: If they cannot be made. The epochs up to the states that were kept last are recorded.
     """
     runs = plan_runs(options.arms, options.epoch_loss, options.label_noise, options.seeds)
     device = choose_device(options.device)
-    images = load_images(options.data, options.data_dir, lambda text: console.print(text, highlight=False))
+    images = load_images(
+        options.data, options.data_dir, lambda text: console.print(text, highlight=False, markup=False)
+    )
     configuration, recipe = configure(options, images)
     folder: Path = options.out or Path("runs") / f"{options.model}-{images.name}"
     storage = Storage(folder, configuration)
-    experiment = Experiment(
+    setup = Setup(
         configuration, recipe, images, storage, device, options.threads, options.at_once, options.checkpoint_seconds
     )
-    with storage.locked():
+    with storage.opened():
         storage.check_place(device, options.threads)
         finished = storage.finished()
         waiting = [name for name in runs if name not in finished]
         console.print(_describe(configuration, runs, len(runs) - len(waiting)), highlight=False)
+        queue = Queue(runs, finished)
+        for name in finished:
+            if not queue.wants(name):  # left by a command that was killed just after it had recorded the run
+                storage.forget_state(name)
         try:
             with show_progress(len(waiting), configuration.epochs, console) as report:
-                make_runs(experiment, Queue(runs, finished), report)
+                make_runs(setup, queue, report)
         finally:
             storage.write_records()
-        for name in runs:
-            storage.forget_state(name)
     return folder
 
 
@@ -191,7 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last epoch that was kept")
-    console.print(f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}", highlight=False)
+    console.print(
+        f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch.nn import functional
 from batch_sampler_attn.device.randomness import precision
 from benchmarks.schema import Precision
 
-# So many fit on any device, and results do not depend on it.
-IMAGES_AT_ONCE = 1000
+# As many as a thousand of CIFAR's images have; some operations sum in another order for other numbers of images.
+PIXELS_AT_ONCE = 1000 * 32 * 32
 
 _TF32: dict[Precision, bool | None] = {"default": None, "fp32": False, "tf32": True, "bf16": None, "fp16": None}
 _AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -108,12 +108,13 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, num
     loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
     predictions: list[Tensor] = []
     autocast = numerics.autocast
+    at_once = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
     with (
         torch.no_grad(),
         numerics.in_force(images.device),
         torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None),
     ):
-        for part, targets in zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True):
+        for part, targets in zip(images.split(at_once), labels.split(at_once), strict=True):
             outputs = model(numerics.prepare(part)).float()
             loss_sum += functional.cross_entropy(outputs, targets, reduction="sum").double()
             predictions.append(outputs.argmax(dim=1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +76,7 @@ def load_images(data: str, data_dir: Path, say: Say = print) -> ImageSet:
     Args:
         data: ``cifar10`` or ``cifar100``, which torchvision downloads into ``data_dir`` unless they are there, or a
             folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, which is decoded once and kept decoded
-            in ``data_dir``. Other file types that Pillow reads are taken too.
+            in ``data_dir``. Other file types that torchvision's ImageFolder knows are taken too.
         data_dir: Where data is kept.
         say: Told of what is converted.
 
@@ -191,7 +193,7 @@ def _recognize(classes: list[str]) -> str | None:
 
 
 def _cache_path(folder: Path, data_dir: Path, listings: list[_Listing]) -> Path:
-    """Named by everything that can be known of the files without reading them, so that it is never stale."""
+    """Named by all that can be known of the files without reading them: their names, sizes and times of change."""
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for listing in listings:
         for path in listing.files:
@@ -214,10 +216,11 @@ def _write_cache(path: Path, splits: tuple[Split, Split]) -> None:
     arrays: dict[str, Any] = {}
     for name, split in zip(_SPLITS, splits, strict=True):
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    temporary = path.with_suffix(f".{id(arrays)}.tmp.npz")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(temporary, **arrays)
         temporary.replace(path)
     except OSError:  # only the next start is slower for it
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.errors import PlanError
-
 GROUP_SIZE = 32
 
 
-def redraw_labels(
-    labels: NDArray[np.int64], classes: int, per_group: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def redraw_labels(labels: NDArray[np.int64], classes: int, per_group: int, seed: int) -> NDArray[np.int64]:
     """Redraw ``per_group`` labels of every 32, in the order in which the images are stored.
 
     A label is drawn from all classes, so with ten of them a tenth of the redrawn labels is the true one again. With
-    the same seed, more noise redraws the same labels and further ones. Where fewer than 32 images are left at the
-    end, proportionally many of them are redrawn, rounded down.
+    the same seed, more noise redraws the same labels and further ones.
 
     Args:
         labels: (images,).
@@ -26,24 +21,38 @@ def redraw_labels(
         seed: Fixes which labels are redrawn, and to what.
 
     Returns:
-        The labels, and which of them were redrawn, each (images,).
-
-    Raises:
-        PlanError: If ``per_group`` is not 0 to 32.
+        The labels, (images,).
     """
-    if not 0 <= per_group <= GROUP_SIZE:
-        raise PlanError(
-            f"label noise is {per_group}; it counts images of every {GROUP_SIZE}, so it is 0 to {GROUP_SIZE}"
-        )
     drawing = np.random.default_rng(seed)
-    groups = -(-len(labels) // GROUP_SIZE)
-    # All of it is drawn whatever per_group is, so that levels of noise are nested.
-    ranks = drawing.random((groups, GROUP_SIZE))
+    _draw_ranks(len(labels), drawing)
     drawn = drawing.integers(0, classes, len(labels))
-    last_size = len(labels) - (groups - 1) * GROUP_SIZE
+    return np.where(choose_images(len(labels), per_group, seed), drawn, labels)
+
+
+def choose_images(images: int, per_group: int, seed: int) -> NDArray[np.bool_]:
+    """Which images get another label: exactly ``per_group`` of every 32.
+
+    Where fewer than 32 are left at the end, proportionally many of them, rounded down.
+
+    Args:
+        images: How many there are.
+        per_group: 0 to 32.
+        seed: Fixes which.
+
+    Returns:
+        (images,).
+    """
+    ranks = _draw_ranks(images, np.random.default_rng(seed))
+    groups = len(ranks)
+    last_size = images - (groups - 1) * GROUP_SIZE
     ranks[-1, last_size:] = np.inf
     places = ranks.argsort(axis=1).argsort(axis=1)
     wanted = np.full((groups, 1), per_group)
     wanted[-1] = per_group * last_size // GROUP_SIZE
-    is_redrawn = (places < wanted).reshape(-1)[: len(labels)]
-    return np.where(is_redrawn, drawn, labels), is_redrawn
+    chosen: NDArray[np.bool_] = (places < wanted).reshape(-1)[:images]
+    return chosen
+
+
+def _draw_ranks(images: int, drawing: np.random.Generator) -> NDArray[np.float64]:
+    """A number for each place in each group; the least are chosen, so that levels of noise are nested."""
+    return drawing.random((-(-images // GROUP_SIZE), GROUP_SIZE))

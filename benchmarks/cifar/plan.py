@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 
+from benchmarks.cifar.label_noise import GROUP_SIZE
 from benchmarks.errors import PlanError
-from benchmarks.schema import Arm, EpochLoss, RunName
-
-ARMS: tuple[Arm, ...] = ("baseline", "attention", "random", "longer")
+from benchmarks.schema import ARMS, Arm, EpochLoss, RunName
 
 
 def plan_runs(
@@ -17,13 +16,19 @@ def plan_runs(
     """Every run that was asked for, with the runs that it needs, in an order that can be followed.
 
     Raises:
-        PlanError: If nothing was asked for, something twice, or an arm that there is not.
+        PlanError: If nothing was asked for, something twice, or what there is not.
     """
     for what, values in (("arms", arms), ("epoch_loss", epoch_losses), ("label noise", label_noises), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise PlanError(f"{what} is {list(values)}; give at least one value, and none twice")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise PlanError(f"there is no arm {unknown[0]!r}; the arms are {', '.join(ARMS)}")
+    if seeds and min(seeds) < 0:
+        raise PlanError(f"a seed is {min(seeds)}; seeds are whole numbers of at least 0")
+    if wrong := [noise for noise in label_noises if not 0 <= noise <= GROUP_SIZE]:
+        raise PlanError(
+            f"label noise is {wrong[0]}; it counts images of every {GROUP_SIZE}, so it is 0 to {GROUP_SIZE}"
+        )
     asked: list[RunName] = []
     for label_noise, seed in itertools.product(label_noises, seeds):
         for arm in (arm for arm in ARMS if arm in arms):
@@ -64,6 +69,7 @@ class Queue:
 
     def __init__(self, runs: Iterable[RunName], finished: Collection[RunName]) -> None:
         self._finished = set(finished)
+        self._running: set[RunName] = set()
         self._waiting = [run for run in runs if run not in self._finished]
 
     def take(self) -> RunName | None:
@@ -71,9 +77,15 @@ class Queue:
         for run in self._waiting:
             if self._finished.issuperset(needs(run)):
                 self._waiting.remove(run)
+                self._running.add(run)
                 return run
         return None
 
     def finish(self, run: RunName) -> None:
         """The run is there, for others that need it."""
         self._finished.add(run)
+        self._running.discard(run)
+
+    def wants(self, run: RunName) -> bool:
+        """Whether a run that is not finished needs this one."""
+        return any(run in needs(other) for other in (*self._waiting, *self._running))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from batch_sampler_attn.device import DeviceLoop, take_turns
-from benchmarks.cifar.plan import Queue, needs
-from benchmarks.cifar.training import DeviceImages, Experiment, Trainer
+from benchmarks.cifar.plan import Queue, baseline_of, needs
+from benchmarks.cifar.training import DeviceImages, Setup, Trainer
 from benchmarks.errors import BenchmarkError
 from benchmarks.schema import RunName
 
@@ -43,46 +43,53 @@ class Step(NamedTuple):
 Report = Callable[[Step], None]
 
 
-def make_runs(experiment: Experiment, waiting: Queue, report: Report) -> None:
+def make_runs(setup: Setup, waiting: Queue, report: Report) -> None:
     """Make all runs that are waiting; ``report`` is told of every epoch.
 
     Raises:
-        BenchmarkError: If one of them cannot be made. The epochs of all of them up to then are kept.
+        BenchmarkError: If one of them cannot be made. The epochs of all of them up to the states kept last are safe.
     """
-    prepare_process(experiment)
-    if experiment.device.type == "cpu" and experiment.at_once > 1:
-        _make_in_processes(experiment, waiting, report)
-    else:
-        make_by_turns(experiment, waiting, report)
+    prepare_process(setup)
+    if setup.device.type == "cpu" and setup.at_once > 1:
+        _make_in_processes(setup, waiting, report)
+        return
+    try:
+        make_by_turns(setup, waiting, report, lambda run: _finish(run, setup, waiting))
+    except torch.OutOfMemoryError as error:
+        raise BenchmarkError(
+            f"the device's memory does not suffice: {str(error).splitlines()[0]} Give the same command again to go on, "
+            "with a smaller --at-once"
+        ) from error
 
 
-def prepare_process(experiment: Experiment) -> None:
+def prepare_process(setup: Setup) -> None:
     """Settings that PyTorch keeps for a whole process."""
-    torch.set_num_threads(experiment.threads)
-    if experiment.configuration.deterministic:
-        # Only cuBLAS reads this, and only when it is set up.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(setup.threads)
+    # Only cuBLAS reads this, and only when it is set up.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(setup.configuration.deterministic, warn_only=True)
+    # Memory is never read here before it is written, and filling it costs a kernel for each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def make_by_turns(experiment: Experiment, waiting: Queue, report: Report) -> None:
-    """Make runs in this process, as many at once as is asked for."""
-    images = DeviceImages(experiment)
+def make_by_turns(setup: Setup, waiting: Queue, report: Report, finish: Callable[[RunName], None]) -> None:
+    """Make runs in this process, as many at once as is asked for; ``finish`` is told of those that are recorded."""
+    images = DeviceImages(setup)
     trainers: dict[DeviceLoop, Trainer] = {}
     loops: list[DeviceLoop] = []
 
     def fill() -> None:
-        while len(loops) < experiment.at_once and (run := waiting.take()) is not None:
-            trainer = Trainer(run, experiment, images)
-            if not finish(trainer):
+        while len(loops) < setup.at_once and (run := waiting.take()) is not None:
+            trainer = Trainer(run, setup, images)
+            if not settle(trainer):
                 trainers[trainer.loop] = trainer
                 loops.append(trainer.loop)
 
-    def finish(trainer: Trainer) -> bool:
+    def settle(trainer: Trainer) -> bool:
         trainer.end_short_epoch()
         if trainer.is_finished:
             trainer.finish()
-            waiting.finish(trainer.run)
+            finish(trainer.run)
         report(_step(trainer))
         return trainer.is_finished
 
@@ -90,10 +97,23 @@ def make_by_turns(experiment: Experiment, waiting: Queue, report: Report) -> Non
     for loop, summary in take_turns(loops):
         trainer = trainers[loop]
         trainer.end_epoch(summary)
-        if finish(trainer):
+        is_finished = settle(trainer)
+        if is_finished:
             loops.remove(loop)
             del trainers[loop]
+        # Nothing may hold on to a loop that is done when the next one needs its memory.
+        del loop, trainer
+        if is_finished:
+            gc.collect()
             fill()
+
+
+def _finish(run: RunName, setup: Setup, waiting: Queue) -> None:
+    """A run is recorded; let go of the states that nothing goes on from any more."""
+    waiting.finish(run)
+    for each in (run, baseline_of(run)):
+        if not waiting.wants(each):
+            setup.storage.forget_state(each)
 
 
 def _step(trainer: Trainer) -> Step:
@@ -110,53 +130,44 @@ def _step(trainer: Trainer) -> Step:
 # In processes ----------------------------------------------------------------------------------------------
 
 
-def _make_in_processes(experiment: Experiment, waiting: Queue, report: Report) -> None:
+def _make_in_processes(setup: Setup, waiting: Queue, report: Report) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        steps: queue.Queue[Step] = manager.Queue()
-        pool = ProcessPoolExecutor(experiment.at_once, context, _begin_worker, (experiment, steps))
-        running: dict[Future[None], RunName] = {}
-        try:
-            while True:
-                while len(running) < experiment.at_once and (run := waiting.take()) is not None:
-                    running[pool.submit(_make_one, run)] = run
-                if not running:
-                    return
-                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                _report_all(steps, report)
-                for future in done:
-                    future.result()
-                    waiting.finish(running.pop(future))
-        except BrokenProcessPool as error:
-            raise BenchmarkError(
-                "a process that was training ended without a word, as when memory runs out. Give the same command "
-                "again to go on, with a smaller --at-once"
-            ) from error
-        finally:
-            _report_all(steps, report)
-            for process in multiprocessing.active_children():
-                if process.pid != manager._process.pid:  # type: ignore[attr-defined]
-                    process.terminate()
-            pool.shutdown(cancel_futures=True)
-
-
-def _report_all(steps: queue.Queue[Step], report: Report) -> None:
-    while True:
-        try:
-            report(steps.get_nowait())
-        except queue.Empty:
-            return
+    steps: multiprocessing.SimpleQueue[Step] = context.SimpleQueue()
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(setup.at_once, context, _begin_worker, (setup, steps))
+    running: dict[Future[None], RunName] = {}
+    try:
+        while True:
+            while len(running) < setup.at_once and (run := waiting.take()) is not None:
+                running[pool.submit(_make_one, run)] = run
+            if not running:
+                return
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            while not steps.empty():
+                report(steps.get())
+            for future in done:
+                future.result()
+                _finish(running.pop(future), setup, waiting)
+    except BrokenProcessPool as error:
+        raise BenchmarkError(
+            "a process that was training ended without a word, as it does when memory runs out. Give the same command "
+            "again to go on, with a smaller --at-once"
+        ) from error
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 _worker: dict[str, Any] = {}
 
 
-def _begin_worker(experiment: Experiment, steps: queue.Queue[Step]) -> None:
+def _begin_worker(setup: Setup, steps: multiprocessing.SimpleQueue[Step]) -> None:
     # An interrupt is the parent's to handle, and without a parent there is no one to make runs for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare_process(experiment)
-    _worker.update(experiment=experiment, steps=steps)
+    prepare_process(setup)
+    _worker.update(setup=setup, steps=steps)
 
 
 def _end_with_parent() -> None:
@@ -167,4 +178,5 @@ def _end_with_parent() -> None:
 
 
 def _make_one(run: RunName) -> None:
-    make_by_turns(_worker["experiment"], Queue([run], finished=needs(run)), _worker["steps"].put)
+    waiting = Queue([run], finished=needs(run))
+    make_by_turns(_worker["setup"], waiting, _worker["steps"].put, waiting.finish)

@@ -10,10 +10,10 @@ the new one. The state holds the record too: it is what counts, and the record i
 
 from __future__ import annotations
 
-import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.errors import RecordsError, StorageError
-from benchmarks.schema import Configuration, Epoch, Run, RunName, read_configuration, read_lines
+from benchmarks.schema import (
+    Configuration,
+    Epoch,
+    Run,
+    RunFile,
+    RunName,
+    check_configuration,
+    parse_record,
+    read_configuration,
+    read_lines,
+)
 
 
 class Storage:
@@ -30,28 +40,21 @@ class Storage:
     Args:
         folder: May exist or not.
         configuration: Of all runs in it.
-
-    Raises:
-        RecordsError: If the folder is of another configuration.
-        StorageError: If it cannot be written.
     """
 
     def __init__(self, folder: Path, configuration: Configuration) -> None:
         self.folder = folder
+        self._configuration = configuration
         self._digest = configuration.digest()
         self._work = folder / "work"
-        if (folder / "configuration.json").exists():
-            _check_same(folder, read_configuration(folder), configuration)
-        else:
-            text = configuration.model_dump_json(indent=1) + "\n"
-            _write_whole(folder / "configuration.json", lambda file: file.write(text.encode()))
 
     @contextmanager
-    def locked(self, *, wait_seconds: float = 5) -> Iterator[None]:
+    def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
         """Keep other commands out of the folder. The processes of one that was killed may need a moment to end.
 
         Raises:
-            StorageError: If one is in it.
+            RecordsError: If the folder has records of another configuration.
+            StorageError: If another command is in it, or it cannot be written.
         """
         lock = FileLock(self._work / "lock")
         try:
@@ -62,50 +65,66 @@ class Storage:
                 f"another command is at work in {self.folder}; wait for it, or give this one another --out"
             ) from error
         except OSError as error:
-            raise StorageError(f"{self._work} cannot be written: {error.strerror}") from error
+            raise StorageError(f"{self._work} cannot be written: {error.strerror}; give another --out") from error
         try:
+            for torn in self._work.glob("*/.*"):  # what a killed command was writing
+                torn.unlink()
+            self._claim()
             yield
         finally:
             lock.release()
 
+    def _claim(self) -> None:
+        path = self.folder / "configuration.json"
+        has_records = (self.folder / "runs.jsonl").exists() or any(self._work.glob("*/*.*"))
+        if path.exists() and has_records:
+            _check_same(self.folder, read_configuration(self.folder), self._configuration)
+        else:
+            text = self._configuration.model_dump_json(indent=1) + "\n"
+            _write_whole(path, lambda file: file.write(text.encode()))
+
     # One run -------------------------------------------------------------------------------------------
 
-    def save(self, run: RunName, state: dict[str, Any]) -> None:
-        """Keep what a run goes on from. ``state["record"]`` is its record up to now, as JSON types."""
-        folder = self._work / str(run)
-        _write_whole(folder / "state.pt", lambda file: torch.save(state, file))
-        self.write_record(run, state["record"])
+    def save(self, record: RunFile, loop_state: dict[str, Any]) -> None:
+        """Keep what a run goes on from.
 
-    def write_record(self, run: RunName, record: dict[str, Any]) -> None:
-        """Write a run's record up to now, as JSON types."""
-        text = json.dumps(record, separators=(",", ":"))
-        _write_whole(self._work / str(run) / "record.json", lambda file: file.write(text.encode()))
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        path = self._path(record.run.run, "state.pt")
+        state = {"record": record.model_dump_json(), "loop": loop_state}
+        _write_whole(path, lambda file: torch.save(state, file))
+        self.write_record(record)
 
-    def load(self, run: RunName) -> dict[str, Any] | None:
+    def write_record(self, record: RunFile) -> None:
+        """Keep a run's record up to now.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        text = record.model_dump_json()
+        _write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
+
+    def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
         """What ``save`` kept last, or None.
 
         Raises:
             RecordsError: If it is of another configuration, or cannot be read.
         """
-        path = self._work / str(run) / "state.pt"
+        path = self._path(run, "state.pt")
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            configuration = state["record"]["run"]["configuration"]
+            text, loop_state = state["record"], state["loop"]
         except Exception as error:  # torch.load raises many kinds
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RecordsError(f"{path} cannot be read: {reason} Delete it, and the run begins anew") from error
-        if configuration != self._digest:
-            raise RecordsError(
-                f"{path} is of configuration {configuration}, and this is {self._digest}; delete it, or give the "
-                "command that made it"
-            )
-        return state
+        return self._parse(path, text), loop_state
 
     def forget_state(self, run: RunName) -> None:
-        """The run is finished and nothing goes on from it any more; its record stays."""
-        (self._work / str(run) / "state.pt").unlink(missing_ok=True)
+        """Nothing goes on from this run any more; its record stays."""
+        self._path(run, "state.pt").unlink(missing_ok=True)
 
     def read_visits(self, run: RunName) -> list[list[int]]:
         """The visits to each batch of each epoch of a finished run.
@@ -113,14 +132,13 @@ class Storage:
         Raises:
             RecordsError: If they are gone, as where only the records of a run were kept.
         """
-        path = self._work / str(run) / "record.json"
+        path = self._path(run, "record.json")
         if not path.exists():
             raise RecordsError(
-                f"{path} is gone, and with it the visits of {run}, which its controls need; give "
-                "another --out, and all of its runs are made there"
+                f"{path} is gone, and with it the visits of {run}, which its controls need; give another --out, and "
+                "all of its runs are made there"
             )
-        visits: list[list[int]] = _parse_record(path)["visits"]
-        return visits
+        return self._read(path).visits
 
     # All runs ------------------------------------------------------------------------------------------
 
@@ -145,37 +163,43 @@ class Storage:
                     )
 
     def write_records(self) -> None:
-        """Put the runs together as ``runs.jsonl`` and ``epochs.jsonl``. Runs recorded before stay recorded."""
+        """Put the runs together as ``runs.jsonl`` and ``epochs.jsonl``. Runs recorded before stay recorded.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
         records = [record for _, record in sorted(self._collect().items(), key=lambda item: _sort_key(item[0]))]
         runs = "".join(run.model_dump_json() + "\n" for run, _ in records)
         epochs = "".join(epoch.model_dump_json() + "\n" for _, epochs in records for epoch in epochs)
-        _write_whole(self.folder / "runs.jsonl", lambda file: file.write(runs.encode()))
+        # In this order: epochs without their run are made good by the next command, a run without epochs is not.
         _write_whole(self.folder / "epochs.jsonl", lambda file: file.write(epochs.encode()))
+        _write_whole(self.folder / "runs.jsonl", lambda file: file.write(runs.encode()))
 
     def _collect(self) -> dict[RunName, tuple[Run, list[Epoch]]]:
         collected: dict[RunName, tuple[Run, list[Epoch]]] = {}
-        if (self.folder / "runs.jsonl").exists():
-            epochs = read_lines(self.folder / "epochs.jsonl", Epoch)
-            for run in read_lines(self.folder / "runs.jsonl", Run):
-                collected[run.run] = run, [epoch for epoch in epochs if epoch.run == run.run]
+        path = self.folder / "runs.jsonl"
+        if path.exists():
+            epochs: dict[RunName, list[Epoch]] = defaultdict(list)
+            for epoch in read_lines(self.folder / "epochs.jsonl", Epoch):
+                epochs[epoch.run].append(epoch)
+            for run in read_lines(path, Run):
+                check_configuration(path, run, self._digest)
+                collected[run.run] = run, epochs[run.run]
         for path in sorted(self._work.glob("*/record.json")):
-            record = _parse_record(path)
-            run = Run.model_validate_json(json.dumps(record["run"]))
-            if run.configuration != self._digest:
-                raise RecordsError(
-                    f"{path} is of configuration {run.configuration}, and the folder of {self._digest}; delete "
-                    f"{path.parent}, or move it to where it belongs"
-                )
-            collected[run.run] = run, [Epoch.model_validate_json(json.dumps(epoch)) for epoch in record["epochs"]]
+            record = self._read(path)
+            collected[record.run.run] = record.run, record.epochs
         return collected
 
+    def _read(self, path: Path) -> RunFile:
+        return self._parse(path, path.read_bytes())
 
-def _parse_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordsError(f"{path} cannot be read: {error}. Delete {path.parent}, and the run begins anew") from error
-    return record
+    def _parse(self, path: Path, text: str | bytes) -> RunFile:
+        record = parse_record(path, 1, text, RunFile)
+        check_configuration(path, record.run, self._digest)
+        return record
+
+    def _path(self, run: RunName, name: str) -> Path:
+        return self._work / str(run) / name
 
 
 def _sort_key(run: RunName) -> tuple[Any, ...]:
@@ -184,6 +208,8 @@ def _sort_key(run: RunName) -> tuple[Any, ...]:
 
 def _check_same(folder: Path, there: Configuration, ours: Configuration) -> None:
     old, new = there.model_dump(), ours.model_dump()
+    # Field by field, or what differs in the data could be past what is shown.
+    old, new = ({**fields.pop("data"), **fields} for fields in (old, new))
     apart = [f"{name} ({old[name]!r:.60} there, {new[name]!r:.60} now)" for name in new if old[name] != new[name]]
     if apart:
         raise RecordsError(
@@ -202,7 +228,8 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of a full disk
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StorageError(
             f"{path} cannot be written: {reason}. The epochs before are safe; make room or choose a folder that can be "

@@ -21,10 +21,10 @@ from benchmarks.cifar.models import ModelRecipe, make_model
 from benchmarks.cifar.plan import baseline_of
 from benchmarks.cifar.storage import Storage
 from benchmarks.environment import describe_environment
-from benchmarks.schema import Configuration, Epoch, Evaluated, Flipped, Run, RunName, Surroundings
+from benchmarks.schema import Configuration, Epoch, Evaluated, Flipped, Run, RunFile, RunName, Surroundings
 
 
-class Experiment(NamedTuple):
+class Setup(NamedTuple):
     """What runs are made from.
 
     Attributes:
@@ -51,9 +51,9 @@ class Experiment(NamedTuple):
 class DeviceImages:
     """A data set's images on the device, shared by all runs there."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        device, (train, test) = experiment.device, (experiment.images.train, experiment.images.test)
-        configuration = experiment.configuration
+    def __init__(self, setup: Setup) -> None:
+        device, (train, test) = setup.device, (setup.images.train, setup.images.test)
+        configuration = setup.configuration
         self.train = torch.from_numpy(train.images).to(device)
         self.test = torch.from_numpy(test.images).to(device)
         self.test_labels = torch.from_numpy(test.labels).to(device)
@@ -65,7 +65,7 @@ class Trainer:
 
     Args:
         run: Which one.
-        experiment: What it is made from.
+        setup: What it is made from.
         images: On the device.
 
     Attributes:
@@ -74,15 +74,15 @@ class Trainer:
         epochs: Recorded up to now.
     """
 
-    def __init__(self, run: RunName, experiment: Experiment, images: DeviceImages) -> None:
+    def __init__(self, run: RunName, setup: Setup, images: DeviceImages) -> None:
         self.run = run
-        self._experiment = experiment
+        self._setup = setup
         self._images = images
-        self._configuration = experiment.configuration
-        self._storage = experiment.storage
+        self._configuration = setup.configuration
+        self._storage = setup.storage
         classes = self._configuration.data.classes
-        true_labels = experiment.images.train.labels
-        labels, _ = redraw_labels(true_labels, len(classes), run.label_noise, run.seed)
+        true_labels = setup.images.train.labels
+        labels = redraw_labels(true_labels, len(classes), run.label_noise, run.seed)
         self._is_flipped: NDArray[np.bool_] = labels != true_labels
         self.loop = self._make_loop(labels, len(classes))
         self.epochs: list[Epoch] = []
@@ -114,7 +114,7 @@ class Trainer:
         images = self._images
         evaluation = evaluate(self.loop.model, images.test, images.test_labels, classes, images.numerics)
         self._record(summary, visits, evaluation, trained - self._begun, time.monotonic() - trained)
-        if not self.is_finished and time.monotonic() - self._kept >= self._experiment.checkpoint_seconds:
+        if not self.is_finished and time.monotonic() - self._kept >= self._setup.checkpoint_seconds:
             self._keep()
         self._begun = time.monotonic()
 
@@ -126,7 +126,7 @@ class Trainer:
             self.end_epoch(self.loop.summary)
 
     def finish(self) -> None:
-        """Record a run that is finished, and keep no more of it than other runs go on from.
+        """Record a run that is finished, with its state if it is a baseline, which ``longer`` goes on from.
 
         Raises:
             StorageError: If it cannot be recorded.
@@ -134,20 +134,19 @@ class Trainer:
         if self.run.arm == "baseline":
             self._keep()
         else:
-            self._storage.write_record(self.run, self._record_of_run())
-            self._storage.forget_state(self.run)
+            self._storage.write_record(self._record_of_run())
 
     def _keep(self) -> None:
-        self._storage.save(self.run, {"record": self._record_of_run(), "loop": self.loop.state_dict()})
+        self._storage.save(self._record_of_run(), self.loop.state_dict())
         self._kept = time.monotonic()
 
     # How the run is made --------------------------------------------------------------------------------
 
     def _make_loop(self, labels: NDArray[np.int64], classes: int) -> DeviceLoop:
-        configuration, device = self._configuration, self._experiment.device
+        configuration, device = self._configuration, self._setup.device
         seed, numerics = self.run.seed, self._images.numerics
         is_cuda = device.type == "cuda"
-        model = make_model(self._experiment.recipe, classes, seed).to(device)
+        model = make_model(self._setup.recipe, classes, seed).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=configuration.learning_rate, fused=True, capturable=is_cuda)
         targets = torch.from_numpy(labels).to(device)
         order = torch.Generator().manual_seed(seed)
@@ -184,17 +183,17 @@ class Trainer:
         return None
 
     def _resume(self) -> None:
-        state = self._storage.load(self.run)
-        if state is None and self.run.arm == "longer":
+        kept = self._storage.load(self.run)
+        if kept is None and self.run.arm == "longer":
             # The same computation up to here: weights, order and labels depend on the seed alone.
-            state = self._storage.load(baseline_of(self.run))
-        if state is None:
+            kept = self._storage.load(baseline_of(self.run))
+        if kept is None:
             return
-        self.loop.load_state_dict(state["loop"])
-        record = state["record"]
-        self.epochs = [self._rename(Epoch.model_validate(epoch)) for epoch in record["epochs"]]
-        self._visits = record["visits"]
-        run = Run.model_validate(record["run"])
+        record, loop_state = kept
+        self.loop.load_state_dict(loop_state)
+        self.epochs = [self._rename(epoch) for epoch in record.epochs]
+        self._visits = record.visits
+        run = record.run
         self._surroundings, self._best, self._last = run.surroundings, run.best, run.last
 
     def _rename(self, epoch: Epoch) -> Epoch:
@@ -224,7 +223,7 @@ class Trainer:
             seconds=seconds,
             evaluation_seconds=evaluation_seconds,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            shared_device=self._experiment.at_once > 1,
+            shared_device=self._setup.at_once > 1,
             precision=self._configuration.precision,
             capped_batches=summary.capped_batches,
             nonfinite_losses=summary.nonfinite_losses,
@@ -252,7 +251,7 @@ class Trainer:
             )
         return counted
 
-    def _record_of_run(self) -> dict[str, Any]:
+    def _record_of_run(self) -> RunFile:
         assert self._best is not None
         assert self._last is not None
         run = Run(
@@ -263,20 +262,19 @@ class Trainer:
             best=self._best,
             last=self._last,
         )
-        epochs = [epoch.model_dump() for epoch in self.epochs]
-        return {"run": run.model_dump(), "epochs": epochs, "visits": self._visits}
+        return RunFile(run=run, epochs=self.epochs, visits=self._visits)
 
     def _identity(self) -> dict[str, Any]:
         return {"configuration": self._configuration.digest(), **self.run._asdict()}
 
     def _note_surroundings(self) -> None:
-        experiment = self._experiment
+        setup = self._setup
         here = Surroundings(
             from_epoch=len(self.epochs) + 1,
-            device=str(experiment.device),
-            threads=experiment.threads,
-            at_once=experiment.at_once,
-            environment=describe_environment(),
+            device=str(setup.device),
+            threads=setup.threads,
+            at_once=setup.at_once,
+            environment=describe_environment(str(setup.device)),
         )
         if not self._surroundings or _where(self._surroundings[-1]) != _where(here):
             self._surroundings = [*self._surroundings, here]

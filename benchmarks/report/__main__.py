@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BenchmarkError as error:
         sys.exit(f"error: {error}")
     _print_claims(judge_claims(experiments, options.epoch_loss), console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_claims(findings: Sequence[Finding], console: Console) -> None:

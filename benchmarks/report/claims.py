@@ -26,7 +26,16 @@ from benchmarks.report.results import (
     variance,
     wrong_predictions,
 )
-from benchmarks.report.statistics import LEAST_RUNS, Sample, Verdict, judge_above, judge_gain, judge_range, sample
+from benchmarks.report.statistics import (
+    LEAST_RUNS,
+    Sample,
+    Verdict,
+    judge_above,
+    judge_at_most,
+    judge_gain,
+    judge_range,
+    sample,
+)
 from benchmarks.schema import Arm
 
 # These were chosen before any record was looked at. A gain below half a point would not pay for the extra time.
@@ -41,11 +50,16 @@ RULES = (
     f'{LEAST_RUNS} seeds. "Up by {paper.GAIN_POINTS[0]:g} to {paper.GAIN_POINTS[1]:g} points" holds if the interval is '
     f"above 0 and reaches {paper.GAIN_POINTS[0]:g}, and does not hold if it ends below {paper.GAIN_POINTS[0]:g}. "
     f'"Ahead" or "higher" holds if the interval is above 0, and does not hold if it ends below {LEAST_GAIN_POINTS:g} '
-    "points (a lower variance or a shrinking lead: 0). An overhead is in the paper's range if the interval touches it "
-    f'and is at most {WIDEST_OVERHEAD_PERCENT:g} points wide. "Almost no repeats" is at most {FEW_REPEATS_PERCENT:g} % '
-    f"before the baseline first has {NEARLY_CONVERGED:.0%} of its best test accuracy. Everything else is "
+    'points (a lower variance or a shrinking lead: 0), and "harm" the other way round, where the baseline is below '
+    f"{LOW_ACCURACY_PERCENT:g} %. The same training loss is the mean over losses that both arms went through, "
+    "interpolated between epochs; the same training time is attention's last whole epoch within all of the baseline's "
+    "time. An overhead is in the paper's range if the interval touches it and is at most "
+    f'{WIDEST_OVERHEAD_PERCENT:g} points wide. "Almost no repeats" holds if the interval is at most '
+    f"{FEW_REPEATS_PERCENT:g} % of batches, from the second epoch to where the baseline first has "
+    f"{100 * NEARLY_CONVERGED:g} % of its best test accuracy, and does not hold if it is above. Everything else is "
     '"not enough runs". These rules were fixed before the arms were compared.'
 )
+_IN_UPDATES = "seconds were shared, so time is counted in updates"
 
 
 class Finding(NamedTuple):
@@ -87,21 +101,18 @@ def judge_claims(experiments: Sequence[Experiment], epoch_loss: str = "first") -
     for claim, judge in _CLAIMS.items():
         found: list[Finding] = []
         for experiment in experiments:
-            condition = main_condition(experiment, epoch_loss)
-            if condition is None:
-                continue
-            for judged in judge(experiment, condition):
+            for judged in judge(experiment, clean_condition(experiment, epoch_loss)):
                 caveat = ", ".join([*experiment.reductions, *filter(None, [judged.caveat])])
                 found.append(Finding(claim, experiment.name, judged.verdict, judged.numbers, caveat))
-        findings += found or [Finding(claim, "", Verdict.NOT_ENOUGH_RUNS, "no runs", "")]
+        findings += found or [Finding(claim, "", Verdict.NOT_ENOUGH_RUNS, "no runs that it applies to", "")]
     return findings
 
 
-def main_condition(experiment: Experiment, epoch_loss: str) -> Condition | None:
-    """The condition that an experiment's claims are judged by: the least label noise, and the reading asked for."""
-    conditions = experiment.conditions()
-    least = [condition for condition in conditions if condition.label_noise == conditions[0].label_noise]
-    return next((condition for condition in least if condition.epoch_loss == epoch_loss), least[0] if least else None)
+def clean_condition(experiment: Experiment, epoch_loss: str) -> Condition:
+    """The condition without label noise, and with the reading asked for if there is one, that claims are judged by."""
+    readings = [condition.epoch_loss for condition in experiment.conditions()]
+    reading = next((each for each in readings if each == epoch_loss), readings[0] if readings else "first")
+    return Condition(reading, 0)
 
 
 def show(values: Sample, unit: str, digits: int = 2, *, sign: bool = True) -> str:
@@ -120,7 +131,7 @@ def _has_many_classes(experiment: Experiment) -> bool:
 
 def _gain(measure: Callable[[str], Measure]) -> _Judge:
     def judge(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
-        if _has_many_classes(experiment):
+        if _has_many_classes(experiment) or not pairs(experiment, condition, "baseline"):
             return
         last = experiment.differences(condition, "baseline", measure("last"))
         best = experiment.differences(condition, "baseline", measure("best"))
@@ -131,7 +142,7 @@ def _gain(measure: Callable[[str], Measure]) -> _Judge:
 
 
 def _gain_with_many_classes(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
-    if not _has_many_classes(experiment):
+    if not _has_many_classes(experiment) or not pairs(experiment, condition, "baseline"):
         return
     last = experiment.differences(condition, "baseline", accuracy("last"))
     best = experiment.differences(condition, "baseline", accuracy("best"))
@@ -141,6 +152,8 @@ def _gain_with_many_classes(experiment: Experiment, condition: Condition) -> Ite
 
 def _ahead_of(other: Arm) -> _Judge:
     def judge(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
+        if not pairs(experiment, condition, other):
+            return
         last = experiment.differences(condition, other, accuracy("last"))
         best = experiment.differences(condition, other, accuracy("best"))
         numbers = f"{show(last, ' points')}; at the best epochs {show(best, ' points')}"
@@ -150,10 +163,15 @@ def _ahead_of(other: Arm) -> _Judge:
 
 
 def _same_loss(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
-    differences = [accuracy_at_same_loss(*pair) for pair in pairs(experiment, condition, "baseline")]
-    values = sample([value for value in differences if not math.isnan(value)])
-    caveat = "" if condition.epoch_loss == "first" else "the arms' training losses are not of the same visits"
-    yield _Judged(judge_above(values, least_gain=LEAST_GAIN_POINTS), show(values, " points"), caveat)
+    values = _comparable([accuracy_at_same_loss(*pair) for pair in pairs(experiment, condition, "baseline")])
+    if values.n:
+        caveat = "" if condition.epoch_loss == "first" else "the arms' training losses are not of the same visits"
+        yield _Judged(judge_above(values, least_gain=LEAST_GAIN_POINTS), show(values, " points"), caveat)
+
+
+def _comparable(values: Sequence[float]) -> Sample:
+    """Those that are numbers: NaN stands for a pair of runs that cannot be compared so."""
+    return sample([value for value in values if not math.isnan(value)])
 
 
 def _overhead(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
@@ -163,7 +181,7 @@ def _overhead(experiment: Experiment, condition: Condition) -> Iterator[_Judged]
             continue
         extra_updates = experiment.measure("attention", each, overhead_percent)
         numbers = f"{each.epoch_loss}: {show(extra_updates, ' % more updates', 1, sign=False)}"
-        values, caveat = extra_updates, "seconds were shared, so time is counted in updates"
+        values, caveat = extra_updates, _IN_UPDATES
         if experiment.is_timed(("baseline", "attention"), each):
             values = sample([seconds_overhead(*pair) for pair in pairs(experiment, each, "baseline")])
             numbers += f"; {show(values, ' % more seconds', 1, sign=False)}"
@@ -174,23 +192,25 @@ def _overhead(experiment: Experiment, condition: Condition) -> Iterator[_Judged]
 def _same_time(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
     is_timed = experiment.is_timed(("baseline", "attention"), condition)
     of_seeds = pairs(experiment, condition, "baseline")
-    differences = [accuracy_at_same_cost(*pair, in_seconds=is_timed) for pair in of_seeds]
-    values = sample([value for value in differences if not math.isnan(value)])
-    caveat = "" if is_timed else "seconds were shared, so time is counted in updates"
-    yield _Judged(judge_above(values, least_gain=LEAST_GAIN_POINTS), show(values, " points"), caveat)
+    values = _comparable([accuracy_at_same_cost(*pair, in_seconds=is_timed) for pair in of_seeds])
+    if values.n:
+        verdict = judge_above(values, least_gain=LEAST_GAIN_POINTS)
+        yield _Judged(verdict, show(values, " points"), "" if is_timed else _IN_UPDATES)
 
 
 def _few_repeats_at_first(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
-    values = sample([overhead_before_convergence(*pair) for pair in pairs(experiment, condition, "baseline")])
-    # Overhead is never below 0, and an interval that is need not be counted against its width.
-    verdict = judge_range(values, least=0, most=FEW_REPEATS_PERCENT, widest=2 * FEW_REPEATS_PERCENT)
-    yield _Judged(verdict, show(values, " % repeats before", 1, sign=False))
+    values = _comparable([overhead_before_convergence(*pair) for pair in pairs(experiment, condition, "baseline")])
+    if values.n:
+        numbers = show(values, " % repeats before", 1, sign=False)
+        yield _Judged(judge_at_most(values, most=FEW_REPEATS_PERCENT), numbers)
 
 
 def _lower_variance(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
     if _has_many_classes(experiment):
         return
     seeds = experiment.seeds(("baseline", "attention"), condition)
+    if not seeds:
+        return
     lowered = {
         at: sample(
             [
@@ -217,6 +237,8 @@ def _less_ahead_with_more_noise(experiment: Experiment, condition: Condition) ->
     for less, more in itertools.pairwise([condition, *_noisy(experiment, condition)]):
         arms: tuple[Arm, Arm] = ("baseline", "attention")
         seeds = sorted(set(experiment.seeds(arms, less)) & set(experiment.seeds(arms, more)))
+        if not seeds:
+            continue
         gains = [
             [
                 accuracy("last")(experiment.epochs_of("attention", each, seed))
@@ -239,7 +261,8 @@ def _noisy(experiment: Experiment, condition: Condition) -> list[Condition]:
 
 
 def _harmful_where_low(experiment: Experiment, condition: Condition) -> Iterator[_Judged]:
-    baseline = experiment.measure("baseline", condition, accuracy("last"))
+    of_pairs = pairs(experiment, condition, "baseline")
+    baseline = sample([accuracy("last")(epochs) for epochs, _ in of_pairs])
     if not baseline.n or baseline.mean >= LOW_ACCURACY_PERCENT:
         return
     differences = experiment.differences(condition, "baseline", accuracy("last"))

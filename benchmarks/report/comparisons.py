@@ -17,10 +17,15 @@ _LOSSES_COMPARED = 50
 
 
 def overhead_before_convergence(baseline: Sequence[Epoch], attention: Sequence[Epoch]) -> float:
-    """Attention's repeats, in per cent of batches, in the epochs before the baseline has nearly converged."""
+    """Attention's repeats, in per cent of batches, in the epochs before the baseline has nearly converged.
+
+    Without the first epoch, in which nothing can repeat; NaN where no epoch is left.
+    """
     converged = NEARLY_CONVERGED * max(epoch.accuracy for epoch in baseline)
     first = next(index for index, epoch in enumerate(baseline) if epoch.accuracy >= converged)
-    before = attention[: max(first, 1)]
+    before = attention[1:first]
+    if not before:
+        return math.nan
     return 100 * sum(epoch.repeats for epoch in before) / sum(epoch.batches for epoch in before)
 
 

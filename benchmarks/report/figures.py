@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.report.claims import main_condition
+from benchmarks.report.claims import clean_condition
 from benchmarks.report.results import Condition, Experiment
 from benchmarks.schema import Arm, Epoch
 
@@ -41,9 +41,11 @@ def draw_all(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = 
     """Draw every figure that there are records for, as PNG."""
     pictures: list[Picture] = []
     for experiment in experiments:
-        condition = main_condition(experiment, epoch_loss)
-        if condition is None:
+        condition = clean_condition(experiment, epoch_loss)
+        if not experiment.conditions():
             continue
+        if condition not in experiment.conditions():
+            condition = experiment.conditions()[0]
         for kind, (title, draw) in _DRAWINGS.items():
             figure = draw(experiment, condition)
             if figure is not None:

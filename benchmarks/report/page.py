@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
 
@@ -94,7 +95,7 @@ def _as_html(text: str, folder: Path) -> str:
     body = MarkdownIt("commonmark").enable("table").render(text)
 
     def inline(match: re.Match[str]) -> str:
-        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        picture = base64.b64encode((folder / unquote(match[1])).read_bytes()).decode()
         return f'src="data:image/png;base64,{picture}"'
 
     body = re.sub(r'src="([^":]+\.png)"', inline, body)

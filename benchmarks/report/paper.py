@@ -10,9 +10,25 @@ CITATION = (
 )
 
 EPOCHS = 100
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-4
 TRAIN_IMAGES = 50_000
-# The data set that each model was trained on.
-EXPERIMENTS = {"resnet34": "cifar10", "tnt": "cifar10", "efficientnet_b7": "cifar100"}
+TEST_IMAGES = 10_000
+
+
+class Trained(NamedTuple):
+    """What a model was trained on, and how."""
+
+    data: str
+    k: float
+    pretrained: bool
+
+
+EXPERIMENTS = {
+    "resnet34": Trained("cifar10", 1.2, False),
+    "tnt": Trained("cifar10", 1.2, False),
+    "efficientnet_b7": Trained("cifar100", 1.5, True),
+}
 
 GAIN_POINTS = (2.0, 3.0)
 OVERHEAD_PERCENT = (15.0, 20.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.report import paper
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, read_records
+from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings, read_records
 
 At = Literal["best", "last"]
 Measure = Callable[[Sequence[Epoch]], float]
@@ -61,26 +61,46 @@ class Experiment(NamedTuple):
     def reductions(self) -> list[str]:
         """In what this is less than, or other than, what the paper did; empty where it is the same."""
         configuration, data = self.configuration, self.configuration.data
+        theirs = paper.EXPERIMENTS.get(configuration.model)
         said: list[str] = []
-        if paper.EXPERIMENTS.get(configuration.model) != data.name:
+        if theirs is None or theirs.data != data.name:
             said.append(f"{configuration.model} on {data.name}, which the paper has not")
-        if data.train_images != paper.TRAIN_IMAGES:
-            said.append(f"{data.train_images:,} training images")
-        if configuration.epochs != paper.EPOCHS:
-            said.append(f"{configuration.epochs} epochs")
-        if any(place.device == "cpu" for run in self.runs.values() for place in run.surroundings):
-            said.append("on a CPU")
+        compared = [
+            (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
+            (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),
+            (configuration.epochs != paper.EPOCHS, f"{configuration.epochs} epochs"),
+            (configuration.batch_size != paper.BATCH_SIZE, f"batches of {configuration.batch_size}"),
+            (configuration.learning_rate != paper.LEARNING_RATE, f"learning rate {configuration.learning_rate:g}"),
+            (theirs is not None and configuration.k != theirs.k, f"K {configuration.k:g}"),
+            (
+                theirs is not None and configuration.pretrained != theirs.pretrained,
+                "with ImageNet weights" if configuration.pretrained else "without ImageNet weights",
+            ),
+            (configuration.precision in ("bf16", "fp16"), configuration.precision),
+            (any(place.device == "cpu" for place in self._places()), "on a CPU"),
+        ]
+        said += [text for is_other, text in compared if is_other]
+        capped = sum(epoch.capped_batches for epochs in self.epochs.values() for epoch in epochs)
+        if capped:
+            said.append(f"{capped:,} batches left at max_visits, where the paper has no limit")
         return said
 
     @property
     def machines(self) -> list[str]:
         """What the runs ran on, a line each."""
-        return sorted({one_line(place.environment) for run in self.runs.values() for place in run.surroundings})
+        return sorted({one_line(place.environment) for place in self._places()})
+
+    def _places(self) -> list[Surroundings]:
+        return [place for run in self.runs.values() for place in run.surroundings]
 
     def conditions(self) -> list[Condition]:
-        """Those that there are attention runs for, the reading first that comes first in the alphabet of the rule."""
-        found = {Condition(run.epoch_loss, run.label_noise) for run in self.runs if run.epoch_loss is not None}
-        order = ("first", "last", "all")
+        """Those that there are attention runs for, by label noise."""
+        found = {
+            Condition(run.epoch_loss, run.label_noise)
+            for run in self.runs
+            if run.arm == "attention" and run.epoch_loss is not None
+        }
+        order = get_args(EpochLoss)
         return sorted(found, key=lambda condition: (condition.label_noise, order.index(condition.epoch_loss)))
 
     def label_noises(self) -> list[int]:
@@ -115,9 +135,15 @@ class Experiment(NamedTuple):
         )
 
     def is_timed(self, arms: Sequence[Arm], condition: Condition) -> bool:
-        """Whether seconds may be compared: no run of these arms shared its device."""
-        runs = [self.epochs_of(arm, condition, seed) for arm in arms for seed in self.seeds(arms, condition)]
-        return bool(runs) and not any(epoch.shared_device for run in runs for epoch in run)
+        """Whether seconds may be compared: no run of these arms shared its device, and all had the same."""
+        names = [_name(arm, condition, seed) for arm in arms for seed in self.seeds(arms, condition)]
+        is_shared = any(epoch.shared_device for name in names for epoch in self.epochs[name])
+        places = {
+            (place.device, one_line({**place.environment, "date": ""}))
+            for name in names
+            for place in self.runs[name].surroundings
+        }
+        return not is_shared and len(places) == 1
 
 
 def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
@@ -176,11 +202,6 @@ def test_loss(at: At) -> Measure:
         return losses[-1] if at == "last" else float(np.nanmin(losses)) if not np.isnan(losses).all() else float("nan")
 
     return measure
-
-
-def updates(epochs: Sequence[Epoch]) -> float:
-    """Updates in all."""
-    return sum(epoch.updates for epoch in epochs)
 
 
 def overhead_percent(epochs: Sequence[Epoch]) -> float:

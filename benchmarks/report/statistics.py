@@ -77,6 +77,16 @@ def judge_gain(differences: Sample, *, claimed: float) -> Verdict:
     return Verdict.HOLDS if low > 0 else Verdict.NOT_ENOUGH_RUNS
 
 
+def judge_at_most(values: Sample, *, most: float) -> Verdict:
+    """Is it at most so much? It holds if the interval ends there, and does not if it begins above."""
+    low, high = values.interval
+    if values.n < LEAST_RUNS:
+        return Verdict.NOT_ENOUGH_RUNS
+    if high <= most:
+        return Verdict.HOLDS
+    return Verdict.DOES_NOT_HOLD if low > most else Verdict.NOT_ENOUGH_RUNS
+
+
 def judge_range(values: Sample, *, least: float, most: float, widest: float) -> Verdict:
     """Is it in a range? It does not hold if the interval misses it, and does if that is at most ``widest`` wide."""
     low, high = values.interval
