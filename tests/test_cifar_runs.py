@@ -1,25 +1,32 @@
 """The whole benchmark on a few hundred digits: pairing, stopping and going on, and what is refused."""
 
-import json
 import multiprocessing
 import os
 import random
+import re
+import resource
 import signal
 import time
+import weakref
 
 import pytest
 import torch
 
+from batch_sampler_attn.device import DeviceLoop
 from benchmarks import schema
 from benchmarks.cifar import __main__ as command
+from benchmarks.cifar import running, training
 from benchmarks.cifar.plan import Queue, needs, plan_runs
 from benchmarks.cifar.storage import Storage
-from benchmarks.errors import PlanError, RecordsError, StorageError
+from benchmarks.errors import PlanError, StorageError
 from benchmarks.schema import RunName, read_records
 from tests.cifar_helpers import records_without_times, run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+# What starts a process that has everything imported in no time.
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["benchmarks.cifar.__main__"])
 SMALL = ["--seeds", "0", "--epochs", "3"]
 
 
@@ -194,11 +201,9 @@ def _wait_for_a_write(folder, process):
 def test_killed_ten_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
     options = ["--seeds", "0", "--epochs", "5", "--label-noise", "3"]
     run_benchmark(digits, tmp_path / "whole", *options)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.cifar.__main__"])
     rng = random.Random(0)
     for _ in range(10):
-        process = context.Process(target=_run, args=(digits, tmp_path / "killed", options))
+        process = FORK_SERVER.Process(target=_run, args=(digits, tmp_path / "killed", options))
         process.start()
         # Only then is it surely at work. An epoch takes about as long as the longest delay.
         _wait_for_a_write(tmp_path / "killed", process)
@@ -210,19 +215,31 @@ def test_killed_ten_times_the_records_are_those_of_an_undisturbed_run(digits, tm
     assert records_without_times(tmp_path / "killed") == records_without_times(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("file", ["state.pt", "record.json"])
-def test_a_full_disk_is_said_and_loses_no_epoch_that_was_kept(digits, tmp_path, file):
-    """The file is written to a device that is always full."""
+def _run_with_small_files(data, folder, options, most_bytes, said):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    try:
+        run_benchmark(data, folder, *options)
+    except SystemExit as error:
+        said.send(str(error))
+
+
+def test_a_file_that_cannot_be_written_is_said_and_no_epoch_that_was_kept_is_lost(digits, tmp_path):
+    """The kernel refuses to let a file grow, as on a full disk: a record still fits in, a state does not."""
     out = run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline")
     finished = (out / "epochs.jsonl").read_bytes()
-    work = out / "work" / "attention-first-noise0-seed0"
-    work.mkdir()
-    (work / f".{file}.{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match=r"attention.* cannot be written: No space left.*the same command again"):
-        run_benchmark(digits, out, *SMALL, "--arms", "attention")
+    receiver, said = multiprocessing.Pipe(duplex=False)
+    options = [*SMALL, "--arms", "attention"]
+    process = FORK_SERVER.Process(target=_run_with_small_files, args=(digits, out, options, 100_000, said))
+    process.start()
+    process.join()
+    assert re.search(r"attention.*state.pt cannot be written: .* the same command again", receiver.recv())
     assert (out / "epochs.jsonl").read_bytes() == finished
-    run_benchmark(digits, out, *SMALL, "--arms", "attention")
+    run_benchmark(digits, out, *options)
     assert [len(epochs) for epochs in read_records(out).epochs.values()] == [3, 3]
+    assert not list(out.rglob(".*"))
 
 
 def test_a_folder_of_another_configuration_is_refused_and_keeps_its_records(digits, out):
@@ -237,24 +254,57 @@ def test_runs_that_could_not_agree_bit_for_bit_are_not_added(digits, out):
         run_benchmark(digits, out, "--seeds", "7", "--threads", "2")
 
 
-def test_a_state_of_another_configuration_is_refused(digits, out, tmp_path):
+def test_a_state_or_record_of_another_configuration_is_refused(digits, out, tmp_path):
     other = run_benchmark(digits, tmp_path / "out", "--seeds", "0", "--arms", "baseline", "--epochs", "1")
-    storage = Storage(other, schema.read_configuration(other))
-    name = RunName("baseline", None, 0, 1)
-    record = json.loads((out / "work" / "baseline-noise0-seed1" / "record.json").read_text())
-    (other / "work" / str(name)).mkdir()
-    torch.save({"record": record, "loop": {}}, other / "work" / str(name) / "state.pt")
-    with pytest.raises(RecordsError, match=r"is of configuration .* and this is"):
-        storage.load(name)
-    (other / "work" / str(name) / "state.pt").write_bytes(b"cut off")
-    with pytest.raises(RecordsError, match=r"cannot be read: \w.* begins anew"):
-        storage.load(name)
+    work = other / "work" / "baseline-noise0-seed1"
+    work.mkdir()
+    foreign = (out / "work" / "baseline-noise0-seed1" / "record.json").read_text()
+    again = ["--seeds", "1", "--arms", "baseline", "--epochs", "1"]
+    torch.save({"record": foreign, "loop": {}}, work / "state.pt")
+    with pytest.raises(SystemExit, match=r"state.pt has a line of baseline-noise0-seed1 from configuration"):
+        run_benchmark(digits, other, *again)
+    (work / "state.pt").write_bytes(b"cut off")
+    with pytest.raises(SystemExit, match=r"state.pt cannot be read: \w.* begins anew"):
+        run_benchmark(digits, other, *again)
+    (work / "state.pt").unlink()
+    (work / "record.json").write_text(foreign)
+    with pytest.raises(SystemExit, match=r"record.json has a line of baseline-noise0-seed1 from configuration"):
+        run_benchmark(digits, other, *again)
+    (work / "record.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"record.json, line 1 does not fit schema version 1"):
+        run_benchmark(digits, other, *again)
+    (work / "record.json").unlink()
+    run_benchmark(digits, other, *again)
+    assert len(read_records(other).runs) == 2
+
+
+def run_once(digits, folder):
+    return run_benchmark(digits, folder, *SMALL, "--arms", "baseline", "--epochs", "1")
+
+
+def test_a_folder_that_only_a_refused_command_has_seen_takes_another_configuration(digits, tmp_path):
+    storage = Storage(tmp_path / "out", schema.read_configuration(run_once(digits, tmp_path / "one")))
+    with storage.opened():
+        pass
+    run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "--epochs", "2")
+    assert schema.read_configuration(tmp_path / "out").epochs == 2
+
+
+def test_what_a_killed_command_left_half_written_is_cleared(digits, tmp_path):
+    out = run_once(digits, tmp_path / "out")
+    work = out / "work" / "baseline-noise0-seed0"
+    (work / ".state.pt.123").write_bytes(b"half")
+    (work / "state.pt").write_bytes(b"left after the run was recorded")
+    (out / "runs.jsonl").unlink()
+    run_once(digits, out)
+    assert [path.name for path in work.iterdir()] == ["record.json"]
+    assert len(read_records(out).runs) == 1
 
 
 def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
     storage = Storage(out, schema.read_configuration(out))
-    lock = storage.locked(wait_seconds=0.1)
-    with storage.locked(), pytest.raises(StorageError, match="another command is at work"):
+    lock = storage.opened(wait_seconds=0.1)
+    with storage.opened(), pytest.raises(StorageError, match="another command is at work"):
         lock.__enter__()
 
 
@@ -266,7 +316,11 @@ def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
         (["--epochs", "0"], "--epochs is 0"),
         (["--label-noise", "40"], "0 to 32"),
         (["--learning-rate", "-1"], "above 0"),
+        (["--learning-rate", "inf"], "a number above 0"),
         (["--k", "-1"], "k is -1.0"),
+        (["--k", "nan"], "k is nan"),
+        (["--seeds", "-1"], "at least 0"),
+        (["--batch-size", "139"], "leave one for the last"),
         (["--device", "cuda:9"], "none here"),
         (["--device", "tpu"], "must be cpu or cuda"),
         (["--batch-size", "1000"], "batch_size is 1000, but there are 140"),
@@ -278,6 +332,33 @@ def test_what_makes_no_sense_is_refused_in_one_line(digits, tmp_path, options, s
         run_benchmark(digits, tmp_path / "out", *options)
     assert str(stopped.value).startswith("error: ")
     assert "\n" not in str(stopped.value)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(digits, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        run_benchmark(digits, tmp_path / "out", *SMALL)
+
+
+def test_loops_that_are_done_are_let_go_of_before_others_are_made(digits, tmp_path, monkeypatch):
+    alive = weakref.WeakSet()
+    most = []
+
+    class Watched(DeviceLoop):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            alive.add(self)
+            most.append(len(alive))
+
+    def make_here(setup, waiting, report):
+        running.make_by_turns(setup, waiting, report, waiting.finish)
+
+    monkeypatch.setattr(training, "DeviceLoop", Watched)
+    monkeypatch.setattr(running, "_make_in_processes", make_here)
+    seeds = ["--seeds", *map(str, range(7))]
+    run_benchmark(digits, tmp_path / "out", *seeds, "--epochs", "2", "--arms", "baseline", "--at-once", "3")
+    assert len(most) == 7
+    assert max(most) == 3
 
 
 def test_the_defaults_are_the_papers():

@@ -18,7 +18,7 @@ from benchmarks.report.comparisons import (
     overhead_before_convergence,
 )
 from benchmarks.report.results import read_experiments, variance
-from benchmarks.report.statistics import Verdict, judge_above, judge_gain, judge_range, sample
+from benchmarks.report.statistics import Verdict, judge_above, judge_at_most, judge_gain, judge_range, sample
 from benchmarks.schema import Epoch, read_records
 from tests.cifar_helpers import run_benchmark, write_digits
 
@@ -170,6 +170,20 @@ def test_a_claim_of_a_range_is_judged_by_its_interval(values, said):
     assert judge_range(sample(values), least=15, most=20, widest=10) is Verdict(said)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([3.0, 3.5, 4.0], "holds"),
+        ([0.0, 0.0, 0.0], "holds"),
+        ([6.9, 8.9, 10.9], "not enough runs"),
+        ([20.0, 21.0, 22.0], "does not hold"),
+        ([1.0, 1.0], "not enough runs"),
+    ],
+)
+def test_a_claim_of_at_most_so_much_is_judged_by_its_interval(values, said):
+    assert judge_at_most(sample(values), most=5) is Verdict(said)
+
+
 # Comparisons -----------------------------------------------------------------------------------------------
 
 
@@ -213,7 +227,9 @@ def test_accuracy_at_the_same_loss_compares_where_both_arms_have_been():
 def test_repeats_count_before_the_baseline_first_has_nearly_its_best_accuracy():
     baseline = make_epochs([0.5, 0.7, 0.96, 1.0])
     attention = make_epochs([0.5, 0.7, 0.9, 0.9], repeats=[0, 1, 9, 9])
-    assert overhead_before_convergence(baseline, attention) == pytest.approx(5)
+    # Epoch 2 only: nothing can repeat in epoch 1, and epoch 3 has 96 % of the best.
+    assert overhead_before_convergence(baseline, attention) == pytest.approx(10)
+    assert np.isnan(overhead_before_convergence(make_epochs([1.0, 1.0]), make_epochs([1.0, 1.0], repeats=[0, 9])))
 
 
 # The report ------------------------------------------------------------------------------------------------
@@ -248,7 +264,8 @@ def test_a_reduced_experiment_says_so_in_every_row_of_the_claims(out, tmp_path):
 def test_a_claim_without_records_is_said_to_have_none(out, tmp_path):
     main([str(out), "--out", str(tmp_path / "report")])
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| Accuracy is up, by less, on CIFAR-100 (section 4.3) | - | **not enough runs** | no runs |" in text
+    claim = "Accuracy is up, by less, on CIFAR-100 (section 4.3)"
+    assert f"| {claim} | - | **not enough runs** | no runs that it applies to |" in text
 
 
 def test_a_report_of_a_baseline_alone_has_its_table_and_no_verdict(out, tmp_path):

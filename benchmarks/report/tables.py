@@ -84,7 +84,10 @@ def table_1(experiments: Sequence[Experiment]) -> Table:
             texts = [mean_and_deviation(column, 3 if i % 3 == 0 else 2) for i, column in enumerate(columns)]
             name = _arm_name(arm, condition)
             rows.append([experiment.name, _noise(condition), name, str(columns[0].n), *texts])
-    caption = "Mean ± standard deviation (n - 1) over n seeds. Least and highest are over the epochs, on the test set, as there."
+    caption = (
+        "Mean ± standard deviation (n - 1) over n seeds. Least and highest are over the epochs, on the test set, as in "
+        "the paper."
+    )
     return Table(head, rows, caption)
 
 
