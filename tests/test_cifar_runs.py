@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from batch_sampler_attn.device import DeviceLoop
-from benchmarks import schema
 from benchmarks.cifar import __main__ as command
 from benchmarks.cifar import running, training
 from benchmarks.cifar.plan import Queue, needs, plan_runs
 from benchmarks.cifar.storage import Storage
 from benchmarks.errors import PlanError, StorageError
-from benchmarks.schema import RunName, read_records
+from benchmarks.reading import read_configuration, read_records
+from benchmarks.schema import RunName
 from tests.cifar_helpers import records_without_times, run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,6 +183,17 @@ def test_runs_in_processes_and_runs_by_turns_are_the_same(digits, out, tmp_path)
             assert (epoch.test_loss, epoch.threshold) == (expected.test_loss, expected.threshold)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_runs_that_take_turns_on_a_gpu_are_the_same_as_alone(digits, tmp_path):
+    options = [*SMALL, "--device", "cuda", "--epoch-loss", "first", "all"]
+    alone = run_benchmark(digits, tmp_path / "alone", *options)
+    together = run_benchmark(digits, tmp_path / "together", *options, "--at-once", "3")
+    ours, theirs = records_without_times(together), records_without_times(alone)
+    for line in [*ours["epochs"], *theirs["epochs"]]:
+        del line["shared_device"], line["host_reads"]
+    assert ours == theirs
+
+
 def _run(data, folder, options):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
@@ -283,11 +294,11 @@ def run_once(digits, folder):
 
 
 def test_a_folder_that_only_a_refused_command_has_seen_takes_another_configuration(digits, tmp_path):
-    storage = Storage(tmp_path / "out", schema.read_configuration(run_once(digits, tmp_path / "one")))
+    storage = Storage(tmp_path / "out", read_configuration(run_once(digits, tmp_path / "one")))
     with storage.opened():
         pass
     run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "--epochs", "2")
-    assert schema.read_configuration(tmp_path / "out").epochs == 2
+    assert read_configuration(tmp_path / "out").epochs == 2
 
 
 def test_what_a_killed_command_left_half_written_is_cleared(digits, tmp_path):
@@ -302,7 +313,7 @@ def test_what_a_killed_command_left_half_written_is_cleared(digits, tmp_path):
 
 
 def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
-    storage = Storage(out, schema.read_configuration(out))
+    storage = Storage(out, read_configuration(out))
     lock = storage.opened(wait_seconds=0.1)
     with storage.opened(), pytest.raises(StorageError, match="another command is at work"):
         lock.__enter__()

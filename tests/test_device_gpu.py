@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData, run_interleaved
 from batch_sampler_attn.device.counters import DeviceCounters
 from batch_sampler_attn.device.randomness import _precision_settings
@@ -29,7 +29,9 @@ def deterministic():
     torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
-def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, lr=1e-2, workers=0, **options):
+def make_loop(
+    index=0, *, graph=None, staged=False, model=None, fused=True, lr=1e-2, workers=0, schedule=None, **options
+):
     torch.manual_seed(index)
     if model is None:
         layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(8 * 36, 4)
@@ -47,7 +49,7 @@ def make_loop(index=0, *, graph=None, staged=False, model=None, fused=True, lr=1
         data = StagedData(loader, 8, "cuda", slots=4)
     else:
         data = ResidentData(images.cuda(), targets.cuda(), 8, generator=generator)
-    schedule = BatchAttentionSchedule(1.0, max_visits=20)
+    schedule = schedule or BatchAttentionSchedule(1.0, max_visits=20)
     loss_fn = nn.functional.cross_entropy
     return DeviceLoop(model, optimizer, loss_fn, data, schedule=schedule, graph=graph, seed=index, **options)
 
@@ -113,6 +115,25 @@ def test_the_kernel_equals_the_tensor_arithmetic():
         counters.visit(loss)
         plain.visit(loss)
         assert counters.read() == plain.read()
+
+
+def test_captured_visits_are_counted_and_dealt_as_eager_ones_are():
+    captured, eager = make_loop(count_visits=True), make_loop(graph=False, count_visits=True)
+    counts = []
+    for _ in range(4):
+        assert captured.run_epoch().visits == eager.run_epoch().visits
+        assert captured.visit_counts == eager.visit_counts
+        counts.append(captured.visit_counts)
+    assert max(map(max, counts)) > 1
+    control, eager_control = (
+        make_loop(graph=graph, count_visits=True, schedule=EqualComputeControl(counts)) for graph in (None, False)
+    )
+    for dealt in counts:
+        control.run_epoch()
+        eager_control.run_epoch()
+        assert control.visit_counts == eager_control.visit_counts
+        assert sorted(control.visit_counts) == sorted(dealt)
+    assert are_equal(control.model, eager_control.model)
 
 
 def test_loops_that_take_turns_have_the_results_that_each_has_alone():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.errors import RecordsError
+from benchmarks.reading import read_records
 from benchmarks.report import paper
 from benchmarks.report.__main__ import main
 from benchmarks.report.comparisons import (
@@ -19,7 +20,7 @@ from benchmarks.report.comparisons import (
 )
 from benchmarks.report.results import read_experiments, variance
 from benchmarks.report.statistics import Verdict, judge_above, judge_at_most, judge_gain, judge_range, sample
-from benchmarks.schema import Epoch, read_records
+from benchmarks.schema import Epoch
 from tests.cifar_helpers import run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,17 +21,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.errors import RecordsError, StorageError
-from benchmarks.schema import (
-    Configuration,
-    Epoch,
-    Run,
-    RunFile,
-    RunName,
-    check_configuration,
-    parse_record,
-    read_configuration,
-    read_lines,
-)
+from benchmarks.reading import check_configuration, parse_record, read_configuration, read_lines
+from benchmarks.schema import Configuration, Epoch, Run, RunFile, RunName
 
 
 class Storage:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from markdown_it import MarkdownIt
 
 from benchmarks.errors import StorageError
-from benchmarks.report import paper, tables
+from benchmarks.report import mistakes, paper, tables
 from benchmarks.report.claims import RULES, judge_claims
 from benchmarks.report.figures import Picture, draw_all
 from benchmarks.report.results import Experiment
@@ -58,9 +58,9 @@ def compose(experiments: Sequence[Experiment], pictures: Sequence[Picture], epoc
     """The report as Markdown."""
     findings = judge_claims(experiments, epoch_loss)
     optional = {
-        "Table 2: wrong predictions by predicted class, at the best epoch": tables.table_2(experiments, "best"),
-        "Table 2 at the last epoch": tables.table_2(experiments, "last"),
-        "Do repeats point to wrong labels?": tables.flipped_table(experiments),
+        "Table 2: wrong predictions by predicted class, at the best epoch": mistakes.table_2(experiments, "best"),
+        "Table 2 at the last epoch": mistakes.table_2(experiments, "last"),
+        "Do repeats point to wrong labels?": mistakes.flipped_table(experiments),
     }
     parts = [
         "# Batch-attention: do the paper's claims hold?",

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
+from benchmarks.reading import read_records
 from benchmarks.report import paper
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings, read_records
+from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings
 
 At = Literal["best", "last"]
 Measure = Callable[[Sequence[Epoch]], float]

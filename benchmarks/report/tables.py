@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,24 +10,15 @@ from benchmarks.report import paper
 from benchmarks.report.claims import Finding, show
 from benchmarks.report.comparisons import pairs, seconds_overhead
 from benchmarks.report.results import (
-    At,
     Condition,
     Experiment,
     accuracy,
-    confusion,
     macro_f1,
     overhead_percent,
     test_loss,
-    variance,
-    wrong_predictions,
 )
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import ARMS, Arm, Flipped, Run
-
-# More columns than this are no table.
-_MOST_CLASSES = 20
-# The batches with the most visits, until so many of all are together.
-_MOST_REPEATED_SHARE = 0.01
+from benchmarks.schema import ARMS, Arm
 
 
 class Table(NamedTuple):
@@ -75,15 +65,15 @@ def table_1(experiments: Sequence[Experiment]) -> Table:
         for row in paper.TABLE_1
     ]
     for experiment in experiments:
-        for condition, arm in _arms(experiment):
+        for condition, arm in arms(experiment):
             columns: list[Sample] = []
             for at in ("best", "last"):
                 columns += [
                     experiment.measure(arm, condition, measure(at)) for measure in (test_loss, macro_f1, accuracy)
                 ]
             texts = [mean_and_deviation(column, 3 if i % 3 == 0 else 2) for i, column in enumerate(columns)]
-            name = _arm_name(arm, condition)
-            rows.append([experiment.name, _noise(condition), name, str(columns[0].n), *texts])
+            name = arm_name(arm, condition)
+            rows.append([experiment.name, noise(condition), name, str(columns[0].n), *texts])
     caption = (
         "Mean ± standard deviation (n - 1) over n seeds. Least and highest are over the epochs, on the test set, as in "
         "the paper."
@@ -112,7 +102,7 @@ def differences_table(experiments: Sequence[Experiment]) -> Table:
                         for measure in (accuracy, macro_f1)
                         for at in ("last", "best")
                     ]
-                    rows.append([experiment.name, _noise(condition), condition.epoch_loss, other, *texts])
+                    rows.append([experiment.name, noise(condition), condition.epoch_loss, other, *texts])
     return Table(head, rows, "Points; mean of paired differences with its 95 % t interval.")
 
 
@@ -145,7 +135,7 @@ def overhead_table(experiments: Sequence[Experiment]) -> Table:
             rows.append(
                 [
                     experiment.name,
-                    _noise(condition),
+                    noise(condition),
                     condition.epoch_loss,
                     show(extra, "", 1, sign=False),
                     timed,
@@ -177,106 +167,9 @@ def overhead_by_epoch_table(experiments: Sequence[Experiment]) -> Table:
                 there = [run[number - 1] for run in runs if number <= len(run)]
                 values = sample([100 * epoch.repeats / epoch.batches for epoch in there])
                 texts.append(f"{values.mean:.1f}" if there else "-")
-            rows.append([experiment.name, _noise(condition), condition.epoch_loss, *texts])
+            rows.append([experiment.name, noise(condition), condition.epoch_loss, *texts])
     caption = "Repeats in per cent of batches, mean over the seeds."
     return Table(["experiment", "labels redrawn", "epoch_loss", *map(str, shown)], rows, caption)
-
-
-def table_2(experiments: Sequence[Experiment], at: At) -> Table | None:
-    """The paper's Table 2: wrong predictions by predicted class, and their variance; None without such runs."""
-    fitting = [e for e in experiments if len(e.configuration.data.classes) <= _MOST_CLASSES]
-    if not fitting:
-        return None
-    classes = fitting[0].configuration.data.classes
-    most = max(len(experiment.configuration.data.classes) for experiment in fitting)
-    if any(experiment.configuration.data.classes != classes for experiment in fitting):
-        classes = [f"class {number}" for number in range(1, most + 1)]
-    rows: list[list[str]] = []
-    if at == "best" and any(experiment.configuration.data.name == "cifar10" for experiment in fitting):
-        for row in paper.TABLE_2:
-            counts = [str(count) for count in row.wrong_predictions]
-            # Computed from the counts like ours, and equal to what the paper prints.
-            spread = f"{variance(row.wrong_predictions):.2f}"
-            mixed_up = [str(row.cat_taken_for_dog), str(row.dog_taken_for_cat)]
-            padding = ["-"] * (most - len(counts))
-            rows.append(["paper: tnt", "none", row.arm, "1", *counts, *padding, spread, *mixed_up])
-    for experiment in fitting:
-        for condition, arm in _arms(experiment):
-            runs = [experiment.run_of(arm, condition, seed) for seed in experiment.seeds([arm], condition)]
-            wrong = [wrong_predictions(run, at) for run in runs]
-            means = [f"{sum(counts) / len(wrong):.1f}" for counts in zip(*wrong, strict=True)]
-            padding = ["-"] * (most - len(means))
-            spread = mean_and_deviation(sample([variance(counts) for counts in wrong]), 0)
-            name = _arm_name(arm, condition)
-            mixed_up = _cats_and_dogs(experiment, runs, at)
-            rows.append([experiment.name, _noise(condition), name, str(len(runs)), *means, *padding, spread, *mixed_up])
-    caption = (
-        f"At the {at} epoch. Counts are means over n seeds; the variance (population, over classes) is of each seed's "
-        "counts, with its standard deviation over seeds."
-    )
-    head = ["experiment", "labels redrawn", "arm", "n", *classes, "variance", "cat taken for dog", "dog taken for cat"]
-    return Table(head, rows, caption)
-
-
-def _cats_and_dogs(experiment: Experiment, runs: Sequence[Run], at: At) -> list[str]:
-    """The two mistakes that the paper names, mean over seeds."""
-    classes = experiment.configuration.data.classes
-    if not {"cat", "dog"} <= set(classes):
-        return ["-", "-"]
-    cat, dog = classes.index("cat"), classes.index("dog")
-    matrices = [confusion(run, at) for run in runs]
-    return [f"{sum(int(m[place]) for m in matrices) / len(matrices):.1f}" for place in ((cat, dog), (dog, cat))]
-
-
-def flipped_table(experiments: Sequence[Experiment]) -> Table | None:
-    """Do repeats point to wrong labels? None without label noise."""
-    rows = []
-    for experiment in experiments:
-        for condition in experiment.conditions():
-            if condition.label_noise == 0:
-                continue
-            by_visits: Counter[int] = Counter()
-            with_flipped: Counter[int] = Counter()
-            flipped: Counter[int] = Counter()
-            for seed in experiment.seeds(["attention"], condition):
-                for epoch in experiment.epochs_of("attention", condition, seed):
-                    for visits, of_visits in (epoch.batches_by_visits or {}).items():
-                        by_visits[visits] += of_visits.batches
-                        with_flipped[visits] += of_visits.with_flipped
-                        flipped[visits] += of_visits.flipped
-            groups = {
-                "all": list(by_visits),
-                "visited once": [1],
-                "repeated": [visits for visits in by_visits if visits > 1],
-                f"most repeated, {_MOST_REPEATED_SHARE:.0%} of all": most_repeated(by_visits),
-            }
-            for group, members in groups.items():
-                total = Flipped(
-                    batches=sum(by_visits[visits] for visits in members),
-                    with_flipped=sum(with_flipped[visits] for visits in members),
-                    flipped=sum(flipped[visits] for visits in members),
-                )
-                if total.batches:
-                    rows.append([experiment.name, _noise(condition), condition.epoch_loss, group, *_flipped(total)])
-    head = ["experiment", "labels redrawn", "epoch_loss", "batches", "how many", "with a wrong label, %"]
-    head += ["wrong labels a batch"]
-    caption = (
-        "Attention's batches of all epochs and seeds, by their visits in the epoch; the most repeated are those with "
-        "the most visits, down to where so many of all are together. A wrong label is one that was redrawn to another "
-        "class."
-    )
-    return Table(head, rows, caption) if rows else None
-
-
-def most_repeated(batches_by_visits: Counter[int]) -> list[int]:
-    """The numbers of visits of the most visited batches: from the top, until a hundredth of all are together."""
-    wanted = _MOST_REPEATED_SHARE * sum(batches_by_visits.values())
-    chosen: list[int] = []
-    for visits in sorted(batches_by_visits, reverse=True):
-        if visits == 1 or sum(batches_by_visits[each] for each in chosen) >= wanted:
-            break
-        chosen.append(visits)
-    return chosen
 
 
 def runs_table(experiments: Sequence[Experiment]) -> Table:
@@ -305,12 +198,7 @@ def mean_and_deviation(values: Sample, digits: int) -> str:
     return f"{values.mean:.{digits}f}{spread}"
 
 
-def _flipped(total: Flipped) -> list[str]:
-    share = 100 * total.with_flipped / total.batches
-    return [f"{total.batches:,}", f"{share:.1f}", f"{total.flipped / total.batches:.2f}"]
-
-
-def _arms(experiment: Experiment) -> list[tuple[Condition, Arm]]:
+def arms(experiment: Experiment) -> list[tuple[Condition, Arm]]:
     """Every arm that there are runs of, with its condition; a baseline once for each level of noise."""
     found: list[tuple[Condition, Arm]] = []
     for noise in experiment.label_noises():
@@ -322,9 +210,11 @@ def _arms(experiment: Experiment) -> list[tuple[Condition, Arm]]:
     return found
 
 
-def _arm_name(arm: Arm, condition: Condition) -> str:
+def arm_name(arm: Arm, condition: Condition) -> str:
+    """An arm with the reading that it is of."""
     return arm if arm == "baseline" else f"{arm}, {condition.epoch_loss}"
 
 
-def _noise(condition: Condition) -> str:
+def noise(condition: Condition) -> str:
+    """The labels redrawn, in words."""
     return f"{condition.label_noise} of 32" if condition.label_noise else "none"
