@@ -5,7 +5,7 @@
     python -m benchmarks.cifar --model efficientnet_b7 --data cifar100 --pretrained
     python -m benchmarks.cifar --label-noise 1 3 6                    # section 4.5: 3, 10 and 20 %
     python -m benchmarks.cifar --epoch-loss first last all            # which one has the paper's overhead?
-    python -m benchmarks.cifar --model small_resnet --data FOLDER --epochs 5 --device cpu --at-once 2
+    python -m benchmarks.cifar --model small_resnet --images 2000 --epochs 5 --device cpu --at-once 2
 
 Arms, paired by seed (same initial weights, same order of data, same labels):
 
@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="resnet34", help="resnet34, tnt, efficientnet_b7, small_resnet, or any of timm's")
     add("--data", default="cifar10", help="cifar10, cifar100, or a folder with train/<class>/ and test/<class>/")
     add("--data-dir", type=Path, default=Path("data"), help="downloaded and decoded data (default: %(default)s)")
+    add("--images", type=int, default=None, help="train and test on so many each, always the same ones (default: all)")
     add("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)} (default: all)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     add("--epochs", type=int, default=100, help="default: 100")
@@ -161,6 +162,8 @@ def run(options: argparse.Namespace, console: Console) -> Path:
     images = load_images(
         options.data, options.data_dir, lambda text: console.print(text, highlight=False, markup=False)
     )
+    if options.images is not None:
+        images = images.sample(options.images)
     configuration, recipe = configure(options, images)
     folder: Path = options.out or Path("runs") / f"{options.model}-{images.name}"
     storage = Storage(folder, configuration)

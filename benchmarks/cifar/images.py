@@ -53,6 +53,14 @@ class ImageSet(NamedTuple):
     train: Split
     test: Split
 
+    def sample(self, images: int) -> ImageSet:
+        """So many images of each split, always the same ones.
+
+        Raises:
+            DataError: If there are not as many.
+        """
+        return self._replace(train=_sample("train", self.train, images), test=_sample("test", self.test, images))
+
     def describe(self) -> schema.Data:
         """What the records say of it."""
         digest = hashlib.sha256()
@@ -68,6 +76,13 @@ class ImageSet(NamedTuple):
             width=self.train.images.shape[3],
             sha256=digest.hexdigest(),
         )
+
+
+def _sample(name: str, split: Split, images: int) -> Split:
+    if not 1 <= images <= len(split.images):
+        raise DataError(f"{images} images were asked for, and {name} has {len(split.images)}; ask for 1 to as many")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split.images))[:images])
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def load_images(data: str, data_dir: Path, say: Say = print) -> ImageSet:
