@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import nn
 
@@ -114,6 +116,27 @@ def test_a_model_that_does_not_take_such_images_is_refused():
     recipe = find_recipe("vit_tiny_patch16_224", 32, 32, pretrained=False)
     with pytest.raises(ModelError, match=r"does not take images of 32x32"):
         count_parameters(recipe, describe(32, 32))
+
+
+def test_pretrained_weights_are_those_of_the_hub(tmp_path, monkeypatch):
+    """The hub's own cache, with weights of ours in it, and no connection."""
+    source = timm.create_model("resnet10t", num_classes=1000)
+    source.load_state_dict({name: torch.full_like(value, 0.25) for name, value in source.state_dict().items()})
+    repository = tmp_path / "models--timm--resnet10t.c3_in1k"
+    commit = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    save_file(source.state_dict(), repository / "snapshots" / commit / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = make_model(find_recipe("resnet10t", 32, 32, pretrained=True), 10, seed=0)
+    weights = model.state_dict()
+    assert weights["fc.weight"].shape == (10, 512)
+    assert (weights["fc.weight"] != 0.25).all()
+    backbone = [value for name, value in weights.items() if "fc." not in name and value.is_floating_point()]
+    assert len(backbone) > 20
+    assert all((value == 0.25).all() for value in backbone)
 
 
 def test_weights_that_cannot_be_had_are_said(monkeypatch):

@@ -241,11 +241,11 @@ def test_the_page_holds_every_figure_and_asks_for_nothing_from_elsewhere(out, tm
     page = (tmp_path / "report" / "report.html").read_text()
     text = (tmp_path / "report" / "report.md").read_text()
     figures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    assert len(figures) == 6
+    assert len(figures) == 7
     for name in figures:
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 6
+    assert len(sources) == 7
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http://" not in page
     assert "https://" not in page

@@ -59,7 +59,7 @@ RULES = (
     f"{100 * NEARLY_CONVERGED:g} % of its best test accuracy, and does not hold if it is above. Everything else is "
     '"not enough runs". These rules were fixed before the arms were compared.'
 )
-_IN_UPDATES = "seconds were shared, so time is counted in updates"
+_IN_UPDATES = "seconds cannot be compared, so time is counted in updates"
 
 
 class Finding(NamedTuple):
@@ -256,7 +256,7 @@ def _noisy(experiment: Experiment, condition: Condition) -> list[Condition]:
     return [
         each
         for each in experiment.conditions()
-        if each.label_noise > condition.label_noise and each.epoch_loss == condition.epoch_loss
+        if each.label_noise > 0 and each.epoch_loss == condition.epoch_loss and pairs(experiment, each, "baseline")
     ]
 
 

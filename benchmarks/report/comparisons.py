@@ -59,13 +59,15 @@ def accuracy_at_same_cost(baseline: Sequence[Epoch], attention: Sequence[Epoch],
         attention: The epochs of the run that is paired with it.
         in_seconds: Whether time is seconds of training; otherwise it is updates.
     """
-
-    def costs(epochs: Sequence[Epoch]) -> list[float]:
-        return list(itertools.accumulate(epoch.seconds if in_seconds else epoch.updates for epoch in epochs))
-
-    budget = costs(baseline)[-1]
-    in_time = [epoch for epoch, cost in zip(attention, costs(attention), strict=True) if cost <= budget]
+    budget = cumulative_costs(baseline, in_seconds=in_seconds)[-1]
+    costs = cumulative_costs(attention, in_seconds=in_seconds)
+    in_time = [epoch for epoch, cost in zip(attention, costs, strict=True) if cost <= budget]
     return math.nan if not in_time else 100 * (in_time[-1].accuracy - baseline[-1].accuracy)
+
+
+def cumulative_costs(epochs: Sequence[Epoch], *, in_seconds: bool) -> list[float]:
+    """Seconds of training, or updates, up to each epoch's end."""
+    return list(itertools.accumulate(epoch.seconds if in_seconds else epoch.updates for epoch in epochs))
 
 
 def seconds_overhead(baseline: Sequence[Epoch], attention: Sequence[Epoch]) -> float:

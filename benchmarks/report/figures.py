@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.report.claims import clean_condition
+from benchmarks.report.comparisons import cumulative_costs
 from benchmarks.report.results import Condition, Experiment
 from benchmarks.schema import Arm, Epoch
 
@@ -80,6 +81,22 @@ def _accuracy(experiment: Experiment, condition: Condition) -> Figure:
         runs = _runs(experiment, arm, condition)
         _plot(axes, runs, lambda epoch: 100 * epoch.accuracy, arm, f"{arm}, n = {len(runs)}")
     axes.set(xlabel="epoch", ylabel="test accuracy, %", title=_title(experiment, condition))
+    axes.legend()
+    return figure
+
+
+def _accuracy_by_time(experiment: Experiment, condition: Condition) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    is_timed = experiment.is_timed(_arms(experiment, condition), condition)
+    for arm in _arms(experiment, condition):
+        for number, run in enumerate(_runs(experiment, arm, condition)):
+            color, style = _STYLES[arm]
+            times = cumulative_costs(run, in_seconds=is_timed)
+            accuracies = [100 * epoch.accuracy for epoch in run]
+            axes.plot(times, accuracies, style, color=color, alpha=0.6, label=None if number else arm)
+    label = "seconds of training" if is_timed else "updates (seconds cannot be compared)"
+    axes.set(xlabel=label, ylabel="test accuracy, %", title=_title(experiment, condition))
     axes.legend()
     return figure
 
@@ -205,6 +222,7 @@ def _title(experiment: Experiment, condition: Condition) -> str:
 
 _DRAWINGS: dict[str, tuple[str, Callable[[Experiment, Condition], Figure | None]]] = {
     "accuracy": ("Test accuracy by epoch (the paper's figures 4 and 6)", _accuracy),
+    "accuracy-by-time": ("Test accuracy after the same training time, run by run", _accuracy_by_time),
     "accuracy-by-loss": ("Test accuracy against training loss (the paper's figure 5)", _accuracy_by_loss),
     "wrong-predictions": ("Wrong predictions at the best epoch (the paper's figure 7)", _bars),
     "wrong-predictions-map": ("Wrong predictions at the best epoch, as a heat map", _heat_maps),
