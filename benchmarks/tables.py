@@ -25,7 +25,8 @@ from benchmarks.report import tables as report_tables
 from benchmarks.report.claims import RULES, judge_claims
 from benchmarks.report.page import write_report
 from benchmarks.report.results import read_experiments
-from examples.quickstart import ARMS, mean_and_spread, paired_interval, verdict
+from benchmarks.report.statistics import sample
+from examples.quickstart import ARMS, verdict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
@@ -62,10 +63,10 @@ def quickstart_table() -> str:
         rows.append(
             [
                 arm,
-                mean_and_spread([100 * record["accuracy"][-1] for record in runs]),
-                mean_and_spread([100 * record["macro_f1"][-1] for record in runs]),
+                report_tables.mean_and_deviation(sample([100 * record["accuracy"][-1] for record in runs]), 2),
+                report_tables.mean_and_deviation(sample([100 * record["macro_f1"][-1] for record in runs]), 2),
                 f"{statistics.fmean(updates):.0f}",
-                mean_and_spread(overhead, digits=1),
+                report_tables.mean_and_deviation(sample(overhead), 1),
             ]
         )
     findings = []
@@ -74,7 +75,7 @@ def quickstart_table() -> str:
             100 * (ours["accuracy"][-1] - theirs["accuracy"][-1])
             for ours, theirs in zip(by_arm["attention"], by_arm[other], strict=True)
         ]
-        low, high = paired_interval(differences)
+        low, high = sample(differences).interval
         difference = f"{statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})"
         findings.append(f"attention is {verdict(low, high)} {other}, {difference}")
     epochs, seeds = len(records[0]["accuracy"]), len(base_updates)
@@ -179,8 +180,7 @@ def quartiles(values: list[float], unit: str) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table, its first row the header."""
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
+    return report_tables.Table(rows[0], rows[1:]).markdown()
 
 
 def render(page: str) -> str:
