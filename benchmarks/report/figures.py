@@ -74,14 +74,18 @@ def _plot(axes: Axes, runs: list[list[Epoch]], value: Callable[[Epoch], float], 
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
-def _accuracy(experiment: Experiment, condition: Condition) -> Figure:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+def _plot_accuracy(axes: Axes, experiment: Experiment, condition: Condition) -> None:
+    """Test accuracy by epoch, of every arm."""
     for arm in _arms(experiment, condition):
         runs = _runs(experiment, arm, condition)
         _plot(axes, runs, lambda epoch: 100 * epoch.accuracy, arm, f"{arm}, n = {len(runs)}")
     axes.set(xlabel="epoch", ylabel="test accuracy, %", title=_title(experiment, condition))
     axes.legend()
+
+
+def _accuracy(experiment: Experiment, condition: Condition) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    _plot_accuracy(figure.subplots(), experiment, condition)
     return figure
 
 
@@ -186,12 +190,7 @@ def _label_noise(experiment: Experiment, condition: Condition) -> Figure | None:
         return None
     figure = Figure(figsize=(4.5 * len(noises), 4), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False, sharey=True)[0], noises, strict=True):
-        noisy = condition._replace(label_noise=noise)
-        for arm in _arms(experiment, noisy):
-            runs = _runs(experiment, arm, noisy)
-            _plot(axes, runs, lambda epoch: 100 * epoch.accuracy, arm, f"{arm}, n = {len(runs)}")
-        axes.set(xlabel="epoch", ylabel="test accuracy, %", title=_title(experiment, noisy))
-        axes.legend()
+        _plot_accuracy(axes, experiment, condition._replace(label_noise=noise))
     return figure
 
 

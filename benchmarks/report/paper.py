@@ -50,8 +50,6 @@ TABLE_1 = (
     Table1Row("tnt", "attention", 1.073162, 0.709335),
 )
 
-TABLE_2_CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
 
 class Table2Row(NamedTuple):
     """Wrong predictions by predicted class, of TNT on CIFAR-10 at its best epoch, and two of them from the text."""
