@@ -63,6 +63,7 @@ class Configuration(Checked):
         architecture: The name that it was made by.
         model_options: The arguments that it was made with.
         pretrained: Whether it began with ImageNet weights.
+        weights: The package that these came from; None where it did not, or they are timm's.
         parameters: How many numbers are trained.
         data: What it was trained on.
         epochs: Of every arm but ``longer``.
@@ -80,6 +81,7 @@ class Configuration(Checked):
     architecture: str
     model_options: dict[str, Any]
     pretrained: bool
+    weights: str | None = None
     parameters: Count
     data: Data
     epochs: Count
@@ -93,7 +95,9 @@ class Configuration(Checked):
 
     def digest(self) -> str:
         """A short name for exactly this configuration, which every line of its records carries."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        # What came later leaves the names of older records as they are.
+        later = {name for name in ("weights",) if getattr(self, name) is None}
+        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:12]
 
 
 class RunName(NamedTuple):

@@ -34,7 +34,7 @@ from batch_sampler_attn.rule import DEFAULT_MAX_VISITS, Options
 from benchmarks.cifar.display import show_progress
 from benchmarks.cifar.images import ImageSet, load_images
 from benchmarks.cifar.label_noise import GROUP_SIZE
-from benchmarks.cifar.models import ModelRecipe, count_parameters, find_recipe
+from benchmarks.cifar.models import MODELS, ModelRecipe, count_parameters, find_recipe
 from benchmarks.cifar.plan import Queue, plan_runs
 from benchmarks.cifar.running import make_runs
 from benchmarks.cifar.storage import Storage
@@ -49,10 +49,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.cifar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="resnet34", help="resnet34, tnt, efficientnet_b7, small_resnet, or any of timm's")
+    add("--model", default="resnet34", help=f"{', '.join(MODELS)}, or any of timm's (default: %(default)s)")
     add("--data", default="cifar10", help="cifar10, cifar100, or a folder with train/<class>/ and test/<class>/")
     add("--data-dir", type=Path, default=Path("data"), help="downloaded and decoded data (default: %(default)s)")
     add("--images", type=int, default=None, help="train and test on so many each, always the same ones (default: all)")
+    add("--test-images", type=int, default=None, help="test on so many; 0 for all of them (default: as --images)")
     add("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)} (default: all)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     add("--epochs", type=int, default=100, help="default: 100")
@@ -71,7 +72,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--batch-size", type=int, default=32, help="default: 32")
     add("--learning-rate", type=float, default=1e-4, help="Adam's (default: 1e-4)")
-    add("--pretrained", action="store_true", help="begin with ImageNet weights from timm's hub")
+    add("--pretrained", action="store_true", help="begin with ImageNet weights: timm's, or a package's for Lite0")
+    add("--reduced", action="store_true", help="a smaller form for a CPU, recorded as that; tnt has one")
     add("--precision", choices=PRECISIONS, default="default", help="default: PyTorch's own")
     add("--channels-last", action="store_true", help="lay out images with their channels last")
     add(
@@ -106,7 +108,7 @@ def configure(options: argparse.Namespace, images: ImageSet) -> tuple[Configurat
             f"{data.train_images} images in batches of {options.batch_size} leave one for the last, which batch "
             "normalization cannot train on; give another --batch-size"
         )
-    recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained)
+    recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained, reduced=options.reduced)
     k = options.k
     if k is None:
         k = 1.5 if len(data.classes) == 100 else 1.2
@@ -116,6 +118,7 @@ def configure(options: argparse.Namespace, images: ImageSet) -> tuple[Configurat
         architecture=recipe.architecture,
         model_options=recipe.options,
         pretrained=options.pretrained,
+        weights=None if recipe.weights is None else recipe.weights.describe(),
         parameters=count_parameters(recipe, data),
         data=data,
         epochs=options.epochs,
@@ -162,8 +165,7 @@ def run(options: argparse.Namespace, console: Console) -> Path:
     images = load_images(
         options.data, options.data_dir, lambda text: console.print(text, highlight=False, markup=False)
     )
-    if options.images is not None:
-        images = images.sample(options.images)
+    images = images.sample(options.images, options.images if options.test_images is None else options.test_images)
     configuration, recipe = configure(options, images)
     folder: Path = options.out or Path("runs") / f"{options.model}-{images.name}"
     storage = Storage(folder, configuration)

@@ -53,13 +53,18 @@ class ImageSet(NamedTuple):
     train: Split
     test: Split
 
-    def sample(self, images: int) -> ImageSet:
-        """So many images of each split, always the same ones.
+    def sample(self, train_images: int | None, test_images: int | None) -> ImageSet:
+        """So many images of each split, always the same ones; all of them for None, and for 0 to test on.
 
         Raises:
             DataError: If there are not as many.
         """
-        return self._replace(train=_sample("train", self.train, images), test=_sample("test", self.test, images))
+        train, test = self.train, self.test
+        if train_images is not None:
+            train = _sample("train", train, train_images)
+        if test_images is not None and test_images != 0:
+            test = _sample("test", test, test_images)
+        return self._replace(train=train, test=test)
 
     def describe(self) -> schema.Data:
         """What the records say of it."""

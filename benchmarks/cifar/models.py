@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.cifar.weights import LITE0, WeightsPackage, load_in_order
 from benchmarks.errors import ModelError
 from benchmarks.schema import Data
 
@@ -19,8 +20,13 @@ _ARCHITECTURES = {
     "tnt": "tnt_s_patch16_224",
     # The weights that timm has of B7 from ImageNet alone.
     "efficientnet_b7": "tf_efficientnet_b7.aa_in1k",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
 }
-_PATCH_SIZE = 4
+MODELS = (*_ARCHITECTURES, SMALL_RESNET)
+_PACKAGED_WEIGHTS = {"efficientnet_lite0": LITE0}
+_TNT = {"patch_size": 4, "first_stride": 1}
+# Of 12 blocks 4, and of 16 pixels of a patch 4.
+_REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
 
 
 class ModelRecipe(NamedTuple):
@@ -31,12 +37,14 @@ class ModelRecipe(NamedTuple):
         architecture: Its name in timm, or ``small_resnet``.
         options: Its arguments besides the number of classes.
         pretrained: Whether it begins with ImageNet weights.
+        weights: The package that these come from; None for timm's hub.
     """
 
     model: str
     architecture: str
     options: dict[str, Any]
     pretrained: bool
+    weights: WeightsPackage | None = None
 
 
 class _Block(nn.Module):
@@ -73,35 +81,45 @@ def _small_resnet(classes: int, width: int = 16) -> nn.Module:
     )
 
 
-def find_recipe(model: str, height: int, width: int, *, pretrained: bool) -> ModelRecipe:
+def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduced: bool = False) -> ModelRecipe:
     """What a model's name stands for, for images of this size.
 
     TNT gets patches of 4x4 pixels, and a first stride of 1, so that its inner transformer sees all 16 pixels of a
-    patch, as many as in the original. ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
+    patch, as many as in the original; reduced, it has 4 of its 12 blocks, and sees patches of 8x8 pixels as 2x2.
+    ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
 
     Raises:
-        ModelError: If there is no such model, or it cannot take such images.
+        ModelError: If there is no such model, it has no reduced form, its weights are not installed, or it cannot take
+            such images.
     """
+    if reduced and model not in _REDUCED:
+        raise ModelError(
+            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(_REDUCED)}"
+        )
     architecture = _ARCHITECTURES.get(model, model)
     if architecture == SMALL_RESNET:
         if pretrained:
             raise ModelError(f"there are no weights of {SMALL_RESNET}; leave --pretrained out")
         return ModelRecipe(model, architecture, {"width": 16}, False)
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(model, [*_ARCHITECTURES, SMALL_RESNET, *timm.list_models()], n=5)
+        close = difflib.get_close_matches(model, [*MODELS, *timm.list_models()], n=5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
         raise ModelError(f"there is no model {model!r} in timm {timm.__version__}; {hint}")
     options: dict[str, Any] = {}
     if model == "tnt":
-        if height != width or height % _PATCH_SIZE:
+        options = {"img_size": height, **(_REDUCED[model] if reduced else _TNT)}
+        side = options["patch_size"]
+        if height != width or height % side:
             raise ModelError(
-                f"tnt takes square images whose side is a multiple of {_PATCH_SIZE} pixels, and these are "
+                f"tnt takes square images whose side is a multiple of {side} pixels, and these are "
                 f"{height}x{width}; resize them or take another model"
             )
-        options = {"img_size": height, "patch_size": _PATCH_SIZE, "first_stride": 1}
         if pretrained:
             raise ModelError("timm's weights of TNT are for patches of 16x16 pixels; leave --pretrained out")
-    return ModelRecipe(model, architecture, options, pretrained)
+    weights = _PACKAGED_WEIGHTS.get(model) if pretrained else None
+    if weights is not None:
+        weights.locate()
+    return ModelRecipe(model, architecture, options, pretrained, weights)
 
 
 def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
@@ -114,6 +132,11 @@ def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if recipe.architecture == SMALL_RESNET:
             return _small_resnet(classes, **recipe.options)
+        if recipe.weights is not None:
+            model: Any = timm.create_model(recipe.architecture, **recipe.options)
+            load_in_order(model, recipe.weights)
+            model.reset_classifier(classes)
+            return cast("nn.Module", model)
         try:
             return timm.create_model(
                 recipe.architecture, pretrained=recipe.pretrained, num_classes=classes, **recipe.options
