@@ -1,6 +1,6 @@
 """Write the tables of README.md and benchmarks/README.md from the raw records.
 
-    python -m benchmarks.tables           # rewrite what stands between markers, and the reports of CIFAR
+    python -m benchmarks.tables           # rewrite what stands between markers, and the report of CIFAR
     python -m benchmarks.tables --check   # exit with 1 if that would change anything
 
 A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import sys
 import tempfile
@@ -19,19 +20,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import schema
+from benchmarks import schema, time_overhead
 from benchmarks.environment import one_line
-from benchmarks.report import tables as report_tables
-from benchmarks.report.claims import RULES, judge_claims
-from benchmarks.report.page import write_report
-from benchmarks.report.results import read_experiments
+from benchmarks.report import markdown
+from benchmarks.report.claims import judge_claims
+from benchmarks.report.document import Box, Table
+from benchmarks.report.page import verdicts_at_a_glance, write_report
+from benchmarks.report.results import Experiment, read_experiments
 from benchmarks.report.statistics import sample
+from benchmarks.report.summary import summarize
+from benchmarks.report.wording import mean_and_deviation
 from examples.quickstart import ARMS, verdict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
-CIFAR = "cifar10-small"
+REPORT = RECORDS / "report"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,10 +67,10 @@ def quickstart_table() -> str:
         rows.append(
             [
                 arm,
-                report_tables.mean_and_deviation(sample([100 * record["accuracy"][-1] for record in runs]), 2),
-                report_tables.mean_and_deviation(sample([100 * record["macro_f1"][-1] for record in runs]), 2),
+                mean_and_deviation(sample([100 * record["accuracy"][-1] for record in runs]), 2),
+                mean_and_deviation(sample([100 * record["macro_f1"][-1] for record in runs]), 2),
                 f"{statistics.fmean(updates):.0f}",
-                report_tables.mean_and_deviation(sample(overhead), 1),
+                mean_and_deviation(sample(overhead), 1),
             ]
         )
     findings = []
@@ -83,7 +87,7 @@ def quickstart_table() -> str:
         f"Last of {epochs} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in accuracy with "
         f"95 % intervals: {'; '.join(findings)}. {one_line(records[0]['environment'])}."
     )
-    return f"{markdown(rows)}\n\n{caption}"
+    return render(Table(rows[0], rows[1:], caption))
 
 
 def decision_cost_table() -> str:
@@ -101,7 +105,7 @@ def decision_cost_table() -> str:
         unit = {"ns": "ns", "us": "µs"}[record["unit"]]
         rows.append([what, quartiles(plain, unit), quartiles(ours, unit), said])
     caption = f"Median (quartiles), n = {len(records[0]['times']['inline'])} alternating rounds."
-    return f"{markdown(rows)}\n\n{caption} {one_line(records[0]['environment'])}."
+    return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
 
 
 def visits_to_fit_table() -> str:
@@ -127,36 +131,64 @@ def visits_to_fit_table() -> str:
         )
     seeds = len({record["seed"] for record in records})
     caption = f"Visits to one batch in one epoch; {records[0]['epochs']} epochs, n = {seeds} seeds a row."
-    return f"{markdown(rows)}\n\n{caption} {one_line(records[0]['environment'])}."
+    return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
+
+
+def cifar_experiments() -> list[Experiment]:
+    """All that is recorded of CIFAR."""
+    return read_experiments([path.parent for path in sorted(RECORDS.glob("*/epochs.jsonl"))])
+
+
+def cifar_found() -> str:
+    """What was found, for somebody who reads no tables."""
+    return markdown.render_block(Box(summarize(cifar_experiments())))
 
 
 def cifar_claims_table() -> str:
     """What the records of CIFAR say about each of the paper's claims."""
-    experiments = read_experiments([find_newest(CIFAR)])
-    return f"{report_tables.claims_table(judge_claims(experiments)).markdown()}\n\n{RULES}"
-
-
-def cifar_differences_table() -> str:
-    """Attention against each other arm on CIFAR, with the default reading; the report has the others."""
-    table = report_tables.differences_table(read_experiments([find_newest(CIFAR)]))
-    place = table.head.index("epoch_loss")
-    return table._replace(rows=[row for row in table.rows if row[place] == "first"]).markdown()
+    experiments = cifar_experiments()
+    return markdown.render_block(verdicts_at_a_glance(experiments, judge_claims(experiments)))
 
 
 def cifar_cost_table() -> str:
-    """Hours of training and evaluation, by arm."""
-    (experiment,) = read_experiments([find_newest(CIFAR)])
-    rows = [["arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]]
-    of_baselines = {_moment(e) for name, epochs in experiment.epochs.items() if name.arm == "baseline" for e in epochs}
-    for arm in schema.ARMS:
-        runs = [epochs for name, epochs in experiment.epochs.items() if name.arm == arm]
-        # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
-        epochs = [epoch for run in runs for epoch in run if arm == "baseline" or _moment(epoch) not in of_baselines]
-        updates = f"{sum(epoch.updates for epoch in epochs):,}"
-        hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
-        rows.append([arm, str(len(runs)), f"{len(epochs):,}", updates, *(f"{value:.2f}" for value in hours)])
-    at_once = max(place.at_once for run in experiment.runs.values() for place in run.surroundings)
-    return f"{markdown(rows)}\n\n{at_once} runs at once, other work beside them. {'; '.join(experiment.machines)}."
+    """Hours of training and evaluation, by experiment and arm."""
+    rows: list[list[str]] = []
+    said: list[str] = []
+    for experiment in cifar_experiments():
+        names = experiment.epochs
+        of_baselines = {_moment(e) for name, epochs in names.items() if name.arm == "baseline" for e in epochs}
+        for arm in schema.ARMS:
+            runs = [epochs for name, epochs in names.items() if name.arm == arm]
+            # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
+            epochs = [epoch for run in runs for epoch in run if arm == "baseline" or _moment(epoch) not in of_baselines]
+            updates = f"{sum(epoch.updates for epoch in epochs):,}"
+            hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
+            numbers = [str(len(runs)), f"{len(epochs):,}", updates, *(f"{value:.2f}" for value in hours)]
+            if runs:
+                rows.append([experiment.name, arm, *numbers])
+        said += experiment.machines
+    head = ["experiment", "arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]
+    return render(Table(head, rows, f"Other work went on beside these runs. {'; '.join(dict.fromkeys(said))}."))
+
+
+def time_overhead_table() -> str:
+    """What attention costs in seconds, an epoch of each arm by turns."""
+    lines = read_newest("time-overhead")
+    head = ["seed", "more updates, %", "more seconds, %", "an update, attention to baseline", "in the schedule, %"]
+    rows: list[list[str]] = []
+    for seed in sorted({line["seed"] for line in lines}):
+        found = time_overhead.summarize([line for line in lines if line["seed"] == seed])
+        percents = [f"{100 * found[name]:.1f}" for name in ("more_updates", "more_seconds")]
+        rows.append([str(seed), *percents, f"{found['update_ratio']:.3f}", f"{100 * found['schedule_share']:.3f}"])
+    first, epochs = lines[0], max(line["epoch"] for line in lines)
+    threads = f"{first['threads']} CPU threads" if first["threads"] > 1 else "one CPU thread"
+    caption = (
+        f"{first['model']} on {first['images']:,} images of {first['data']}, {epochs} epochs, an epoch of each arm by "
+        f"turns, {threads}, nothing else on the machine; seconds without evaluation. An update: ratio of the medians over "
+        "epochs. In the schedule: the share of attention's seconds that attend and decide take. "
+        f"{one_line(first['environment'])}."
+    )
+    return render(Table(head, rows, caption))
 
 
 def _moment(epoch: schema.Epoch) -> tuple[str, float]:
@@ -166,10 +198,11 @@ def _moment(epoch: schema.Epoch) -> tuple[str, float]:
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart_table,
     "decision-cost": decision_cost_table,
+    "time-overhead": time_overhead_table,
     "visits-to-fit": visits_to_fit_table,
     "cifar-claims": cifar_claims_table,
     "cifar-cost": cifar_cost_table,
-    "cifar-differences": cifar_differences_table,
+    "cifar-found": cifar_found,
 }
 
 
@@ -180,30 +213,28 @@ def quartiles(values: list[float], unit: str) -> str:
     return f"{statistics.median(values):.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """A table, its first row the header."""
-    return report_tables.Table(rows[0], rows[1:]).markdown()
+def render(table: Table) -> str:
+    """A table as Markdown."""
+    return markdown.render_block(table)
 
 
-def render(page: str) -> str:
+def fill_in(page: str) -> str:
     """The page with every marked table made anew."""
     return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
 
 
-def stale_reports(*, rewrite: bool) -> list[Path]:
-    """Reports in the records of CIFAR that are not what would be made of these, by their text; rewritten if asked."""
-    stale: list[Path] = []
-    for records in sorted(RECORDS.glob("*/epochs.jsonl")):
-        report = records.parent / "report"
-        experiments = read_experiments([records.parent])
-        with tempfile.TemporaryDirectory() as folder:
-            write_report(experiments, Path(folder))
-            new = (Path(folder) / "report.md").read_text(encoding="utf-8")
-        if not (report / "report.md").exists() or (report / "report.md").read_text(encoding="utf-8") != new:
-            stale.append(report)
-            if rewrite:
-                write_report(experiments, report)
-    return stale
+def is_report_stale(*, rewrite: bool) -> bool:
+    """Whether the report of CIFAR is not what would be made of the records, by its text; rewritten if asked."""
+    experiments = cifar_experiments()
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(experiments, Path(folder))
+        new = (Path(folder) / "report.md").read_text(encoding="utf-8")
+    old = REPORT / "report.md"
+    is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
+    if is_stale and rewrite:
+        shutil.rmtree(REPORT, ignore_errors=True)
+        write_report(experiments, REPORT)
+    return is_stale
 
 
 def main() -> None:
@@ -214,12 +245,13 @@ def main() -> None:
     stale = []
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
-        rendered = render(page)
+        rendered = fill_in(page)
         if rendered != page:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(rendered, encoding="utf-8")
-    stale += [str(report.relative_to(ROOT)) for report in stale_reports(rewrite=not arguments.check)]
+    if is_report_stale(rewrite=not arguments.check):
+        stale.append(str(REPORT.relative_to(ROOT)))
     if arguments.check and stale:
         sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
 

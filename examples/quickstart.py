@@ -36,6 +36,8 @@ from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("baseline", "attention", "random")
+# Okabe and Ito's, which can be told apart by who sees red and green alike.
+COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2"}
 LEARNING_RATE = 3e-4
 BATCH_SIZE = 32
 
@@ -210,11 +212,13 @@ def plot(runs: dict[str, list[Run]], output: Path) -> None:
     epochs = np.arange(1, base.shape[1] + 1)
     for arm, style in zip(ARMS, ("-", "-", "--"), strict=True):
         accuracy = 100 * np.array([run.accuracy for run in runs[arm]])
-        (line,) = accuracy_axes.plot(epochs, accuracy.mean(axis=0), style, label=arm)
+        accuracy_axes.plot(epochs, accuracy.mean(axis=0), style, color=COLORS[arm], label=arm)
         low, high = accuracy.min(axis=0), accuracy.max(axis=0)
-        accuracy_axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        accuracy_axes.fill_between(epochs, low, high, color=COLORS[arm], alpha=0.12, linewidth=0)
+        for edge in (low, high):
+            accuracy_axes.plot(epochs, edge, style, color=COLORS[arm], linewidth=0.6, alpha=0.7)
         repeats = np.array([run.updates for run in runs[arm]]) - base
-        repeats_axes.plot(epochs, repeats.mean(axis=0), style, label=arm)
+        repeats_axes.plot(epochs, repeats.mean(axis=0), style, color=COLORS[arm], label=arm)
     accuracy_axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy (band: all seeds)")
     repeats_axes.set(xlabel="epoch", ylabel=f"extra updates to {base[0, 0]} batches", title="Repeats")
     accuracy_axes.legend()

@@ -170,14 +170,18 @@ def test_cifar_is_read_through_torchvision(tmp_path, monkeypatch):
 
 def test_a_sample_is_always_the_same_and_of_images_that_are_there(tmp_path):
     loaded, _ = load(write_digits(tmp_path / "digits"))
-    few, again = loaded.sample(50), loaded.sample(50)
+    few, again = loaded.sample(50, 50), loaded.sample(50, 50)
     assert (len(few.train.images), len(few.test.images)) == (50, 50)
     assert few.describe() == again.describe() != loaded.describe()
     whole = {image.tobytes(): label for image, label in zip(loaded.train.images, loaded.train.labels, strict=True)}
     assert all(whole[image.tobytes()] == label for image, label in zip(few.train.images, few.train.labels, strict=True))
     assert len(set(few.train.labels.tolist())) == 10
     with pytest.raises(DataError, match="61 images were asked for, and test has 60"):
-        loaded.sample(61)
+        loaded.sample(61, 61)
+    few = loaded.sample(50, None)
+    assert (len(few.train.images), len(few.test.images)) == (50, 60)
+    assert len(loaded.sample(None, 7).test.images) == 7
+    assert loaded.sample(None, None).describe() == loaded.describe()
 
 
 def test_the_description_changes_with_a_single_pixel_or_label(tmp_path):

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.report.results import Condition, Experiment
+from benchmarks.report.results import Condition, Experiment, accuracy
+from benchmarks.report.statistics import accuracy_error
 from benchmarks.schema import Arm, Epoch
+
+# Another arm's epochs, and those of attention with the same seed.
+Pair = tuple[list[Epoch], list[Epoch]]
 
 # The baseline has nearly converged from the first epoch on that reaches this share of its best accuracy.
 NEARLY_CONVERGED = 0.95
@@ -75,9 +79,16 @@ def seconds_overhead(baseline: Sequence[Epoch], attention: Sequence[Epoch]) -> f
     return 100 * (sum(epoch.seconds for epoch in attention) / sum(epoch.seconds for epoch in baseline) - 1)
 
 
-def pairs(experiment: Experiment, condition: Condition, other: Arm) -> list[tuple[list[Epoch], list[Epoch]]]:
+def pairs(experiment: Experiment, condition: Condition, other: Arm) -> list[Pair]:
     """The epochs of another arm and of attention, for every seed that there are both of."""
     return [
         (experiment.epochs_of(other, condition, seed), experiment.epochs_of("attention", condition, seed))
         for seed in experiment.seeds([other, "attention"], condition)
     ]
+
+
+def sampling_error(experiment: Experiment, compared: Sequence[Pair]) -> float:
+    """What the test set leaves open of a difference in accuracy at the last epoch, in points; mean over the pairs."""
+    images = experiment.configuration.data.test_images
+    errors = [accuracy_error([accuracy("last")(epochs) for epochs in pair], images) for pair in compared]
+    return sum(errors) / len(errors)

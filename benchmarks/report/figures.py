@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,34 +12,20 @@ from numpy.typing import NDArray
 
 from benchmarks.report.claims import clean_condition
 from benchmarks.report.comparisons import cumulative_costs
+from benchmarks.report.document import Picture
 from benchmarks.report.results import Condition, Experiment
-from benchmarks.schema import Arm, Epoch
+from benchmarks.report.style import COLORS, LINES, READING_COLORS, READING_LINES
+from benchmarks.schema import ARMS, Arm, Epoch
 
-_STYLES: dict[Arm, tuple[str, str]] = {
-    "baseline": ("tab:gray", "-"),
-    "attention": ("tab:red", "-"),
-    "random": ("tab:blue", "--"),
-    "longer": ("tab:green", ":"),
-}
+# The kind of figure that is folded away: bars hide bars.
+BARS = "wrong-predictions"
 # More bars than this hide each other.
 _MOST_CLASSES_3D = 20
 
 
-class Picture(NamedTuple):
-    """A figure in a file.
-
-    Attributes:
-        file: Its name in the report's folder.
-        title: What it shows.
-    """
-
-    file: str
-    title: str
-
-
-def draw_all(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = "first") -> list[Picture]:
-    """Draw every figure that there are records for, as PNG."""
-    pictures: list[Picture] = []
+def draw_all(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = "first") -> dict[str, list[Picture]]:
+    """Draw every figure that there are records for, as PNG; by the name of the experiment."""
+    pictures: dict[str, list[Picture]] = {}
     for experiment in experiments:
         condition = clean_condition(experiment, epoch_loss)
         if not experiment.conditions():
@@ -52,12 +37,12 @@ def draw_all(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = 
             if figure is not None:
                 picture = Picture(f"{experiment.slug}-{kind}.png", f"{title}, {experiment.name}")
                 figure.savefig(folder / picture.file, dpi=110)
-                pictures.append(picture)
+                pictures.setdefault(experiment.name, []).append(picture)
     return pictures
 
 
 def _arms(experiment: Experiment, condition: Condition) -> list[Arm]:
-    return [arm for arm in _STYLES if experiment.seeds([arm], condition)]
+    return [arm for arm in ARMS if experiment.seeds([arm], condition)]
 
 
 def _runs(experiment: Experiment, arm: Arm, condition: Condition) -> list[list[Epoch]]:
@@ -69,15 +54,26 @@ def _plot(axes: Axes, runs: list[list[Epoch]], value: Callable[[Epoch], float], 
     shortest = min(map(len, runs))
     values = np.array([[value(epoch) for epoch in run[:shortest]] for run in runs])
     epochs = np.array([epoch.epoch for epoch in runs[0][:shortest]])
-    color, style = _STYLES[arm]
-    axes.plot(epochs, values.mean(axis=0), style, color=color, label=label)
-    axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    _plot_band(axes, epochs, values, COLORS[arm], LINES[arm], label)
+
+
+def _plot_band(
+    axes: Axes, epochs: NDArray[np.int64], values: NDArray[np.float64], color: str, line: str, label: str
+) -> None:
+    """A mean over runs, and a band from the least to the greatest, whose edges show where bands lie on one another."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    axes.plot(epochs, values.mean(axis=0), line, color=color, label=label)
+    axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
+    for edge in (low, high):
+        axes.plot(epochs, edge, line, color=color, linewidth=0.6, alpha=0.7)
 
 
 def _plot_accuracy(axes: Axes, experiment: Experiment, condition: Condition) -> None:
     """Test accuracy by epoch, of every arm."""
     for arm in _arms(experiment, condition):
         runs = _runs(experiment, arm, condition)
+        if arm == "longer":  # its first epochs are the baseline's
+            runs = [run[experiment.configuration.epochs - 1 :] for run in runs]
         _plot(axes, runs, lambda epoch: 100 * epoch.accuracy, arm, f"{arm}, n = {len(runs)}")
     axes.set(xlabel="epoch", ylabel="test accuracy, %", title=_title(experiment, condition))
     axes.legend()
@@ -95,10 +91,9 @@ def _accuracy_by_time(experiment: Experiment, condition: Condition) -> Figure:
     is_timed = experiment.is_timed(_arms(experiment, condition), condition)
     for arm in _arms(experiment, condition):
         for number, run in enumerate(_runs(experiment, arm, condition)):
-            color, style = _STYLES[arm]
             times = cumulative_costs(run, in_seconds=is_timed)
             accuracies = [100 * epoch.accuracy for epoch in run]
-            axes.plot(times, accuracies, style, color=color, alpha=0.6, label=None if number else arm)
+            axes.plot(times, accuracies, LINES[arm], color=COLORS[arm], alpha=0.6, label=None if number else arm)
     label = "seconds of training" if is_timed else "updates (seconds cannot be compared)"
     axes.set(xlabel=label, ylabel="test accuracy, %", title=_title(experiment, condition))
     axes.legend()
@@ -111,11 +106,10 @@ def _accuracy_by_loss(experiment: Experiment, condition: Condition) -> Figure:
     for arm in _arms(experiment, condition):
         for number, run in enumerate(_runs(experiment, arm, condition)):
             points = [(epoch.train_loss, 100 * epoch.accuracy) for epoch in run if epoch.train_loss is not None]
-            color, style = _STYLES[arm]
             axes.plot(
                 *np.array(points).T.reshape(2, -1),
-                style,
-                color=color,
+                LINES[arm],
+                color=COLORS[arm],
                 marker=".",
                 alpha=0.6,
                 label=None if number else arm,
@@ -156,7 +150,7 @@ def _bars(experiment: Experiment, condition: Condition) -> Figure | None:
     for place, (arm, matrix) in enumerate(wrong.items(), start=1):
         axes = figure.add_subplot(1, len(wrong), place, projection="3d")
         heights = matrix[true, predicted]
-        axes.bar3d(predicted, true, 0, 0.7, 0.7, heights, color=_STYLES[arm][0], shade=True)
+        axes.bar3d(predicted, true, 0, 0.7, 0.7, heights, color=COLORS[arm], shade=True)
         axes.set_zlim(0, top)
         axes.set_xticks(range(len(classes)), classes, rotation=60, fontsize=6)
         axes.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -191,6 +185,8 @@ def _label_noise(experiment: Experiment, condition: Condition) -> Figure | None:
     figure = Figure(figsize=(4.5 * len(noises), 4), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False, sharey=True)[0], noises, strict=True):
         _plot_accuracy(axes, experiment, condition._replace(label_noise=noise))
+        axes.set_title(f"{noise} of 32 labels redrawn", fontsize=10)
+    figure.suptitle(_title(experiment, condition), fontsize=10)
     return figure
 
 
@@ -198,7 +194,6 @@ def _overhead(experiment: Experiment, condition: Condition) -> Figure:
     del condition  # every one of them is shown
     noises = sorted({condition.label_noise for condition in experiment.conditions()})
     figure = Figure(figsize=(5.5 * len(noises), 4), layout="constrained")
-    colors = {"first": "tab:red", "last": "tab:purple", "all": "tab:olive"}
     for axes, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
         for each in experiment.conditions():
             if each.label_noise != noise:
@@ -206,9 +201,8 @@ def _overhead(experiment: Experiment, condition: Condition) -> Figure:
             runs = _runs(experiment, "attention", each)
             shares = np.array([[100 * epoch.repeats / epoch.batches for epoch in run] for run in runs])
             epochs = np.arange(1, shares.shape[1] + 1)
-            color = colors[each.epoch_loss]
-            axes.plot(epochs, shares.mean(axis=0), color=color, label=f"{each.epoch_loss}, n = {len(runs)}")
-            axes.fill_between(epochs, shares.min(axis=0), shares.max(axis=0), color=color, alpha=0.15, linewidth=0)
+            color, line = READING_COLORS[each.epoch_loss], READING_LINES[each.epoch_loss]
+            _plot_band(axes, epochs, shares, color, line, f"{each.epoch_loss}, n = {len(runs)}")
         axes.set(xlabel="epoch", ylabel="repeats, % of batches", title=f"{noise} of 32 labels redrawn")
         axes.legend()
     return figure
@@ -223,8 +217,8 @@ _DRAWINGS: dict[str, tuple[str, Callable[[Experiment, Condition], Figure | None]
     "accuracy": ("Test accuracy by epoch (the paper's figures 4 and 6)", _accuracy),
     "accuracy-by-time": ("Test accuracy after the same training time, run by run", _accuracy_by_time),
     "accuracy-by-loss": ("Test accuracy against training loss (the paper's figure 5)", _accuracy_by_loss),
-    "wrong-predictions": ("Wrong predictions at the best epoch (the paper's figure 7)", _bars),
-    "wrong-predictions-map": ("Wrong predictions at the best epoch, as a heat map", _heat_maps),
+    "wrong-predictions-map": ("Wrong predictions at the best epoch (the paper's figure 7)", _heat_maps),
+    BARS: ("Wrong predictions at the best epoch, as the paper draws them", _bars),
     "label-noise": ("Test accuracy by epoch with label noise (the paper's figure 8)", _label_noise),
     "overhead": ("Repeats by epoch, for each reading of epoch_loss", _overhead),
 }

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.report import paper
+from benchmarks.report.document import Table
 from benchmarks.report.results import At, Experiment, confusion, variance, wrong_predictions
 from benchmarks.report.statistics import sample
-from benchmarks.report.tables import Table, arm_name, arms, mean_and_deviation, noise
+from benchmarks.report.tables import arm_name, arms, noise
+from benchmarks.report.wording import mean_and_deviation
 from benchmarks.schema import Flipped, Run
 
 # More columns than this are no table.

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
-
-from markdown_it import MarkdownIt
 
 from benchmarks.errors import StorageError
-from benchmarks.report import mistakes, paper, tables
-from benchmarks.report.claims import RULES, judge_claims
-from benchmarks.report.figures import Picture, draw_all
+from benchmarks.report import figures, forest, markdown, mistakes, paper, rules, tables, web
+from benchmarks.report.claims import CLAIMS, Finding, judge_claims
+from benchmarks.report.document import Block, Box, Document, Folded, Paragraph, Picture, Section, Table, Verdicts
 from benchmarks.report.results import Experiment
+from benchmarks.report.summary import summarize
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; margin: 1rem 0; }
-th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; vertical-align: top; }
-th { background: #f3f3f3; }
-img { max-width: 100%; }
-"""
+FOREST = "forest.png"
+_FOREST_TITLE = (
+    "Attention less every other arm, paired by seed: to the right of 0 attention is ahead. Line: 95 % interval; grey: "
+    "sampling error of the test set"
+)
+# Longer tables are folded away.
+_MOST_ROWS = 16
 
 
 def write_report(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = "first") -> Path:
@@ -42,11 +37,10 @@ def write_report(experiments: Sequence[Experiment], folder: Path, epoch_loss: st
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = draw_all(experiments, folder, epoch_loss)
-        text = compose(experiments, pictures, epoch_loss)
-        (folder / "report.md").write_text(text, encoding="utf-8")
+        document = compose(experiments, folder, epoch_loss)
+        (folder / "report.md").write_text(markdown.render(document), encoding="utf-8")
         page = folder / "report.html"
-        page.write_text(_as_html(text, folder), encoding="utf-8")
+        page.write_text(web.render(document, folder), encoding="utf-8")
     except OSError as error:
         raise StorageError(
             f"the report cannot be written to {folder}: {error.strerror}; choose another --out"
@@ -54,53 +48,92 @@ def write_report(experiments: Sequence[Experiment], folder: Path, epoch_loss: st
     return page
 
 
-def compose(experiments: Sequence[Experiment], pictures: Sequence[Picture], epoch_loss: str) -> str:
-    """The report as Markdown."""
-    findings = judge_claims(experiments, epoch_loss)
-    optional = {
-        "Table 2: wrong predictions by predicted class, at the best epoch": mistakes.table_2(experiments, "best"),
-        "Table 2 at the last epoch": mistakes.table_2(experiments, "last"),
-        "Do repeats point to wrong labels?": mistakes.flipped_table(experiments),
-    }
-    parts = [
-        "# Batch-attention: do the paper's claims hold?",
-        f"The paper: {paper.CITATION}.",
-        "Made by `python -m benchmarks.report` from the raw records beside it. Arms are paired by seed: `baseline` is "
-        "plain training, `attention` is Batch-attention, `random` makes as many visits to random batches, `longer` is "
-        "plain training for as many updates.",
-        "## Claims",
-        tables.claims_table(findings).markdown(),
-        RULES,
-        "## What was trained",
-        tables.runs_table(experiments).markdown(),
-        "## Table 1: the best over the epochs, and the last epoch",
-        tables.table_1(experiments).markdown(),
-        "## Paired differences",
-        tables.differences_table(experiments).markdown(),
-        "## What it costs",
-        tables.overhead_table(experiments).markdown(),
-        tables.overhead_by_epoch_table(experiments).markdown(),
+def compose(experiments: Sequence[Experiment], folder: Path, epoch_loss: str) -> Document:
+    """The report, with its figures drawn into ``folder``."""
+    opening: list[Block] = [
+        Paragraph(f"The paper: {paper.CITATION}."),
+        Paragraph(
+            "Made by `python -m benchmarks.report` from raw records. Arms are paired by seed: `baseline` is plain "
+            "training, `attention` is Batch-attention, `random` makes as many visits to random batches, `longer` is "
+            "plain training for as many updates."
+        ),
     ]
-    for title, table in optional.items():
-        if table is not None:
-            parts += [f"## {title}", table.markdown()]
-    parts.append("## Figures")
-    parts += ["Lines are means over seeds, bands reach from the least to the greatest."]
-    for picture in pictures:
-        parts += [f"### {picture.title}", f"![{picture.title}]({picture.file})"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _as_html(text: str, folder: Path) -> str:
-    body = MarkdownIt("commonmark").enable("table").render(text)
-
-    def inline(match: re.Match[str]) -> str:
-        picture = base64.b64encode((folder / unquote(match[1])).read_bytes()).decode()
-        return f'src="data:image/png;base64,{picture}"'
-
-    body = re.sub(r'src="([^":]+\.png)"', inline, body)
-    title = html.escape(text.splitlines()[0].lstrip("# "))
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"</head>\n<body>\n{body}</body>\n</html>\n"
+    sections = [
+        *_claims(experiments, judge_claims(experiments, epoch_loss)),
+        _differences(experiments, folder),
+        Section("What was trained", [tables.runs_table(experiments)]),
+        Section("Table 1: the best over the epochs, and the last epoch", [_fold_long(tables.table_1(experiments))]),
+        Section(
+            "What it costs",
+            [
+                tables.overhead_table(experiments),
+                Folded("Epoch by epoch", [tables.overhead_by_epoch_table(experiments)]),
+            ],
+        ),
+        *_mistakes(experiments),
+        *_figures(experiments, folder, epoch_loss),
+    ]
+    return Document(
+        "Batch-attention: do the paper's claims hold?", Box(summarize(experiments, epoch_loss)), opening, sections
     )
+
+
+def verdicts_at_a_glance(experiments: Sequence[Experiment], findings: Sequence[Finding]) -> Verdicts:
+    """A row a claim and a column an experiment; where a claim was judged several times, the first is shown."""
+    first = {(finding.claim, finding.experiment): finding.verdict for finding in reversed(findings)}
+    rows = [[claim, *(first.get((claim, each.name), "-") for each in experiments)] for claim in CLAIMS]
+    return Verdicts(["claim", *(each.name for each in experiments)], rows)
+
+
+def _claims(experiments: Sequence[Experiment], findings: Sequence[Finding]) -> list[Section]:
+    sections = [Section("Do the claims hold?", [verdicts_at_a_glance(experiments, findings)])]
+    for experiment in experiments:
+        said = [finding for finding in findings if finding.experiment == experiment.name]
+        reductions = ", ".join(experiment.reductions)
+        about = f"Reduced: {reductions}." if reductions else "At the paper's size and settings."
+        rows: list[list[object]] = [[each.verdict, each.claim, each.numbers, each.caveat] for each in said]
+        head = ["verdict", "claim", "attention less the other arm", "remark"]
+        verdicts = Verdicts(head, rows)  # type: ignore[arg-type]
+        sections.append(Section(f"Claims: {experiment.name}", [Paragraph(markdown.escape(about)), verdicts], level=3))
+    texts: list[Block] = [Paragraph(text) for text in rules.describe(len(CLAIMS))]
+    sections.append(Section("What a verdict takes", [Folded("The rules", texts)], level=3))
+    return sections
+
+
+def _differences(experiments: Sequence[Experiment], folder: Path) -> Section:
+    table = Folded("The same as a table, with macro-F1", [tables.differences_table(experiments)])
+    figure = forest.draw(experiments)
+    if figure is None:
+        return Section("Paired differences", [table])
+    figure.savefig(folder / FOREST, dpi=110)
+    return Section("Paired differences", [Picture(FOREST, _FOREST_TITLE), table])
+
+
+def _mistakes(experiments: Sequence[Experiment]) -> list[Section]:
+    best, last = mistakes.table_2(experiments, "best"), mistakes.table_2(experiments, "last")
+    sections: list[Section] = []
+    if best is not None and last is not None:
+        title = "Table 2: wrong predictions by predicted class, at the best epoch"
+        sections.append(Section(title, [_fold_long(best), Folded("Table 2 at the last epoch", [last])]))
+    flipped = mistakes.flipped_table(experiments)
+    if flipped is not None:
+        sections.append(Section("Do repeats point to wrong labels?", [flipped]))
+    return sections
+
+
+def _figures(experiments: Sequence[Experiment], folder: Path, epoch_loss: str) -> list[Section]:
+    drawn = figures.draw_all(experiments, folder, epoch_loss)
+    sections = [
+        Section("Figures", [Paragraph("Lines are means over seeds, bands reach from the least to the greatest.")])
+    ]
+    for name, pictures in drawn.items():
+        blocks: list[Block] = [
+            Folded(picture.title, [picture]) if picture.file.endswith(f"-{figures.BARS}.png") else picture
+            for picture in pictures
+        ]
+        sections.append(Section(f"Figures: {name}", blocks, level=3))
+    return sections
+
+
+def _fold_long(table: Table) -> Block:
+    return Folded(f"{len(table.rows)} rows", [table]) if len(table.rows) > _MOST_ROWS else table

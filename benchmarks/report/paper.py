@@ -17,17 +17,25 @@ TEST_IMAGES = 10_000
 
 
 class Trained(NamedTuple):
-    """What a model was trained on, and how."""
+    """What a model was trained on, and how.
+
+    Attributes:
+        data: The data set.
+        k: As in the schedule.
+        pretrained: Whether with ImageNet weights.
+        options: The model's at full size, beside those that follow from the images.
+    """
 
     data: str
     k: float
     pretrained: bool
+    options: dict[str, int]
 
 
 EXPERIMENTS = {
-    "resnet34": Trained("cifar10", 1.2, False),
-    "tnt": Trained("cifar10", 1.2, False),
-    "efficientnet_b7": Trained("cifar100", 1.5, True),
+    "resnet34": Trained("cifar10", 1.2, False, {}),
+    "tnt": Trained("cifar10", 1.2, False, {"patch_size": 4, "first_stride": 1}),
+    "efficientnet_b7": Trained("cifar100", 1.5, True, {}),
 }
 
 GAIN_POINTS = (2.0, 3.0)

@@ -66,6 +66,9 @@ class Experiment(NamedTuple):
         said: list[str] = []
         if theirs is None or theirs.data != data.name:
             said.append(f"{configuration.model} on {data.name}, which the paper has not")
+        options = configuration.model_options
+        smaller = [] if theirs is None else [each for each in options.items() if each[0] != "img_size"]
+        said += [f"{name} {value}" for name, value in smaller if theirs and theirs.options.get(name) != value]
         compared = [
             (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
             (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from benchmarks.report import paper
-from benchmarks.report.claims import Finding, show
 from benchmarks.report.comparisons import pairs, seconds_overhead
+from benchmarks.report.document import Table
 from benchmarks.report.results import (
     Condition,
     Experiment,
@@ -18,42 +17,8 @@ from benchmarks.report.results import (
     test_loss,
 )
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import ARMS, Arm, EpochLoss
-
-
-class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-        head: The names of the columns.
-        rows: Text for each column.
-        caption: What stands below it; may be empty.
-    """
-
-    head: list[str]
-    rows: list[list[str]]
-    caption: str = ""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        lines = [f"| {' | '.join(row)} |" for row in [self.head, *self.rows]]
-        lines.insert(1, "|" + " --- |" * len(self.head))
-        return "\n".join([*lines, *(["", self.caption] if self.caption else [])])
-
-
-def claims_table(findings: Sequence[Finding]) -> Table:
-    """A verdict for every claim and experiment."""
-    rows = [
-        [
-            finding.claim,
-            finding.experiment or "-",
-            f"**{finding.verdict.value}**",
-            finding.numbers,
-            f"reduced: {finding.caveat}" if finding.caveat else "",
-        ]
-        for finding in findings
-    ]
-    return Table(["claim", "experiment", "verdict", "attention less the other arm", "what it rests on"], rows)
+from benchmarks.report.wording import mean_and_deviation, show
+from benchmarks.schema import ARMS, Arm, Configuration, EpochLoss
 
 
 def table_1(experiments: Sequence[Experiment]) -> Table:
@@ -181,7 +146,7 @@ def runs_table(experiments: Sequence[Experiment]) -> Table:
         layout = ", channels last" if configuration.channels_last else ""
         details = (
             f"{configuration.architecture}, {configuration.parameters:,} parameters, "
-            f"{'ImageNet weights' if configuration.pretrained else 'from scratch'}; Adam "
+            f"{_beginning(configuration)}; Adam "
             f"{configuration.learning_rate:g}, batch {configuration.batch_size}, {configuration.epochs} epochs, K "
             f"{configuration.k:g}, max_visits {configuration.max_visits or 'none'}; precision {configuration.precision}"
             f"{layout}{', deterministic algorithms' if configuration.deterministic else ''}"
@@ -193,10 +158,10 @@ def runs_table(experiments: Sequence[Experiment]) -> Table:
     return Table(["experiment", "training", "data", "runs", "hardware and versions"], rows)
 
 
-def mean_and_deviation(values: Sample, digits: int) -> str:
-    """A mean and a standard deviation, as text."""
-    spread = "" if math.isnan(values.deviation) else f" ± {values.deviation:.{digits}f}"
-    return f"{values.mean:.{digits}f}{spread}"
+def _beginning(configuration: Configuration) -> str:
+    if not configuration.pretrained:
+        return "from scratch"
+    return f"ImageNet weights{f' ({configuration.weights})' if configuration.weights else ''}"
 
 
 def arms(experiment: Experiment) -> list[tuple[Condition, Arm]]:
