@@ -16,7 +16,7 @@ class Table(NamedTuple):
     Attributes:
         head: The names of the columns.
         rows: Text for each column.
-        caption: What stands below it; may be empty.
+        caption: What stands below it, in which `code` may be marked as in Markdown; may be empty.
     """
 
     head: list[str]

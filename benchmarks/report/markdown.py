@@ -38,7 +38,7 @@ def render_block(block: Block) -> str:
         rows = [[_mark(cell) if isinstance(cell, Verdict) else escape(cell) for cell in row] for row in block.rows]
         return _table(block.head, rows, [False] * len(block.head))
     table = _table(block.head, [[escape(cell) for cell in row] for row in block.rows], block.numeric)
-    return f"{table}\n\n{escape(block.caption)}" if block.caption else table
+    return f"{table}\n\n{block.caption}" if block.caption else table
 
 
 def escape(text: str) -> str:
