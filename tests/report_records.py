@@ -20,13 +20,15 @@ class Setting(NamedTuple):
     model: str = "small_resnet"
     data: str = "cifar10"
     classes: tuple[str, ...] = CIFAR10
-    images: tuple[int, int] = (640, 1000)
+    images: tuple[int, int] = (640, 20_000)
     batches: int = 20
     batch_size: int = 30
     epochs: int = 8
     learning_rate: float = 0.0003
     k: float = 1.25
     pretrained: bool = False
+    weights: str | None = None
+    options: dict[str, int] = {}
     precision: str = "tf32"
     max_visits: int | None = 5
     arms: tuple[str, ...] = ("baseline", "attention", "random", "longer")
@@ -43,6 +45,7 @@ class Setting(NamedTuple):
     jitter: float = 0.002
     repeats: float = 0.18
     repeats_from: int = 2
+    repeated_once: int | None = None
     ends_one_sided: bool = False
 
 
@@ -54,11 +57,12 @@ def several_settings() -> list[Setting]:
     of_cifar100 = Setting("efficientnet_b7", **many, epochs=35, max_visits=None, readings=("all", "first"))
     dogs = ("dog", "owl", "cat", *map(str, range(9)))
     noisy = Setting("tnt", batches=500, epochs=12, max_visits=3, pretrained=True, precision="bf16", noises=(3, 6))
+    noisy = noisy._replace(options={"depth": 4, "img_size": 32, "patch_size": 8, "first_stride": 1})
     return [
         of_paper._replace(readings=("last",), noises=(0,), ends_one_sided=True),
         of_cifar100._replace(shared=("baseline",), noises=(0,), seeds=(3, 4, 5, 6)),
         Setting("tiny", "kennel", dogs, epochs=2, seeds=(7,), readings=("first",), noises=(0,), repeats=0),
-        noisy._replace(unfinished=(("longer", "first", 3, 1), ("longer", "first", 3, 2))),
+        noisy._replace(weights="some-weights 1.0", unfinished=(("longer", "first", 3, 1), ("longer", "first", 3, 2))),
         Setting("controls alone", arms=("baseline", "random", "longer"), readings=("first",), **alone),
         Setting("no baseline", arms=("attention", "random"), noises=(0,), **alone),
         Setting("two devices", differs="device", noises=(0,), readings=("last",), **alone),
@@ -79,13 +83,30 @@ def gain_settings() -> list[Setting]:
     return [*settings, common._replace(model="fast", rise=1.5, repeats=0.08)]
 
 
-BIRDS = Setting(data="birds", shared=(), top=0.7, gain=-0.015, jitter=0.01, seeds=(0, 1, 2, APART))
+def dose_settings() -> list[Setting]:
+    """Of 400 batches so many are repeated once: 1 % or less; and test sets of several sizes."""
+    common = Setting(data=ODD, classes=ODD_CLASSES, batches=100, epochs=4, readings=("first",), noises=(0, 3))
+    common = common._replace(repeats_from=4, gain=0.05)
+    paper_options = {"patch_size": 4, "first_stride": 1, "img_size": 32}
+    return [
+        common._replace(model="below 1 %", repeated_once=3),
+        common._replace(model="at 1 %", repeated_once=4),
+        common._replace(model="small test set", images=(640, 300)),
+        common._replace(model="tnt", options=paper_options, weights="<w>|", pretrained=True, seeds=(4, 5)),
+    ]
+
+
+# What Markdown and HTML would make something else of.
+ODD = "a|b <u> *c* [d](e) `f` & \\g &lt; __h__"
+ODD_CLASSES = ("cat|dog", "<b>", "*cat*", "dog")
+BIRDS = Setting(data="birds", images=(640, 1000), shared=(), top=0.7, gain=-0.015, jitter=0.01, seeds=(0, 1, 2, APART))
 # The folders of each report, and the reading that it is asked to judge by.
 CASES = {
     "shared device": ([Setting(noises=(0, 3, 6))], "first"),
     "device alone": ([BIRDS._replace(unfinished=(("attention", "all", 0, APART), ("baseline", None, 3, 2)))], "all"),
     "several folders": (several_settings(), "last"),
     "many gains": (gain_settings(), "first"),
+    "doses": (dose_settings(), "first"),
 }
 
 
@@ -111,11 +132,11 @@ def write_records(folder: Path, setting: Setting) -> Path:
 
 
 def make_configuration(setting: Setting) -> Configuration:
-    same = ("model", "pretrained", "epochs", "k", "batch_size", "learning_rate", "max_visits", "precision")
+    same = ("model", "pretrained", "weights", "epochs", "k", "batch_size", "learning_rate", "max_visits", "precision")
     fields = {name: getattr(setting, name) for name in same}
     data = {"name": setting.data, "classes": setting.classes, "height": 32, "width": 24, "sha256": "0" * 64}
     data |= {"train_images": setting.images[0], "test_images": setting.images[1]}
-    fields |= {"architecture": f"{setting.model}_a", "model_options": {}, "parameters": 1234567, "data": data}
+    fields |= {"architecture": f"{setting.model}_a", "model_options": setting.options, "parameters": 1234567, "data": data}
     fields |= {"channels_last": bool(setting.shared), "deterministic": not setting.shared}
     return Configuration.model_validate_json(json.dumps(fields))
 
@@ -145,6 +166,9 @@ def make_seed(setting: Setting, noise: int, seed: int) -> dict[tuple[str, str | 
 
 
 def make_visits(setting: Setting, rng: np.random.Generator, number: int) -> np.ndarray:
+    if setting.repeated_once is not None:
+        is_repeated = (np.arange(setting.batches) < setting.repeated_once) & (number == setting.repeats_from)
+        return np.where(is_repeated, 2, 1)
     is_in_turn = rng.permutation(setting.batches) < setting.repeats * setting.batches
     is_repeated = is_in_turn & (number >= setting.repeats_from)
     visits = np.where(is_repeated, 1 + rng.geometric(0.6, setting.batches), 1)
@@ -183,14 +207,13 @@ def make_confusion(setting: Setting, rng: np.random.Generator, noise: int, numbe
     classes, images = len(setting.classes), setting.images[1]
     share = setting.top * (1 - math.exp(-number * setting.rise)) + rng.uniform(-setting.jitter, setting.jitter)
     share += {"attention": setting.gain * (1 - noise / 6), "random": 0.01}.get(arm, 0) - noise / 100
-    true = rng.permutation(np.arange(images) % classes)
-    predicted = (true + rng.choice(np.arange(1, classes), images)) % classes
+    of_class = np.bincount(np.arange(images) % classes, minlength=classes)
+    right = rng.multivariate_hypergeometric(of_class, round(images * share))
+    mistaken_for = 1.0 - np.eye(classes)
     if setting.ends_one_sided and arm == "attention" and number == setting.epochs:
-        predicted = np.where(true == 0, predicted, 0)
-    is_right = np.arange(images) < round(images * share)
-    confusion = np.zeros((classes, classes), dtype=int)
-    np.add.at(confusion, (true, np.where(is_right, true, predicted)), 1)
-    return confusion
+        mistaken_for[1:] = np.eye(classes)[0]
+    wrong = rng.multinomial(of_class - right, mistaken_for / mistaken_for.sum(axis=1, keepdims=True))
+    return np.diag(right) + wrong
 
 
 def make_histogram(rng: np.random.Generator, noise: int, visits) -> dict[int, dict[str, int]]:
