@@ -167,7 +167,8 @@ class Epoch(OfRun):
         seconds: Training, with everything that the schedule costs and without evaluation.
         evaluation_seconds: Evaluation.
         finished_at: When, in UTC.
-        shared_device: Whether other runs used the device at the time: then the seconds say nothing.
+        shared_device: Whether other runs used the device at the time, or other work the CPU: then the seconds say
+            nothing.
         precision: As in the configuration.
         capped_batches: Batches left above the threshold because of ``max_visits``.
         nonfinite_losses: Visits whose loss was NaN or infinite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ from benchmarks.cifar.plan import baseline_of
 from benchmarks.cifar.storage import Storage
 from benchmarks.environment import describe_environment
 from benchmarks.schema import Configuration, Epoch, Evaluated, Flipped, Run, RunFile, RunName, Surroundings
+
+# A system's own work, below which a machine counts as left alone.
+_OTHER_LOAD = 0.5
 
 
 class Setup(NamedTuple):
@@ -223,7 +227,7 @@ class Trainer:
             seconds=seconds,
             evaluation_seconds=evaluation_seconds,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            shared_device=self._setup.at_once > 1,
+            shared_device=self._setup.at_once > 1 or _is_busy_otherwise(self._setup),
             precision=self._configuration.precision,
             capped_batches=summary.capped_batches,
             nonfinite_losses=summary.nonfinite_losses,
@@ -278,6 +282,11 @@ class Trainer:
         )
         if not self._surroundings or _where(self._surroundings[-1]) != _where(here):
             self._surroundings = [*self._surroundings, here]
+
+
+def _is_busy_otherwise(setup: Setup) -> bool:
+    """Whether the CPU that a run is on has had more to do in the last minute than the run."""
+    return setup.device.type == "cpu" and os.getloadavg()[0] > setup.threads + _OTHER_LOAD
 
 
 def _where(surroundings: Surroundings) -> dict[str, Any]:
