@@ -1,10 +1,12 @@
 """The raw records of the CIFAR benchmarks: what is in them.
 
-A folder of records holds three files:
+A folder of records holds three files that reports are made of:
 
     configuration.json   what all of its runs have in common
     runs.jsonl           one line a run: where it ran, and its confusion matrices
     epochs.jsonl         one line an epoch of a run
+
+and a fourth, visits.jsonl, which only the benchmark itself reads again.
 """
 
 from __future__ import annotations
@@ -245,6 +247,16 @@ class Run(OfRun):
     surroundings: list[Surroundings]
     best: Evaluated
     last: Evaluated
+
+
+class OfVisits(OfRun):
+    """How often an attention run visited its batches: what its controls are made from.
+
+    Attributes:
+        visits: To each batch, in order of position, in each epoch.
+    """
+
+    visits: list[list[Count]]
 
 
 class RunFile(Checked):

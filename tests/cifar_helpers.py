@@ -37,7 +37,7 @@ def read_lines(path):
 
 def without_times(lines):
     """Records less what differs between two runs of the same computation."""
-    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings")
+    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings", "shared_device")
     return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 

@@ -1,6 +1,7 @@
 """Image folders and CIFAR itself: what is read, what is converted, and what is refused."""
 
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from benchmarks.cifar import images
+from benchmarks.cifar import images, recognition
 from benchmarks.cifar.images import load_images
 from benchmarks.errors import DataError
 from tests.cifar_helpers import write_digits
@@ -42,16 +43,97 @@ def test_grey_images_of_another_size_go_through_after_a_word(tmp_path):
 def test_images_are_decoded_once_until_a_file_changes(tmp_path, monkeypatch):
     folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
     first, _ = load(folder)
-    decode = images._decode
-    monkeypatch.setattr(images, "_decode", lambda *arguments: pytest.fail("decoded again"))
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda *arguments: pytest.fail("decoded again"))
     second, _ = load(folder)
     assert (first.train.images == second.train.images).all()
     assert (first.test.labels == second.test.labels).all()
-    monkeypatch.setattr(images, "_decode", decode)
+    monkeypatch.setattr(images, "decode", decode)
     path = next((folder / "train").glob("*/*.png"))
     Image.fromarray(np.full((32, 32, 3), 7, dtype=np.uint8)).save(path)
     changed, _ = load(folder)
     assert (changed.train.images == 7).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_a_file_replaced_at_the_same_size_and_time_is_decoded_anew(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    path = folder / "train" / "digit 0" / "000.bmp"
+    times = (1_700_000_000_000_000_000,) * 2
+    for value in (7, 9):
+        Image.fromarray(np.full((32, 32, 3), value, dtype=np.uint8)).save(path)
+        os.utime(path, ns=times)
+        loaded, _ = load(folder)
+        assert (loaded.train.images == value).all(axis=(1, 2, 3)).sum() == 1
+
+
+def test_images_of_another_decoder_are_decoded_anew(tmp_path, monkeypatch):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    load(folder)
+    monkeypatch.setattr("benchmarks.cifar.decoded.DECODER_VERSION", 99)
+    load(folder)
+    assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 2
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight_after_a_word(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32)
+    values = np.array([0, 128, 129, 257, 32896, 65406, 65407, 65535], dtype=np.uint16)
+    Image.fromarray(np.resize(values, (32, 32))).save(folder / "train" / "digit 0" / "000.png")
+    loaded, said = load(folder)
+    expected = np.array([0, 0, 1, 1, 128, 254, 255, 255])
+    assert (loaded.train.images[0] == np.resize(expected, (32, 32))).all()
+    assert any("I;16" in text and "16 bits scaled to 8" in text for text in said)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit integers")])
+def test_values_without_a_known_range_are_refused(tmp_path, dtype, said):
+    folder = write_digits(tmp_path / "digits", size=32)
+    Image.fromarray(np.zeros((32, 32), dtype=dtype)).save(folder / "train" / "digit 0" / "000.tiff")
+    with pytest.raises(DataError, match=rf"000.tiff holds {said} .*convert it to 8 bits"):
+        load(folder)
+
+
+def test_names_that_begin_with_a_dot_are_no_classes_and_no_images(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    plain, _ = load(folder, tmp_path / "cache 1")
+    for place in (folder / "train", folder / "train" / "digit 3"):
+        (place / ".ipynb_checkpoints").mkdir()
+        Image.new("RGB", (32, 32)).save(place / ".ipynb_checkpoints" / "000-checkpoint.png")
+    Image.new("RGB", (32, 32)).save(folder / "train" / "digit 3" / "._000.png")
+    loaded, said = load(folder, tmp_path / "cache 2")
+    assert loaded.classes == plain.classes
+    assert (loaded.train.images == plain.train.images).all()
+    assert any(".ipynb_checkpoints left out" in text for text in said)
+
+
+def test_a_link_to_its_own_folder_multiplies_nothing(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    (folder / "train" / "digit 0" / "again").symlink_to(folder / "train" / "digit 0")
+    (folder / "test" / "digit 1" / "all").symlink_to(folder)
+    loaded, _ = load(folder)
+    assert (len(loaded.train.images), len(loaded.test.images)) == (140, 60)
+
+
+def test_a_link_to_nothing_is_refused_by_name(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    (folder / "train" / "digit 0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png is a link to a file that is not there"):
+        load(folder)
+
+
+def test_an_image_of_200_million_pixels_is_refused_in_a_word(tmp_path):
+    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
+    Image.new("1", (20_000, 10_000)).save(folder / "train" / "digit 0" / "huge.png")
+    with pytest.raises(DataError, match=r"huge\.png is too large to be decoded"):
+        load(folder)
+
+
+def test_names_that_look_alike_are_told_apart(tmp_path):
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        for label in (name, "tea"):
+            (tmp_path / "drinks" / split / label).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "drinks" / split / label / "0.png")
+    with pytest.raises(DataError, match=r"look alike.*'cafe\\u0301', 'caf\\xe9'"):
+        load(tmp_path / "drinks")
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path):
@@ -64,12 +146,40 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
 
 
 def test_a_folder_of_cifars_classes_is_recognized(tmp_path):
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert load(write_pictures(tmp_path / "pictures", CIFAR10))[0].name == "cifar10"
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def write_pictures(folder, names, size=32):
     for split in ("train", "test"):
         for name in names:
-            (tmp_path / "pictures" / split / name).mkdir(parents=True)
-            Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / split / name / "0.png")
-    assert load(tmp_path / "pictures")[0].name == "cifar10"
+            (folder / split / name).mkdir(parents=True)
+            Image.new("RGB", (size, size)).save(folder / split / name / "0.png")
+    return folder
+
+
+def test_others_data_does_not_pass_as_cifar(tmp_path, monkeypatch):
+    frogs = ["airplane", "frog", *map(str, range(8))]
+    assert load(write_pictures(tmp_path / "aerial", frogs))[0].name == "aerial"
+    assert load(write_pictures(tmp_path / "cinic", CIFAR10, size=64))[0].name == "cinic"
+    # As many images as the original has, and others.
+    monkeypatch.setattr(recognition, "_SIZES", (10, 10))
+    assert load(write_pictures(tmp_path / "as many", CIFAR10))[0].name == "as many"
+    monkeypatch.setattr(recognition, "_SIZES", (9, 10))
+    assert load(write_pictures(tmp_path / "more", CIFAR10))[0].name == "more"
+
+
+def test_a_split_is_known_by_its_images_and_labels_in_any_order():
+    generator = np.random.default_rng(0)
+    pixels, labels = generator.integers(0, 256, (20, 3, 4, 4), dtype=np.uint8), generator.integers(0, 10, 20)
+    order = generator.permutation(20)
+    known = recognition.digest(pixels, labels)
+    assert recognition.digest(pixels[order], labels[order]) == known
+    assert recognition.digest(pixels, labels[order]) != known
+    pixels[3, 0, 1, 2] ^= 1
+    assert recognition.digest(pixels, labels) != known
 
 
 def remove_test(folder):

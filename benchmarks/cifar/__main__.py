@@ -37,10 +37,13 @@ from benchmarks.cifar.label_noise import GROUP_SIZE
 from benchmarks.cifar.models import MODELS, ModelRecipe, count_parameters, find_recipe
 from benchmarks.cifar.plan import Queue, plan_runs
 from benchmarks.cifar.running import make_runs
+from benchmarks.cifar.stopping import Terminated, term_raises
 from benchmarks.cifar.storage import Storage
 from benchmarks.cifar.training import Setup
 from benchmarks.errors import BenchmarkError, PlanError
 from benchmarks.schema import ARMS, PRECISIONS, Configuration, RunName
+
+_GO_ON = "the same command goes on from the last epoch that was kept"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -204,11 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     options = parse(arguments)
     try:
-        folder = run(options, console)
+        with term_raises():
+            folder = run(options, console)
+    except Terminated:
+        console.print(f"terminated; {_GO_ON}", highlight=False)
+        sys.exit(Terminated.EXIT_STATUS)
     except (BenchmarkError, BatchAttentionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last epoch that was kept")
+        sys.exit(f"stopped; {_GO_ON}")
     console.print(
         f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}",
         highlight=False,

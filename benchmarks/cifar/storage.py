@@ -1,6 +1,7 @@
 """Where runs are kept: each in a folder of its own while it is made, and all together as records.
 
     OUT/configuration.json, runs.jsonl, epochs.jsonl    the records (see ``benchmarks.schema``)
+    OUT/visits.jsonl                                    attention's visits to each batch, for controls made later
     OUT/work/<run>/record.json                          a run's part of them, and its visits
     OUT/work/<run>/state.pt                             what it goes on from
 
@@ -22,7 +23,9 @@ from filelock import FileLock, Timeout
 
 from benchmarks.errors import RecordsError, StorageError
 from benchmarks.reading import check_configuration, parse_record, read_configuration, read_lines
-from benchmarks.schema import Configuration, Epoch, Run, RunFile, RunName
+from benchmarks.schema import Configuration, Epoch, OfRun, OfVisits, Run, RunFile, RunName
+
+VISITS = "visits.jsonl"
 
 
 class Storage:
@@ -124,12 +127,15 @@ class Storage:
             RecordsError: If they are gone, as where only the records of a run were kept.
         """
         path = self._path(run, "record.json")
-        if not path.exists():
+        if path.exists():
+            return self._read(path).visits
+        visits = self._recorded_visits().get(run)
+        if visits is None:
             raise RecordsError(
-                f"{path} is gone, and with it the visits of {run}, which its controls need; give another --out, and "
-                "all of its runs are made there"
+                f"neither {path} nor {self.folder / VISITS} has the visits of {run}, which its controls need; give "
+                "another --out, and all of its runs are made there"
             )
-        return self._read(path).visits
+        return visits
 
     # All runs ------------------------------------------------------------------------------------------
 
@@ -162,6 +168,11 @@ class Storage:
         records = [record for _, record in sorted(self._collect().items(), key=lambda item: _sort_key(item[0]))]
         runs = "".join(run.model_dump_json() + "\n" for run, _ in records)
         epochs = "".join(epoch.model_dump_json() + "\n" for _, epochs in records for epoch in epochs)
+        visits = "".join(
+            OfVisits(**run.model_dump(include=set(OfRun.model_fields)), visits=visits).model_dump_json() + "\n"
+            for run, visits in sorted(self._collect_visits(), key=lambda item: _sort_key(item[0].run))
+        )
+        _write_whole(self.folder / VISITS, lambda file: file.write(visits.encode()))
         # In this order: epochs without their run are made good by the next command, a run without epochs is not.
         _write_whole(self.folder / "epochs.jsonl", lambda file: file.write(epochs.encode()))
         _write_whole(self.folder / "runs.jsonl", lambda file: file.write(runs.encode()))
@@ -180,6 +191,20 @@ class Storage:
             record = self._read(path)
             collected[record.run.run] = record.run, record.epochs
         return collected
+
+    def _collect_visits(self) -> list[tuple[OfRun, list[list[int]]]]:
+        found: dict[RunName, tuple[OfRun, list[list[int]]]] = {}
+        if (self.folder / VISITS).exists():
+            for line in read_lines(self.folder / VISITS, OfVisits):
+                check_configuration(self.folder / VISITS, line, self._digest)
+                found[line.run] = line, line.visits
+        for path in sorted(self._work.glob("attention*/record.json")):
+            record = self._read(path)
+            found[record.run.run] = record.run, record.visits
+        return list(found.values())
+
+    def _recorded_visits(self) -> dict[RunName, list[list[int]]]:
+        return {line.run: visits for line, visits in self._collect_visits()}
 
     def _read(self, path: Path) -> RunFile:
         return self._parse(path, path.read_bytes())
