@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from benchmarks.cifar import images, recognition
+from benchmarks.cifar import decoded, images, recognition
 from benchmarks.cifar.images import load_images
 from benchmarks.errors import DataError
 from tests.cifar_helpers import write_digits
@@ -69,19 +69,9 @@ def test_a_file_replaced_at_the_same_size_and_time_is_decoded_anew(tmp_path):
 def test_images_of_another_decoder_are_decoded_anew(tmp_path, monkeypatch):
     folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
     load(folder)
-    monkeypatch.setattr("benchmarks.cifar.decoded.DECODER_VERSION", 99)
+    monkeypatch.setattr(decoded, "DECODER_VERSION", 99)
     load(folder)
     assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 2
-
-
-def test_sixteen_bits_of_grey_are_scaled_to_eight_after_a_word(tmp_path):
-    folder = write_digits(tmp_path / "digits", size=32)
-    values = np.array([0, 128, 129, 257, 32896, 65406, 65407, 65535], dtype=np.uint16)
-    Image.fromarray(np.resize(values, (32, 32))).save(folder / "train" / "digit 0" / "000.png")
-    loaded, said = load(folder)
-    expected = np.array([0, 0, 1, 1, 128, 254, 255, 255])
-    assert (loaded.train.images[0] == np.resize(expected, (32, 32))).all()
-    assert any("I;16" in text and "16 bits scaled to 8" in text for text in said)
 
 
 @pytest.mark.parametrize(("dtype", "said"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit integers")])
@@ -92,48 +82,11 @@ def test_values_without_a_known_range_are_refused(tmp_path, dtype, said):
         load(folder)
 
 
-def test_names_that_begin_with_a_dot_are_no_classes_and_no_images(tmp_path):
-    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
-    plain, _ = load(folder, tmp_path / "cache 1")
-    for place in (folder / "train", folder / "train" / "digit 3"):
-        (place / ".ipynb_checkpoints").mkdir()
-        Image.new("RGB", (32, 32)).save(place / ".ipynb_checkpoints" / "000-checkpoint.png")
-    Image.new("RGB", (32, 32)).save(folder / "train" / "digit 3" / "._000.png")
-    loaded, said = load(folder, tmp_path / "cache 2")
-    assert loaded.classes == plain.classes
-    assert (loaded.train.images == plain.train.images).all()
-    assert any(".ipynb_checkpoints left out" in text for text in said)
-
-
-def test_a_link_to_its_own_folder_multiplies_nothing(tmp_path):
-    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
-    (folder / "train" / "digit 0" / "again").symlink_to(folder / "train" / "digit 0")
-    (folder / "test" / "digit 1" / "all").symlink_to(folder)
-    loaded, _ = load(folder)
-    assert (len(loaded.train.images), len(loaded.test.images)) == (140, 60)
-
-
 def test_a_link_to_nothing_is_refused_by_name(tmp_path):
     folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
     (folder / "train" / "digit 0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"gone\.png is a link to a file that is not there"):
         load(folder)
-
-
-def test_an_image_of_200_million_pixels_is_refused_in_a_word(tmp_path):
-    folder = write_digits(tmp_path / "digits", size=32, mode="RGB")
-    Image.new("1", (20_000, 10_000)).save(folder / "train" / "digit 0" / "huge.png")
-    with pytest.raises(DataError, match=r"huge\.png is too large to be decoded"):
-        load(folder)
-
-
-def test_names_that_look_alike_are_told_apart(tmp_path):
-    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
-        for label in (name, "tea"):
-            (tmp_path / "drinks" / split / label).mkdir(parents=True)
-            Image.new("RGB", (32, 32)).save(tmp_path / "drinks" / split / label / "0.png")
-    with pytest.raises(DataError, match=r"look alike.*'cafe\\u0301', 'caf\\xe9'"):
-        load(tmp_path / "drinks")
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path):

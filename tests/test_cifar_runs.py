@@ -1,5 +1,6 @@
 """The whole benchmark on a few hundred digits: pairing, stopping and going on, and what is refused."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -14,14 +15,15 @@ import torch
 
 from batch_sampler_attn.device import DeviceLoop
 from benchmarks.cifar import __main__ as command
-from benchmarks.cifar import running, training
+from benchmarks.cifar import running, storage, training
 from benchmarks.cifar.plan import Queue, needs, plan_runs
 from benchmarks.cifar.stopping import Terminated, term_raises
 from benchmarks.cifar.storage import Storage
 from benchmarks.errors import PlanError, StorageError
 from benchmarks.reading import read_configuration, read_records
-from benchmarks.schema import RunName
-from tests.cifar_helpers import records_without_times, run_benchmark, write_digits
+from benchmarks.reading import read_lines as reading_lines
+from benchmarks.schema import OfVisits, RunName
+from tests.cifar_helpers import read_lines, records_without_times, run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,23 +198,47 @@ def test_a_cpu_with_other_work_counts_as_shared(digits, tmp_path, monkeypatch):
         assert epoch.shared_device is is_shared
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_terminated_command_records_what_is_finished_and_goes_on(digits, tmp_path, at_once):
+def _wait_for_records(folder, count):
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("work/*/record.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("at_once", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGHUP)])
+def test_a_terminated_command_records_what_is_finished_and_goes_on(digits, tmp_path, at_once, number):
     folder = tmp_path / "out"
     options = ["--epochs", "4", "--seeds", *map(str, range(12)), "--arms", "baseline", "--at-once", str(at_once)]
     process = FORK_SERVER.Process(target=_run, args=(digits, folder, options))
     process.start()
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("work/*/record.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    _wait_for_records(folder, 3)
+    os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 143
     there = read_records(folder)
     assert 0 < len(there.runs) < 12
     assert any(run.is_finished for run in there.runs.values())
+    with Storage(folder, there.configuration).opened():  # no process is left that holds it
+        pass
     run_benchmark(digits, folder, *options)
     assert len(read_records(folder).runs) == 12
+
+
+def test_a_command_whose_processes_are_all_terminated_at_once_records_what_is_finished(digits, tmp_path):
+    """As by a service manager, which signals the whole group."""
+    folder = tmp_path / "out"
+    options = ["--epochs", "4", "--seeds", *map(str, range(12)), "--arms", "baseline", "--at-once", "2"]
+    process = FORK_SERVER.Process(target=_run_in_group, args=(digits, folder, options))
+    process.start()
+    _wait_for_records(folder, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    assert any(run.is_finished for run in read_records(folder).runs.values())
+
+
+def _run_in_group(data, folder, options):
+    os.setpgid(0, 0)
+    _run(data, folder, options)
 
 
 def test_what_term_did_before_it_does_again():
@@ -225,6 +251,76 @@ def test_what_term_did_before_it_does_again():
     with pytest.raises(Terminated):
         end()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As HUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with term_raises():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_term_waits_until_the_records_are_written(digits, tmp_path, monkeypatch):
+    out = run_once(digits, tmp_path / "out")
+    stored = Storage(out, read_configuration(out))
+    for name in ("runs.jsonl", "epochs.jsonl"):
+        (out / name).unlink()
+    put = storage._write_whole
+
+    def put_and_be_terminated(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        put(*arguments)
+
+    monkeypatch.setattr(storage, "_write_whole", put_and_be_terminated)
+    with pytest.raises(Terminated), term_raises():
+        stored.write_records()
+    assert len(read_records(out).runs) == 1
+
+
+def test_visits_are_of_every_attention_run_and_agree_with_its_epochs(out, records):
+    lines = {line.run: line.visits for line in reading_lines(out / "visits.jsonl", OfVisits)}
+    assert set(lines) == {name for name in records.runs if name.arm == "attention"}
+    for name, visits in lines.items():
+        assert [len(of_epoch) for of_epoch in visits] == [epoch.batches for epoch in records.epochs[name]]
+        assert [sum(of_epoch) for of_epoch in visits] == [epoch.updates for epoch in records.epochs[name]]
+
+
+def leave_only_records(out, moved, *, arms):
+    """The files of the records, with runs of some arms, and without ``work``."""
+    moved.mkdir()
+    for name in ("configuration.json", "visits.jsonl"):
+        (moved / name).write_bytes((out / name).read_bytes())
+    for name in ("runs.jsonl", "epochs.jsonl"):
+        lines = (out / name).read_text().splitlines(keepends=True)
+        (moved / name).write_text("".join(line for line in lines if json.loads(line)["arm"] in arms))
+    return moved
+
+
+def test_visits_of_another_time_than_the_epochs_are_refused(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention"))
+    lines = read_lines(moved / "visits.jsonl")
+    for line in lines:
+        line["visits"][2][0] += 1
+    (moved / "visits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=r"visits of attention-first-noise0-seed0 in visits.jsonl are not those"):
+        run_benchmark(digits, moved, *SMALL, "--arms", "random")
+
+
+def test_damaged_visits_are_refused_before_anything_is_trained(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention"))
+    text = (moved / "visits.jsonl").read_text()
+    for damaged, said in (
+        (text[:-30], "does not fit"),
+        (text.replace('"configuration":"', '"configuration":"0'), "line"),
+    ):
+        (moved / "visits.jsonl").write_text(damaged)
+        with pytest.raises(SystemExit, match=f"visits.jsonl.*{said}"):
+            run_benchmark(digits, moved, "--seeds", "7", "--arms", "baseline")
+        assert not list(moved.glob("work/*/record.json"))
 
 
 def test_runs_in_processes_and_runs_by_turns_are_the_same(digits, out, tmp_path):

@@ -56,6 +56,8 @@ def context(tmp_path, monkeypatch):
         "train_step": train_step,
         "schedule": schedule,
         "loss": torch.tensor(1.0),
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batches: 1 / (1 + batches)),
+        "validate": lambda: None,
     }
 
 
@@ -74,7 +76,9 @@ def test_a_block_runs_as_it_stands(block, context, tmp_path):
         sampler = BatchAttentionSampler(RandomSampler(context["dataset"]), 16, schedule=context["schedule"])
         context["sampler"], context["loader"] = sampler, DataLoader(context["dataset"], batch_sampler=sampler)
         block = block.replace("        ...", "        schedule.decide(train_step(*batch))")
-    if "loader.schedule.decide" in block:
+    if "loader.schedule.batch_index" in block:
+        context["loader"] = context["schedule"].attend(context["loader"])
+    elif "loader.schedule.decide" in block:
         block = block.replace("...\nloader", "for batch in loader:\n    loader")
     if "read_visits" in block:
         block = block.replace("...\n", "schedule.decide(1.0)\nschedule.state_dict()\nschedule._recorders[0].close()\n")

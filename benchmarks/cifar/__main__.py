@@ -179,7 +179,7 @@ def run(options: argparse.Namespace, console: Console) -> Path:
         storage.check_place(device, options.threads)
         finished = storage.finished()
         waiting = [name for name in runs if name not in finished]
-        console.print(_describe(configuration, runs, len(runs) - len(waiting)), highlight=False)
+        console.print(_describe(configuration, runs, len(runs) - len(waiting)), highlight=False, markup=False)
         queue = Queue(runs, finished)
         for name in finished:
             if not queue.wants(name):  # left by a command that was killed just after it had recorded the run

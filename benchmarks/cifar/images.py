@@ -12,7 +12,8 @@ from torchvision import datasets
 
 from benchmarks import schema
 from benchmarks.cifar.decoded import cache_path, read_cache, write_cache
-from benchmarks.cifar.folders import Say, check_same_classes, decode, list_images
+from benchmarks.cifar.folders import Listing, Say, list_splits
+from benchmarks.cifar.pixels import Decoded, decode
 from benchmarks.cifar.recognition import recognize
 from benchmarks.errors import DataError
 
@@ -125,20 +126,31 @@ def _load_cifar(name: str, data_dir: Path) -> ImageSet:
 
 
 def _load_folder(folder: Path, data_dir: Path, say: Say) -> ImageSet:
-    train, test = (list_images(folder / split, say) for split in _SPLITS)
-    check_same_classes(folder, train, test)
+    train, test = listings = list_splits(folder, _SPLITS, say)
     classes = train.classes
     if len(classes) < 2:
         raise DataError(f"{folder} has one class, {classes[0]!r}; there is nothing to tell apart. It takes at least 2")
-    cache = cache_path(folder, data_dir, [train, test])
-    cached = read_cache(cache, _SPLITS)
-    if cached is None:
-        train_images = decode(train, None, say)
-        test_images = decode(test, (train_images.shape[2], train_images.shape[3]), say)
-        cached = dict(zip(_SPLITS, (train_images, test_images), strict=True))
-        write_cache(cache, cached)
-    splits = Split(cached["train"], train.labels), Split(cached["test"], test.labels)
+    cache = cache_path(folder, data_dir, listings)
+    decoded = read_cache(cache, _SPLITS)
+    if decoded is None:
+        decoded = _decode_all(listings)
+        # Not if a file was replaced in the meantime.
+        if cache_path(folder, data_dir, listings) == cache:
+            write_cache(cache, _SPLITS, decoded)
+    for word in (word for of_split in decoded for word in of_split.words):
+        say(word)
+    splits = Split(decoded[0].images, train.labels), Split(decoded[1].images, test.labels)
     height, width = splits[0].images.shape[2:]
     if (height, width) != (32, 32):
         say(f"{folder}: images are {height}x{width} and stay so; CIFAR's, which the paper used, are 32x32")
     return ImageSet(recognize(classes, splits) or folder.resolve().name, classes, *splits)
+
+
+def _decode_all(listings: list[Listing]) -> list[Decoded]:
+    decoded: list[Decoded] = []
+    size: tuple[int, int] | None = None
+    for listing in listings:
+        decoded.append(decode(listing, size))
+        height, width = decoded[-1].images.shape[2:]
+        size = height, width
+    return decoded

@@ -165,6 +165,7 @@ _worker: dict[str, Any] = {}
 def _begin_worker(setup: Setup, steps: multiprocessing.SimpleQueue[Step]) -> None:
     # An interrupt is the parent's to handle, and without a parent there is no one to make runs for.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By this signal the parent ends it, also where the command was started to ignore it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare_process(setup)

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
+from benchmarks.cifar.stopping import term_waits
 from benchmarks.errors import RecordsError, StorageError
 from benchmarks.reading import check_configuration, parse_record, read_configuration, read_lines
-from benchmarks.schema import Configuration, Epoch, OfRun, OfVisits, Run, RunFile, RunName
+from benchmarks.schema import Checked, Configuration, Epoch, OfRun, OfVisits, Run, RunFile, RunName
 
 VISITS = "visits.jsonl"
+
+Line = TypeVar("Line", bound=OfRun)
 
 
 class Storage:
@@ -129,19 +132,24 @@ class Storage:
         path = self._path(run, "record.json")
         if path.exists():
             return self._read(path).visits
-        visits = self._recorded_visits().get(run)
-        if visits is None:
+        record = self._collect().get(run)
+        if record is None or not record.visits:
             raise RecordsError(
                 f"neither {path} nor {self.folder / VISITS} has the visits of {run}, which its controls need; give "
                 "another --out, and all of its runs are made there"
             )
-        return visits
+        if [(len(visits), sum(visits)) for visits in record.visits] != [(e.batches, e.updates) for e in record.epochs]:
+            raise RecordsError(
+                f"{self.folder}: the visits of {run} in {VISITS} are not those that epochs.jsonl tells of; copy all "
+                "files from the same place"
+            )
+        return record.visits
 
     # All runs ------------------------------------------------------------------------------------------
 
     def finished(self) -> set[RunName]:
         """The runs that need not be made."""
-        return {run.run for run, _ in self._collect().values() if run.is_finished}
+        return {name for name, record in self._collect().items() if record.run.is_finished}
 
     def check_place(self, device: torch.device, threads: int) -> None:
         """Refuse to add runs that could not agree bit for bit with those that are there.
@@ -149,62 +157,55 @@ class Storage:
         Raises:
             RecordsError: If these were made on another kind of device, or with another number of CPU threads.
         """
-        for run, _ in self._collect().values():
-            for place in run.surroundings:
+        for name, record in self._collect().items():
+            for place in record.run.surroundings:
                 kind = torch.device(place.device).type
                 if kind != device.type or (kind == "cpu" and place.threads != threads):
                     raise RecordsError(
-                        f"{run.run} in {self.folder} was made on {kind} with {place.threads} CPU threads, and this "
+                        f"{name} in {self.folder} was made on {kind} with {place.threads} CPU threads, and this "
                         f"command is for {device.type} with {threads}: arms would not begin alike. Give --device "
                         f"{kind} --threads {place.threads}, or another --out"
                     )
 
     def write_records(self) -> None:
-        """Put the runs together as ``runs.jsonl`` and ``epochs.jsonl``. Runs recorded before stay recorded.
+        """Put the runs together as records. Runs recorded before stay recorded. TERM has to wait for as long.
 
         Raises:
             StorageError: If they cannot be written.
         """
-        records = [record for _, record in sorted(self._collect().items(), key=lambda item: _sort_key(item[0]))]
-        runs = "".join(run.model_dump_json() + "\n" for run, _ in records)
-        epochs = "".join(epoch.model_dump_json() + "\n" for _, epochs in records for epoch in epochs)
-        visits = "".join(
-            OfVisits(**run.model_dump(include=set(OfRun.model_fields)), visits=visits).model_dump_json() + "\n"
-            for run, visits in sorted(self._collect_visits(), key=lambda item: _sort_key(item[0].run))
-        )
-        _write_whole(self.folder / VISITS, lambda file: file.write(visits.encode()))
-        # In this order: epochs without their run are made good by the next command, a run without epochs is not.
-        _write_whole(self.folder / "epochs.jsonl", lambda file: file.write(epochs.encode()))
-        _write_whole(self.folder / "runs.jsonl", lambda file: file.write(runs.encode()))
+        with term_waits():
+            records = [record for _, record in sorted(self._collect().items(), key=lambda item: _sort_key(item[0]))]
+            # In this order: epochs without their run are made good by the next command, a run without epochs is not.
+            self._write_lines(VISITS, map(_visits_of, filter(_is_attention, records)))
+            self._write_lines("epochs.jsonl", (epoch for record in records for epoch in record.epochs))
+            self._write_lines("runs.jsonl", (record.run for record in records))
 
-    def _collect(self) -> dict[RunName, tuple[Run, list[Epoch]]]:
-        collected: dict[RunName, tuple[Run, list[Epoch]]] = {}
-        path = self.folder / "runs.jsonl"
-        if path.exists():
+    def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
+        text = "".join(line.model_dump_json() + "\n" for line in lines)
+        _write_whole(self.folder / name, lambda file: file.write(text.encode()))
+
+    def _collect(self) -> dict[RunName, RunFile]:
+        """All that is known of each run; visits are kept for attention runs alone once ``work`` is gone."""
+        collected: dict[RunName, RunFile] = {}
+        if (self.folder / "runs.jsonl").exists():
             epochs: dict[RunName, list[Epoch]] = defaultdict(list)
-            for epoch in read_lines(self.folder / "epochs.jsonl", Epoch):
+            for epoch in self._read_lines("epochs.jsonl", Epoch):
                 epochs[epoch.run].append(epoch)
-            for run in read_lines(path, Run):
-                check_configuration(path, run, self._digest)
-                collected[run.run] = run, epochs[run.run]
+            has_visits = (self.folder / VISITS).exists()  # records of older versions have none
+            visits = {line.run: line.visits for line in self._read_lines(VISITS, OfVisits)} if has_visits else {}
+            for run in self._read_lines("runs.jsonl", Run):
+                collected[run.run] = RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, []))
         for path in sorted(self._work.glob("*/record.json")):
             record = self._read(path)
-            collected[record.run.run] = record.run, record.epochs
+            collected[record.run.run] = record
         return collected
 
-    def _collect_visits(self) -> list[tuple[OfRun, list[list[int]]]]:
-        found: dict[RunName, tuple[OfRun, list[list[int]]]] = {}
-        if (self.folder / VISITS).exists():
-            for line in read_lines(self.folder / VISITS, OfVisits):
-                check_configuration(self.folder / VISITS, line, self._digest)
-                found[line.run] = line, line.visits
-        for path in sorted(self._work.glob("attention*/record.json")):
-            record = self._read(path)
-            found[record.run.run] = record.run, record.visits
-        return list(found.values())
-
-    def _recorded_visits(self) -> dict[RunName, list[list[int]]]:
-        return {line.run: visits for line, visits in self._collect_visits()}
+    def _read_lines(self, name: str, kind: type[Line]) -> list[Line]:
+        path = self.folder / name
+        lines = read_lines(path, kind)
+        for line in lines:
+            check_configuration(path, line, self._digest)
+        return lines
 
     def _read(self, path: Path) -> RunFile:
         return self._parse(path, path.read_bytes())
@@ -216,6 +217,14 @@ class Storage:
 
     def _path(self, run: RunName, name: str) -> Path:
         return self._work / str(run) / name
+
+
+def _is_attention(record: RunFile) -> bool:
+    return record.run.arm == "attention" and bool(record.visits)
+
+
+def _visits_of(record: RunFile) -> OfVisits:
+    return OfVisits(**record.run.model_dump(include=set(OfRun.model_fields)), visits=record.visits)
 
 
 def _sort_key(run: RunName) -> tuple[Any, ...]:
