@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from batch_sampler_attn import notices
+from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.rule import Decision
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
-
     from batch_sampler_attn.schedule import BatchAttentionSchedule
 
-    Batch = TypeVar("Batch")
-    Deliver = Callable[[BatchAttentionSchedule, Iterable[Batch]], Iterator[Batch]]
+Batch = TypeVar("Batch")
+Deliver = Callable[["BatchAttentionSchedule", Iterable[Batch]], Iterator[Batch]]
+
+_OWN_NAMES = frozenset({"schedule", "_loader", "_deliver"})
+
+_REPEAT = Decision.REPEAT
 
 
-class AttendedLoader(Iterable["Batch"]):
+class AttendedLoader(Iterable[Batch]):
     """What ``BatchAttentionSchedule.attend`` returns: a loader whose every iteration is one epoch.
 
-    It stands in for the loader that it wraps: ``len`` is the loader's, the number of base batches, and other
-    attributes (``dataset``, ``batch_size``, ...) are looked up there.
+    It stands in for the loader that it wraps: ``len`` is the loader's, the number of base batches, and all other
+    attributes (``dataset``, ``batch_size``, ...) are read and set there.
 
-    A progress bar over base batches advances with the decision::
+    Iterating yields visits, of which there are more than base batches once batches repeat. So ``enumerate`` counts
+    visits, and ``schedule.batch_index`` is the index of the base batch. A progress bar around it, as in
+    ``tqdm(attended)``, would run past its total: advance it with the decision instead, or let it count visits without
+    a total, ``tqdm(iter(attended))``::
 
         with tqdm(total=len(attended)) as bar:
             for batch in attended:
@@ -51,24 +59,94 @@ class AttendedLoader(Iterable["Batch"]):
         # Without this, truth would be the length, which a generator has not.
         return True
 
+    def __repr__(self) -> str:
+        length = length_of(self._loader)
+        batches = "" if length is None else f" of {length} batches"
+        return f"<{type(self._loader).__name__}{batches}, attended by {self.schedule!r}>"
+
     def __getattr__(self, name: str) -> Any:
-        # Copying and pickling look attributes up before __init__ has run.
-        if name.startswith("_"):
+        # Copying and pickling look attributes up before __init__ has run, and special methods are not the loader's.
+        if name in _OWN_NAMES or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._loader, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN_NAMES or name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._loader, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in _OWN_NAMES or name.startswith("__"):
+            super().__delattr__(name)
+        else:
+            delattr(self._loader, name)
+
 
 def repeat_in_place(schedule: BatchAttentionSchedule, loader: Iterable[Batch]) -> Iterator[Batch]:
-    """One epoch over any iterable: the very same object is yielded again while the decision is REPEAT."""
+    """One epoch over any iterable: a batch of the same tensors is yielded again while the decision is REPEAT."""
+    schedule._check_remaining(loader)
     token = schedule._open_pass()
     finished = False
+    is_first = True
     try:
         for batch in loader:
-            decision = Decision.REPEAT
-            while decision is Decision.REPEAT:
+            versions: Versions = []
+            fresh = afresh(batch, versions)
+            while True:
                 schedule._offer(token)
-                yield batch
+                yield fresh
                 decision = schedule._turns.collect(token)
+                if is_first:
+                    is_first = False
+                    if decision is not _REPEAT and schedule._may_ever_repeat and is_changed(versions):
+                        notices.changed_in_place(stacklevel=2)
+                if decision is not _REPEAT:
+                    break
+                check_unchanged(versions)
+                fresh = afresh(batch)
         finished = True
     finally:
         schedule._close_pass(token, finished=finished)
+
+
+def length_of(loader: object) -> int | None:
+    """``len(loader)``; None if it has none."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError, AttributeError):
+        return None
+
+
+def check_is_loader_itself(loader: object, *, has_sampler: bool) -> None:
+    """Refuse what a sampler's batches cannot be followed through, and what is attended already.
+
+    Raises:
+        ProtocolError: If it is such a thing.
+    """
+    if isinstance(loader, AttendedLoader):
+        raise ProtocolError(
+            "attend() was given what attend() returned, so that each batch would be attended twice; iterate over the "
+            "attended loader itself"
+        )
+    if has_sampler and _is_begun(loader):
+        raise ProtocolError(
+            f"attend() was given {_name(loader)}, which began to iterate over the DataLoader as it was made, before "
+            "the epoch, so that its batches are not those that the BatchAttentionSampler hands out. Give attend() the "
+            "DataLoader itself, and put the rest around it or into the loop: "
+            "for index, batch in enumerate(schedule.attend(loader)). What has to change batches in between is a class "
+            "whose __iter__ goes through the DataLoader; an immediate repeat is fetched past it, so it takes "
+            "repeats='deferred'"
+        )
+
+
+def _is_begun(loader: object) -> bool:
+    """Whether a loader inside, if there is one, was asked for its iterator as this was made."""
+    if isinstance(loader, GeneratorType):
+        # A generator expression does so for its first "for"; a generator function, once it is iterated over.
+        return loader.gi_code.co_name == "<genexpr>"
+    return isinstance(loader, (enumerate, zip, map, filter))
+
+
+def _name(loader: object) -> str:
+    return "a generator expression" if isinstance(loader, GeneratorType) else f"{type(loader).__name__}(...)"

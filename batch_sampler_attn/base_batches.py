@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from batch_sampler_attn.errors import OptionError, StateError
+from batch_sampler_attn.errors import OptionError, StateError, shown
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
 # a subclass may count its epochs as it is iterated over.
@@ -39,10 +40,18 @@ class BaseBatches:
         sampler: Yields indices if ``batch_size`` is given, else lists of indices.
         batch_size: Indices in a batch; None if ``sampler`` makes the batches.
         drop_last: Whether a last, shorter batch is left out.
+        batches_per_epoch: The most batches in an epoch; None for all of them.
     """
 
-    def __init__(self, sampler: Iterable[Any], batch_size: int | None, drop_last: bool) -> None:
+    def __init__(
+        self,
+        sampler: Iterable[Any],
+        batch_size: int | None,
+        drop_last: bool,
+        batches_per_epoch: int | None = None,
+    ) -> None:
         self._sampler: Any = sampler
+        self._batches_per_epoch = batches_per_epoch
         self._own_generator: torch.Generator | None = None
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -53,12 +62,28 @@ class BaseBatches:
 
     def __len__(self) -> int:
         length = len(self._sampler)
-        if self.batch_size is None:
-            return length
-        return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
+        if self.batch_size is not None:
+            length = length // self.batch_size if self.drop_last else -(-length // self.batch_size)
+        return length if self._batches_per_epoch is None else min(length, self._batches_per_epoch)
+
+    @property
+    def length(self) -> int | None:
+        """How many batches an epoch has; None where the sampler does not say, or says it only once it is begun."""
+        try:
+            return len(self) or None
+        except TypeError:
+            return None
+
+    @property
+    def sampler(self) -> Any:
+        """What the batches are drawn from."""
+        return self._sampler
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a new epoch. Nothing is drawn before the first is asked for."""
+        return itertools.islice(self._all_batches(), self._batches_per_epoch)
+
+    def _all_batches(self) -> Iterator[list[int]]:
         sampler = self._sampler
         if (
             type(sampler) is RandomSampler
@@ -94,7 +119,7 @@ class BaseBatches:
                 "construct the sampler as it was when the state was saved"
             )
         if not isinstance(state, str):
-            raise StateError(f"{name} is {state!r} in the state; it must be hexadecimal text")
+            raise StateError(f"{name} is {shown(state)} in the state; it must be hexadecimal text")
         try:
             torch.Generator().set_state(_from_hexadecimal(state))
         except (RuntimeError, ValueError, TypeError) as error:
@@ -115,25 +140,58 @@ class BaseBatches:
     @property
     def is_set_by_epoch(self) -> bool:
         """Whether the order depends on the sampler's ``set_epoch``, which loops call as an epoch begins."""
-        return hasattr(self._sampler, "set_epoch")
+        return hasattr(self._sampler, "set_epoch") or hasattr(getattr(self._sampler, "sampler", None), "set_epoch")
 
-    def resumed(self, epoch_generator: str | None, position: int, last_batch: list[Any] | None) -> Iterator[list[int]]:
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler, or the one that it draws from, which epoch is about to begin, if it has an ear for it."""
+        for sampler in (self._sampler, getattr(self._sampler, "sampler", None)):
+            set_epoch = getattr(sampler, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(epoch)
+                return
+
+    def resumed(
+        self, epoch_generator: str | None, position: int, known: dict[int, list[Any]], *, is_exhausted: bool
+    ) -> Iterator[list[int]]:
         """The batches from ``position`` on, of the epoch that was drawn from the state ``epoch_generator``.
 
+        Args:
+            epoch_generator: As ``begin_epoch`` gave it.
+            position: At least 1.
+            known: Batches before ``position``, by their position.
+            is_exhausted: Whether there were no more than ``position``.
+
         Raises:
-            StateError: If the batch before ``position`` is not ``last_batch``: the order is another one.
+            StateError: If one of them is another, or there are fewer or more: so the order is another one.
         """
-        before = self.generator_state()
-        if epoch_generator is not None:
-            self.set_generator_state(epoch_generator)
-        batches = iter(self)
-        skipped = next(itertools.islice(batches, position - 1, None), None)
-        if skipped is None or skipped != last_batch:
+        before, before_of_torch = self.generator_state(), torch.get_rng_state()
+        try:
+            if epoch_generator is not None:
+                self.set_generator_state(epoch_generator)
+            return self._checked(iter(self), position, known, is_exhausted=is_exhausted)
+        except BaseException:
             self.set_generator_state(before)
+            # A sampler without a generator of its own has drawn from it.
+            torch.set_rng_state(before_of_torch)
+            raise
+
+    @staticmethod
+    def _checked(
+        batches: Iterator[list[int]], position: int, known: dict[int, list[Any]], *, is_exhausted: bool
+    ) -> Iterator[list[int]]:
+        for place in range(position):
+            batch = next(batches, None)
+            if batch is None or known.get(place, batch) != batch:
+                had = shown(known[place]) if place in known else "some"
+                raise StateError(
+                    f"batch {place} of the resumed epoch has indices {shown(batch)}, but had {had} when the state was "
+                    "saved. The data set or the base sampler is another one, or the sampler shuffles without a "
+                    "generator of its own: give it generator=torch.Generator(), or call its set_epoch() as before"
+                )
+        if is_exhausted and (more := next(batches, None)) is not None:
             raise StateError(
-                f"batch {position - 1} of the resumed epoch has indices {skipped}, but had {last_batch} when the state "
-                "was saved. The data set or the base sampler is another one, or the sampler shuffles without a "
-                "generator of its own: give it generator=torch.Generator(), or call its set_epoch() as before"
+                f"the state had handed out {position} batches and then no more, but the base sampler goes on with "
+                f"{shown(more)} here; the data set or the batch size is another one"
             )
         return batches
 
@@ -169,9 +227,9 @@ class BaseBatches:
                         "or a sampler that yields lists of indices"
                     )
                 # A copy, since a batch sampler may fill one list again and again.
-                yield list(batch)
+                yield [_as_plain(index) for index in batch]
             return
-        indices = iter(sampler)
+        indices = map(_as_plain, iter(sampler))
         while batch := list(itertools.islice(indices, self.batch_size)):
             if self.drop_last and len(batch) < self.batch_size:
                 return
@@ -200,6 +258,11 @@ class BaseBatches:
 
     def _check_arguments(self) -> None:
         sampler = self._sampler
+        most = self._batches_per_epoch
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise OptionError(
+                f"batches_per_epoch is {shown(most)}; it must be a whole number of at least 1, or None for all batches"
+            )
         if isinstance(sampler, (Dataset, DataLoader)) or not (
             hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
         ):
@@ -236,11 +299,22 @@ class BaseBatches:
                 "the sampler holds one sample; Batch-attention compares the losses of batches, which takes at "
                 "least two samples. Was a batch sampler or a subset passed by mistake?"
             )
-        if len(self) == 0:
+        # One that plans its batches in set_epoch has none before.
+        if len(self) == 0 and not (self.batch_size is None and self.is_set_by_epoch):
             raise OptionError(
                 f"the sampler holds no batch ({samples} samples, batch_size={self.batch_size}, "
                 f"drop_last={self.drop_last}); use more data, a smaller batch_size or drop_last=False"
             )
+
+
+def _as_plain(index: Any) -> Any:
+    """An index as a plain number, if it is a number of NumPy's or a 0-d tensor; whatever else as it is."""
+    if type(index) is int or isinstance(index, str):
+        return index
+    if getattr(index, "shape", None) == () and hasattr(index, "__index__"):
+        with contextlib.suppress(TypeError):  # a number that is not whole
+            return operator.index(index)
+    return index
 
 
 def _from_hexadecimal(state: str) -> torch.Tensor:

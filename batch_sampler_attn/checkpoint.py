@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import Any
 
-from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.errors import StateError, shown
 from batch_sampler_attn.rule import EpochSummary, Options, State
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 VERSION = 1
+
+# What every program that reads and writes JSON holds, and every tensor.
+_LARGEST_COUNT = 2**63 - 1
+
+# Not in states that were saved before there were skipped batches, nor in those without any.
+_OPTIONAL_NUMBERS = {"skipped_batches"}
 
 
 def pack_schedule(options: dict[str, Any], state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
     """A schedule as a dictionary."""
+    numbers = {name: value for name, value in state.as_dict().items() if value or name not in _OPTIONAL_NUMBERS}
     return {
         "version": VERSION,
         "options": options,
-        "state": state.as_dict(),
+        "state": numbers,
         "last_summary": None if last_summary is None else last_summary.as_dict(),
     }
 
@@ -38,21 +43,24 @@ def unpack_schedule(
     return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
 
 
-def check_keys(what: str, packed: object, expected: set[str]) -> dict[str, Any]:
-    """``packed``, if it is a dictionary with just these keys."""
+def check_keys(what: str, packed: object, expected: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """``packed``, if it is a dictionary with just these keys, or these and some of the optional ones."""
     if not isinstance(packed, dict):
         raise StateError(f"{what} is {type(packed).__name__}, not a dictionary; pass what state_dict() returned")
-    if set(packed) != expected:
-        missing, extra = sorted(expected - set(packed)), sorted(map(str, set(packed) - expected))
-        raise StateError(f"{what} lacks {missing} and has {extra} besides; pass what state_dict() returned, unchanged")
+    missing, extra = expected - set(packed), set(packed) - expected - {*optional}
+    if missing or extra:
+        raise StateError(
+            f"{what} lacks {sorted(missing)} and has {shown(sorted(map(shown, extra)))} besides; "
+            "pass what state_dict() returned, unchanged"
+        )
     return packed
 
 
 def check_version(version: object) -> None:
     """Refuse every version but this one."""
-    if version != VERSION:
+    if not _are_same(version, VERSION):
         raise StateError(
-            f"the state is of version {version!r}; this release reads version {VERSION}. "
+            f"the state is of version {shown(version)}; this release reads version {VERSION}. "
             "Load it with the release that saved it, or start the epoch anew without it"
         )
 
@@ -60,7 +68,11 @@ def check_version(version: object) -> None:
 def check_options(ours: dict[str, Any], saved: object) -> None:
     """Refuse a state that was saved under other options."""
     fields = check_keys("the state's options", saved, set(ours))
-    differing = [f"{name} (saved {fields[name]!r}, here {ours[name]!r})" for name in ours if fields[name] != ours[name]]
+    differing = [
+        f"{name} (saved {shown(fields[name])}, here {shown(ours[name])})"
+        for name in ours
+        if not _are_same(fields[name], ours[name])
+    ]
     if differing:
         raise StateError(
             f"the state was saved with other options: {', '.join(differing)}. "
@@ -69,24 +81,44 @@ def check_options(ours: dict[str, Any], saved: object) -> None:
 
 
 def check_count(name: str, value: object, *, least: int = 0) -> int:
-    """``value``, if it is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise StateError(f"{name} is {value!r} in the state; it must be a whole number of at least {least}")
+    """``value``, if it is a whole number of at least ``least``, and of at most 63 bits."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST_COUNT:
+        size = "" if not isinstance(value, int) or value <= _LARGEST_COUNT else " and below 2**63"
+        raise StateError(f"{name} is {shown(value)} in the state; it must be a whole number of at least {least}{size}")
     return value
 
 
+def check_number(name: str, value: object, where: str) -> float:
+    """``value`` as a float, if it is a finite number. Some writers of JSON turn 2.0 into 2.
+
+    Raises:
+        StateError: If it is anything else.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise StateError(f"{name} is {shown(value)} in {where}; it must be a number, and finite")
+    return number
+
+
+def _are_same(saved: object, ours: object) -> bool:
+    """Equality of JSON values, whatever the saved one may be: a tensor is equal to nothing, and ``True`` is not 1."""
+    if isinstance(ours, (int, float)) and not isinstance(ours, bool):
+        return isinstance(saved, (int, float)) and not isinstance(saved, bool) and saved == ours
+    return isinstance(saved, type(ours)) and saved == ours
+
+
 def _unpack_state(options: Options, packed: object) -> State:
-    fields = check_keys("the state's numbers", packed, set(State.__slots__))
+    required = set(State.__slots__) - _OPTIONAL_NUMBERS
+    fields = check_keys("the state's numbers", packed, required, _OPTIONAL_NUMBERS)
     state = State()
     for name, value in fields.items():
-        if name not in ("threshold", "loss_sum"):
-            check_count(name, value)
-        elif name != "threshold" or value is not None:
-            # Some writers of JSON turn 2.0 into 2.
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
-                raise StateError(f"{name} is {value!r} in the state; it must be a number")
-            value = float(value)
-        setattr(state, name, value)
+        if name == "loss_sum" or (name == "threshold" and value is not None):
+            setattr(state, name, check_number(name, value, "the state"))
+        elif name != "threshold":
+            setattr(state, name, check_count(name, value))
     _check_consistency(options, state)
     return state
 
@@ -99,6 +131,8 @@ def _check_consistency(options: Options, state: State) -> None:
         broken.append(f"{state.batches} batches, but window is {options.window}")
     if state.loss_count > state.batches + state.repeats:
         broken.append(f"{state.loss_count} losses from {state.batches + state.repeats} visits")
+    if state.loss_sum and not state.loss_count:
+        broken.append(f"a sum of losses of {state.loss_sum}, but no loss")
     if state.threshold is not None and state.epoch < options.warmup_epochs:
         broken.append(f"a threshold in epoch {state.epoch}, within {options.warmup_epochs} warm-up epochs")
     if broken:
@@ -109,15 +143,12 @@ def _unpack_summary(packed: object) -> EpochSummary | None:
     if packed is None:
         return None
     fields = check_keys("the last summary", packed, set(EpochSummary.__slots__))
-    for name, value in fields.items():
-        if name in ("threshold", "mean_loss"):
-            valid = value is None or isinstance(value, float)
-        elif name == "host_reads":
-            valid = value is None or check_count(name, value) == value
-        elif name == "overhead":
-            valid = isinstance(value, float)
-        else:
-            valid = check_count(name, value) == value
-        if not valid:
-            raise StateError(f"{name} is {value!r} in the last summary; it must be a number")
-    return EpochSummary(**fields)
+    return EpochSummary(**{name: _unpack_summary_field(name, value) for name, value in fields.items()})
+
+
+def _unpack_summary_field(name: str, value: object) -> Any:
+    if value is None and name in ("threshold", "mean_loss", "host_reads"):
+        return None
+    if name in ("threshold", "mean_loss", "overhead"):
+        return check_number(name, value, "the last summary")
+    return check_count(name, value)

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, ProtocolError
-from batch_sampler_attn.rule import Decision, EpochSummary, visit
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, shown
+from batch_sampler_attn.rule import Decision, EpochSummary, State, visit
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
 
@@ -41,7 +41,7 @@ class EqualComputeControl(BatchAttentionSchedule):
 
     def _visit(self, loss: float) -> Decision:
         state = self._state
-        is_last = state.visits + 1 >= self._planned_visits(state.epoch, self._position)
+        is_last = state.visits + 1 >= self._planned_visits(state.epoch, self._dealt_position)
         if not is_last and not math.isfinite(loss):
             # The rule would advance; the control repeats as often as planned whatever the loss is.
             state.nonfinite_losses += 1
@@ -57,12 +57,36 @@ class EqualComputeControl(BatchAttentionSchedule):
 
     def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
         state = self._state
-        if state.batches and state.batches < len(self._dealt):
+        if state.batches and state.position < len(self._dealt):
             raise ProtocolError(
                 f"epoch {state.epoch} ended after {state.batches} batches, but visit_counts[{state.epoch}] has "
                 f"{len(self._dealt)}; use the data and the batch size of the run that the counts are of"
             )
         return super()._end_epoch(host_reads)
+
+    @property
+    def _dealt_position(self) -> int:
+        """Which of the epoch's counts the batch that is out has.
+
+        A skipped batch takes none away; with deferred repeats, where batches are not done with in order, its own.
+        """
+        is_deferred = self._sampler is not None and self._sampler.repeats == "deferred"
+        return self._position if is_deferred else self._state.batches
+
+    def __repr__(self) -> str:
+        epochs = len(self._visit_counts)
+        return f"<{type(self).__name__}({epochs} epochs, seed={self._seed}), {self._whereabouts()}>"
+
+    def _unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
+        state, last_summary = super()._unpack(state_dict)
+        epochs = self._visit_counts
+        batches = len(epochs[state.epoch]) if state.epoch < len(epochs) else 0
+        if state.epoch > len(epochs) or state.batches > batches:
+            raise StateError(
+                f"the state is in epoch {state.epoch}, after {state.batches} batches, and visit_counts has "
+                f"{len(epochs)} epochs, with {batches} batches in that one; it was changed after it was saved"
+            )
+        return state, last_summary
 
     def _options_to_save(self) -> dict[str, Any]:
         counts = json.dumps(self._visit_counts).encode()
@@ -93,6 +117,6 @@ def _check_counts(epoch: int, counts: Sequence[int]) -> list[int]:
         checked = []
     if not checked or min(checked) < 1:
         raise OptionError(
-            f"visit_counts[{epoch}] is {counts!r}; every epoch needs a whole number of at least 1 for each batch"
+            f"visit_counts[{epoch}] is {shown(counts)}; every epoch needs a whole number of at least 1 for each batch"
         )
     return checked

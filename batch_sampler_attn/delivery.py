@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import ProtocolError
 
 if TYPE_CHECKING:
+    from batch_sampler_attn.progress import EpochProgress
     from batch_sampler_attn.sampler import BatchAttentionSampler
     from batch_sampler_attn.schedule import BatchAttentionSchedule
 
@@ -20,8 +23,9 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
     token = schedule._open_pass()
     finished = False
     try:
-        is_resumed = sampler._open_pass(token)
-        progress, fetcher = sampler._progress, OnDemandFetcher(loader)
+        is_resumed = sampler._open_pass(token, loader)
+        progress = sampler._progress
+        watch = _PassWatch(sampler, loader)
         iterator = _start_resumed(sampler, loader) if is_resumed else _inside(sampler, iter, loader)
         plain_passes = sampler._plain_passes
         while True:
@@ -31,29 +35,97 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
                     "is one iterator, and began anew. Use another DataLoader there"
                 )
             if progress.is_fetch_due:
-                batch = fetcher.fetch(progress.pending[0].indices)
+                batch = sampler._fetcher_for(loader).fetch(progress.pending[0].indices)
             else:
                 try:
                     batch = _inside(sampler, next, iterator)
-                except StopIteration:
-                    if progress.flight:
-                        raise ProtocolError(
-                            f"the loader ended with {len(progress.flight)} batches taken from the sampler and not "
-                            "yielded; something between the DataLoader and attend() drops batches"
-                        ) from None
-                    if not progress.pending:
+                except (StopIteration, RuntimeError) as error:
+                    if not _is_end(error, progress):
+                        raise
+                    if watch.is_epoch_over():
                         break
-                    # Repeats decided on too late for this pass of the loader: another pass serves them.
+                    # Repeats decided on too late for this pass of the loader, or base batches whose places repeats
+                    # have taken in a loader that counts: another pass serves them.
                     iterator = _inside(sampler, iter, loader)
                     continue
+                watch.note_arrival()
             schedule._offer(token, progress.out())
             yield batch
             schedule._turns.collect(token)
         finished = True
     finally:
-        if finished:
-            sampler._forget_epoch()
+        sampler._close_pass(token, finished=finished)
         schedule._close_pass(token, finished=finished)
+
+
+class _PassWatch:
+    """Notices what goes wrong between the DataLoader and ``attend``: batches left out, and ends before the end.
+
+    Args:
+        sampler: Whose batches they are.
+        loader: Named in errors.
+    """
+
+    def __init__(self, sampler: BatchAttentionSampler, loader: Any) -> None:
+        self._progress = sampler._progress
+        self._loader = type(loader).__name__
+        self._has_length = length_of(loader) is not None
+        self._begin_pass()
+
+    def _begin_pass(self) -> None:
+        self._arrivals = 0
+        self._most_in_flight = 0
+
+    def note_arrival(self) -> None:
+        """A batch came from the loader.
+
+        Raises:
+            ProtocolError: If one before it was left out: then more are in flight than when the pass began, and whoever
+                reads ahead had read ahead.
+        """
+        in_flight = len(self._progress.flight)
+        self._arrivals += 1
+        if self._arrivals == 1:
+            self._most_in_flight = in_flight
+        elif in_flight > self._most_in_flight:
+            raise ProtocolError(
+                f"{in_flight - self._most_in_flight} of the sampler's batches did not come out of {self._loader}: "
+                "something between the DataLoader and attend() leaves batches out (a generator that filters what "
+                "a collate function returns, say), so that losses would go to the wrong ones. Let every batch "
+                "through, and call schedule.skip() in the loop for those not to be trained on"
+            )
+
+    def is_epoch_over(self) -> bool:
+        """The loader ended: was that the epoch's end, rather than the end of one pass of several?
+
+        Raises:
+            ProtocolError: If batches were lost, or will never come.
+        """
+        progress, arrivals = self._progress, self._arrivals
+        self._begin_pass()
+        if progress.flight:
+            raise ProtocolError(
+                f"{self._loader} ended with {len(progress.flight)} batches taken from the sampler and not yielded. "
+                "Something between the DataLoader and attend() drops batches: let every batch through, and call "
+                "schedule.skip() in the loop. Or it yields a fixed number of batches, of which deferred repeats, "
+                "which come on top of the base batches, take some: let it go through the whole DataLoader, and give "
+                "the sampler batches_per_epoch=n to train on fewer"
+            )
+        if not progress.pending and (progress.was_asked_in_vain or progress.is_over):
+            return True
+        if not arrivals:
+            raise ProtocolError(
+                f"{self._loader} can be gone through only once, and {len(progress.pending)} repeats are still to be "
+                "served by going through it again. Give attend() something that begins anew each time: the DataLoader, "
+                "or a class whose __iter__ goes through it, in place of a generator"
+            )
+        if not self._has_length and not progress.pending and not progress.is_over:
+            raise ProtocolError(
+                f"{self._loader} ended after {progress.position} base batches without having asked the sampler for all "
+                "of them, and has no len() that says how many it means to take. Give it a __len__, or let it go "
+                "through the whole DataLoader and give the sampler batches_per_epoch=n"
+            )
+        return False
 
 
 def check_loader(sampler: BatchAttentionSampler, loader: Any) -> None:
@@ -68,50 +140,31 @@ def check_loader(sampler: BatchAttentionSampler, loader: Any) -> None:
             f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
             "go through batches without training on them. Leave it at 1"
         )
+    if isinstance(loader, itertools.islice):
+        raise ProtocolError(
+            "attend() was given islice(...), which began to iterate over the DataLoader before the epoch did. To train "
+            "on n batches an epoch, use BatchAttentionSampler(..., batches_per_epoch=n), and attend the DataLoader"
+        )
     if isinstance(loader, DataLoader) and loader.batch_sampler is None:
         raise ProtocolError("the DataLoader does not batch; build it with DataLoader(dataset, batch_sampler=sampler)")
+    if getattr(loader, "sampler", None) is sampler:
+        raise ProtocolError(
+            "the DataLoader was built with sampler=, which takes a sampler of single indices; a BatchAttentionSampler "
+            "makes batches: DataLoader(dataset, batch_sampler=sampler)"
+        )
+    inner = getattr(loader, "batch_sampler", None)
+    if inner is not sampler and getattr(inner, "sampler", None) is sampler:
+        raise ProtocolError(
+            f"the batch sampler of {type(loader).__name__} is a {type(inner).__name__} around the "
+            "BatchAttentionSampler, as in loaders that keep one iterator for all epochs (timm's MultiEpochsDataLoader, "
+            "Ultralytics' InfiniteDataLoader), which hand batches out before an epoch begins. Use "
+            "DataLoader(dataset, batch_sampler=sampler, persistent_workers=True), which keeps its workers too"
+        )
     if sampler.repeats == "immediate" and not _yields_what_it_fetches(loader):
         raise ProtocolError(
             f"an immediate repeat is fetched from the DataLoader's data set, past what {type(loader).__name__} may do "
             "to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
         )
-
-
-class OnDemandFetcher:
-    """Fetches a batch in this process, collated and pinned as the loader's own are."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-        self._request = _Request()
-        self._iterator: Iterator[Any] | None = None
-
-    def fetch(self, indices: list[int]) -> Any:
-        """The batch of ``indices``."""
-        self._request.indices = indices
-        if self._iterator is None:
-            self._iterator = iter(self._without_workers())
-        return next(self._iterator)
-
-    def _without_workers(self) -> DataLoader[Any]:
-        return DataLoader(
-            self._loader.dataset,
-            batch_sampler=self._request,
-            collate_fn=self._loader.collate_fn,
-            pin_memory=self._loader.pin_memory,
-            # Making an iterator draws a seed for workers; this one has none, and the user's generator is not ours.
-            generator=torch.Generator(),
-        )
-
-
-class _Request(Sampler[list[int]]):
-    """Without workers a DataLoader asks for indices only as it fetches: these are always the ones wanted now."""
-
-    def __init__(self) -> None:
-        self.indices: list[int] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while True:
-            yield self.indices
 
 
 def _yields_what_it_fetches(loader: Any) -> bool:
@@ -142,6 +195,16 @@ def _start_resumed(sampler: BatchAttentionSampler, loader: Any) -> Iterator[Any]
         return _inside(sampler, iter, loader)  # type: ignore[no-any-return]
     finally:
         loader.generator = generator
+
+
+def _is_end(error: Exception, progress: EpochProgress) -> bool:
+    """Whether the loader ended.
+
+    A generator that counts what it takes (``yield next(iterator)``, so many times) falls over the end.
+    """
+    return isinstance(error, StopIteration) or (
+        progress.was_asked_in_vain and isinstance(error.__cause__, StopIteration)
+    )
 
 
 def _inside(sampler: BatchAttentionSampler, call: Any, argument: Any) -> Any:

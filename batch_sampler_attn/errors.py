@@ -1,5 +1,9 @@
 """Every error and warning that the package raises on purpose."""
 
+from __future__ import annotations
+
+_LONGEST_SHOWN = 120
+
 
 class BatchAttentionError(Exception):
     """Base of all errors of this package."""
@@ -19,6 +23,10 @@ class NonfiniteLossError(BatchAttentionError, ValueError):
 
 class ProtocolError(BatchAttentionError, RuntimeError):
     """Batches were asked for or losses were reported out of turn."""
+
+
+class BatchChangedError(ProtocolError):
+    """A batch that is to be repeated was changed in place by its last visit: a repeat would train on something else."""
 
 
 class EmptyEpochError(BatchAttentionError, ValueError):
@@ -42,4 +50,13 @@ class DeviceLoopError(BatchAttentionError, RuntimeError):
 
 
 class BatchAttentionWarning(UserWarning):
-    """Training goes on, but something in the losses deserves a look."""
+    """Training goes on, but something in the losses or in the loop deserves a look."""
+
+
+def shown(value: object) -> str:
+    """``repr(value)`` for a message: short, and without an error of its own."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, or a repr of the user's that does not work
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

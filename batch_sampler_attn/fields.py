@@ -1,13 +1,8 @@
-"""Equality, ``repr`` and a dictionary for slotted classes.
-
-``dataclasses`` would do the same, but importing it takes longer than importing all of this package.
-"""
+"""Equality, ``repr`` and a dictionary for slotted classes, faster made and smaller than dataclasses."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 
 class Fields:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batch_sampler_attn.errors import LossError
+from batch_sampler_attn.errors import LossError, shown
 
 _ALLOWED = (
     "a loss is one real number: a float, an int, or a NumPy, PyTorch, JAX or TensorFlow value with exactly one element"
@@ -26,13 +26,30 @@ def as_float(loss: object) -> float:
         raise LossError(
             f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
         )
+    if _is_masked(loss):
+        raise LossError(
+            f"got a masked loss, {shown(loss)}, which has no value; {_ALLOWED}. Fill it in, or leave it out"
+        )
     item = getattr(loss, "item", None)
     value = item() if callable(item) else loss
     # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
     # complex and containers have not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise LossError(f"got {value!r} of type {type(loss).__name__}; {_ALLOWED}")
+        raise LossError(f"got {shown(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
     return _to_double(value)
+
+
+def _is_masked(loss: object) -> bool:
+    """Whether the one element is masked, as in NumPy's masked arrays and PyTorch's masked tensors."""
+    get_mask = getattr(loss, "get_mask", None)
+    if callable(get_mask):
+        return not get_mask()  # True is what counts there
+    mask = getattr(loss, "mask", False)
+    return not callable(mask) and bool(mask)
+
+
+def _hint(loss: object) -> str:
+    return ". To leave this batch out, call schedule.skip()" if loss is None else ""
 
 
 def _to_double(value: object) -> float:

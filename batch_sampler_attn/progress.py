@@ -12,9 +12,12 @@ from typing import Any
 
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.base_batches import BaseBatches
-from batch_sampler_attn.errors import ProtocolError, StateError
+from batch_sampler_attn.errors import ProtocolError, StateError, shown
 from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.tickets import Ticket, pack_tickets, plain_indices, unpack_tickets
+from batch_sampler_attn.tickets import Ticket, are_plain, pack_tickets, plain_indices, unpack_tickets
+
+# A StatefulDataLoader may make one for its own state, and attend() one more than was needed.
+_MOST_VAIN_ITERATORS = 3
 
 
 class EpochProgress:
@@ -29,6 +32,8 @@ class EpochProgress:
         epoch_generator: The state of the generator that the epoch's order was drawn from, if there is one.
         flight: Handed out, and not settled; first in, first out.
         pending: To be repeated.
+        limit: Base batches of the epoch, where the loader takes fewer than there are; None for all of them.
+        was_asked_in_vain: Whether the loader's present iterator was told that there is no batch left.
     """
 
     def __init__(self, base: BaseBatches, *, is_immediate: bool) -> None:
@@ -38,6 +43,10 @@ class EpochProgress:
         self.epoch_generator: str | None = None
         self.flight: deque[Ticket] = deque()
         self.pending: deque[Ticket] = deque()
+        self.limit: int | None = None
+        self.was_asked_in_vain = False
+        # Iterators in a row that were told so from the first.
+        self._vain_iterators = 0
         # In flight when a state was saved: these are handed out again before anything else.
         self._to_resend: deque[Ticket] = deque()
         self._batches: Iterator[list[Any]] | None = None
@@ -56,6 +65,11 @@ class EpochProgress:
         is_draining = not self._is_immediate and self._is_exhausted and bool(self.pending)
         return self.position == 0 or (is_draining and not self.flight and not self._to_resend)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every base batch of the epoch has been handed out, as far as can be known."""
+        return self._is_exhausted or self.position in (self.limit, self._base.length)
+
     def hand_out(self, asking: object) -> list[Any]:
         """Indices for the loader to fetch. Never blocks: the loader asks on the thread that trains.
 
@@ -68,15 +82,32 @@ class EpochProgress:
             self._to_resend.extendleft(reversed(self.flight))
             self.flight.clear()
             self._asking = asking
+            self.was_asked_in_vain = False
         if self._to_resend:
             ticket = self._to_resend.popleft()
         elif self.pending and not self._is_immediate:
             ticket = self.pending.popleft()
         else:
-            ticket = Ticket(self.position, 0, self._next_base_batch())
+            try:
+                ticket = Ticket(self.position, 0, self._next_base_batch())
+            except StopIteration:
+                self._note_vain_question()
+                raise
             self.position += 1
+        self._vain_iterators = 0
         self.flight.append(ticket)
         return ticket.indices
+
+    def _note_vain_question(self) -> None:
+        self._vain_iterators += not self.was_asked_in_vain
+        self.was_asked_in_vain = True
+        if self._vain_iterators > _MOST_VAIN_ITERATORS:
+            raise ProtocolError(
+                "the loader begins anew whenever the BatchAttentionSampler has no batch left, and never ends itself, "
+                "so that no epoch would. Give attend() the DataLoader, with persistent_workers=True, in place of a "
+                "generator that cycles through it, or of a loader that keeps one iterator for all epochs, such as "
+                "timm's MultiEpochsDataLoader"
+            )
 
     def out(self) -> Ticket:
         """The ticket of the batch that is about to be yielded.
@@ -88,25 +119,40 @@ class EpochProgress:
             return self.pending[0]
         if not self.flight:
             raise ProtocolError(
-                "the loader yielded a batch that it did not take from this BatchAttentionSampler. Build it with "
-                "DataLoader(dataset, batch_sampler=sampler); with a StatefulDataLoader, ask for loader.state_dict() "
-                "only once attend() has begun"
+                "the loader yielded a batch that it did not take from this BatchAttentionSampler in this epoch. Either "
+                "it was not built with DataLoader(dataset, batch_sampler=sampler), or its iterator was made before the "
+                "epoch, as timm's MultiEpochsDataLoader does and loaders that read ahead when they are constructed: "
+                "use a DataLoader with persistent_workers=True in their place. With a StatefulDataLoader, ask for "
+                "loader.state_dict() only once attend() has begun"
             )
         return self.flight[0]
 
     def settle(self, decision: Decision, visits: int) -> None:
         """The loss of the batch that is out was reported, its visit number ``visits``."""
-        ticket = self.pending.popleft() if self.is_fetch_due else self.flight.popleft()
+        ticket = self.let_go()
         if decision is Decision.REPEAT:
             self.pending.append(ticket._replace(visits=visits))
 
+    def let_go(self) -> Ticket:
+        """The batch that is out is on its way no more; what its ticket was."""
+        return self.pending.popleft() if self.is_fetch_due else self.flight.popleft()
+
     def go_on(self) -> None:
-        """Draw the order of a loaded epoch again, if that had to wait until the epoch was begun."""
+        """Draw the order of a loaded epoch again, if that had to wait until the epoch was begun.
+
+        Raises:
+            StateError: If it is another order.
+        """
         if self.position > 0 and self._batches is None:
-            self._batches = self._base.resumed(self.epoch_generator, self.position, self._last_base_batch)
+            assert self._last_base_batch is not None
+            known = {ticket.position: ticket.indices for ticket in (*self._to_resend, *self.pending)}
+            known[self.position - 1] = self._last_base_batch
+            self._batches = self._base.resumed(
+                self.epoch_generator, self.position, known, is_exhausted=self._is_exhausted
+            )
 
     def _next_base_batch(self) -> list[Any]:
-        if self._is_exhausted:
+        if self._is_exhausted or self.position == self.limit:
             raise StopIteration
         if self._batches is None:
             self._batches, self.epoch_generator = self._base.begin_epoch()
@@ -141,7 +187,7 @@ class EpochProgress:
             base: The base batches; their order is drawn again, which tells whether they are the same.
             packed: With the keys of ``pack``, and more.
             is_immediate: As in the constructor.
-            batches_done: How many batches are done with; None where a window has cut their count.
+            batches_done: How many batches are behind, skipped ones too; None where a window has cut their count.
 
         Raises:
             StateError: If something in it is damaged, or the base batches are others. Nothing has changed then.
@@ -150,14 +196,20 @@ class EpochProgress:
         position = progress.position = checkpoint.check_count("position", packed["position"])
         is_exhausted, last_base_batch = packed["is_exhausted"], packed["last_base_batch"]
         if not isinstance(is_exhausted, bool):
-            raise StateError(f"is_exhausted is {is_exhausted!r} in the state; it must be true or false")
-        if (position > 0) != isinstance(last_base_batch, list):
-            raise StateError(f"last_base_batch is {last_base_batch!r} at position {position} of the state")
+            raise StateError(f"is_exhausted is {shown(is_exhausted)} in the state; it must be true or false")
+        if not (are_plain(last_base_batch) if position else last_base_batch is None):
+            raise StateError(f"last_base_batch is {shown(last_base_batch)} at position {position} of the state")
         flight = unpack_tickets("flight", packed["flight"], position)
         pending = unpack_tickets("pending", packed["pending"], position, least_visits=1)
         if is_immediate and len(pending) > 1:
             raise StateError(f"the state has {len(pending)} pending repeats, but an immediate repeat is the only one")
         _check_every_batch_is_somewhere(batches_done, [*flight, *pending], position)
+        for ticket in (*flight, *pending):
+            if ticket.position == position - 1 and ticket.indices != last_base_batch:
+                raise StateError(
+                    f"batch {ticket.position} of the state is on its way with indices {shown(ticket.indices)}, but "
+                    f"last_base_batch is {shown(last_base_batch)}; it was changed after it was saved"
+                )
         progress.epoch_generator = base.check_generator_state("epoch_generator", packed["epoch_generator"])
         progress._is_exhausted, progress._last_base_batch = is_exhausted, last_base_batch
         progress._to_resend, progress.pending = deque(flight), deque(pending)

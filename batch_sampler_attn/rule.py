@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Literal, get_args
 
-from batch_sampler_attn.errors import NonfiniteLossError, OptionError
+from batch_sampler_attn import option_values
+from batch_sampler_attn.errors import NonfiniteLossError
 from batch_sampler_attn.fields import Fields
+from batch_sampler_attn.summary import EpochSummary as EpochSummary
 
-EPOCH_LOSSES = ("first", "last", "all")
-NONFINITE_POLICIES = ("advance", "raise")
+EpochLoss = Literal["first", "last", "all"]
+NonfinitePolicy = Literal["advance", "raise"]
+
+EPOCH_LOSSES = get_args(EpochLoss)
+NONFINITE_POLICIES = get_args(NonfinitePolicy)
 
 # No batch with clean labels was seen to need as many, at any learning rate, and of those with wrong labels
 # few did (benchmarks/README.md, "How many visits a batch takes").
@@ -63,23 +69,24 @@ class Options(Fields):
         self.window = window
 
     def check(self) -> None:
-        """Raise ``OptionError`` unless every option has an allowed value."""
-        if not _is_real(self.k) or not math.isfinite(self.k) or self.k <= 0:
-            raise OptionError(
-                f"k is {self.k!r} ({type(self.k).__name__}); it must be a finite number above 0. The paper advises 1.1 "
-                "to 1.5; larger values repeat less"
-            )
-        _check_count("warmup_epochs", self.warmup_epochs, "epoch 1 has no epoch before it to take a mean from")
+        """Make every option a plain number or string; raise ``OptionError`` unless each has an allowed value."""
+        self.k = option_values.positive_number("k", self.k, "The paper advises 1.1 to 1.5; larger values repeat less")
+        self.warmup_epochs = option_values.count(
+            "warmup_epochs", self.warmup_epochs, "epoch 1 has no epoch before it to take a mean from"
+        )
         if self.max_visits is not None:
-            _check_count("max_visits", self.max_visits, "1 never repeats; None, as in the paper, sets no limit")
+            hint = "1 never repeats; None, as in the paper, sets no limit"
+            self.max_visits = option_values.count("max_visits", self.max_visits, hint)
         if self.window is not None:
-            _check_count("window", self.window, "it counts batches; None ends epochs with the loader")
-        _check_word("epoch_loss", self.epoch_loss, EPOCH_LOSSES)
-        _check_word("nonfinite", self.nonfinite, NONFINITE_POLICIES)
+            self.window = option_values.count(
+                "window", self.window, "it counts batches; None ends epochs with the loader"
+            )
+        self.epoch_loss = option_values.word("epoch_loss", self.epoch_loss, EPOCH_LOSSES)
+        self.nonfinite = option_values.word("nonfinite", self.nonfinite, NONFINITE_POLICIES)
 
 
 class State(Fields):
-    """Everything the rule remembers: ten numbers, however long the run.
+    """Everything the rule remembers: eleven numbers, however long the run.
 
     Attributes:
         epoch: Epochs ended so far.
@@ -91,7 +98,8 @@ class State(Fields):
         repeats: REPEAT decisions of this epoch.
         most_visits: Most visits to one finished batch of this epoch; 0 while none was repeated.
         capped_batches: Batches left above the threshold because they had taken ``max_visits``.
-        nonfinite_losses: NaN and infinite losses of this epoch.
+        nonfinite_losses: NaN and infinite losses of this epoch, and those too large to be added up.
+        skipped_batches: Batches of this epoch that were left out before a first visit.
     """
 
     __slots__ = (
@@ -105,6 +113,7 @@ class State(Fields):
         "most_visits",
         "capped_batches",
         "nonfinite_losses",
+        "skipped_batches",
     )
 
     def __init__(self) -> None:
@@ -122,6 +131,12 @@ class State(Fields):
         self.most_visits: int = 0
         self.capped_batches: int = 0
         self.nonfinite_losses: int = 0
+        self.skipped_batches: int = 0
+
+    @property
+    def position(self) -> int:
+        """Batches of this epoch that were taken and are behind, which is the position of the one in progress."""
+        return self.batches + self.skipped_batches
 
     def copy(self) -> State:
         """An independent state with the same numbers."""
@@ -129,72 +144,6 @@ class State(Fields):
         for name in self.__slots__:
             setattr(twin, name, getattr(self, name))
         return twin
-
-
-class EpochSummary(Fields):
-    """What one epoch came to; printed, it is one line.
-
-    Attributes:
-        epoch: The epoch's number, from 0.
-        batches: Base batches, each visited at least once.
-        visits: Updates in all, one a visit: ``batches + repeats``.
-        repeats: Extra updates.
-        overhead: Extra updates over base updates, ``repeats / batches``.
-        mean_loss: Mean of the losses that ``epoch_loss`` lets in; None if none of them was finite.
-        threshold: The threshold that was in force; None if no batch could repeat.
-        capped_batches: Batches that hit ``max_visits`` while still above the threshold.
-        nonfinite_losses: NaN and infinite losses.
-        most_visits: The most visits to one batch.
-        host_reads: How often a device loop waited for the device; None where the host decides.
-    """
-
-    __slots__ = (
-        "epoch",
-        "batches",
-        "visits",
-        "repeats",
-        "overhead",
-        "mean_loss",
-        "threshold",
-        "capped_batches",
-        "nonfinite_losses",
-        "most_visits",
-        "host_reads",
-    )
-
-    def __init__(
-        self,
-        *,
-        epoch: int,
-        batches: int,
-        visits: int,
-        repeats: int,
-        overhead: float,
-        mean_loss: float | None,
-        threshold: float | None,
-        capped_batches: int,
-        nonfinite_losses: int,
-        most_visits: int,
-        host_reads: int | None = None,
-    ) -> None:
-        self.epoch = epoch
-        self.batches = batches
-        self.visits = visits
-        self.repeats = repeats
-        self.overhead = overhead
-        self.mean_loss = mean_loss
-        self.threshold = threshold
-        self.capped_batches = capped_batches
-        self.nonfinite_losses = nonfinite_losses
-        self.most_visits = most_visits
-        self.host_reads = host_reads
-
-    def __str__(self) -> str:
-        mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
-        return (
-            f"epoch {self.epoch}: {self.batches} batches, {self.repeats} repeats "
-            f"(overhead {self.overhead:.0%}), {mean_loss}"
-        )
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
@@ -218,11 +167,13 @@ def visit(options: Options, state: State, loss: float) -> Decision:
     Paper, section 3, steps 2 to 4: the batch is repeated while ``loss > threshold``.
     """
     visits = state.visits + 1
-    # NaN for NaN and infinities, 0 for all others; math.isfinite costs three times as much.
-    if loss - loss != 0.0:
+    total = state.loss_sum + loss
+    # NaN for NaN, infinities and a sum too large for a double, 0 for all others; math.isfinite costs three times as
+    # much. The sum is finite before, always.
+    if total - total != 0.0:
         if options.nonfinite == "raise":
             raise NonfiniteLossError(
-                f"the loss is {loss} in epoch {state.epoch}, batch {state.batches}, visit {visits}. Lower the "
+                f"the loss is {loss} in epoch {state.epoch}, batch {state.position}, visit {visits}. Lower the "
                 "learning rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
             )
         state.nonfinite_losses += 1
@@ -231,14 +182,14 @@ def visit(options: Options, state: State, loss: float) -> Decision:
         if threshold is not None and loss > threshold:
             if options.max_visits is None or visits < options.max_visits:
                 if options.epoch_loss == "all" or (visits == 1 and options.epoch_loss == "first"):
-                    state.loss_sum += loss
+                    state.loss_sum = total
                     state.loss_count += 1
                 state.visits = visits
                 state.repeats += 1
                 return _REPEAT
             state.capped_batches += 1
         if visits == 1 or options.epoch_loss != "first":
-            state.loss_sum += loss
+            state.loss_sum = total
             state.loss_count += 1
     if visits > 1:
         state.visits = 0
@@ -246,6 +197,23 @@ def visit(options: Options, state: State, loss: float) -> Decision:
             state.most_visits = visits
     state.batches += 1
     return _ADVANCE
+
+
+def skip(state: State) -> None:
+    """Leave the batch in progress, in place: no visit, no loss.
+
+    One that was visited is done with the visits it had: what its REPEAT decisions counted as repeats to come is one
+    less, and its visits stay as many as were made.
+    """
+    if state.visits == 0:
+        state.skipped_batches += 1
+        return
+    # Where a window cut a deferred repeat off from its first visit, that window has counted the visits.
+    if state.repeats:
+        state.repeats -= 1
+        state.batches += 1
+    state.most_visits = max(state.most_visits, state.visits)
+    state.visits = 0
 
 
 def summarize(state: State) -> EpochSummary:
@@ -274,25 +242,15 @@ def end_epoch(options: Options, state: State) -> EpochSummary:
 
 
 def _mean_loss(state: State) -> float | None:
-    return state.loss_sum / state.loss_count if state.loss_count else None
+    mean_loss = state.loss_sum / state.loss_count if state.loss_count else math.inf
+    # A sum that was made elsewhere, on a device, may have become infinite.
+    return mean_loss if math.isfinite(mean_loss) else None
 
 
 def _next_threshold(options: Options, epochs_done: int, mean_loss: float | None) -> float | None:
     """Paper, section 3, step 3: K times (E / N). Another criterion would stand here."""
     if epochs_done < options.warmup_epochs or mean_loss is None:
         return None
-    return options.k * mean_loss
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: object, hint: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} is {value!r} ({type(value).__name__}); it must be an int of at least 1: {hint}")
-
-
-def _check_word(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise OptionError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    threshold = options.k * mean_loss
+    # Nothing is above a product too large for a double.
+    return threshold if math.isfinite(threshold) else None

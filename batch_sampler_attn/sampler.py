@@ -9,8 +9,10 @@ from typing import Any, Literal
 from torch.utils.data import Sampler
 
 from batch_sampler_attn import checkpoint, delivery
+from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.base_batches import BaseBatches
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.on_demand import OnDemandFetcher
 from batch_sampler_attn.progress import EpochProgress
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -48,6 +50,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
             workers' batches wait. Or "deferred": the workers fetch it, and it arrives after the
             ``num_workers * prefetch_factor`` batches that they had been given before. What is still
             to be repeated when the base batches are over is served by going through the loader again.
+        batches_per_epoch: Train on so many batches of each epoch's order, and no more; None for all of them.
+
+    What the state holds makes order, visits and decisions of a resumed run those of the uninterrupted one. Random
+    numbers that a data set draws in worker processes are not in it: a DataLoader seeds its workers anew, there as in
+    plain training, so random augmentation goes on with other draws.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -72,6 +79,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         *,
         schedule: BatchAttentionSchedule | None = None,
         repeats: Literal["immediate", "deferred"] = "immediate",
+        batches_per_epoch: int | None = None,
     ) -> None:
         if schedule is None:
             schedule = BatchAttentionSchedule()
@@ -79,8 +87,10 @@ class BatchAttentionSampler(Sampler[list[int]]):
             raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule(k=...)")
         if repeats not in REPEATS:
             raise OptionError(f"repeats is {repeats!r}; it must be one of {', '.join(map(repr, REPEATS))}")
-        self._base = BaseBatches(sampler, batch_size, drop_last)
+        self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch)
         schedule._bind(self)
+        self._batches_per_epoch = batches_per_epoch
+        self._fetcher: OnDemandFetcher | None = None
         self.schedule = schedule
         self.repeats = repeats
         self._was_loaded = False
@@ -100,8 +110,26 @@ class BatchAttentionSampler(Sampler[list[int]]):
         """Whether a last, shorter batch is left out."""
         return self._base.drop_last
 
+    @property
+    def sampler(self) -> Any:
+        """The sampler of indices, or of batches, that this one draws from."""
+        return self._base.sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the number of the epoch that is about to begin on to the sampler inside, as torch's BatchSampler does.
+
+        Args:
+            epoch: As a ``DistributedSampler`` takes it. A sampler without ``set_epoch`` is not told.
+        """
+        self._base.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self._base)
+
+    def __repr__(self) -> str:
+        inside = type(self.sampler).__name__
+        size = f", batch_size={self.batch_size}" if self.batch_size is not None else ""
+        return f"<{type(self).__name__}({inside}{size}, repeats={self.repeats!r}), {self.schedule!r}>"
 
     def __iter__(self) -> Iterator[list[int]]:
         # A DataLoader makes several iterators and uses one, so making one must not change anything.
@@ -149,16 +177,17 @@ class BatchAttentionSampler(Sampler[list[int]]):
         fields = checkpoint.check_keys("the sampler's state", state_dict, _STATE_KEYS)
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(self._options(), fields["options"])
+        position = checkpoint.check_count("position", fields["position"])
         schedule_parts = self.schedule._unpack(fields["schedule"])
         generator = self._base.check_generator_state("generator", fields["generator"])
-        if fields["position"] != 0 and (generator is None) != (fields["epoch_generator"] is None):
+        if position and (generator is None) != (fields["epoch_generator"] is None):
             raise StateError("of generator and epoch_generator, the state has one and lacks the other; it was changed")
         progress = EpochProgress.unpack(
             self._base,
             fields,
             is_immediate=self.repeats == "immediate",
             # A window ends epochs, and with them the count of batches done, while this goes on.
-            batches_done=schedule_parts[0].batches if self.schedule.options.window is None else None,
+            batches_done=schedule_parts[0].position if self.schedule.options.window is None else None,
         )
         self._base.set_generator_state(generator)
         self.schedule._assign(*schedule_parts)
@@ -167,13 +196,20 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._is_resumed = self._was_loaded = True
 
     def _options(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "drop_last": self.drop_last, "repeats": self.repeats}
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "repeats": self.repeats,
+        }
+        if self._batches_per_epoch is not None:
+            options["batches_per_epoch"] = self._batches_per_epoch
+        return options
 
     # What delivery.py drives -------------------------------------------------------------------------
 
     def _deliver(self, schedule: BatchAttentionSchedule, loader: Any) -> Iterator[Any]:
         delivery.check_loader(self, loader)
-        is_in_epoch = schedule._turns.phase is BY_HAND and bool(schedule.batches or schedule.visits)
+        is_in_epoch = schedule._turns.phase is BY_HAND and schedule._progress > 0
         if is_in_epoch and not self._is_resumed and schedule.options.window is None:
             raise ProtocolError(
                 "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
@@ -181,14 +217,34 @@ class BatchAttentionSampler(Sampler[list[int]]):
             )
         return delivery.deliver(self, schedule, loader)
 
-    def _open_pass(self, token: object) -> bool:
-        """Begin an epoch, or go on in a loaded one; tell whether it is the latter."""
+    def _open_pass(self, token: object, loader: Any) -> bool:
+        """Begin an epoch of the loader's, or go on in a loaded one; tell whether it is the latter."""
         is_resumed, self._is_resumed = self._is_resumed, False
         if not is_resumed:
             self._forget_epoch()
         self._pass = token
+        self._let_workers_go()
+        length, whole = length_of(loader), self._base.length
+        # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
+        self._progress.limit = length if length is not None and whole is not None and length < whole else None
         self._progress.go_on()
         return is_resumed
+
+    def _close_pass(self, token: object, *, finished: bool) -> None:
+        if self._pass is token:
+            self._let_workers_go()
+        if finished:
+            self._forget_epoch()
+
+    def _let_workers_go(self) -> None:
+        if self._fetcher is not None and not self._fetcher.outlives_epoch:
+            self._fetcher = None
+
+    def _fetcher_for(self, loader: Any) -> OnDemandFetcher:
+        """What fetches immediate repeats: the same for as long as the loader's own workers are."""
+        if self._fetcher is None or self._fetcher.loader is not loader:
+            self._fetcher = OnDemandFetcher(loader, (self.schedule.epoch, self._progress.position))
+        return self._fetcher
 
     def _forget_epoch(self) -> None:
         self._is_resumed = False
@@ -196,6 +252,9 @@ class BatchAttentionSampler(Sampler[list[int]]):
 
     def _settle(self, decision: Decision, visits: int) -> None:
         self._progress.settle(decision, visits)
+
+    def _skip(self) -> None:
+        self._progress.let_go()
 
 
 class _HandOut(Iterator[list[int]]):
@@ -209,6 +268,7 @@ class _HandOut(Iterator[list[int]]):
         if self._token is not self._owner._pass:
             raise ProtocolError(
                 "a loader iterator of an earlier epoch asked for more batches. Use the loader through one "
-                "schedule.attend(loader) loop at a time"
+                "schedule.attend(loader) loop at a time; and in place of a loader that keeps one iterator for all "
+                "epochs, such as timm's MultiEpochsDataLoader, a DataLoader with persistent_workers=True"
             )
         return self._owner._progress.hand_out(self)

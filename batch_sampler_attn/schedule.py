@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from batch_sampler_attn import checkpoint, notices, rule, turns
-from batch_sampler_attn.attended import AttendedLoader, repeat_in_place
-from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from batch_sampler_attn import checkpoint, rule, turns
+from batch_sampler_attn.attended import AttendedLoader, Batch, check_is_loader_itself, repeat_in_place
+from batch_sampler_attn.bookkeeping import ENDLESS, Bookkeeping
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float
-from batch_sampler_attn.rule import Decision, EpochSummary, Options, State, visit
-from batch_sampler_attn.turns import Turns
-
-TYPE_CHECKING = False  # importing typing would double the package's import time
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any, Literal, TypeVar
-
-    from batch_sampler_attn.recorders import Recorder
-    from batch_sampler_attn.sampler import BatchAttentionSampler
-    from batch_sampler_attn.tickets import Ticket
-
-    Batch = TypeVar("Batch")
+from batch_sampler_attn.recorders import Recorder
+from batch_sampler_attn.rule import Decision, EpochLoss, EpochSummary, NonfinitePolicy, Options, State, visit
 
 # Looking a member up in its enum costs as much as half a decision.
 _ADVANCE = Decision.ADVANCE
 
 
-class BatchAttentionSchedule:
+class BatchAttentionSchedule(Bookkeeping):
     """Decides after each visit to a batch whether to train on it again at once.
 
     From the second epoch on, a batch is repeated while its loss is above
@@ -70,13 +63,13 @@ class BatchAttentionSchedule:
         k: float = 1.2,
         *,
         warmup_epochs: int = 1,
-        epoch_loss: Literal["first", "last", "all"] = "first",
+        epoch_loss: EpochLoss = "first",
         max_visits: int | None = rule.DEFAULT_MAX_VISITS,
-        nonfinite: Literal["advance", "raise"] = "advance",
+        nonfinite: NonfinitePolicy = "advance",
         window: int | None = None,
         recorders: Sequence[Recorder] = (),
     ) -> None:
-        self._options = Options(
+        options = Options(
             k,
             warmup_epochs=warmup_epochs,
             epoch_loss=epoch_loss,
@@ -84,15 +77,17 @@ class BatchAttentionSchedule:
             nonfinite=nonfinite,
             window=window,
         )
-        self._options.check()
-        self._recorders = _check_recorders(recorders)
-        self._state = State()
-        self._last_summary: EpochSummary | None = None
-        self._warned = False
-        self._sampler: BatchAttentionSampler | None = None
-        self._abandoned_in_a_row = 0
-        self._turns = Turns()
-        self._update_watch()
+        options.check()
+        super().__init__(options, recorders)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.as_dict().items())
+        return f"<{type(self).__name__}({options}), {self._whereabouts()}>"
+
+    def _whereabouts(self) -> str:
+        state = self._state
+        threshold = "no threshold" if state.threshold is None else f"threshold {state.threshold:.4g}"
+        return f"epoch {state.epoch}, batch {self.batch_index}, visits {state.visits}, {threshold}"
 
     # What is going on --------------------------------------------------------------------------------
 
@@ -117,6 +112,16 @@ class BatchAttentionSchedule:
         return self._state.batches
 
     @property
+    def batch_index(self) -> int:
+        """Position, from 0, of the base batch that is out, also when it is repeated.
+
+        It is what ``enumerate`` over the loader gives in training without repeats, and stays the same for all visits
+        to a batch, before ``decide`` and after it, with deferred repeats too. In a hand-written loop, and between
+        passes of ``attend``, it is that of the batch that the next decision is about.
+        """
+        return self._position
+
+    @property
     def visits(self) -> int:
         """Visits made to the current batch: 0 while its first is under way, and after an ADVANCE."""
         return self._state.visits
@@ -139,13 +144,16 @@ class BatchAttentionSchedule:
 
     # Deciding ----------------------------------------------------------------------------------------
 
-    def decide(self, loss: object) -> Decision:
+    def decide(self, loss: object, *, batch: object = None) -> Decision:
         """Decide about the batch that was just trained on.
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a float,
                 an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
                 taken as it is, with its three digits; compute the loss in float32 for a finer decision.
+            batch: In hand-written loops, whatever tells the batch from others (its index, its file, itself). A loop
+                that does not heed a REPEAT is found out then: the loss of another batch is refused. Remembered only
+                while a repeat is due.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to go on.
@@ -153,30 +161,61 @@ class BatchAttentionSchedule:
         Raises:
             LossError: If the loss is not one real number.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
-            ProtocolError: If no batch is waiting for a decision.
+            ProtocolError: If no batch is waiting for a decision, or another one is.
         """
         if type(loss) is not float:
             loss = as_float(loss)
-        if self._is_watched or loss - loss != 0.0:  # not finite
-            return self._decide_carefully(loss)
         state = self._state
+        loss_sum = state.loss_sum + loss
+        if self._is_watched or batch is not None or loss_sum - loss_sum != 0.0:  # not finite
+            return self._decide_carefully(loss, batch)
         if state.visits == 0 and (state.threshold is None or loss <= state.threshold):
             # What visit() comes to for the only visit of a batch, which is what most visits are: asked
             # once an update, the call alone would double the cost.
-            state.loss_sum += loss
+            state.loss_sum = loss_sum
             state.loss_count += 1
-            state.batches += 1
+            state.batches = batches = state.batches + 1
+            if batches == ENDLESS:
+                self._notice_endless_epoch(stacklevel=2)
             return _ADVANCE
+        self._key_due = None
         return visit(self._options, state, loss)
+
+    def skip(self) -> None:
+        """Leave the batch that is out, without training on it: call it instead of ``decide``.
+
+        The batch was no visit, enters no mean, is not counted in ``batches``, and recorders do not hear of it. The loop
+        goes on with the next one. A batch that is being repeated is done with the visits it had, and the losses
+        that ``epoch_loss`` had let in stay in the mean (with "last", there is none).
+
+        In a hand-written loop it also gives up the batch whose repeat is due: when a visit failed (out of memory, say)
+        and the loop goes on with the next batch, this keeps the next from counting as a repeat of the last. To give
+        up the whole epoch there is ``abandon_epoch``.
+
+        Raises:
+            ProtocolError: If no batch is out, or its loss was reported already.
+        """
+        self._skip()
 
     def attend(self, loader: Iterable[Batch]) -> AttendedLoader[Batch]:
         """Wrap any iterable of batches so that a batch is yielded again while it needs attention.
 
         Each iteration over the result is one epoch, ended by itself. Every yielded batch must be followed
-        by one ``decide``. A loop that is left early abandons its epoch: the next one begins anew, with the
-        threshold that was in force. After ``load_state_dict`` in the middle of an epoch the next pass goes on
-        there; give it the remaining batches, from the one that was being repeated, if any
-        (``itertools.islice(loader, schedule.batches, None)``).
+        by one ``decide``, or by ``skip``. A loop that is left early abandons its epoch: the next one begins anew, with
+        the threshold that was in force.
+
+        Each visit gets the same tensors in fresh containers (dictionaries, lists, tuples, dataclasses; see ``afresh``),
+        so that what a loop puts into its batch is not there at the next visit. PyTorch tensors that a loop changes in
+        place are noticed: a repeat of them is refused. Changes in place of NumPy arrays and others, through
+        ``tensor.data`` or of tensors made in inference mode are not noticed; copy those before you change them.
+
+        There are more visits than base batches: use ``batch_index`` in place of ``enumerate``, and do what is done
+        "every n steps" on the first visit alone (``if schedule.visits == 0``), or on ADVANCE. ``tqdm`` around the
+        result runs past its total; see ``AttendedLoader`` for what to write.
+
+        After ``load_state_dict`` in the middle of an epoch the next pass goes on there; without a sampler, give it the
+        remaining batches, from the one that was being repeated, if any
+        (``itertools.islice(loader, schedule.batch_index, None)``).
 
         Args:
             loader: A DataLoader, list, generator or other iterable. Once the schedule belongs to a
@@ -186,8 +225,11 @@ class BatchAttentionSchedule:
             An iterable with the length and attributes of ``loader``. Its length counts base batches, not repeats.
 
         Raises:
-            ProtocolError: If the loader's batch sampler belongs to another schedule.
+            ProtocolError: If the loader's batch sampler belongs to another schedule, or the loader is attended already.
+                While iterating: BatchChangedError, if a batch to be repeated was changed in place; ProtocolError, for
+                batches and losses out of turn.
         """
+        check_is_loader_itself(loader, has_sampler=self._sampler is not None)
         if self._sampler is None and hasattr(getattr(loader, "batch_sampler", None), "schedule"):
             raise ProtocolError(
                 "the loader's batch sampler belongs to another schedule; iterate over that one's attend(): "
@@ -213,7 +255,7 @@ class BatchAttentionSchedule:
         if self._state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {self._state.visits} visits; train on that batch until the "
-                "decision is ADVANCE, set max_visits, or give the epoch up with abandon_epoch()"
+                "decision is ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
             )
         return self._end_epoch()
 
@@ -221,23 +263,6 @@ class BatchAttentionSchedule:
         """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
         self._abandoned_in_a_row = 0
         self._forget_epoch()
-
-    def _abandon_left_epoch(self) -> None:
-        self._forget_epoch()
-        self._abandoned_in_a_row += 1
-        if self._abandoned_in_a_row == 2:
-            notices.epochs_left_early(stacklevel=4)
-
-    def _forget_epoch(self) -> None:
-        if self._state.batches or self._state.visits:
-            for recorder in self._recorders:
-                recorder.on_epoch_abandoned(self._state.epoch)
-        self._state.clear_epoch()
-        self._warned = False
-        if self._sampler is not None:
-            self._sampler._forget_epoch()
-        self._turns.reset()
-        self._update_watch()
 
     # State -------------------------------------------------------------------------------------------
 
@@ -264,109 +289,3 @@ class BatchAttentionSchedule:
 
     def _unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
         return checkpoint.unpack_schedule(self._options, state_dict, self._options_to_save())
-
-    def _assign(self, state: State, last_summary: EpochSummary | None) -> None:
-        self._state = state
-        self._last_summary = last_summary
-        self._warned = state.nonfinite_losses > 0
-        self._turns.reset()
-        self._update_watch()
-
-    # One visit, with someone watching, or with a loss to warn of -----------------------------------------
-
-    def _decide_carefully(self, loss: float) -> Decision:
-        if self._turns.phase is turns.LEFT:
-            self._abandon_left_epoch()
-        self._turns.check_loss_is_due(by_hand_too=self._sampler is None)
-        state, position = self._state, self._position
-        epoch, visits = state.epoch, state.visits + 1
-        decision = self._visit(loss)
-        self._turns.settle(decision)
-        if self._sampler is not None:
-            self._sampler._settle(decision, visits)
-        try:
-            for recorder in self._recorders:
-                recorder.on_visit(epoch, position, visits, loss, decision, self._turns.indices)
-            if state.nonfinite_losses and not self._warned:
-                self._warned = True
-                notices.nonfinite_loss(loss, epoch, stacklevel=3)
-        finally:
-            # A recorder or a warning that raises must not make the window miss its end.
-            if state.batches == self._options.window:
-                self._end_epoch()
-        return decision
-
-    def _visit(self, loss: float) -> Decision:
-        return visit(self._options, self._state, loss)
-
-    @property
-    def _position(self) -> int:
-        """Of the batch that is out; with deferred repeats it is not the number of batches that are done with."""
-        return self._state.batches if self._turns.position is None else self._turns.position
-
-    def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
-        state = self._state
-        if not state.batches:
-            raise EmptyEpochError(
-                "the epoch ended without a batch. Is the loader empty, is drop_last set on less than one batch "
-                "of data, or is it a generator that an earlier epoch has used up?"
-            )
-        summary = rule.end_epoch(self._options, state)
-        self._abandoned_in_a_row = 0
-        summary.host_reads = host_reads
-        self._last_summary = summary
-        self._warned = False
-        for recorder in self._recorders:
-            recorder.on_epoch_end(summary)
-        if summary.mean_loss is not None and summary.mean_loss < 0 < self._options.k - 1:
-            notices.negative_mean(summary.mean_loss, summary.epoch, stacklevel=3)
-        return summary
-
-    # A pass of attend(), driven by an iterator ---------------------------------------------------------
-
-    def _update_watch(self) -> None:
-        # Kept as one flag, since decide() looks at it on every update.
-        self._is_watched = (
-            self._turns.phase is not turns.BY_HAND
-            or bool(self._recorders)
-            or self._options.window is not None
-            or self._sampler is not None
-            or type(self)._visit is not BatchAttentionSchedule._visit
-        )
-
-    def _bind(self, sampler: BatchAttentionSampler) -> None:
-        if self._sampler is not None:
-            raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
-        self._sampler = sampler
-        self._update_watch()
-
-    def _open_pass(self) -> object:
-        if self._turns.phase is not turns.BY_HAND:
-            self._abandon_left_epoch()
-        token = self._turns.open()
-        self._update_watch()
-        return token
-
-    def _offer(self, token: object, ticket: Ticket | None = None) -> None:
-        """A batch is about to be yielded; a sampler says which one, and how often it was visited."""
-        if ticket is None:
-            self._turns.offer(token)
-        else:
-            self._turns.offer(token, ticket.position, ticket.indices)
-            self._state.visits = ticket.visits
-
-    def _close_pass(self, token: object, *, finished: bool) -> None:
-        if not self._turns.close(token, finished=finished):
-            return
-        self._update_watch()
-        if finished and self._options.window is None:
-            self._end_epoch()
-
-
-def _check_recorders(recorders: object) -> tuple[Recorder, ...]:
-    if not isinstance(recorders, (list, tuple)) or not all(hasattr(recorder, "on_visit") for recorder in recorders):
-        raise OptionError(
-            f"recorders is {recorders!r}; it must be a list of recorders, such as [MemoryRecorder()] from "
-            "batch_sampler_attn.recorders"
-        )
-    return tuple(recorders)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from batch_sampler_attn.checkpoint import check_count
-from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.errors import StateError, shown
 
 
 class Ticket(NamedTuple):
@@ -30,11 +30,11 @@ def unpack_tickets(name: str, packed: object, position: int, *, least_visits: in
         StateError: If they are anything else.
     """
     if not isinstance(packed, list):
-        raise StateError(f"{name} is {packed!r} in the state; it must be a list")
+        raise StateError(f"{name} is {shown(packed)} in the state; it must be a list")
     tickets = []
     for entry in packed:
-        if not isinstance(entry, list) or len(entry) != 3 or not _are_plain(entry[2]):
-            raise StateError(f"{name} holds {entry!r} in the state; it must hold [position, visits, indices]")
+        if not isinstance(entry, list) or len(entry) != 3 or not are_plain(entry[2]):
+            raise StateError(f"{name} holds {shown(entry)} in the state; it must hold [position, visits, indices]")
         if check_count(f"a position in {name}", entry[0]) >= position:
             raise StateError(f"{name} holds batch {entry[0]} in the state, but only {position} had been handed out")
         check_count(f"the visits in {name}", entry[1], least=least_visits)
@@ -51,8 +51,13 @@ def plain_indices(indices: Sequence[Any]) -> list[int | str]:
     try:
         return [index if isinstance(index, str) else operator.index(index) for index in indices]
     except TypeError as error:
-        raise StateError(f"the sampler yields {indices[:1]!r}; only whole numbers and strings can be saved") from error
+        raise StateError(
+            f"the sampler yields {shown(indices[:1])}; only whole numbers and strings can be saved"
+        ) from error
 
 
-def _are_plain(indices: object) -> bool:
-    return isinstance(indices, list) and all(isinstance(index, (int, str)) for index in indices)
+def are_plain(indices: object) -> bool:
+    """Whether they are dataset indices as ``plain_indices`` makes them."""
+    return isinstance(indices, list) and all(
+        isinstance(index, (int, str)) and not isinstance(index, bool) for index in indices
+    )

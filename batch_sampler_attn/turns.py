@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.rule import Decision
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Phase(enum.Enum):
@@ -35,11 +32,11 @@ class Turns:
 
     Attributes:
         phase: Where the pass is.
-        position: The position of the batch that is out, if a sampler said it.
+        position: The position of the batch that is out; None outside a pass.
         indices: Its dataset indices, if a sampler said them.
     """
 
-    __slots__ = ("_decision", "_token", "indices", "phase", "position")
+    __slots__ = ("_decision", "_token", "_was_skipped", "indices", "phase", "position")
 
     def __init__(self) -> None:
         self.reset()
@@ -51,6 +48,7 @@ class Turns:
         self.indices: Sequence[int] | None = None
         self._token: object | None = None
         self._decision = Decision.ADVANCE
+        self._was_skipped = False
 
     def open(self) -> object:
         """Begin a pass; what it returns stands for the pass from here on."""
@@ -59,7 +57,7 @@ class Turns:
         self._token = object()
         return self._token
 
-    def offer(self, token: object, position: int | None = None, indices: Sequence[int] | None = None) -> None:
+    def offer(self, token: object, position: int, indices: Sequence[int] | None = None) -> None:
         """A batch is about to be yielded.
 
         Raises:
@@ -69,29 +67,41 @@ class Turns:
         self.position, self.indices = position, indices
         self.phase = AWAITING_LOSS
 
-    def check_loss_is_due(self, *, by_hand_too: bool) -> None:
-        """Refuse a loss that belongs to no batch.
+    def check_word_is_due(self, word: str, *, by_hand_too: bool) -> None:
+        """Refuse a loss, or a skip, that belongs to no batch.
+
+        Args:
+            word: What was called.
+            by_hand_too: Whether it may come outside a pass.
 
         Raises:
             ProtocolError: If no batch is waiting for one.
         """
-        if self.phase is DECIDED:
+        if self.phase is DECIDED and self._was_skipped:
+            raise ProtocolError(f"{word}() was called for a batch that had been skipped; go on to the next batch")
+        if self.phase is DECIDED and word == "decide":
             raise ProtocolError(
                 "decide() was called twice for one batch. Report one loss for each batch that attend() yields; "
                 "it yields the batch again by itself when the decision is REPEAT"
             )
+        if self.phase is DECIDED:
+            raise ProtocolError(
+                f"{word}() was called after decide() had been told this visit's loss. Call it instead of decide(); to "
+                "leave a batch that is to be repeated, call it when attend() yields the batch again"
+            )
         if self.phase is BETWEEN_BATCHES:
-            raise ProtocolError("decide() was called before attend() had yielded a batch")
+            raise ProtocolError(f"{word}() was called before attend() had yielded a batch")
         if self.phase is BY_HAND and not by_hand_too:
             raise ProtocolError(
-                "a loss was reported while no batch of the BatchAttentionSampler was out. Iterate over "
+                f"{word}() was called while no batch of the BatchAttentionSampler was out. Iterate over "
                 "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
             )
 
-    def settle(self, decision: Decision) -> None:
-        """The loss of the batch that is out was reported."""
+    def settle(self, decision: Decision, *, was_skipped: bool = False) -> None:
+        """The loss of the batch that is out was reported, or the batch was skipped."""
         if self.phase is AWAITING_LOSS:
             self._decision = decision
+            self._was_skipped = was_skipped
             self.phase = DECIDED
 
     def collect(self, token: object) -> Decision:
@@ -104,9 +114,9 @@ class Turns:
         if self.phase is not DECIDED:
             raise ProtocolError(
                 "the next batch was asked for before decide() was told the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch. To evaluate, iterate over the loader that attend() was "
-                "given. If something between attend() and your loop reads ahead (a prefetcher, say), put it inside: "
-                "schedule.attend(prefetcher(loader))"
+                "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "
+                "iterate over the loader that attend() was given. If something between attend() and your loop reads "
+                "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self._decision

@@ -1,13 +1,17 @@
 """``attend`` over any iterable, and what happens when a loop does not do as told."""
 
 import copy
+import io
 import itertools
 import pickle
 
 import pytest
+from torch.utils.data import DataLoader, SequentialSampler
+from tqdm import tqdm
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
+from batch_sampler_attn.recorders import MemoryRecorder
 
 
 def schedule_with_threshold(threshold=1.0, **options):
@@ -288,3 +292,313 @@ def test_a_loop_stopped_at_any_visit_goes_on_from_its_saved_state(stop_after_vis
     seen += run_epoch(resumed, rest, losses[len(seen) :])
     assert seen == expected
     assert resumed.state_dict() == whole.state_dict()
+
+
+# What stands between attend() and the loader --------------------------------------------------------------
+
+
+def test_attributes_are_set_where_they_are_read():
+    class Loader(list):
+        mixup_enabled = True
+
+        def __init__(self, batches):
+            super().__init__(batches)
+            self._labels = None
+
+        def names(self):
+            return self.mixup_enabled, self._labels
+
+    loader = Loader([1, 2])
+    schedule = BatchAttentionSchedule()
+    attended = schedule.attend(loader)
+    attended.mixup_enabled = False
+    attended._labels = [3]
+    assert loader.names() == (False, [3])
+    assert (attended.mixup_enabled, attended._labels) == (False, [3])
+    del attended.mixup_enabled
+    assert loader.names() == (True, [3])
+    other = BatchAttentionSchedule()
+    attended.schedule = other
+    assert attended.schedule is other
+    assert not hasattr(loader, "schedule")
+    with pytest.raises(AttributeError):
+        schedule.attend([1]).flag = True
+
+
+def test_what_attend_returns_can_be_copied_and_pickled():
+    attended = BatchAttentionSchedule(1.5).attend([1, 2])
+    for twin in (copy.copy(attended), copy.deepcopy(attended), pickle.loads(pickle.dumps(attended))):
+        assert len(twin) == 2
+        for _ in twin:
+            twin.schedule.decide(1.0)
+        assert twin.schedule.last_summary.batches == 2
+
+
+def test_attending_twice_is_refused():
+    schedule = BatchAttentionSchedule()
+    for other in (schedule, BatchAttentionSchedule()):
+        with pytest.raises(ProtocolError, match="attended twice"):
+            other.attend(schedule.attend([1]))
+
+
+ONCE = {
+    "enumerate": enumerate,
+    "zip": lambda loader: zip(loader, strict=True),
+    "map": lambda loader: map(str, loader),
+    "filter": lambda loader: filter(None, loader),
+    "generator expression": lambda loader: (batch for batch in loader),
+}
+
+
+@pytest.mark.parametrize("wrap", ONCE.values(), ids=ONCE)
+def test_an_iterator_over_the_loader_is_one_epoch_and_the_next_is_told_to_give_the_loader(wrap):
+    schedule = BatchAttentionSchedule()
+    attended = schedule.attend(wrap([1, 2]))
+    assert len(run_epoch(schedule, attended._loader, [1.0, 1.0])) == 2
+    with pytest.raises(EmptyEpochError, match=r"enumerate, zip, map.*enumerate\(schedule\.attend\(loader\)\)"):
+        run_epoch(schedule, attended._loader, [])
+
+
+@pytest.mark.parametrize(("name", "wrap"), ONCE.items(), ids=ONCE)
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_an_iterator_over_a_samplers_loader_is_refused_at_once_by_its_name(name, wrap, repeats):
+    schedule = BatchAttentionSchedule()
+    sampler = BatchAttentionSampler(SequentialSampler(range(4)), 2, schedule=schedule, repeats=repeats)
+    loader = DataLoader(range(4), batch_sampler=sampler)
+    with pytest.raises(ProtocolError, match=rf"{name}.*DataLoader itself") as error:
+        schedule.attend(wrap(loader))
+    assert "batch_sampler=" not in str(error.value)
+    assert len(run_epoch(schedule, loader, [1.0, 1.0])) == 2
+
+
+def test_a_schedule_and_an_attended_loader_say_what_they_are_and_where():
+    schedule = schedule_with_threshold()
+    for _ in schedule.attend("abc"):
+        schedule.decide(0.5)
+        if schedule.batch_index == 1:
+            break
+    assert repr(schedule) == (
+        "<BatchAttentionSchedule(k=1.0, warmup_epochs=1, epoch_loss='first', max_visits=100, nonfinite='advance', "
+        "window=None), epoch 1, batch 2, visits 0, threshold 1>"
+    )
+    assert repr(schedule.attend([1] * 3)) == f"<list of 3 batches, attended by {schedule!r}>"
+    assert repr(schedule.attend(iter([1]))).startswith("<list_iterator, attended by")
+    assert repr(EqualComputeControl([[1], [2]])) == (
+        "<EqualComputeControl(2 epochs, seed=0), epoch 0, batch 0, visits 0, no threshold>"
+    )
+
+
+# The index of the base batch ------------------------------------------------------------------------------
+
+
+def test_the_batch_index_is_the_loaders_at_every_visit_before_and_after_the_decision():
+    schedule = schedule_with_threshold()
+    losses = iter([2.0, 2.0, 1.0, 1.0, 2.0, 1.0])
+    seen = []
+    for batch in schedule.attend(range(3)):
+        before = schedule.batch_index
+        schedule.decide(next(losses))
+        seen.append((batch, before, schedule.batch_index))
+    assert seen == [(batch, batch, batch) for batch in (0, 0, 0, 1, 2, 2)]
+    assert schedule.batch_index == 0
+
+
+def test_the_batch_index_of_a_hand_written_loop_is_that_of_the_next_decision():
+    schedule = schedule_with_threshold()
+    told = []
+    for loss in (1.0, 2.0, 1.0, 1.0):
+        told.append(schedule.batch_index)
+        schedule.decide(loss)
+    assert told == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_batch_index_is_right_through_a_sampler(repeats):
+    schedule = schedule_with_threshold(max_visits=3)
+    sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2, schedule=schedule, repeats=repeats)
+    loader = DataLoader(range(8), batch_sampler=sampler, num_workers=1)
+    seen = []
+    for batch in schedule.attend(loader):
+        position = batch[0].item() // 2
+        assert schedule.batch_index == position
+        schedule.decide(2.0 if position % 2 else 1.0)
+        assert schedule.batch_index == position
+        seen.append(position)
+    assert [seen.count(position) for position in range(4)] == [1, 3, 1, 3]
+    assert (seen == sorted(seen)) == (repeats == "immediate")
+
+
+# Decisions that belong to no pass -------------------------------------------------------------------------
+
+
+def test_a_stray_decision_between_two_passes_is_found_out_and_can_be_forgotten():
+    schedule = BatchAttentionSchedule(1.2)
+    run_epoch(schedule, [1, 2], [1.0, 1.0])
+    schedule.decide(50.0)
+    with pytest.raises(ProtocolError, match=r"outside a loop of attend\(\).*abandon_epoch"):
+        run_epoch(schedule, [1, 2], [])
+    schedule.abandon_epoch()
+    run_epoch(schedule, [1, 2], [1.0, 1.0])
+    assert (schedule.last_summary.mean_loss, schedule.threshold) == (1.0, 1.2)
+
+
+@pytest.mark.parametrize("stray", ["first", "repeat", "skip", "nan", "after load", "after a break"])
+def test_decisions_by_hand_are_found_out_wherever_they_were_made(stray):
+    schedule = BatchAttentionSchedule(1.0) if stray == "first" else schedule_with_threshold()
+    if stray == "after load":
+        schedule.decide(1.0)
+        schedule.load_state_dict(schedule.state_dict())
+    if stray == "after a break":
+        for _ in schedule.attend([1, 2]):
+            schedule.decide(1.0)
+            break
+    if stray == "skip":
+        schedule.skip()
+    elif stray == "nan":
+        with pytest.warns(BatchAttentionWarning):
+            schedule.decide(float("nan"))
+    else:
+        schedule.decide(50.0 if stray == "repeat" else 1.0)
+    with pytest.raises(ProtocolError, match="outside a loop"):
+        run_epoch(schedule, [1, 2], [])
+
+
+def test_a_stray_decision_in_a_window_is_found_out_and_windows_still_span_passes():
+    schedule = BatchAttentionSchedule(1.0, window=5)
+    run_epoch(schedule, [1, 2], [1.0, 1.0])
+    run_epoch(schedule, [1, 2], [1.0, 1.0])
+    assert schedule.batches == 4
+    schedule.decide(50.0)
+    schedule.decide(50.0)
+    with pytest.raises(ProtocolError, match="outside a loop"):
+        run_epoch(schedule, [1, 2], [])
+
+
+def test_epochs_by_hand_and_epochs_of_attend_may_take_turns():
+    schedule = BatchAttentionSchedule(1.0)
+    for _ in range(2):
+        schedule.decide(1.0)
+        schedule.end_epoch()
+        run_epoch(schedule, [1, 2], [1.0, 1.0])
+    assert schedule.epoch == 4
+
+
+def test_an_epoch_that_was_loaded_goes_on_under_attend():
+    schedule = schedule_with_threshold()
+    schedule.decide(0.5)
+    schedule.decide(2.0)
+    resumed = BatchAttentionSchedule(1.0)
+    resumed.load_state_dict(schedule.state_dict())
+    assert run_epoch(resumed, itertools.islice("abc", 1, None), [0.5, 0.5]) == ["b", "c"]
+    assert resumed.last_summary.batches == 3
+
+
+# Going on in mid-epoch without a sampler ------------------------------------------------------------------
+
+
+def stopped_in_second_epoch(batches, after):
+    schedule = BatchAttentionSchedule(1.0)
+    run_epoch(schedule, range(batches), [1.0] * batches)
+    for _ in schedule.attend(range(batches)):
+        schedule.decide(1.0)
+        if schedule.batches == after:
+            break
+    resumed = BatchAttentionSchedule(1.0)
+    resumed.load_state_dict(schedule.state_dict())
+    return resumed
+
+
+def test_the_whole_loader_after_a_resume_in_mid_epoch_is_refused_with_what_to_write():
+    loader = DataLoader(range(20), 2)
+    resumed = stopped_in_second_epoch(10, after=4)
+    with pytest.raises(ProtocolError, match=r"after 4 batches.*islice\(loader, schedule\.batch_index, None\)"):
+        run_epoch(resumed, loader, [1.0] * 14)
+    rest = itertools.islice(loader, resumed.batch_index, None)
+    assert [batch[0].item() for batch in run_epoch(resumed, rest, [1.0] * 6)] == [8, 10, 12, 14, 16, 18]
+    assert resumed.last_summary.batches == 10
+    run_epoch(resumed, loader, [1.0] * 10)
+
+
+def test_the_whole_loader_through_an_iterator_is_warned_of_at_the_end():
+    resumed = stopped_in_second_epoch(10, after=4)
+    with pytest.warns(BatchAttentionWarning, match="had 14 batches in all, and the one before had 10"):
+        run_epoch(resumed, iter(range(10)), [1.0] * 14)
+
+
+def test_a_loader_that_goes_on_by_itself_is_left_to_it_and_warned_of_if_it_is_cut_once_more():
+    class Stateful(list):
+        place = 0
+
+        def load_state_dict(self, state):
+            self.place = state
+
+        def __iter__(self):
+            return itertools.islice(super().__iter__(), self.place, None)
+
+    loader = Stateful(range(10))
+    loader.load_state_dict(4)
+    resumed = stopped_in_second_epoch(10, after=4)
+    assert run_epoch(resumed, loader, [1.0] * 6) == [4, 5, 6, 7, 8, 9]
+    assert resumed.last_summary.batches == 10
+    resumed = stopped_in_second_epoch(10, after=4)
+    with pytest.warns(BatchAttentionWarning, match="had 6 batches in all"):
+        run_epoch(resumed, itertools.islice(loader, resumed.batch_index, None), [1.0] * 2)
+
+
+def test_epochs_of_unlike_lengths_may_be_gone_on_with():
+    resumed = stopped_in_second_epoch(10, after=4)
+    assert len(run_epoch(resumed, range(9), [1.0] * 9)) == 9
+    resumed = stopped_in_second_epoch(10, after=4)
+    resumed.abandon_epoch()
+    assert len(run_epoch(resumed, range(10), [1.0] * 10)) == 10
+
+
+# Epochs without an end ------------------------------------------------------------------------------------
+
+
+def almost_endless(**options):
+    schedule = BatchAttentionSchedule(**options)
+    state = schedule.state_dict()
+    numbers = {**state["state"], "batches": 999_998, "loss_count": 999_998, "loss_sum": 999_998.0}
+    schedule.load_state_dict({**state, "state": numbers})
+    return schedule
+
+
+def train_on_six(schedule, *, by_hand):
+    for _ in range(6) if by_hand else schedule.attend(range(6)):
+        schedule.decide(1.0)
+
+
+@pytest.mark.parametrize("way", ["by hand", "attend", "recorded"])
+def test_a_first_epoch_of_a_million_batches_is_warned_of_once_with_the_way_out(way):
+    schedule = almost_endless(recorders=[MemoryRecorder()] if way == "recorded" else [])
+    with pytest.warns(BatchAttentionWarning, match=r"1,000,000 batches without an end.*window=N") as warned:
+        train_on_six(schedule, by_hand=way != "attend")
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+
+
+def test_epochs_that_end_and_windows_may_be_long():
+    schedule = almost_endless(window=2_000_000)
+    for _ in range(4):
+        schedule.decide(1.0)
+    schedule = schedule_with_threshold()
+    state = schedule.state_dict()
+    schedule.load_state_dict({**state, "state": {**state["state"], "batches": 999_999}})
+    schedule.decide(1.0)
+    assert schedule.batches == 1_000_000
+
+
+def test_a_progress_bar_moved_by_decisions_ends_at_its_total_and_one_without_a_total_counts_visits():
+    schedule = schedule_with_threshold()
+    losses = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0] * 2)
+    attended = schedule.attend(range(3))
+    with tqdm(total=len(attended), file=io.StringIO()) as bar:
+        for _ in attended:
+            bar.update(schedule.decide(next(losses)) is Decision.ADVANCE)
+        assert bar.n == bar.total == 3
+    bar = tqdm(iter(attended), file=io.StringIO())
+    for _ in bar:
+        schedule.decide(next(losses))
+    assert (bar.n, bar.total) == (6, None)

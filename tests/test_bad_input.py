@@ -1,6 +1,7 @@
 """Bad options, losses and states: a typed error that says what came, and nothing is lost."""
 
 import copy
+import fractions
 import json
 import math
 
@@ -17,10 +18,12 @@ from batch_sampler_attn.recorders import MemoryRecorder
     "options",
     [
         *({"k": k} for k in (0, -1.2, math.nan, math.inf, "1.2", None, True, 1j, [1.2])),
+        *({"k": k} for k in (numpy.float32(0), numpy.float64("nan"), numpy.bool_(True), numpy.ones(2), torch.ones(2))),
         *({"warmup_epochs": count} for count in (0, -1, 1.5, None, True, "1")),
         *({"max_visits": count} for count in (0, -3, 2.0, True, "many")),
+        *({"max_visits": count} for count in (numpy.int64(0), numpy.float64(2), numpy.bool_(True), numpy.ones(2))),
         *({"window": count} for count in (0, -1, 0.5, False)),
-        *({"epoch_loss": word} for word in ("mean", "First", None, 1)),
+        *({"epoch_loss": word} for word in ("mean", "First", None, 1, numpy.ones(2))),
         *({"nonfinite": word} for word in ("skip", None, 0)),
     ],
     ids=str,
@@ -37,6 +40,36 @@ def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
 def test_options_other_than_k_are_keyword_only():
     with pytest.raises(TypeError):
         BatchAttentionSchedule(1.2, 1)
+
+
+def test_numpys_numbers_and_strings_are_options_and_become_pythons():
+    schedule = BatchAttentionSchedule(
+        numpy.float32(1.2),
+        warmup_epochs=numpy.uint8(2),
+        max_visits=numpy.int64(5),
+        window=numpy.int32(7),
+        epoch_loss=numpy.str_("last"),
+    )
+    options = schedule.options.as_dict()
+    assert options == {
+        "k": float(numpy.float32(1.2)),
+        "warmup_epochs": 2,
+        "epoch_loss": "last",
+        "max_visits": 5,
+        "nonfinite": "advance",
+        "window": 7,
+    }
+    assert [type(value) for value in options.values()] == [float, int, str, int, str, int]
+    assert BatchAttentionSchedule(fractions.Fraction(3, 2)).options.k == 1.5
+    json.dumps(schedule.state_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("k", "shown"), [(10**400, r"k is 100+\.\.\. "), (10**5000, "cannot be shown")], ids=["400", "5000"]
+)
+def test_an_option_too_large_or_too_long_to_be_shown_is_refused_all_the_same(k, shown):
+    with pytest.raises(OptionError, match=shown):
+        BatchAttentionSchedule(k)
 
 
 @pytest.mark.parametrize("recorders", ["visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3])
@@ -107,6 +140,39 @@ def test_anything_else_is_refused_and_the_schedule_stays_as_it_was(loss):
     with pytest.raises(LossError, match="a loss is one real number"):
         schedule.decide(loss)
     assert schedule.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        numpy.ma.masked,
+        numpy.ma.array(7.0, mask=True),
+        numpy.ma.array([7.0], mask=[True]),
+        numpy.ma.array([[7.0]], mask=True),
+        numpy.ma.array([1.0, 7.0], mask=[True, True]).mean(),
+    ],
+    ids=repr,
+)
+def test_a_masked_loss_has_no_value_and_is_refused(loss):
+    schedule = BatchAttentionSchedule()
+    schedule.decide(1.0)
+    with pytest.raises(LossError, match="masked loss"):
+        schedule.decide(loss)
+    assert schedule.end_epoch().mean_loss == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
+def test_a_masked_tensor_is_refused_too():
+    masked = torch.masked.masked_tensor(torch.tensor(7.0), torch.tensor(False))
+    with pytest.raises(LossError, match="masked loss"):
+        BatchAttentionSchedule().decide(masked)
+
+
+@pytest.mark.parametrize("loss", [numpy.ma.array([1.5], mask=[False]), numpy.ma.array(1.5)], ids=repr)
+def test_a_loss_that_could_be_masked_and_is_not_is_a_loss(loss):
+    schedule = BatchAttentionSchedule()
+    schedule.decide(loss)
+    assert schedule.end_epoch().mean_loss == 1.5
 
 
 def test_a_vector_is_told_to_be_reduced():

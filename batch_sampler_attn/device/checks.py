@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.control import EqualComputeControl
-from batch_sampler_attn.device.data import ResidentData, StagedData
+from batch_sampler_attn.device.data import ResidentData
+from batch_sampler_attn.device.staged import StagedData
 from batch_sampler_attn.device.update import Recipe, Update
 from batch_sampler_attn.errors import DeviceLoopError, OptionError, ProtocolError
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -30,8 +31,8 @@ def check_devices(model: nn.Module, data: ResidentData | StagedData) -> torch.de
     if len(devices) > 1:
         raise OptionError(f"the model is on {sorted(map(str, devices))}; a device loop needs it on one device")
     device = devices.pop()
-    if data.inputs.device != device:
-        raise OptionError(f"the data is on {data.inputs.device} and the model on {device}; move both to one device")
+    if data.device != device:
+        raise OptionError(f"the data is on {data.device} and the model on {device}; move both to one device")
     return device
 
 
@@ -66,9 +67,21 @@ def check_is_between_epochs(schedule: BatchAttentionSchedule) -> None:
 
 
 def check_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, scaler: torch.amp.GradScaler | None, *, graph: bool
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    scaler: torch.amp.GradScaler | None,
+    *,
+    graph: bool,
+    may_wait: bool = False,
 ) -> None:
     """Refuse optimizers of other parameters, and those whose step cannot be captured or needs a closure.
+
+    Args:
+        optimizer: The optimizer.
+        model: Whose parameters it has to have.
+        scaler: The gradient scaler, if there is one.
+        graph: Whether the step is to be captured.
+        may_wait: Whether the host may be asked in every update, as with ``graph=False``.
 
     Raises:
         OptionError: If so.
@@ -82,6 +95,11 @@ def check_optimizer(
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise OptionError("LBFGS evaluates the loss several times a step; use an optimizer that takes one gradient")
+    if scaler is not None and scaler.is_enabled() and not may_wait and not _scales_by_itself(optimizer):
+        raise OptionError(
+            f"with a gradient scaler the step of {name} asks the host whether to skip; construct it with fused=True, "
+            "use bfloat16 autocast without a scaler, or pass graph=False"
+        )
     if not graph:
         return
     if any(group.get("capturable") is False for group in optimizer.param_groups):
@@ -97,11 +115,12 @@ def check_optimizer(
                     f"{option} of {name} is a tensor on {value.device}, where a captured step cannot read it; "
                     f"make it a number, or a tensor on {devices.pop()}"
                 )
-    if scaler is not None and not getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise OptionError(
-            f"with a gradient scaler the step of {name} asks the host whether to skip; construct it with fused=True, "
-            "use bfloat16 autocast without a scaler, or pass graph=False"
-        )
+
+
+def _scales_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step finds out on the device whether to skip: a fused one, in every group."""
+    is_fused = all(group.get("fused", True) for group in optimizer.param_groups)
+    return is_fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def has_state(optimizer: torch.optim.Optimizer) -> bool:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from batch_sampler_attn.device import checks, saving
 from batch_sampler_attn.device.counters import make_counters
-from batch_sampler_attn.device.data import Augmentation, ResidentData, StagedData
+from batch_sampler_attn.device.data import Augmentation, ResidentData
 from batch_sampler_attn.device.graphs import Graphs
 from batch_sampler_attn.device.place import Place
 from batch_sampler_attn.device.randomness import Randomness
+from batch_sampler_attn.device.staged import StagedData
 from batch_sampler_attn.device.update import Recipe, Update
 from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError, ProtocolError
 from batch_sampler_attn.rule import EpochSummary
@@ -48,7 +49,8 @@ class DeviceLoop:
         normalize: Mean and standard deviation of the inputs' channels, of shapes that broadcast against a batch.
         augmentation: Random augmentation on the device.
         autocast: The type for autocast, such as ``torch.bfloat16``; None for no autocast.
-        scaler: A ``torch.amp.GradScaler``, for float16.
+        scaler: A ``torch.amp.GradScaler``, for float16. The optimizer has to be fused then, since any other asks the
+            host in every step whether to skip it; ``graph=False`` says that it may.
         channels_last: Lay out model and images with their channels last. The model is converted in place.
         tf32: Allow TF32 in this loop, or forbid it; None leaves PyTorch's settings alone.
         graph: Capture updates as CUDA graphs; None does so on CUDA devices.
@@ -82,11 +84,11 @@ class DeviceLoop:
             raise OptionError(f"graph=True needs a CUDA device, and the model is on {device}; leave graph at None")
         self._is_graphed = device.type == "cuda" if graph is None else graph
         checks.check_schedule(schedule)
-        checks.check_optimizer(optimizer, model, scaler, graph=self._is_graphed)
         if normalize is not None:
             normalize = (normalize[0].to(device), normalize[1].to(device))
         recipe = Recipe(normalize, augmentation, autocast, scaler, channels_last)
         checks.check_recipe(recipe)
+        checks.check_optimizer(optimizer, model, scaler, graph=self._is_graphed, may_wait=graph is False)
         if channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -266,6 +268,12 @@ class DeviceLoop:
             if progress.staged <= progress.cursor:
                 progress.staged = data.stage(progress.cursor)
             room = self._room()
+            if room <= 0 and not self._in_flight_updates:
+                raise DeviceLoopError(
+                    f"batch {progress.cursor} of {self.batches} is next, and there is no update to be made: the "
+                    f"schedule was changed in mid-epoch, to batch {self._bookkeeping.batches}. Leave it alone until "
+                    "the epoch is over"
+                )
             for _ in range(room if updates is None else min(updates, room)):
                 # Counted first: an interrupt in between makes one update too many in the count, which costs a read.
                 self._in_flight_updates += 1
@@ -341,7 +349,7 @@ class DeviceLoop:
         self._reset_graphs()
         if self._is_graphed:
             self._randomness.renew()
-        self.load_state_dict(before)
+        saving.restore(self, before)
 
     def _reset_graphs(self) -> None:
         if self._graphs is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.device.fitting import without_none
 
 
 def take(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
@@ -28,21 +28,19 @@ def put_back(
 ) -> bool:
     """Undo everything since ``take``.
 
+    Args:
+        saved: Of this model, this scaler and, as ``fitting.fit_optimizer`` has it, of this optimizer.
+        model: The model.
+        optimizer: Its optimizer.
+        scaler: The gradient scaler, if there is one.
+
     Returns:
         Whether every tensor is still where it was. An optimizer's state is not, if it was of other parameters.
-
-    Raises:
-        StateError: If the saved states are of another model, optimizer or scaler.
     """
-    if (saved["scaler"] is None) != (scaler is None):
-        raise StateError("the state was saved with a gradient scaler and there is none here, or the other way round")
-    try:
-        model.load_state_dict(saved["model"])
-        is_in_place = _load_optimizer(saved["optimizer"], optimizer)
-        if scaler is not None:
-            scaler.load_state_dict(saved["scaler"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise StateError(f"the state is of another model, optimizer or scaler: {error}") from error
+    model.load_state_dict(saved["model"])
+    is_in_place = _load_optimizer(saved["optimizer"], optimizer)
+    if scaler is not None:
+        scaler.load_state_dict(saved["scaler"])
     return is_in_place
 
 
@@ -60,7 +58,7 @@ def to_host(value: Any) -> Any:
 def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> bool:
     here = optimizer.state_dict()
     groups_before = [dict(group) for group in optimizer.param_groups]
-    is_in_place = bool(here["state"].keys() == saved["state"].keys())
+    is_in_place = _names_of(here["state"]) == _names_of(saved["state"])
     if is_in_place:
         for index, entries in saved["state"].items():
             _load_entries(entries, here["state"][index])
@@ -68,9 +66,9 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
         optimizer.load_state_dict(copy.deepcopy(saved))
     for group, before, theirs in zip(optimizer.param_groups, groups_before, saved["param_groups"], strict=True):
         for name, value in theirs.items():
+            ours = before.get(name)
             if name == "params":
                 continue
-            ours = before.get(name)
             if isinstance(ours, Tensor):
                 group[name] = ours.copy_(torch.as_tensor(value))
             else:
@@ -78,14 +76,14 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     return is_in_place
 
 
+def _names_of(state: dict[int, dict[str, Any]]) -> dict[int, set[str]]:
+    names = {index: set(without_none(entries)) for index, entries in state.items()}
+    return {index: kept for index, kept in names.items() if kept}
+
+
 def _load_entries(saved: dict[str, Any], entries: dict[str, Any]) -> None:
-    if saved.keys() != entries.keys():
-        raise ValueError(f"it keeps {sorted(saved)} for a parameter, and here {sorted(entries)}")
-    for name, value in saved.items():
-        target = entries[name]
-        if not isinstance(target, Tensor):
-            entries[name] = value
-        elif target.shape != value.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, and here {tuple(target.shape)}")
+    for name, value in without_none(saved).items():
+        if isinstance(entries[name], Tensor):
+            entries[name].copy_(value)
         else:
-            target.copy_(value)
+            entries[name] = value

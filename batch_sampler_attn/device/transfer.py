@@ -8,7 +8,7 @@ from torch import Tensor
 
 def copy_in(destination: Tensor, source: Tensor) -> None:
     """Copy a host tensor into a device tensor, in the order of the current stream, without waiting."""
-    if destination.device.type == "cuda":
+    if destination.device.type == "cuda" and source.device.type == "cpu":
         source = source.pin_memory()
     destination.copy_(source, non_blocking=True)
 

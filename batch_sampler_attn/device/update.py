@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.device.counters import DeviceCounters
-from batch_sampler_attn.device.data import Augmentation, Batch, ResidentData, StagedData
+from batch_sampler_attn.device.data import Augmentation, Batch, ResidentData
 from batch_sampler_attn.device.randomness import Randomness
+from batch_sampler_attn.device.staged import StagedData
 
 
 class Recipe(NamedTuple):

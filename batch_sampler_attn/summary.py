@@ -1,0 +1,71 @@
+"""What one epoch came to."""
+
+from __future__ import annotations
+
+from batch_sampler_attn.fields import Fields
+
+
+class EpochSummary(Fields):
+    """What one epoch came to; printed, it is one line.
+
+    Attributes:
+        epoch: The epoch's number, from 0.
+        batches: Base batches, each visited at least once.
+        visits: Updates in all, one a visit: ``batches + repeats``.
+        repeats: Extra updates.
+        overhead: Extra updates over base updates, ``repeats / batches``.
+        mean_loss: Mean of the losses that ``epoch_loss`` lets in; None if none of them was finite.
+        threshold: The threshold that was in force; None if no batch could repeat.
+        capped_batches: Batches that hit ``max_visits`` while still above the threshold.
+        nonfinite_losses: NaN and infinite losses, and those too large to be added up.
+        most_visits: The most visits to one batch.
+        host_reads: How often a device loop waited for the device; None where the host decides.
+    """
+
+    __slots__ = (
+        "epoch",
+        "batches",
+        "visits",
+        "repeats",
+        "overhead",
+        "mean_loss",
+        "threshold",
+        "capped_batches",
+        "nonfinite_losses",
+        "most_visits",
+        "host_reads",
+    )
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        batches: int,
+        visits: int,
+        repeats: int,
+        overhead: float,
+        mean_loss: float | None,
+        threshold: float | None,
+        capped_batches: int,
+        nonfinite_losses: int,
+        most_visits: int,
+        host_reads: int | None = None,
+    ) -> None:
+        self.epoch = epoch
+        self.batches = batches
+        self.visits = visits
+        self.repeats = repeats
+        self.overhead = overhead
+        self.mean_loss = mean_loss
+        self.threshold = threshold
+        self.capped_batches = capped_batches
+        self.nonfinite_losses = nonfinite_losses
+        self.most_visits = most_visits
+        self.host_reads = host_reads
+
+    def __str__(self) -> str:
+        mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
+        return (
+            f"epoch {self.epoch}: {self.batches} batches, {self.repeats} repeats "
+            f"(overhead {self.overhead:.0%}), {mean_loss}"
+        )
