@@ -24,11 +24,13 @@ class OnDemandFetcher:
         moment: Of the run, at which it begins to.
 
     Attributes:
-        loader: The same.
+        outlives_epoch: Whether the copy of the data set that it fetches from may grow old, as those of the loader's
+            workers do.
     """
 
     def __init__(self, loader: DataLoader[Any], moment: tuple[int, ...]) -> None:
-        self.loader = loader
+        # No reference to the loader is kept: it is to end, and its workers with it, when the user lets it go.
+        self.outlives_epoch = loader.persistent_workers or not loader.num_workers
         self._request = _Request()
         seed = (loader.generator or torch.default_generator).initial_seed()
         # The very seed would give the worker the draws of the loader's first one. Texts are hashed alike in all runs.
@@ -42,11 +44,6 @@ class OnDemandFetcher:
             generator=generator,
             **(_one_worker_like(loader) if loader.num_workers else {}),
         )
-
-    @property
-    def outlives_epoch(self) -> bool:
-        """Whether the copy of the data set that it fetches from may grow old, as those of the loader's workers do."""
-        return self.loader.persistent_workers or not self.loader.num_workers
 
     def fetch(self, indices: list[Any]) -> Any:
         """The batch of ``indices``."""

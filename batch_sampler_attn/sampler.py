@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch.utils.data import Sampler
 
@@ -90,7 +91,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch)
         schedule._bind(self)
         self._batches_per_epoch = batches_per_epoch
-        self._fetcher: OnDemandFetcher | None = None
+        self._fetchers: WeakKeyDictionary[Any, OnDemandFetcher] = WeakKeyDictionary()
         self.schedule = schedule
         self.repeats = repeats
         self._was_loaded = False
@@ -237,14 +238,17 @@ class BatchAttentionSampler(Sampler[list[int]]):
             self._forget_epoch()
 
     def _let_workers_go(self) -> None:
-        if self._fetcher is not None and not self._fetcher.outlives_epoch:
-            self._fetcher = None
+        for loader, fetcher in [*self._fetchers.items()]:
+            if not fetcher.outlives_epoch:
+                del self._fetchers[loader]
 
     def _fetcher_for(self, loader: Any) -> OnDemandFetcher:
         """What fetches immediate repeats: the same for as long as the loader's own workers are."""
-        if self._fetcher is None or self._fetcher.loader is not loader:
-            self._fetcher = OnDemandFetcher(loader, (self.schedule.epoch, self._progress.position))
-        return self._fetcher
+        fetcher = self._fetchers.get(loader)
+        if fetcher is None:
+            moment = self.schedule.epoch, self._progress.position
+            fetcher = self._fetchers[loader] = OnDemandFetcher(loader, moment)
+        return fetcher
 
     def _forget_epoch(self) -> None:
         self._is_resumed = False

@@ -363,7 +363,8 @@ def _wait_for_a_write(folder, process):
 
 
 def test_killed_ten_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
-    options = ["--seeds", "0", "--epochs", "5", "--label-noise", "3"]
+    # Enough epochs that a quick machine is not done before the tenth time.
+    options = ["--seeds", "0", "--epochs", "20", "--label-noise", "3"]
     run_benchmark(digits, tmp_path / "whole", *options)
     rng = random.Random(0)
     for _ in range(10):

@@ -5,11 +5,14 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -22,7 +25,10 @@ RECORDED = sorted(
     for path in (Path(__file__).parents[1] / "benchmarks" / "records").glob("*/epochs.jsonl")
     if (path.parent / "runs.jsonl").exists()
 )
-HOLDS, DOES_NOT_HOLD, NOT_ENOUGH_RUNS = "holds", "does not hold", "not enough runs"
+HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"
+HARDLY_ANY_REPEATS, NOT_ENOUGH_RUNS = "hardly any repeats", "not enough runs"
+SYMBOLS = {HOLDS: "✓", DOES_NOT_HOLD: "✗", CANNOT_BE_TOLD: "?", HARDLY_ANY_REPEATS: "∅", NOT_ENOUGH_RUNS: "…"}
+AT_A_GLANCE, FLIPPED = "Do the claims hold?", "Do repeats point to wrong labels?"
 TABLE_2_BEST = "Table 2: wrong predictions by predicted class, at the best epoch"
 
 PAPER_TABLE_1 = [
@@ -40,6 +46,7 @@ PAPER_TABLE_2 = {
 PAPER_MODELS = dict.fromkeys(("resnet34", "tnt"), ("cifar10", 1.2, False)) | {
     "efficientnet_b7": ("cifar100", 1.5, True)
 }
+PAPER_OPTIONS = {"resnet34": {}, "tnt": {"patch_size": 4, "first_stride": 1}, "efficientnet_b7": {}}
 CLAIMS = {
     "accuracy": "Accuracy is up by 2 to 3 points on CIFAR-10 (section 4.2)",
     "macro_f1": "Macro-F1 is up by 2 to 3 points on CIFAR-10 (section 4.2)",
@@ -52,8 +59,8 @@ CLAIMS = {
     "noise": "It is ahead with label noise too (section 4.5, figure 8)",
     "more noise": "It is ahead by less as noise grows (section 4.5)",
     "harm": "It does harm where the baseline's accuracy is low (section 4.1 and conclusion)",
-    "random": "*Not in the paper:* it is ahead of as many repeats of random batches",
-    "longer": "*Not in the paper:* it is ahead of plain training for as many updates",
+    "random": "Not in the paper: it is ahead of as many repeats of random batches",
+    "longer": "Not in the paper: it is ahead of plain training for as many updates",
 }
 
 
@@ -161,10 +168,11 @@ def gains(folder: Folder, condition: tuple[int, str], other="baseline", field="a
     return [measure(ours, field, at) - measure(theirs, field, at) for theirs, ours in pairs]
 
 
-def of_pairs(folder: Folder, condition: tuple[int, str], compare) -> list[float]:
+def of_pairs(folder: Folder, condition: tuple[int, str], compare) -> tuple[list[float], list[list[dict]]]:
     """Of each pair of a baseline and attention; a pair that cannot be compared so is left out."""
-    values = [compare(*pair) for pair in folder.find(condition, "baseline", "attention")]
-    return [value for value in values if value is not None]
+    values = [(compare(*pair), pair) for pair in folder.find(condition, "baseline", "attention")]
+    compared = [(value, pair) for value, pair in values if value is not None]
+    return [value for value, _ in compared], [pair for _, pair in compared]
 
 
 def total(epochs: list[dict], field: str) -> float:
@@ -212,21 +220,87 @@ def variance(run: dict, at: str) -> float:
     return float(np.var(wrong_by_predicted_class(run, at)))
 
 
+def error_of_accuracy(pair: list[dict]) -> float:
+    """The standard error of the difference of two accuracies, each on as many images, in points."""
+    images = np.sum(pair[0]["last"]["confusion"])
+    shares = [np.trace(run["last"]["confusion"]) / images for run in pair]
+    return 100 * math.sqrt(sum(share * (1 - share) / images for share in shares))
+
+
+def error_of_variance(pair: list[dict]) -> float:
+    """Of the difference of two variances, each count being Poisson's."""
+    of_both = [wrong_by_predicted_class(run, "last") for run in pair]
+    parts = [(2 * (c - np.mean(counts)) / len(counts)) ** 2 * c for counts in of_both for c in counts]
+    return math.sqrt(sum(parts))
+
+
 # The claims ------------------------------------------------------------------------------------------------
 
 
-def verdict(values: list[float], rule: str) -> str:
-    low, high = interval(values)
-    fails, holds = {
-        "ahead": (low <= 0 and high < 0.5, low > 0),
-        "above 0": (high < 0, low > 0),
-        "up by 2": (high < 2, low > 0),
-        "15 to 20": (low > 20 or high < 15, high - low <= 10),
-        "at most 5": (low > 5, high <= 5),
-    }[rule]
-    if len(values) < 3:
-        return NOT_ENOUGH_RUNS
-    return DOES_NOT_HOLD if fails else HOLDS if holds else NOT_ENOUGH_RUNS
+class Limits(NamedTuple):
+    """What a verdict is made by."""
+
+    least_runs: float = 3
+    least_dose: float = 1
+    least_gain: float = 0.5
+    least_change: float = 0
+    claimed: float = 2
+    least_overhead: float = 15
+    most_overhead: float = 20
+    widest_overhead: float = 10
+    few_repeats: float = 5
+    sampling_errors: float = 1
+
+
+RULES = Limits()
+
+
+class Finding(NamedTuple):
+    """The runs are attention's that were compared; a claim that is not one of differences has no sampling error."""
+
+    claim: str
+    rule: str
+    values: list[float]
+    texts: set[str]
+    runs: Sequence[dict] = ()
+    error: float | None = None
+    caveat: str = ""
+
+    def reach(self, limits: Limits) -> float:
+        low, high = interval(self.values)
+        return max((high - low) / 2, limits.sampling_errors * (self.error or 0))
+
+    def verdict(self, limits: Limits = RULES) -> str:
+        if len(self.values) < limits.least_runs:
+            return NOT_ENOUGH_RUNS
+        if any(more_updates(run["epochs"]) < limits.least_dose for run in self.runs):
+            return HARDLY_ANY_REPEATS
+        low, high = np.mean(self.values) - self.reach(limits), np.mean(self.values) + self.reach(limits)
+        least, most = limits.least_overhead, limits.most_overhead
+        cases = {
+            "ahead": [(low > 0, HOLDS), (high < limits.least_gain, DOES_NOT_HOLD)],
+            "above 0": [(low > 0, HOLDS), (high < limits.least_change, DOES_NOT_HOLD)],
+            "up by 2": [(high < limits.claimed, DOES_NOT_HOLD), (low > 0, HOLDS)],
+            "15 to 20": [
+                (low > most or high < least, DOES_NOT_HOLD),
+                (high - low <= limits.widest_overhead, HOLDS),
+            ],
+            "at most 5": [(low > limits.few_repeats, DOES_NOT_HOLD), (high <= limits.few_repeats, HOLDS)],
+        }[self.rule]
+        return next((said for applies, said in cases if applies), CANNOT_BE_TOLD)
+
+    def numbers(self) -> set[str]:
+        if self.error is None or self.verdict() != CANNOT_BE_TOLD:
+            return self.texts
+        reach, is_variance = self.reach(RULES), self.claim == "variance"
+        would_show = joined(number(reach, ".0f" if is_variance else ".2f"), "" if is_variance else " points")
+        end = f"; cannot be told apart with n = {len(self.values)}, a difference of "
+        return joined(self.texts, end, would_show, " would have shown")
+
+
+def of_difference(claim: str, rule: str, pairs: list[list[dict]], values: list[float], *others) -> Finding:
+    error = np.mean([(error_of_variance if claim == "variance" else error_of_accuracy)(pair) for pair in pairs])
+    return Finding(claim, rule, values, others[0], [pair[1] for pair in pairs], float(error), *others[1:])
 
 
 def last_and_best(values_of, unit: str, spec: str = "+.2f", start: str = "") -> tuple[list[float], set[str]]:
@@ -235,72 +309,113 @@ def last_and_best(values_of, unit: str, spec: str = "+.2f", start: str = "") -> 
     return last, joined(start, texts[0], "; at the best epochs ", texts[1])
 
 
-def leads(folder: Folder, condition: tuple[int, str], other="baseline", field="accuracy", start=""):
-    return last_and_best(lambda at: gains(folder, condition, other, field, at), " points", start=start)
+def leads(claim, rule, folder: Folder, condition: tuple[int, str], other="baseline", field="accuracy", start=""):
+    if pairs := folder.find(condition, other, "attention"):
+        values_and_texts = last_and_best(lambda at: gains(folder, condition, other, field, at), " points", start=start)
+        yield of_difference(claim, rule, pairs, *values_and_texts)
 
 
-def findings(folder: Folder, reading: str):
-    """Claim, rule, the values that it is judged by, numbers as text, and a caveat; nothing is said without values."""
-    clean, is_fine = (0, reading), len(folder.classes) >= 100
-    for claim in ("many classes",) if is_fine else ("accuracy", "macro_f1"):
-        field = "accuracy" if is_fine else claim
-        yield claim, "ahead" if is_fine else "up by 2", *leads(folder, clean, field=field), ""
-    values = of_pairs(folder, clean, gain_at_same_loss)
-    caveat = "" if reading == "first" else "the arms' training losses are not of the same visits"
-    yield "same loss", "ahead", values, mean_with_interval(values, " points"), caveat
-    values = of_pairs(folder, clean, repeats_before_convergence)
-    yield "few repeats", "at most 5", values, mean_with_interval(values, " % repeats before", ".1f"), ""
-    if not is_fine:
-        lowered = {
-            at: of_pairs(folder, clean, lambda theirs, ours, at=at: variance(theirs, at) - variance(ours, at))
-            for at in ("last", "best")
-        }
-        yield "variance", "above 0", *last_and_best(lowered.get, "", "+.0f", "lower by "), ""
-    values = gains(folder, clean)
-    baseline = of_pairs(folder, clean, lambda theirs, _: measure(theirs, "accuracy", "last"))
-    if baseline and np.mean(baseline) < 50:
-        start = joined(mean_with_interval(values, " points"), ", with the baseline at ")
-        yield "harm", "ahead", [-value for value in values], joined(start, number(np.mean(baseline), ".1f"), " %"), ""
+def judged_by(folder: Folder, asked: str) -> tuple[int, str]:
+    readings = [reading for _, reading in folder.conditions()]
+    return 0, asked if asked in readings else [*readings, asked][0]
+
+
+def findings(folder: Folder, asked: str) -> list[Finding]:
+    """In the order of the claims; nothing is said without values."""
+    clean = judged_by(folder, asked)
+    parts = find_ahead, find_same_loss, find_repeats, find_variance, find_harm, find_overhead, find_noise
+    found = [finding for part in parts for finding in part(folder, clean)]
+    order = list(CLAIMS)
+    return sorted(found, key=lambda finding: order.index(finding.claim))
+
+
+def find_ahead(folder: Folder, clean: tuple[int, str]):
+    if len(folder.classes) >= 100:
+        yield from leads("many classes", "ahead", folder, clean)
+    else:
+        for field in ("accuracy", "macro_f1"):
+            yield from leads(field, "up by 2", folder, clean, field=field)
     for other in ("random", "longer"):
-        yield other, "ahead", *leads(folder, clean, other), ""
-    yield from findings_about_time(folder, clean)
-    yield from findings_about_noise(folder, clean)
+        yield from leads(other, "ahead", folder, clean, other)
 
 
-def findings_about_time(folder: Folder, clean: tuple[int, str]):
+def find_same_loss(folder: Folder, clean: tuple[int, str]):
+    values, pairs = of_pairs(folder, clean, gain_at_same_loss)
+    caveat = "" if clean[1] == "first" else "the arms' training losses are not of the same visits"
+    if values:
+        yield of_difference("same loss", "ahead", pairs, values, mean_with_interval(values, " points"), caveat)
+
+
+def find_repeats(folder: Folder, clean: tuple[int, str]):
+    values, _ = of_pairs(folder, clean, repeats_before_convergence)
+    runs = [attention for _, attention in folder.find(clean, "baseline", "attention")]
+    if values:
+        yield Finding("few repeats", "at most 5", values, mean_with_interval(values, " % repeats before", ".1f"), runs)
+
+
+def find_variance(folder: Folder, clean: tuple[int, str]):
+    pairs = folder.find(clean, "baseline", "attention")
+    if pairs and len(folder.classes) < 100:
+        lowered = {at: [variance(theirs, at) - variance(ours, at) for theirs, ours in pairs] for at in ("last", "best")}
+        yield of_difference("variance", "above 0", pairs, *last_and_best(lowered.get, "", "+.0f", "lower by "))
+
+
+def find_harm(folder: Folder, clean: tuple[int, str]):
+    values, pairs = gains(folder, clean), folder.find(clean, "baseline", "attention")
+    baseline = [measure(theirs, "accuracy", "last") for theirs, _ in pairs]
+    if pairs and np.mean(baseline) < 50:
+        start = joined(mean_with_interval(values, " points"), ", with the baseline at ")
+        texts = joined(start, number(np.mean(baseline), ".1f"), " %")
+        yield of_difference("harm", "ahead", pairs, [-value for value in values], texts)
+
+
+def find_overhead(folder: Folder, clean: tuple[int, str]):
     caveats = {True: "", False: "seconds cannot be compared, so time is counted in updates"}
     for condition in (each for each in folder.conditions() if each[0] == 0):
         values = [more_updates(run["epochs"]) for (run,) in folder.find(condition, "attention")]
         texts = joined(f"{condition[1]}: ", mean_with_interval(values, " % more updates", ".1f"))
         if folder.is_timed(condition):
-            values = of_pairs(folder, condition, more_seconds)
+            values, _ = of_pairs(folder, condition, more_seconds)
             texts = joined(texts, "; ", mean_with_interval(values, " % more seconds", ".1f"))
-        yield "overhead", "15 to 20", values, texts, caveats[folder.is_timed(condition)]
+        yield Finding("overhead", "15 to 20", values, texts, caveat=caveats[folder.is_timed(condition)])
     field = "seconds" if folder.is_timed(clean) else "updates"
-    values = of_pairs(folder, clean, lambda *pair: gain_at_same_time(*pair, field))
-    yield "same time", "ahead", values, mean_with_interval(values, " points"), caveats[folder.is_timed(clean)]
+    values, pairs = of_pairs(folder, clean, lambda *pair: gain_at_same_time(*pair, field))
+    if values:
+        caveat, texts = caveats[folder.is_timed(clean)], mean_with_interval(values, " points")
+        yield of_difference("same time", "ahead", pairs, values, texts, caveat)
 
 
-def findings_about_noise(folder: Folder, clean: tuple[int, str]):
-    levels = [clean, *(each for each in folder.conditions() if each[0] > 0 and each[1] == clean[1])]
+def find_noise(folder: Folder, clean: tuple[int, str]):
+    noisy = [each for each in folder.conditions() if each[0] > 0 and each[1] == clean[1]]
+    levels = [clean, *(each for each in noisy if folder.find(each, "baseline", "attention"))]
     for condition in levels[1:]:
-        yield "noise", "ahead", *leads(folder, condition, start=f"{condition[0]} of 32: "), ""
-    for pair in itertools.pairwise(levels):
-        seeds = [of_pairs(folder, level, lambda _, ours: ours["seed"]) for level in pair]
-        less, more = (
-            dict(zip(of_level, gains(folder, level), strict=True)) for of_level, level in zip(seeds, pair, strict=True)
-        )
-        start = f"{pair[0][0]} to {pair[1][0]} of 32: the lead shrinks by "
-        values = [less[seed] - more[seed] for seed in less if seed in more]
-        yield "more noise", "above 0", values, joined(start, mean_with_interval(values, " points")), ""
+        yield from leads("noise", "ahead", folder, condition, start=f"{condition[0]} of 32: ")
+    for two in itertools.pairwise(levels):
+        less, more = ({pair[0]["seed"]: pair for pair in folder.find(each, "baseline", "attention")} for each in two)
+        seeds = sorted(set(less) & set(more))
+        if not seeds:
+            continue
+        leads_of = [
+            [measure(of[seed][1], "accuracy", "last") - measure(of[seed][0], "accuracy", "last") for seed in seeds]
+            for of in (less, more)
+        ]
+        values = [one - other for one, other in zip(*leads_of, strict=True)]
+        errors = [np.mean([error_of_accuracy(of[seed]) for seed in seeds]) for of in (less, more)]
+        start = f"{two[0][0]} to {two[1][0]} of 32: the lead shrinks by "
+        texts = joined(start, mean_with_interval(values, " points"))
+        runs = [of[seed][1] for of in (less, more) for seed in seeds]
+        yield Finding("more noise", "above 0", values, texts, runs, float(np.hypot(*errors)))
 
 
 def reductions(folder: Folder) -> list[str]:
     c, data = folder.configuration, folder.configuration["data"]
     their_data, their_k, their_weights = PAPER_MODELS.get(c["model"], (None, c["k"], c["pretrained"]))
+    options = PAPER_OPTIONS.get(c["model"], c["model_options"]) | {"img_size": c["model_options"].get("img_size")}
+    their_options = {name: value for name, value in c["model_options"].items() if options.get(name) != value}
     capped = sum(total(run["epochs"], "capped_batches") for run in folder.runs.values())
     said = {
         f"{folder.name}, which the paper has not": their_data != data["name"],
+        **{f"{name} {value}": True for name, value in their_options.items()},
         f"{data['train_images']:,} training images": data["train_images"] != 50_000,
         f"{data['test_images']:,} test images": data["test_images"] != 10_000,
         f"{c['epochs']} epochs": c["epochs"] != 100,
@@ -315,21 +430,27 @@ def reductions(folder: Folder) -> list[str]:
     return [text for text, is_said in said.items() if is_said]
 
 
-def claims(folders: list[Folder], asked: str) -> list[list]:
-    found = {claim: [] for claim in CLAIMS}
-    for folder in folders:
-        readings = [reading for _, reading in folder.conditions()]
-        reading = asked if asked in readings else [*readings, asked][0]
-        for claim, rule, values, texts, caveat in findings(folder, reading):
-            caveats = ", ".join(reductions(folder) + [caveat] * bool(caveat))
-            if values:
-                cells = [f"**{verdict(values, rule)}**", texts, f"reduced: {caveats}" if caveats else ""]
-                found[claim].append([CLAIMS[claim], folder.name, *cells])
-    rows = [["claim", "experiment", "verdict", "attention less the other arm", "what it rests on"]]
-    for claim, rows_of_claim in found.items():
-        nothing = [CLAIMS[claim], "-", f"**{NOT_ENOUGH_RUNS}**", "no runs that it applies to", ""]
-        rows += rows_of_claim or [nothing]
-    return rows
+def mark(said: str) -> str:
+    return f"{SYMBOLS[said]} **{said}**"
+
+
+def at_a_glance(folders: list[Folder], asked: str) -> list[list]:
+    first = [{each.claim: each for each in reversed(findings(folder, asked))} for folder in folders]
+    rows = [
+        [text, *(mark(found[claim].verdict()) if claim in found else "-" for found in first)]
+        for claim, text in CLAIMS.items()
+    ]
+    return [["claim", *(folder.name for folder in folders)], *rows]
+
+
+def claims(folder: Folder, asked: str) -> list[list]:
+    rows = [[mark(each.verdict()), CLAIMS[each.claim], each.numbers(), each.caveat] for each in findings(folder, asked)]
+    return [["verdict", "claim", "attention less the other arm", "remark"], *rows]
+
+
+def how_reduced(folder: Folder) -> str:
+    said = reductions(folder)
+    return f"Reduced: {', '.join(said)}." if said else "At the paper's size and settings."
 
 
 # The other tables ------------------------------------------------------------------------------------------
@@ -341,6 +462,7 @@ def trained(folders: list[Folder]) -> list[list]:
         c, data = folder.configuration, folder.configuration["data"]
         details = f"{c['architecture']}, {c['parameters']:,} parameters, "
         details += "ImageNet weights" if c["pretrained"] else "from scratch"
+        details += f" ({c['weights']})" if c.get("weights") else ""
         details += f"; Adam {c['learning_rate']:g}, batch {c['batch_size']}, {c['epochs']} epochs, K {c['k']:g}, "
         details += f"max_visits {c['max_visits'] or 'none'}; precision {c['precision']}"
         details += ", channels last" * c["channels_last"] + ", deterministic algorithms" * c["deterministic"]
@@ -362,7 +484,7 @@ def by_condition(folders: list[Folder], head: str, rows_of) -> list[list]:
     return [["experiment", "labels redrawn", "epoch_loss", *head.split("|")], *rows]
 
 
-def by_arm(folders: list[Folder], head: str, first_rows: list[list], cells_of) -> list[list]:
+def by_arm(folders: list[Folder], head: list[str], first_rows: list[list], cells_of) -> list[list]:
     """Baselines once for each level of noise."""
     rows = []
     for folder in folders:
@@ -373,7 +495,7 @@ def by_arm(folders: list[Folder], head: str, first_rows: list[list], cells_of) -
                 name = arm if arm == "baseline" else f"{arm}, {reading}"
                 if runs:
                     rows.append([folder.name, noise_text(noise), name, f"{len(runs)}", *cells_of(folder, runs)])
-    return [["experiment", "labels redrawn", "arm", "n", *head.split("|")], *first_rows, *rows]
+    return [["experiment", "labels redrawn", "arm", "n", *head], *first_rows, *rows]
 
 
 def noise_text(noise: int) -> str:
@@ -387,7 +509,7 @@ def table_1(folders: list[Folder]) -> list[list]:
             yield mean_and_deviation(values, ".3f" if field == "test_loss" else ".2f")
 
     head = "least test loss|highest macro-F1, %|highest accuracy, %|last test loss|last macro-F1, %|last accuracy, %"
-    return by_arm(folders, head, PAPER_TABLE_1, cells_of)
+    return by_arm(folders, head.split("|"), PAPER_TABLE_1, cells_of)
 
 
 def differences(folders: list[Folder]) -> list[list]:
@@ -406,7 +528,7 @@ def costs(folders: list[Folder]) -> list[list]:
     def rows_of(folder, condition):
         runs = [run["epochs"] for (run,) in folder.find(condition, "attention")]
         epochs = list(itertools.chain(*runs))
-        seconds = of_pairs(folder, condition, more_seconds)
+        seconds, _ = of_pairs(folder, condition, more_seconds)
         of_time = mean_with_interval(seconds, "", ".1f") if folder.is_timed(condition) else "-"
         yield [
             mean_with_interval([more_updates(run) for run in runs], "", ".1f"),
@@ -450,7 +572,7 @@ def table_2(folders: list[Folder], at: str) -> list[list]:
             is_there = row is not None and column is not None
             yield number(np.mean([run[at]["confusion"][row][column] for run in runs]), ".1f") if is_there else "-"
 
-    head = "|".join([*columns, "variance", "cat taken for dog", "dog taken for cat"])
+    head = [*columns, "variance", "cat taken for dog", "dog taken for cat"]
     return by_arm(fitting, head, papers, cells_of)
 
 
@@ -476,17 +598,66 @@ def flipped(folders: list[Folder]) -> list[list]:
 
 def compute_tables(folders: list[Folder], asked: str) -> dict[str, list[list[list]]]:
     tables = {
-        "Claims": [claims(folders, asked)],
+        AT_A_GLANCE: [at_a_glance(folders, asked)],
+        **{f"Claims: {folder.name}": [claims(folder, asked)] for folder in folders},
+        "Paired differences": [differences(folders)],
         "What was trained": [trained(folders)],
         "Table 1: the best over the epochs, and the last epoch": [table_1(folders)],
-        "Paired differences": [differences(folders)],
         "What it costs": [costs(folders), costs_by_epoch(folders)],
-        TABLE_2_BEST: [table_2(folders, "best")],
-        "Table 2 at the last epoch": [table_2(folders, "last")],
-        "Do repeats point to wrong labels?": [flipped(folders)],
     }
-    # Those after the first five are left out where they have no rows.
-    return {title: found for place, (title, found) in enumerate(tables.items()) if place < 5 or len(found[0]) > 1}
+    optional = {TABLE_2_BEST: [table_2(folders, at) for at in ("best", "last")], FLIPPED: [flipped(folders)]}
+    return tables | {title: found for title, found in optional.items() if len(found[0]) > 1}
+
+
+# The box at the top ----------------------------------------------------------------------------------------
+
+
+def standing(folder: Folder, condition: tuple[int, str], other: str) -> str:
+    """How attention stands to another arm, in the words of the box."""
+    pairs = folder.find(condition, other, "attention")
+    found = of_difference("accuracy", "ahead", pairs, gains(folder, condition, other), set())
+    words = {HOLDS: "ahead", DOES_NOT_HOLD: "behind", CANNOT_BE_TOLD: "not told apart"}
+    words |= {HARDLY_ANY_REPEATS: "hardly repeating anything", NOT_ENOUGH_RUNS: "run with fewer than 3 seeds"}
+    return words[found.verdict(RULES._replace(least_gain=0))]
+
+
+def how_many(standings: list[str]) -> str:
+    words = ("ahead", "behind", "not told apart", "hardly repeating anything", "run with fewer than 3 seeds")
+    counts = ", ".join(f"{word} in {standings.count(word)}" for word in words if word in standings)
+    return f"{counts} of {experiments(len(standings))}"
+
+
+def experiments(count: int) -> str:
+    return f"{count} experiment{'s' * (count != 1)}"
+
+
+def span(values: list[float], spec: str) -> set[str]:
+    ends = (min(values), max(values))[: len(values)]
+    return joined(number(ends[0], spec), *[joined(" to ", number(end, spec)) for end in ends[1:]])
+
+
+def numbers_in_box(folders: list[Folder], asked: str) -> list[set[str]]:
+    """What stands in each sentence."""
+    runs = sum(len(folder.runs) for folder in folders)
+    said = [{f"{runs} runs ({'; '.join(folder.name for folder in folders)}) compare"}]
+    judged = [(folder, judged_by(folder, asked)) for folder in folders]
+    for other in ("baseline", "random"):
+        compared = [(folder, condition) for folder, condition in judged if folder.find(condition, other, "attention")]
+        means = [float(np.mean(gains(*each, other))) for each in compared]
+        start = f" is {how_many([standing(*each, other) for each in compared])} ("
+        told = joined(start, span(means, "+.2f"), " points of accuracy at the last epoch)") if means else set()
+        said.append(told or {" is not compared"})
+    shares = [
+        [more_updates(run["epochs"]) for (run,) in each.find(condition, "attention")] for each, condition in judged
+    ]
+    means = [float(np.mean(of_folder)) for of_folder in shares if of_folder]
+    said.append(
+        joined("It makes ", span(means, ".1f") if means else "no", " % more updates" if means else " more updates")
+    )
+    reduced = sum(bool(reductions(folder)) for folder in folders)
+    is_all = "All of this is" if reduced in (0, len(folders)) else f"{reduced} of {experiments(len(folders))} are"
+    which = "reduced" if reduced else "the paper's own"
+    return [*said, {f"{is_all} at {which} size"}]
 
 
 # The report ------------------------------------------------------------------------------------------------
@@ -494,7 +665,10 @@ def compute_tables(folders: list[Folder], asked: str) -> dict[str, list[list[lis
 
 class Report(NamedTuple):
     folders: list[Folder]
+    asked: str
     shown: dict[str, list[list[list[str]]]]
+    paragraphs: dict[str, list[str]]
+    right: dict[str, list[list[int]]]
     computed: dict[str, list[list[list]]]
 
 
@@ -507,18 +681,41 @@ def report(request, tmp_path_factory):
     main([*map(str, paths), "--out", str(folder / "out"), "--epoch-loss", asked])
     folders = sorted(map(read_folder, paths), key=lambda each: each.name)
     text = (folder / "out" / "report.md").read_text(encoding="utf-8")
-    return Report(folders, parse_tables(text), compute_tables(folders, asked))
+    return Report(folders, asked, *parse(text), compute_tables(folders, asked))
 
 
-def parse_tables(text: str) -> dict[str, list[list[list[str]]]]:
-    """The tables below each title, with their heads and without the line of dashes."""
-    sections = {}
-    for section in re.split(r"^## ", text, flags=re.MULTILINE):
-        title, _, body = section.partition("\n")
-        for block in re.findall(r"(?:^\|.*\|\n)+", body, re.MULTILINE):
-            lines = [line for line in block.splitlines() if not set(line) <= set("|- ")]
-            sections.setdefault(title, []).append([line[2:-2].split(" | ") for line in lines])
-    return sections
+def parse(text: str) -> tuple[dict[str, list[list[list[str]]]], dict[str, list[str]], dict[str, list[list[int]]]]:
+    """Below each title, the tables, the paragraphs, and which columns are set to the right, as they are on GitHub.
+
+    What stands before the first title is that of "".
+    """
+    tables, paragraphs, right = (collections.defaultdict(list) for _ in range(3))
+    title = ""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "heading_open" and before.tag != "h1":
+            title = read_inline(token)
+        elif before.type == "paragraph_open":
+            paragraphs[title].append(read_inline(token))
+        elif before.type == "table_open":
+            tables[title].append([])
+            right[title].append([])
+        elif before.type == "tr_open":
+            tables[title][-1].append([])
+        elif before.type in ("th_open", "td_open"):
+            if before.type == "th_open" and before.attrs.get("style") == "text-align:right":
+                right[title][-1].append(len(tables[title][-1][-1]))
+            tables[title][-1][-1].append(read_inline(token))
+    return dict(tables), dict(paragraphs), dict(right)
+
+
+def read_inline(token: Token) -> str:
+    """What is bold is marked so; what is anything else but plain text is not hidden."""
+    marks = {"strong_open": "**", "strong_close": "**"}
+    parts = token.children or []
+    return "".join(
+        marks.get(part.type, part.content if part.type == "text" else f"<{part.type} {part.content}>") for part in parts
+    )
 
 
 def test_the_tables_are_those_that_are_computed_here(report):
@@ -538,6 +735,30 @@ def test_every_cell_is_what_the_records_give(report):
                     if cell not in ({expected} if isinstance(expected, str) else expected):
                         wrong.append(f"{title}: {row[:4]} {head}: {cell!r}, not {expected!r}")
     assert wrong == []
+
+
+def test_columns_of_numbers_and_no_others_are_set_to_the_right(report):
+    number_alone, number_first = re.compile(r"-|[-+]?[\d,.]+"), re.compile(r"-|[-+]?[\d,.]+.*")
+    for title, tables in report.shown.items():
+        for (head, *rows), right in zip(tables, report.right[title], strict=True):
+            for place, cells in enumerate(zip(*rows, strict=True)):
+                are_filled, where = set(cells) != {"-"}, f"{title}: {head[place]}"
+                if place in right:
+                    assert all(map(number_first.fullmatch, cells)), where
+                    assert are_filled, where
+                else:
+                    assert not (all(map(number_alone.fullmatch, cells)) and are_filled), where
+
+
+def test_every_experiment_says_how_it_is_reduced(report):
+    for folder in report.folders:
+        assert report.paragraphs[f"Claims: {folder.name}"] == [how_reduced(folder)]
+
+
+def test_the_numbers_in_the_box_are_those_that_are_computed_here(report):
+    box = report.paragraphs[""][:5]
+    for sentence, expected in itertools.zip_longest(box, numbers_in_box(report.folders, report.asked)):
+        assert any(text in sentence for text in expected), (sentence, expected)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])
@@ -593,8 +814,49 @@ def test_the_papers_variances_are_those_of_its_counts(report):
     assert len(rows) == 2 * any(folder.configuration["data"]["name"] == "cifar10" for folder in report.folders)
 
 
-def test_the_made_up_records_reach_every_verdict(tmp_path):
-    folders = [(read_folder(path), CASES[case][1]) for case in CASES for path in write_case(case, tmp_path / case)]
-    rows = [row for folder, asked in folders for row in claims([folder], asked)[1:]]
-    assert {row[2].strip("*") for row in rows} == {HOLDS, DOES_NOT_HOLD, NOT_ENOUGH_RUNS}
-    assert {row[0] for row in rows if row[1] != "-"} == set(CLAIMS.values())
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """All findings of the made-up records."""
+    folder = tmp_path_factory.mktemp("made up")
+    folders = [(read_folder(path), CASES[case][1]) for case in CASES for path in write_case(case, folder / case)]
+    return [finding for each, asked in folders for finding in findings(each, asked)]
+
+
+def test_the_made_up_records_reach_every_verdict_of_every_rule(made_up):
+    reached = collections.defaultdict(set)
+    for finding in made_up:
+        reached[finding.rule].add(finding.verdict())
+    everything = {HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD, HARDLY_ANY_REPEATS, NOT_ENOUGH_RUNS}
+    with_repeats = dict.fromkeys(("ahead", "above 0", "up by 2", "at most 5"), everything)
+    assert reached == with_repeats | {"15 to 20": everything - {HARDLY_ANY_REPEATS}}
+    assert {finding.claim for finding in made_up} == set(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"least_runs": 2},
+        {"least_runs": 4},
+        {"least_dose": 0.7},
+        {"least_dose": 1.01},
+        {"least_gain": 0.3},
+        {"least_gain": 0.7},
+        {"least_change": -0.5},
+        {"least_change": 0.5},
+        {"claimed": 1.7},
+        {"claimed": 2.3},
+        {"least_overhead": 14},
+        {"least_overhead": 16},
+        {"most_overhead": 19},
+        {"most_overhead": 21},
+        {"widest_overhead": 8},
+        {"widest_overhead": 12},
+        {"few_repeats": 4},
+        {"few_repeats": 6},
+        {"sampling_errors": 0},
+        {"sampling_errors": 0.8},
+        {"sampling_errors": 1.25},
+    ],
+)
+def test_the_made_up_records_lie_on_both_sides_of_every_limit(made_up, limits):
+    assert [each.verdict() for each in made_up] != [each.verdict(Limits(**limits)) for each in made_up]

@@ -274,7 +274,7 @@ DAMAGES = [
     ("is_exhausted", None, ["is_exhausted is None"]),
     ("is_exhausted", 1, ["is_exhausted is 1", "true or false"]),
     ("last_base_batch", None, ["last_base_batch is None"]),
-    ("last_base_batch", [0, 0], ["indices .*, but had \\[0, 0\\]", "data set or the base sampler is another"]),
+    ("last_base_batch", [0, 0], ["last_base_batch is \\[0, 0\\]", "changed after it was saved"]),
     ("flight", None, ["flight is None", "must be a list"]),
     ("flight", [], ["1 are on their way"]),
     ("flight", [[5, 0]], ["flight holds \\[5, 0\\]", "position, visits, indices"]),
