@@ -10,22 +10,20 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from batch_sampler_attn.attended import length_of
+from batch_sampler_attn.base_checks import check_length, check_sampler, checked_batch_size
 from batch_sampler_attn.errors import OptionError, StateError, shown
+from batch_sampler_attn.option_values import count
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
 # a subclass may count its epochs as it is iterated over.
 _TAKES_OUR_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 _BATCHES_IN_A_CHUNK = 256
+
+_MOST = "so many batches of each epoch's order, or None for all of them"
 
 
 class BaseBatches:
@@ -41,6 +39,14 @@ class BaseBatches:
         batch_size: Indices in a batch; None if ``sampler`` makes the batches.
         drop_last: Whether a last, shorter batch is left out.
         batches_per_epoch: The most batches in an epoch; None for all of them.
+
+    Attributes:
+        batch_size: As in the arguments, or as the batch sampler of torch's has it that is taken apart.
+        drop_last: Likewise.
+        most_batches: ``batches_per_epoch``.
+
+    Raises:
+        OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
     """
 
     def __init__(
@@ -50,29 +56,27 @@ class BaseBatches:
         drop_last: bool,
         batches_per_epoch: int | None = None,
     ) -> None:
+        check_sampler(sampler)
         self._sampler: Any = sampler
-        self._batches_per_epoch = batches_per_epoch
         self._own_generator: torch.Generator | None = None
-        self.batch_size = batch_size
+        self.batch_size = checked_batch_size(sampler, batch_size, drop_last)
         self.drop_last = drop_last
-        self._check_arguments()
+        self.most_batches = None if batches_per_epoch is None else count("batches_per_epoch", batches_per_epoch, _MOST)
         if type(sampler) is BatchSampler:
             self._sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
-        self._check_length()
+        plans = self.batch_size is None and self.is_set_by_epoch
+        check_length(self._sampler, self, self.batch_size, self.drop_last, plans=plans)
 
     def __len__(self) -> int:
         length = len(self._sampler)
         if self.batch_size is not None:
             length = length // self.batch_size if self.drop_last else -(-length // self.batch_size)
-        return length if self._batches_per_epoch is None else min(length, self._batches_per_epoch)
+        return length if self.most_batches is None else min(length, self.most_batches)
 
     @property
     def length(self) -> int | None:
         """How many batches an epoch has; None where the sampler does not say, or says it only once it is begun."""
-        try:
-            return len(self) or None
-        except TypeError:
-            return None
+        return length_of(self) or None
 
     @property
     def sampler(self) -> Any:
@@ -81,7 +85,7 @@ class BaseBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a new epoch. Nothing is drawn before the first is asked for."""
-        return itertools.islice(self._all_batches(), self._batches_per_epoch)
+        return itertools.islice(self._all_batches(), self.most_batches)
 
     def _all_batches(self) -> Iterator[list[int]]:
         sampler = self._sampler
@@ -255,56 +259,6 @@ class BaseBatches:
             self._own_generator = torch.Generator()
             self._own_generator.manual_seed(seed)
         return self._own_generator
-
-    def _check_arguments(self) -> None:
-        sampler = self._sampler
-        most = self._batches_per_epoch
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-            raise OptionError(
-                f"batches_per_epoch is {shown(most)}; it must be a whole number of at least 1, or None for all batches"
-            )
-        if isinstance(sampler, (Dataset, DataLoader)) or not (
-            hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
-        ):
-            raise OptionError(
-                f"sampler is {sampler!r}; it must be a sampler of indices with a batch_size, such as "
-                "RandomSampler(dataset), or a batch sampler without one"
-            )
-        if isinstance(sampler, Iterator):
-            raise OptionError(
-                f"sampler is a one-shot {type(sampler).__name__}, empty after one epoch; pass something that "
-                "can be iterated over in every epoch, such as RandomSampler(dataset)"
-            )
-        if self.batch_size is not None and (
-            not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1
-        ):
-            raise OptionError(f"batch_size is {self.batch_size!r}; it must be a whole number of at least 1")
-        if self.batch_size is not None and isinstance(sampler, BatchSampler):
-            raise OptionError(
-                f"batch_size is {self.batch_size}, but sampler is a {type(sampler).__name__}, which makes batches "
-                "itself; pass it without a batch_size, or pass its sampler of indices"
-            )
-        if not isinstance(self.drop_last, bool):
-            raise OptionError(f"drop_last is {self.drop_last!r}; it must be True or False")
-        if self.batch_size is None and self.drop_last:
-            raise OptionError("drop_last is True without a batch_size; a batch sampler drops its last batch itself")
-
-    def _check_length(self) -> None:
-        try:
-            samples = len(self._sampler)
-        except TypeError:
-            return
-        if self.batch_size is not None and samples == 1:
-            raise OptionError(
-                "the sampler holds one sample; Batch-attention compares the losses of batches, which takes at "
-                "least two samples. Was a batch sampler or a subset passed by mistake?"
-            )
-        # One that plans its batches in set_epoch has none before.
-        if len(self) == 0 and not (self.batch_size is None and self.is_set_by_epoch):
-            raise OptionError(
-                f"the sampler holds no batch ({samples} samples, batch_size={self.batch_size}, "
-                f"drop_last={self.drop_last}); use more data, a smaller batch_size or drop_last=False"
-            )
 
 
 def _as_plain(index: Any) -> Any:

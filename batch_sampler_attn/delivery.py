@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn.attended import length_of
-from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.bookkeeping import ENDLESS
+from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
 
 if TYPE_CHECKING:
     from batch_sampler_attn.progress import EpochProgress
@@ -25,6 +28,7 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
     try:
         is_resumed = sampler._open_pass(token, loader)
         progress = sampler._progress
+        _notice_endless_epoch(progress, schedule, stacklevel=2)
         watch = _PassWatch(sampler, loader)
         iterator = _start_resumed(sampler, loader) if is_resumed else _inside(sampler, iter, loader)
         plain_passes = sampler._plain_passes
@@ -35,7 +39,7 @@ def deliver(sampler: BatchAttentionSampler, schedule: BatchAttentionSchedule, lo
                     "is one iterator, and began anew. Use another DataLoader there"
                 )
             if progress.is_fetch_due:
-                batch = sampler._fetcher_for(loader).fetch(progress.pending[0].indices)
+                batch = sampler._fetcher_for(loader).fetch(progress.pending[0].to_fetch(progress.begun))
             else:
                 try:
                     batch = _inside(sampler, next, iterator)
@@ -69,6 +73,7 @@ class _PassWatch:
     def __init__(self, sampler: BatchAttentionSampler, loader: Any) -> None:
         self._progress = sampler._progress
         self._loader = type(loader).__name__
+        self._thread = threading.get_ident()
         self._has_length = length_of(loader) is not None
         self._begin_pass()
 
@@ -81,18 +86,19 @@ class _PassWatch:
 
         Raises:
             ProtocolError: If one before it was left out: then more are in flight than when the pass began, and whoever
-                reads ahead had read ahead.
+                reads ahead had read ahead. (A thread that reads ahead may go further ahead at any time.)
         """
         in_flight = len(self._progress.flight)
         self._arrivals += 1
         if self._arrivals == 1:
             self._most_in_flight = in_flight
-        elif in_flight > self._most_in_flight:
+        elif in_flight > self._most_in_flight and self._progress.asked_by == self._thread:
             raise ProtocolError(
                 f"{in_flight - self._most_in_flight} of the sampler's batches did not come out of {self._loader}: "
                 "something between the DataLoader and attend() leaves batches out (a generator that filters what "
                 "a collate function returns, say), so that losses would go to the wrong ones. Let every batch "
-                "through, and call schedule.skip() in the loop for those not to be trained on"
+                "through, and call schedule.skip() in the loop for those not to be trained on. What reads ahead has to "
+                "read as far ahead at first as later on"
             )
 
     def is_epoch_over(self) -> bool:
@@ -195,6 +201,19 @@ def _start_resumed(sampler: BatchAttentionSampler, loader: Any) -> Iterator[Any]
         return _inside(sampler, iter, loader)  # type: ignore[no-any-return]
     finally:
         loader.generator = generator
+
+
+def _notice_endless_epoch(progress: EpochProgress, schedule: BatchAttentionSchedule, *, stacklevel: int) -> None:
+    length = progress.limit or progress.length
+    is_first_epoch = schedule.epoch == 0 and schedule.options.window is None
+    if length is not None and length >= ENDLESS and is_first_epoch:
+        warnings.warn(
+            f"an epoch of this sampler has {length:,} batches, and nothing repeats before the first has ended. For "
+            "shorter epochs, use BatchAttentionSampler(..., batches_per_epoch=n), or let every n batches be one to the "
+            "schedule: BatchAttentionSchedule(window=n)",
+            BatchAttentionWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _is_end(error: Exception, progress: EpochProgress) -> bool:

@@ -6,6 +6,7 @@ A batch is *in flight* from when the loader takes its indices until the loss of 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,9 @@ class EpochProgress:
         epoch_generator: The state of the generator that the epoch's order was drawn from, if there is one.
         flight: Handed out, and not settled; first in, first out.
         pending: To be repeated.
+        begun: After how many epochs, and batches of the next, the pass was begun; without a window, these are none.
         limit: Base batches of the epoch, where the loader takes fewer than there are; None for all of them.
+        asked_by: The thread on which the loader's present iterator asked for its first batch.
         was_asked_in_vain: Whether the loader's present iterator was told that there is no batch left.
     """
 
@@ -43,7 +46,9 @@ class EpochProgress:
         self.epoch_generator: str | None = None
         self.flight: deque[Ticket] = deque()
         self.pending: deque[Ticket] = deque()
+        self.begun = (0, 0)
         self.limit: int | None = None
+        self.asked_by: int | None = None
         self.was_asked_in_vain = False
         # Iterators in a row that were told so from the first.
         self._vain_iterators = 0
@@ -66,6 +71,11 @@ class EpochProgress:
         return self.position == 0 or (is_draining and not self.flight and not self._to_resend)
 
     @property
+    def length(self) -> int | None:
+        """How many base batches there are, if it is known."""
+        return self._base.length
+
+    @property
     def is_over(self) -> bool:
         """Whether every base batch of the epoch has been handed out, as far as can be known."""
         return self._is_exhausted or self.position in (self.limit, self._base.length)
@@ -82,6 +92,7 @@ class EpochProgress:
             self._to_resend.extendleft(reversed(self.flight))
             self.flight.clear()
             self._asking = asking
+            self.asked_by = threading.get_ident()
             self.was_asked_in_vain = False
         if self._to_resend:
             ticket = self._to_resend.popleft()
@@ -96,7 +107,7 @@ class EpochProgress:
             self.position += 1
         self._vain_iterators = 0
         self.flight.append(ticket)
-        return ticket.indices
+        return ticket.to_fetch(self.begun)
 
     def _note_vain_question(self) -> None:
         self._vain_iterators += not self.was_asked_in_vain
@@ -164,6 +175,10 @@ class EpochProgress:
         self._last_base_batch = batch
         return batch
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The order cannot be copied while it is drawn; it is drawn again when the epoch goes on.
+        return {**vars(self), "_batches": None, "_asking": None}
+
     # Saving and loading --------------------------------------------------------------------------------
 
     def pack(self) -> dict[str, Any]:
@@ -175,6 +190,7 @@ class EpochProgress:
             "last_base_batch": None if self._last_base_batch is None else plain_indices(self._last_base_batch),
             "flight": pack_tickets([*self.flight, *self._to_resend]),
             "pending": pack_tickets([*self.pending]),
+            "begun": [*self.begun],
         }
 
     @classmethod
@@ -199,6 +215,11 @@ class EpochProgress:
             raise StateError(f"is_exhausted is {shown(is_exhausted)} in the state; it must be true or false")
         if not (are_plain(last_base_batch) if position else last_base_batch is None):
             raise StateError(f"last_base_batch is {shown(last_base_batch)} at position {position} of the state")
+        begun = packed["begun"]
+        if not isinstance(begun, list) or len(begun) != 2:
+            raise StateError(f"begun is {shown(begun)} in the state; it must be [epochs, batches]")
+        epochs, batches = (checkpoint.check_count("a number in begun", number) for number in begun)
+        progress.begun = epochs, batches
         flight = unpack_tickets("flight", packed["flight"], position)
         pending = unpack_tickets("pending", packed["pending"], position, least_visits=1)
         if is_immediate and len(pending) > 1:

@@ -47,15 +47,17 @@ class BatchAttentionSampler(Sampler[list[int]]):
         drop_last: Whether a last, shorter batch is left out.
         schedule: Decides about repeats. It belongs to this sampler from here on. None makes one with the
             default options, to be found as ``sampler.schedule``.
-        repeats: "immediate", as in the paper: the repeat follows at once, fetched in the main process while the
-            workers' batches wait. Or "deferred": the workers fetch it, and it arrives after the
-            ``num_workers * prefetch_factor`` batches that they had been given before. What is still
-            to be repeated when the base batches are over is served by going through the loader again.
+        repeats: "immediate", as in the paper: the repeat follows at once, while the loader's own batches wait. Where
+            the loader has workers, one more worker fetches it, which lives as long as they do. Or "deferred": the
+            workers fetch it, and it arrives after the ``num_workers * prefetch_factor`` batches that they had been
+            given before. What is still to be repeated when the base batches are over is served by going through the
+            loader again.
         batches_per_epoch: Train on so many batches of each epoch's order, and no more; None for all of them.
 
     What the state holds makes order, visits and decisions of a resumed run those of the uninterrupted one. Random
     numbers that a data set draws in worker processes are not in it: a DataLoader seeds its workers anew, there as in
-    plain training, so random augmentation goes on with other draws.
+    plain training, so random augmentation goes on with other draws. With ``DataLoader(SeededDataset(dataset), ...)``
+    (``batch_sampler_attn.seeded``) they follow from epoch, batch and visit, and a resumed run has them too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -90,7 +92,6 @@ class BatchAttentionSampler(Sampler[list[int]]):
             raise OptionError(f"repeats is {repeats!r}; it must be one of {', '.join(map(repr, REPEATS))}")
         self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch)
         schedule._bind(self)
-        self._batches_per_epoch = batches_per_epoch
         self._fetchers: WeakKeyDictionary[Any, OnDemandFetcher] = WeakKeyDictionary()
         self.schedule = schedule
         self.repeats = repeats
@@ -142,6 +143,14 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._plain_passes += 1
         yield from ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Whose worker processes are no part of a copy. A copy that was made in mid-epoch goes on after
+        # load_state_dict(state_dict()); iterated over, it begins the epoch anew, as after a loop that was left.
+        return {**vars(self), "_fetchers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _fetchers=WeakKeyDictionary())
+
     # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,13 +163,16 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if self._is_inside_loader:
             # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.
             return {"saved_by_loader": True}
-        return {
+        state = {
             "version": checkpoint.VERSION,
             "options": self._options(),
             "schedule": self.schedule.state_dict(),
             "generator": self._base.generator_state(),
             **self._progress.pack(),
         }
+        if self.schedule.options.window is None:
+            del state["begun"]  # the schedule's epoch says it
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken, in the sampler and in its schedule.
@@ -175,7 +187,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
                     "the decisions. Save sampler.state_dict() beside loader.state_dict(), and load both"
                 )
             return
-        fields = checkpoint.check_keys("the sampler's state", state_dict, _STATE_KEYS)
+        has_window = self.schedule.options.window is not None
+        fields = checkpoint.check_keys("the sampler's state", state_dict, _STATE_KEYS, {"begun"} if has_window else ())
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(self._options(), fields["options"])
         position = checkpoint.check_count("position", fields["position"])
@@ -185,10 +198,10 @@ class BatchAttentionSampler(Sampler[list[int]]):
             raise StateError("of generator and epoch_generator, the state has one and lacks the other; it was changed")
         progress = EpochProgress.unpack(
             self._base,
-            fields,
+            {"begun": [schedule_parts[0].epoch, 0], **fields},
             is_immediate=self.repeats == "immediate",
             # A window ends epochs, and with them the count of batches done, while this goes on.
-            batches_done=schedule_parts[0].position if self.schedule.options.window is None else None,
+            batches_done=None if has_window else schedule_parts[0].position,
         )
         self._base.set_generator_state(generator)
         self.schedule._assign(*schedule_parts)
@@ -202,8 +215,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
             "drop_last": self.drop_last,
             "repeats": self.repeats,
         }
-        if self._batches_per_epoch is not None:
-            options["batches_per_epoch"] = self._batches_per_epoch
+        if self._base.most_batches is not None:
+            options["batches_per_epoch"] = self._base.most_batches
         return options
 
     # What delivery.py drives -------------------------------------------------------------------------
@@ -223,6 +236,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
         is_resumed, self._is_resumed = self._is_resumed, False
         if not is_resumed:
             self._forget_epoch()
+        if self._progress.position == 0:
+            self._progress.begun = self.schedule.epoch, self.schedule._state.position
         self._pass = token
         self._let_workers_go()
         length, whole = length_of(loader), self._base.length

@@ -10,12 +10,30 @@ from batch_sampler_attn.checkpoint import check_count
 from batch_sampler_attn.errors import StateError, shown
 
 
+class VisitIndices(list[Any]):
+    """A batch's dataset indices, on their way to the data set that is to fetch them.
+
+    Attributes:
+        visit: For which visit: of what pass, to which position, after how many others.
+    """
+
+    __slots__ = ("visit",)
+
+    visit: tuple[int, ...]
+
+
 class Ticket(NamedTuple):
     """One base batch of the epoch: its position, the visits made to it, and its dataset indices."""
 
     position: int
     visits: int
     indices: list[Any]
+
+    def to_fetch(self, begun: tuple[int, int]) -> VisitIndices:
+        """What to ask a data set for, in a pass that was begun at ``begun``."""
+        indices = VisitIndices(self.indices)
+        indices.visit = (begun[0], begun[1], self.position, self.visits)
+        return indices
 
 
 def pack_tickets(tickets: list[Ticket]) -> list[list[Any]]:
@@ -57,7 +75,11 @@ def plain_indices(indices: Sequence[Any]) -> list[int | str]:
 
 
 def are_plain(indices: object) -> bool:
-    """Whether they are dataset indices as ``plain_indices`` makes them."""
-    return isinstance(indices, list) and all(
-        isinstance(index, (int, str)) and not isinstance(index, bool) for index in indices
-    )
+    """Whether they are dataset indices as ``plain_indices`` makes them, of at most 64 bits."""
+    return isinstance(indices, list) and all(map(_is_plain, indices))
+
+
+def _is_plain(index: object) -> bool:
+    if isinstance(index, int):
+        return not isinstance(index, bool) and index.bit_length() < 64
+    return isinstance(index, str)

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.seeded import SeededDataset
 
 # Four workers on two cores are on purpose; and forking while torch's own threads run is DataLoader's default on Linux.
 FORKING_IS_FINE = [
@@ -210,6 +211,7 @@ class Run:
     """A model in training, everything made from scratch; ``seed`` only matters to what is not loaded.
 
     Args:
+        is_seeded: Whether augmentation follows from the visit alone.
         generators: "own", the sampler makes one; "explicit", the user does; "shared", and the loader has it too.
     """
 
@@ -225,11 +227,14 @@ class Run:
         loader_class=DataLoader,
         dropout=0.3,
         is_augmented=False,
+        is_seeded=False,
         seed=0,
         **loader_options,
     ):
         torch.manual_seed(seed)
         dataset = Samples(samples, is_augmented=is_augmented)
+        if is_seeded:
+            dataset = SeededDataset(dataset, 5)
         generator = None if generators == "own" else seeded(seed)
         if generators == "shared":
             loader_options["generator"] = generator

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report.comparisons import pairs, sampling_error
 from benchmarks.report.results import Experiment, accuracy
-from benchmarks.report.statistics import Sample
+from benchmarks.report.statistics import LEAST_RUNS, Sample
 from benchmarks.report.style import COLORS
 from benchmarks.schema import Arm
 
@@ -39,7 +39,8 @@ def draw(experiments: Sequence[Experiment]) -> Figure | None:
         labels.append((place, name))
         for _, other, differences, error in (row for row in rows if row[0] == name):
             place += 1
-            low, high = differences.interval if differences.n > 1 else (differences.mean, differences.mean)
+            # An interval of fewer would be wider than the picture.
+            low, high = differences.interval if differences.n >= LEAST_RUNS else (differences.mean, differences.mean)
             axes.barh(place, 2 * error, left=differences.mean - error, height=0.7, color="#DDDDDD", zorder=1)
             axes.plot([low, high], [place, place], color=COLORS[other], linewidth=2, zorder=2)
             axes.plot(differences.mean, place, "o", color=COLORS[other], zorder=3)
@@ -50,7 +51,7 @@ def draw(experiments: Sequence[Experiment]) -> Figure | None:
         if text in names:
             tick.set_fontweight("bold")
     axes.tick_params(axis="y", length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(place + 1, 0)
     axes.set_xlabel("points of test accuracy at the last epoch: attention less the other arm", fontsize=9)
     axes.grid(axis="x", color="#EEEEEE")
     axes.set_axisbelow(True)
