@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from batch_sampler_attn.rule import Decision, EpochLoss, EpochSummary
     from batch_sampler_attn.sampler import BatchAttentionSampler
     from batch_sampler_attn.schedule import BatchAttentionSchedule
+    from batch_sampler_attn.seeded import SeededDataset
 
     __all__ = [
         "BatchAttentionSampler",
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         "EpochLoss",
         "EpochSummary",
         "EqualComputeControl",
+        "SeededDataset",
     ]
 
 __version__ = "0.1.0"
@@ -29,8 +31,9 @@ _MODULES = {
     "EpochLoss": "rule",
     "EpochSummary": "rule",
     "EqualComputeControl": "control",
+    "SeededDataset": "seeded",
 }
-_NEEDS_TORCH = {"BatchAttentionSampler"}
+_NEEDS_TORCH = {"BatchAttentionSampler", "SeededDataset"}
 
 
 def _names() -> list[str]:

@@ -136,7 +136,7 @@ class Bookkeeping:
         self._begin_anew()
         for recorder in self._recorders:
             recorder.on_epoch_end(summary)
-        if summary.mean_loss is not None and summary.mean_loss < 0 < self._options.k - 1:
+        if summary.mean_loss is not None and summary.mean_loss < 0 < self._options.k - 1 and self._may_ever_repeat:
             notices.negative_mean(summary.mean_loss, summary.epoch, stacklevel=3)
         return summary
 
@@ -152,7 +152,7 @@ class Bookkeeping:
             notices.epochs_left_early(stacklevel=4)
 
     def _forget_epoch(self) -> None:
-        if self._state.batches or self._state.visits:
+        if self._progress:
             for recorder in self._recorders:
                 recorder.on_epoch_abandoned(self._state.epoch)
         self._state.clear_epoch()

@@ -57,7 +57,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
     What the state holds makes order, visits and decisions of a resumed run those of the uninterrupted one. Random
     numbers that a data set draws in worker processes are not in it: a DataLoader seeds its workers anew, there as in
     plain training, so random augmentation goes on with other draws. With ``DataLoader(SeededDataset(dataset), ...)``
-    (``batch_sampler_attn.seeded``) they follow from epoch, batch and visit, and a resumed run has them too.
+    they follow from epoch, batch and visit, and a resumed run has them too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.

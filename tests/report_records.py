@@ -47,6 +47,7 @@ class Setting(NamedTuple):
     repeats_from: int = 2
     repeated_once: int | None = None
     more_each_seed: int = 0
+    more_each_noise: int = 0
     apart_compares_with_none: bool = False
     ends_one_sided: bool = False
 
@@ -110,12 +111,12 @@ def limit_settings() -> list[Setting]:
     unpaired = common._replace(unfinished=tuple(("baseline", None, 4, seed) for seed in common.seeds), gain=0.04)
     paper_options = (("patch_size", 4), ("first_stride", 1), ("img_size", 32))
     return [
-        common._replace(model="0.75 %", repeated_once=3, gain=0.05),
+        common._replace(model="0.75 %, more with noise", repeated_once=3, more_each_noise=10, gain=0.05),
         common._replace(model="1 %", repeated_once=4, gain=0.05, options=(("depth", 2),)),
         common._replace(model="0.75 to 1.75 %", repeated_once=3, more_each_seed=2),
         common._replace(model="14.5 %", repeated_once=58, gain=0.018),
         common._replace(model="15.5 %", repeated_once=62, gain=0.014),
-        common._replace(model="19.5 %", repeated_once=78, gain=0.0045),
+        common._replace(model="19.5 %, 0.75 % with noise", repeated_once=78, more_each_noise=-25, gain=0.0045),
         common._replace(model="20.5 %", repeated_once=82, gain=-0.02),
         common._replace(model="13.25 to 16.75 %", repeated_once=53, more_each_seed=7, gain=0.0055),
         common._replace(model="12.75 to 17.25 %", repeated_once=51, more_each_seed=9, gain=-0.006),
@@ -192,7 +193,7 @@ def make_seed(setting: Setting, noise: int, seed: int) -> dict[tuple[str, str | 
         setting = setting._replace(rise=5)
 
     if setting.repeated_once is not None:
-        more = setting.seeds.index(seed) * setting.more_each_seed
+        more = setting.seeds.index(seed) * setting.more_each_seed + noise * setting.more_each_noise
         setting = setting._replace(repeated_once=setting.repeated_once + more)
 
     def make(arm: str, visits: list[np.ndarray], start: int = 1) -> list[dict]:

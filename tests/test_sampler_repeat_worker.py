@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -125,12 +126,22 @@ class BreaksOnce(Dataset):
         return index
 
 
+def error_of(schedule, loader):
+    """What stopped the epoch."""
+    try:
+        list(visits_of(schedule, loader))
+    except LookupError as error:
+        # An error of a worker refers to itself, and keeps the loader, whose workers then take seconds to be collected.
+        traceback.clear_frames(error.__traceback__)
+        return str(error)
+    return "nothing"
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_an_error_of_the_worker_reaches_the_loop_and_the_next_epoch_is_whole(persistent):
     schedule, loader = attended(BreaksOnce(), num_workers=2, persistent_workers=persistent)
     assert len([*visits_of(schedule, loader)]) == 6
-    with pytest.raises(LookupError, match="no such file"):
-        list(visits_of(schedule, loader))
+    assert "no such file" in error_of(schedule, loader)
     for _ in range(2):
         visited = [(position, visit) for position, visit, _ in visits_of(schedule, loader)]
         assert visited == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
