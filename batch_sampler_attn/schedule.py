@@ -250,7 +250,8 @@ class BatchAttentionSchedule(Bookkeeping):
         if self._turns.phase is not turns.BY_HAND:
             raise ProtocolError(
                 "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n)"
+                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
+                "BatchAttentionSampler(..., batches_per_epoch=n)"
             )
         if self._state.visits:
             raise ProtocolError(
