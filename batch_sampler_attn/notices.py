@@ -33,8 +33,8 @@ def epochs_left_early(*, stacklevel: int) -> None:
     warnings.warn(
         "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing will "
         "ever repeat. To train on n batches an epoch, give attend() no more: "
-        "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for epochs of "
-        "n batches of a stream, use window=n",
+        "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for epochs "
+        "of n batches of a stream, use window=n",
         BatchAttentionWarning,
         stacklevel=stacklevel + 1,
     )
