@@ -502,17 +502,15 @@ def test_a_report_of_a_baseline_alone_has_its_table_and_no_verdict(out, tmp_path
     assert not list((alone / "report").glob("*.png"))
 
 
-# What is wrong with it -------------------------------------------------------------------------------------
+# Names and numbers that nobody expects ----------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="escape() leaves ] as it is, which ends the text of a link or a picture")
 def test_brackets_in_a_name_do_not_end_a_link(hostile):
     titles, links, pictures = read_links((hostile / "report.md").read_text())
     assert links == [f"#{name_on_github(title)}" for title in titles]
     assert all((hostile / unquote(picture)).exists() for picture in pictures)
 
 
-@pytest.mark.xfail(reason="escape() leaves _ and ~ as they are")
 @pytest.mark.parametrize("name", ["_a_ b", "a __b__", "~~a~~ b"])
 def test_a_name_is_not_emphasized(tmp_path, name):
     assert f"Claims: small_resnet on {name}" in read_links(make_report(tmp_path, PLAIN._replace(data=name)))[0]
@@ -524,20 +522,17 @@ def make_report(folder, *settings):
     return (folder / "report" / "report.md").read_text()
 
 
-@pytest.mark.xfail(reason="Matplotlib takes text between dollars for a formula", raises=ValueError)
 @pytest.mark.parametrize("changes", [{"data": "$x_$"}, {"data": "two", "classes": ("$\\a$", "b")}])
 def test_dollars_in_a_name_are_no_formula(tmp_path, changes):
     make_report(tmp_path, PLAIN._replace(**changes))
 
 
-@pytest.mark.xfail(reason="Experiment.slug is the same for both, so that one's figures are drawn over the other's")
 @pytest.mark.parametrize("names", [("birds", "Birds"), ("a b", "a-b")])
 def test_two_data_sets_whose_names_are_nearly_the_same_have_figures_of_their_own(tmp_path, names):
     pictures = read_links(make_report(tmp_path, *(PLAIN._replace(data=name) for name in names)))[2]
     assert len(set(pictures)) == len(pictures)
 
 
-@pytest.mark.xfail(reason="statistics.stdev() takes no NaN", raises=AttributeError)
 def test_a_test_loss_that_is_not_finite_at_last_is_shown_as_that(tmp_path):
     # The records have no test loss of the baselines' third epoch.
     text = make_report(tmp_path, PLAIN._replace(epochs=3, repeats_from=3))
@@ -545,7 +540,6 @@ def test_a_test_loss_that_is_not_finite_at_last_is_shown_as_that(tmp_path):
     assert " nan | " in text
 
 
-@pytest.mark.xfail(reason="it is said of findings with a caveat, which no longer holds what was reduced")
 def test_the_command_says_of_every_finding_of_a_reduced_experiment_that_it_is_reduced(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "400")
     make_report(tmp_path, PLAIN)

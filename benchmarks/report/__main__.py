@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
@@ -39,19 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page = write_report(experiments, options.out or options.folders[0] / "report", options.epoch_loss)
     except BenchmarkError as error:
         sys.exit(f"error: {error}")
-    _print_claims(judge_claims(experiments, options.epoch_loss), console)
+    reduced = {experiment.name for experiment in experiments if experiment.reductions}
+    _print_claims(judge_claims(experiments, options.epoch_loss), reduced, console)
     console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_claims(findings: Sequence[Finding], console: Console) -> None:
+def _print_claims(findings: Sequence[Finding], reduced: Collection[str], console: Console) -> None:
     table = Table(title="Claims")
     for column in ("claim", "experiment", "verdict", "numbers"):
         table.add_column(column)
     for finding in findings:
-        reduced = " (reduced)" if finding.caveat else ""
-        table.add_row(
-            finding.claim.replace("*", ""), finding.experiment + reduced, finding.verdict.value, finding.numbers
-        )
+        note = " (reduced)" if finding.experiment in reduced else ""
+        table.add_row(finding.claim, escape(finding.experiment + note), finding.verdict.value, finding.numbers)
     console.print(table)
 
 

@@ -14,7 +14,7 @@ from benchmarks.report.claims import clean_condition
 from benchmarks.report.comparisons import cumulative_costs
 from benchmarks.report.document import Picture
 from benchmarks.report.results import Condition, Experiment
-from benchmarks.report.style import COLORS, LINES, READING_COLORS, READING_LINES
+from benchmarks.report.style import COLORS, LINES, READING_COLORS, READING_LINES, literal
 from benchmarks.schema import ARMS, Arm, Epoch
 
 # The kind of figure that is folded away: bars hide bars.
@@ -26,16 +26,19 @@ _MOST_CLASSES_3D = 20
 def draw_all(experiments: Sequence[Experiment], folder: Path, epoch_loss: str = "first") -> dict[str, list[Picture]]:
     """Draw every figure that there are records for, as PNG; by the name of the experiment."""
     pictures: dict[str, list[Picture]] = {}
+    slugs: list[str] = []
     for experiment in experiments:
         condition = clean_condition(experiment, epoch_loss)
         if not experiment.conditions():
             continue
         if condition not in experiment.conditions():
             condition = experiment.conditions()[0]
+        slugs.append(experiment.slug)
+        again = f"-{slugs.count(experiment.slug)}" if slugs.count(experiment.slug) > 1 else ""
         for kind, (title, draw) in _DRAWINGS.items():
             figure = draw(experiment, condition)
             if figure is not None:
-                picture = Picture(f"{experiment.slug}-{kind}.png", f"{title}, {experiment.name}")
+                picture = Picture(f"{experiment.slug}{again}-{kind}.png", f"{title}, {experiment.name}")
                 figure.savefig(folder / picture.file, dpi=110)
                 pictures.setdefault(experiment.name, []).append(picture)
     return pictures
@@ -140,7 +143,7 @@ def _compared(experiment: Experiment, condition: Condition) -> dict[Arm, NDArray
 
 
 def _bars(experiment: Experiment, condition: Condition) -> Figure | None:
-    classes = experiment.configuration.data.classes
+    classes = [literal(name) for name in experiment.configuration.data.classes]
     if len(classes) > _MOST_CLASSES_3D:
         return None
     wrong = _compared(experiment, condition)
@@ -159,7 +162,7 @@ def _bars(experiment: Experiment, condition: Condition) -> Figure | None:
 
 
 def _heat_maps(experiment: Experiment, condition: Condition) -> Figure:
-    classes = experiment.configuration.data.classes
+    classes = [literal(name) for name in experiment.configuration.data.classes]
     wrong = _compared(experiment, condition)
     figure = Figure(figsize=(5.5 * len(wrong), 4.8), layout="constrained")
     top = max(matrix.max() for matrix in wrong.values())
@@ -210,7 +213,7 @@ def _overhead(experiment: Experiment, condition: Condition) -> Figure:
 
 def _title(experiment: Experiment, condition: Condition) -> str:
     noise = f", {condition.label_noise} of 32 labels redrawn" if condition.label_noise else ""
-    return f"{experiment.name}, epoch_loss={condition.epoch_loss}{noise}"
+    return literal(f"{experiment.name}, epoch_loss={condition.epoch_loss}{noise}")
 
 
 _DRAWINGS: dict[str, tuple[str, Callable[[Experiment, Condition], Figure | None]]] = {

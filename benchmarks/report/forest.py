@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.report.comparisons import pairs, sampling_error
 from benchmarks.report.results import Experiment, accuracy
 from benchmarks.report.statistics import LEAST_RUNS, Sample
-from benchmarks.report.style import COLORS
+from benchmarks.report.style import COLORS, literal
 from benchmarks.schema import Arm
 
 OTHERS: Final[tuple[Arm, ...]] = ("baseline", "random", "longer")
@@ -22,7 +22,7 @@ def draw(experiments: Sequence[Experiment]) -> Figure | None:
     for experiment in experiments:
         for condition in experiment.conditions():
             noise = f", {condition.label_noise} of 32 labels redrawn" if condition.label_noise else ""
-            name = f"{experiment.name}, {condition.epoch_loss}{noise}"
+            name = literal(f"{experiment.name}, {condition.epoch_loss}{noise}")
             for other in OTHERS:
                 compared = pairs(experiment, condition, other)
                 if compared:

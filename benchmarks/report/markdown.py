@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
 from benchmarks.report.document import Block, Box, Document, Folded, Paragraph, Picture, Verdicts
 from benchmarks.report.statistics import Verdict
 
-_ESCAPED = {"\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "[": "\\[", "<": "&lt;", "&": "&amp;"}
+_ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&amp;"}
+# Within a word an underscore stands for itself.
+_EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def render(document: Document) -> str:
@@ -43,7 +46,7 @@ def render_block(block: Block) -> str:
 
 def escape(text: str) -> str:
     """Text that stands for itself, in a table too."""
-    return "".join(_ESCAPED.get(character, character) for character in text)
+    return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(character, character) for character in text))
 
 
 def _mark(verdict: Verdict) -> str:

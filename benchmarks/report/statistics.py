@@ -49,8 +49,10 @@ class Sample(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of a sample (n - 1); NaN with fewer than two runs."""
-        return statistics.stdev(self.values) if self.n > 1 else math.nan
+        """The standard deviation of a sample (n - 1); NaN with fewer than two runs, or where one is NaN."""
+        if self.n < 2 or any(map(math.isnan, self.values)):
+            return math.nan
+        return statistics.stdev(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -16,3 +16,8 @@ LINES: Final[dict[Arm, str]] = {"baseline": "-", "attention": "-", "random": "--
 # Readings are all of attention's arm: tints of its colour.
 READING_COLORS: Final[dict[EpochLoss, str]] = {"first": "#D55E00", "last": "#7A3300", "all": "#F2A65A"}
 READING_LINES: Final[dict[EpochLoss, str]] = {"first": "-", "last": "--", "all": ":"}
+
+
+def literal(text: str) -> str:
+    """Text in a figure that stands for itself: between dollars Matplotlib would read a formula."""
+    return text.replace("$", r"\$")
