@@ -132,7 +132,7 @@ def limit_settings() -> list[Setting]:
 
 
 # What Markdown and HTML would make something else of.
-ODD = "a|b <u> *c* [d](e) `f` & \\g &lt; h_i"
+ODD = "a|b <u> *c* [d](e) `f` & \\-g &lt; h_i"
 ODD_CLASSES = ("cat|dog", "<b>", "*cat*", "dog")
 BIRDS = Setting(data="birds", images=(640, 1000), shared=(), top=0.7, gain=-0.015, jitter=0.01, seeds=(0, 1, 2, APART))
 # The folders of each report, and the reading that it is asked to judge by.
