@@ -184,7 +184,7 @@ def time_overhead_table() -> str:
     threads = f"{first['threads']} CPU threads" if first["threads"] > 1 else "one CPU thread"
     caption = (
         f"{first['model']} on {first['images']:,} images of {markdown.escape(first['data'])}, {epochs} epochs, one of "
-        f"each arm by turns, {threads}, nothing else on the machine; seconds without evaluation. An update: ratio of "
+        f"each arm by turns, {threads}; seconds without evaluation. An update: ratio of "
         "medians over epochs. In the schedule: the share of attention's seconds that attend and decide take. "
         f"{one_line(first['environment'])}."
     )

