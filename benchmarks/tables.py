@@ -90,6 +90,16 @@ def quickstart_table() -> str:
     return render(Table(rows[0], rows[1:], caption))
 
 
+def quickstart_time() -> str:
+    """How long the quick start takes, on an idle machine and on a busy one."""
+    lines = read_newest("quickstart-time")
+    said = []
+    for beside in dict.fromkeys(line["beside"] for line in lines):
+        seconds = [line["seconds"] for line in lines if line["beside"] == beside]
+        said.append(f"{statistics.median(seconds):.0f} s beside {beside} (n = {len(seconds)})")
+    return f"Once installed it took {' and '.join(said)}. {one_line(lines[0]['environment'])}."
+
+
 def decision_cost_table() -> str:
     """Medians of both sides of each comparison, and their ratio."""
     records = read_newest("decision-cost")
@@ -181,10 +191,13 @@ def time_overhead_table() -> str:
         percents = [f"{100 * found[name]:.1f}" for name in ("more_updates", "more_seconds")]
         rows.append([str(seed), *percents, f"{found['update_ratio']:.3f}", f"{100 * found['schedule_share']:.3f}"])
     first, epochs = lines[0], max(line["epoch"] for line in lines)
+    # The first minutes' load average still holds what was there before.
+    loads = [line["load_average"] for line in lines[len(lines) // 2 :]]
     threads = f"{first['threads']} CPU threads" if first["threads"] > 1 else "one CPU thread"
     caption = (
         f"{first['model']} on {first['images']:,} images of {markdown.escape(first['data'])}, {epochs} epochs, one of "
-        f"each arm by turns, {threads}; seconds without evaluation. An update: ratio of "
+        f"each arm by turns, {threads}, load average "
+        f"{min(loads):.1f} to {max(loads):.1f} in the second half; seconds without evaluation. An update: ratio of "
         "medians over epochs. In the schedule: the share of attention's seconds that attend and decide take. "
         f"{one_line(first['environment'])}."
     )
@@ -228,6 +241,7 @@ def _moment(epoch: schema.Epoch) -> tuple[str, float]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart_table,
+    "quickstart-time": quickstart_time,
     "loss-selection": loss_selection_table,
     "decision-cost": decision_cost_table,
     "time-overhead": time_overhead_table,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -188,7 +189,8 @@ def record(options: argparse.Namespace) -> None:
                 return Arm(make_model(recipe, len(images.classes), seed), inputs, labels, seed, schedule)
 
             for arm, epoch, timed in measure(make_arm, options.epochs, f"seed {seed}"):
-                line = {**about, "seed": seed, "arm": arm, "epoch": epoch, **timed._asdict()}
+                load = os.getloadavg()[0]
+                line = {**about, "seed": seed, "arm": arm, "epoch": epoch, **timed._asdict(), "load_average": load}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 

@@ -1,4 +1,4 @@
-"""Does Batch-attention help on real images? Three arms, paired by seed, in under a minute on two CPU cores.
+"""Does Batch-attention help on real images? Three arms, paired by seed, on a CPU.
 
     baseline    every batch once an epoch
     attention   batches above K times the last epoch's mean loss are repeated at once

