@@ -23,7 +23,7 @@ from benchmarks.errors import PlanError, StorageError
 from benchmarks.reading import read_configuration, read_records
 from benchmarks.reading import read_lines as reading_lines
 from benchmarks.schema import OfVisits, RunName
-from tests.cifar_helpers import read_lines, records_without_times, run_benchmark, write_digits
+from tests.benchmarks.cifar_helpers import read_lines, records_without_times, run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

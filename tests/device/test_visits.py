@@ -11,7 +11,7 @@ from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import DeviceLoop, ResidentData, take_turns
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
-from tests.test_device_loop import are_equal, make_data, make_loop, random_options, train_naively, without_reads
+from tests.device.test_loop import are_equal, make_data, make_loop, random_options, train_naively, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

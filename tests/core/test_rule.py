@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EpochSummary
 from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
 from batch_sampler_attn.rule import Options, State, step
-from tests.oracle import Oracle
+from tests.core.oracle import Oracle
 
 OPTIONS = st.fixed_dictionaries(
     {

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
-from tests.test_attend import schedule_with_threshold
+from tests.core.test_attend import schedule_with_threshold
 
 Pair = namedtuple("Pair", "images labels")
 

@@ -17,12 +17,12 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from benchmarks.report.__main__ import main
-from tests.cifar_helpers import read_lines
-from tests.report_records import CASES, READINGS, write_case
+from tests.benchmarks.cifar_helpers import read_lines
+from tests.benchmarks.report_records import CASES, READINGS, write_case
 
 RECORDED = sorted(
     path.parent
-    for path in (Path(__file__).parents[1] / "benchmarks" / "records").glob("*/epochs.jsonl")
+    for path in (Path(__file__).parents[2] / "benchmarks" / "records").glob("*/epochs.jsonl")
     if (path.parent / "runs.jsonl").exists()
 )
 HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"

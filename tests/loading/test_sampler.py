@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     BATCH_SIZE,
     BATCHES,
     FORKING_IS_FINE,

@@ -14,7 +14,7 @@ from benchmarks.errors import ModelError
 from benchmarks.reading import read_configuration
 from benchmarks.report.results import read_experiments
 from benchmarks.schema import Configuration, Data
-from tests.cifar_helpers import run_benchmark, write_digits
+from tests.benchmarks.cifar_helpers import run_benchmark, write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread", "keep_pytorchs_settings")
 

@@ -7,7 +7,7 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     Samples,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
 )

@@ -11,7 +11,7 @@ from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop, ResidentData, StagedData, run_interleaved
 from batch_sampler_attn.device import randomness as randomness_module
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from tests.test_device_loop import CLASSES, are_equal, broken, make_data, make_loop, make_optimizer, without_reads
+from tests.device.test_loop import CLASSES, are_equal, broken, make_data, make_loop, make_optimizer, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

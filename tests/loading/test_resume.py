@@ -13,7 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import ProtocolError, StateError
 from batch_sampler_attn.sampler import _STATE_KEYS
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     BATCHES,
     FORKING_IS_FINE,
     KILLED_RUN,
@@ -199,7 +199,7 @@ def test_an_earlier_state_can_be_loaded_into_the_very_objects_that_went_on(repea
 
 def test_a_run_that_is_killed_between_two_visits_of_one_batch_goes_on_in_a_new_process(tmp_path):
     def start(command):
-        module = [sys.executable, "-m", "tests.sampler_helpers", command, str(tmp_path / "checkpoint.pt")]
+        module = [sys.executable, "-m", "tests.loading.helpers", command, str(tmp_path / "checkpoint.pt")]
         return subprocess.run(module, timeout=100, check=False).returncode
 
     assert start("until-killed") == -signal.SIGKILL

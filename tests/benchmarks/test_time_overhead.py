@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import time_overhead
-from tests.cifar_helpers import write_digits
+from tests.benchmarks.cifar_helpers import write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

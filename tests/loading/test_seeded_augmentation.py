@@ -11,13 +11,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import OptionError
 from batch_sampler_attn.seeded import SeededDataset
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     FORKING_IS_FINE,
     TORCHDATA_IS_FINE,
     LooksAhead,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
 )
-from tests.test_sampler_resume import check_every_resume
+from tests.loading.test_resume import check_every_resume
 
 pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
 

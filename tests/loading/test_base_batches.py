@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import EmptyEpochError, OptionError
-from tests.sampler_helpers import Numbered, seeded
+from tests.loading.helpers import Numbered, seeded
 
 EPOCHS = 4
 

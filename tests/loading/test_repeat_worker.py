@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     FORKING_IS_FINE,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
 )

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import EmptyEpochError, StateError
-from tests.sampler_helpers import (
+from tests.core.test_mutated_states import JUNK
+from tests.loading.helpers import (
     FORKING_IS_FINE,
     no_deadlock,  # noqa: F401  (a fixture of every test here)
     seeded,
 )
-from tests.test_mutated_states import JUNK
 
 pytestmark = [*FORKING_IS_FINE, pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.cifar.images import load_images
 from benchmarks.errors import DataError
-from tests.cifar_helpers import write_digits
+from tests.benchmarks.cifar_helpers import write_digits
 
 SIDE = 32
 STEPS = np.resize(np.array([0, 128, 129, 257, 32896, 65406, 65407, 65535], dtype=np.uint16), (SIDE, SIDE))

@@ -9,7 +9,7 @@ from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import checks, graphs
 from batch_sampler_attn.device.graphs import WARM_UP_UPDATES, Graphs
 from batch_sampler_attn.errors import DeviceLoopError
-from tests.test_device_loop import are_equal, make_data, make_loop, without_reads
+from tests.device.test_loop import are_equal, make_data, make_loop, without_reads
 
 FULL_AND_TAIL = 2
 

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder
-from tests.sampler_helpers import BATCH_SIZE, BATCHES, FORKING_IS_FINE, SAMPLES, make, no_deadlock, seeded
+from tests.loading.helpers import BATCH_SIZE, BATCHES, FORKING_IS_FINE, SAMPLES, make, no_deadlock, seeded
 
 pytestmark = [*FORKING_IS_FINE]
 __all__ = ["no_deadlock"]

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.sampler_helpers import (
+from tests.loading.helpers import (
     FORKING_IS_FINE,
     SAMPLES,
     Numbered,

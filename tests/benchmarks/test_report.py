@@ -36,8 +36,8 @@ from benchmarks.report.statistics import (
     variance_error,
 )
 from benchmarks.schema import Epoch
-from tests.cifar_helpers import run_benchmark, write_digits
-from tests.report_records import Setting, write_records
+from tests.benchmarks.cifar_helpers import run_benchmark, write_digits
+from tests.benchmarks.report_records import Setting, write_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import pytest
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, LossError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
-from tests.test_attend import schedule_with_threshold
+from tests.core.test_attend import schedule_with_threshold
 
 SKIP = "skip"
 

@@ -112,7 +112,7 @@ def test_a_type_checker_sees_a_name_that_is_not_there(tmp_path):
         "reveal_type(BatchAttentionSchedule().batch_index)\n"
         "BatchAttentionSchedule(epoch_loss='mean')\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     options = ["--strict", "--config-file", "", "--cache-dir", str(tmp_path), "--follow-imports", "silent"]
     environment = {**os.environ, "MYPYPATH": str(root)}
     command = [sys.executable, "-m", "mypy", *options, str(script)]

@@ -11,7 +11,7 @@ from benchmarks.cifar import images
 from benchmarks.cifar.folders import list_splits
 from benchmarks.cifar.images import load_images
 from benchmarks.errors import DataError
-from tests.cifar_helpers import write_digits
+from tests.benchmarks.cifar_helpers import write_digits
 
 SPLITS = ("train", "test")
 

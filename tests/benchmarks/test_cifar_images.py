@@ -12,7 +12,7 @@ from torchvision import datasets
 from benchmarks.cifar import decoded, images, recognition
 from benchmarks.cifar.images import load_images
 from benchmarks.errors import DataError
-from tests.cifar_helpers import write_digits
+from tests.benchmarks.cifar_helpers import write_digits
 
 
 def load(folder, data_dir=None):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = [
     textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
 ]
