@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from batch_sampler_attn.control import EqualComputeControl
-    from batch_sampler_attn.rule import Decision, EpochLoss, EpochSummary
-    from batch_sampler_attn.sampler import BatchAttentionSampler
-    from batch_sampler_attn.schedule import BatchAttentionSchedule
-    from batch_sampler_attn.seeded import SeededDataset
-
-    __all__ = [
-        "BatchAttentionSampler",
-        "BatchAttentionSchedule",
-        "Decision",
-        "EpochLoss",
-        "EpochSummary",
-        "EqualComputeControl",
-        "SeededDataset",
-    ]
+from batch_sampler_attn.control import EqualComputeControl
+from batch_sampler_attn.options import EpochLoss
+from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.summary import EpochSummary
 
 __version__ = "0.1.0"
 
-# Imported on first use: the sampler needs torch, and nobody should wait for what they do not use.
-_MODULES = {
-    "BatchAttentionSampler": "sampler",
-    "BatchAttentionSchedule": "schedule",
-    "Decision": "rule",
-    "EpochLoss": "rule",
-    "EpochSummary": "rule",
-    "EqualComputeControl": "control",
-    "SeededDataset": "seeded",
-}
-_NEEDS_TORCH = {"BatchAttentionSampler", "SeededDataset"}
+__all__ = ["BatchAttentionSchedule", "Decision", "EpochLoss", "EpochSummary", "EqualComputeControl"]
 
+# These need torch, which takes seconds to import, and which not everybody has.
+if TYPE_CHECKING:
+    from batch_sampler_attn.loading.sampler import BatchAttentionSampler
+    from batch_sampler_attn.loading.seeded import SeededDataset
 
-def _names() -> list[str]:
-    """What can be imported here: all names, or, without torch, those that do without."""
-    from importlib.util import find_spec
+if TYPE_CHECKING or find_spec("torch") is not None:
+    __all__ += ["BatchAttentionSampler", "SeededDataset"]
 
-    has_torch = find_spec("torch") is not None
-    return [name for name in _MODULES if has_torch or name not in _NEEDS_TORCH]
-
+_NEEDS_TORCH = {"BatchAttentionSampler": "sampler", "SeededDataset": "seeded"}
 
 # A type checker has the imports above, and would take this for a module that has any name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name == "__all__":
-            return _names()
-        if name not in _MODULES:
+        if name not in _NEEDS_TORCH:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
         try:
-            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+            value = getattr(import_module(f"{__name__}.loading.{_NEEDS_TORCH[name]}"), name)
         except ModuleNotFoundError as error:
-            if name not in _NEEDS_TORCH or (error.name or "").partition(".")[0] != "torch":
+            if (error.name or "").partition(".")[0] != "torch":
                 raise
             raise ModuleNotFoundError(
                 f"{name} needs PyTorch, which is not installed: pip install 'batch-sampler-attn[torch]'", name="torch"
@@ -67,4 +46,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_names()})
+    return sorted({*globals(), *__all__})

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from batch_sampler_attn import notices
 from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
 from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.passes import Driver, Pass
 from batch_sampler_attn.rule import Decision
 
-if TYPE_CHECKING:
-    from batch_sampler_attn.schedule import BatchAttentionSchedule
-
 Batch = TypeVar("Batch")
-Deliver = Callable[["BatchAttentionSchedule", Iterable[Batch]], Iterator[Batch]]
+Schedule = TypeVar("Schedule")
 
 _OWN_NAMES = frozenset({"schedule", "_loader", "_deliver"})
 
-_REPEAT = Decision.REPEAT
 
-
-class AttendedLoader(Iterable[Batch]):
+class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
     """What ``BatchAttentionSchedule.attend`` returns: a loader whose every iteration is one epoch.
 
     It stands in for the loader that it wraps: ``len`` is the loader's, the number of base batches, and all other
@@ -41,7 +38,9 @@ class AttendedLoader(Iterable[Batch]):
         schedule: The schedule that takes the losses, where only the loader is in scope.
     """
 
-    def __init__(self, schedule: BatchAttentionSchedule, loader: Iterable[Batch], deliver: Deliver[Batch]) -> None:
+    def __init__(
+        self, schedule: Schedule, loader: Iterable[Batch], deliver: Callable[[Iterable[Batch]], Iterator[Batch]]
+    ) -> None:
         iter_or_getitem = getattr(type(loader), "__iter__", None) or getattr(type(loader), "__getitem__", None)
         if iter_or_getitem is None:
             raise TypeError(f"attend() takes an iterable of batches, such as a DataLoader; got {type(loader).__name__}")
@@ -50,7 +49,7 @@ class AttendedLoader(Iterable[Batch]):
         self._deliver = deliver
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._deliver(self.schedule, self._loader)
+        return self._deliver(self._loader)
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
@@ -83,31 +82,36 @@ class AttendedLoader(Iterable[Batch]):
             delattr(self._loader, name)
 
 
-def repeat_in_place(schedule: BatchAttentionSchedule, loader: Iterable[Batch]) -> Iterator[Batch]:
+def attend(
+    schedule: Schedule, open_pass: Callable[..., Pass], driver: Driver | None, loader: Iterable[Batch]
+) -> AttendedLoader[Batch, Schedule]:
+    """``BatchAttentionSchedule.attend``."""
+    check_is_loader_itself(loader, has_driver=driver is not None)
+    deliver = partial(repeat_in_place, open_pass) if driver is None else driver.deliver
+    return AttendedLoader(schedule, loader, deliver)
+
+
+def repeat_in_place(open_pass: Callable[..., Pass], loader: Iterable[Batch]) -> Iterator[Batch]:
     """One epoch over any iterable: a batch of the same tensors is yielded again while the decision is REPEAT."""
-    schedule._check_remaining(loader)
-    token = schedule._open_pass()
-    finished = False
-    is_first = True
-    try:
+    # What keeps its own place, as a StatefulDataLoader does, goes on by itself where it was saved.
+    length = None if hasattr(loader, "load_state_dict") else length_of(loader)
+    with open_pass(length) as current:
+        is_first = True
         for batch in loader:
             versions: Versions = []
             fresh = afresh(batch, versions)
             while True:
-                schedule._offer(token)
+                current.offer()
                 yield fresh
-                decision = schedule._turns.collect(token)
+                decision = current.collect()
                 if is_first:
                     is_first = False
-                    if decision is not _REPEAT and schedule._may_ever_repeat and is_changed(versions):
-                        notices.changed_in_place(stacklevel=2)
-                if decision is not _REPEAT:
+                    if decision is Decision.ADVANCE and current.may_repeat and is_changed(versions):
+                        notices.changed_in_place()
+                if decision is Decision.ADVANCE:
                     break
                 check_unchanged(versions)
                 fresh = afresh(batch)
-        finished = True
-    finally:
-        schedule._close_pass(token, finished=finished)
 
 
 def length_of(loader: object) -> int | None:
@@ -118,8 +122,8 @@ def length_of(loader: object) -> int | None:
         return None
 
 
-def check_is_loader_itself(loader: object, *, has_sampler: bool) -> None:
-    """Refuse what a sampler's batches cannot be followed through, and what is attended already.
+def check_is_loader_itself(loader: object, *, has_driver: bool) -> None:
+    """Refuse what is attended already, or by another schedule, and what a sampler's batches cannot be followed through.
 
     Raises:
         ProtocolError: If it is such a thing.
@@ -129,7 +133,12 @@ def check_is_loader_itself(loader: object, *, has_sampler: bool) -> None:
             "attend() was given what attend() returned, so that each batch would be attended twice; iterate over the "
             "attended loader itself"
         )
-    if has_sampler and _is_begun(loader):
+    if not has_driver and hasattr(getattr(loader, "batch_sampler", None), "schedule"):
+        raise ProtocolError(
+            "the loader's batch sampler belongs to another schedule; iterate over that one's attend(): "
+            "loader.batch_sampler.schedule.attend(loader)"
+        )
+    if has_driver and _is_begun(loader):
         raise ProtocolError(
             f"attend() was given {_name(loader)}, which began to iterate over the DataLoader as it was made, before "
             "the epoch, so that its batches are not those that the BatchAttentionSampler hands out. Give attend() the "

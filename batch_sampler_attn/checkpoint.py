@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import asdict
+from dataclasses import fields as fields_of
 from typing import Any
 
 from batch_sampler_attn.errors import StateError, shown
-from batch_sampler_attn.rule import EpochSummary, Options, State
+from batch_sampler_attn.options import Options
+from batch_sampler_attn.state import State
+from batch_sampler_attn.summary import EpochSummary
 
 VERSION = 1
 
@@ -20,7 +24,7 @@ _OPTIONAL_NUMBERS = {"skipped_batches"}
 
 def pack_schedule(options: dict[str, Any], state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
     """A schedule as a dictionary."""
-    numbers = {name: value for name, value in state.as_dict().items() if value or name not in _OPTIONAL_NUMBERS}
+    numbers = {name: value for name, value in asdict(state).items() if value or name not in _OPTIONAL_NUMBERS}
     return {
         "version": VERSION,
         "options": options,
@@ -39,7 +43,7 @@ def unpack_schedule(
     """
     fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"})
     check_version(fields["version"])
-    check_options(options.as_dict() if saved_options is None else saved_options, fields["options"])
+    check_options(asdict(options) if saved_options is None else saved_options, fields["options"])
     return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
 
 
@@ -111,7 +115,7 @@ def _are_same(saved: object, ours: object) -> bool:
 
 
 def _unpack_state(options: Options, packed: object) -> State:
-    required = set(State.__slots__) - _OPTIONAL_NUMBERS
+    required = {field.name for field in fields_of(State)} - _OPTIONAL_NUMBERS
     fields = check_keys("the state's numbers", packed, required, _OPTIONAL_NUMBERS)
     state = State()
     for name, value in fields.items():
@@ -142,7 +146,7 @@ def _check_consistency(options: Options, state: State) -> None:
 def _unpack_summary(packed: object) -> EpochSummary | None:
     if packed is None:
         return None
-    fields = check_keys("the last summary", packed, set(EpochSummary.__slots__))
+    fields = check_keys("the last summary", packed, {field.name for field in fields_of(EpochSummary)})
     return EpochSummary(**{name: _unpack_summary_field(name, value) for name, value in fields.items()})
 
 

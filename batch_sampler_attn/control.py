@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import operator
-import random
 import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, shown
-from batch_sampler_attn.rule import Decision, EpochSummary, State, visit
+from batch_sampler_attn.criteria import DealtVisits
+from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.state import State
+from batch_sampler_attn.summary import EpochSummary
 
 
 class EqualComputeControl(BatchAttentionSchedule):
@@ -36,49 +36,15 @@ class EqualComputeControl(BatchAttentionSchedule):
         super().__init__(warmup_epochs=sys.maxsize, max_visits=None)
         self._visit_counts = [_check_counts(epoch, counts) for epoch, counts in enumerate(visit_counts)]
         self._seed = seed
-        self._dealt_epoch: int | None = None
-        self._dealt: list[int] = []
-
-    def _visit(self, loss: float) -> Decision:
-        state = self._state
-        is_last = state.visits + 1 >= self._planned_visits(state.epoch, self._dealt_position)
-        if not is_last and not math.isfinite(loss):
-            # The rule would advance; the control repeats as often as planned whatever the loss is.
-            state.nonfinite_losses += 1
-            state.visits += 1
-            state.repeats += 1
-            return Decision.REPEAT
-        # Every finite loss is above minus infinity, and none is above no threshold.
-        state.threshold = None if is_last else -math.inf
-        try:
-            return visit(self._options, state, loss)
-        finally:
-            state.threshold = None
-
-    def _end_epoch(self, host_reads: int | None = None) -> EpochSummary:
-        state = self._state
-        if state.batches and state.position < len(self._dealt):
-            raise ProtocolError(
-                f"epoch {state.epoch} ended after {state.batches} batches, but visit_counts[{state.epoch}] has "
-                f"{len(self._dealt)}; use the data and the batch size of the run that the counts are of"
-            )
-        return super()._end_epoch(host_reads)
-
-    @property
-    def _dealt_position(self) -> int:
-        """Which of the epoch's counts the batch that is out has.
-
-        A skipped batch takes none away; with deferred repeats, where batches are not done with in order, its own.
-        """
-        is_deferred = self._sampler is not None and self._sampler.repeats == "deferred"
-        return self._position if is_deferred else self._state.batches
+        self.epochs.criterion = DealtVisits(self._visit_counts, seed)
 
     def __repr__(self) -> str:
         epochs = len(self._visit_counts)
-        return f"<{type(self).__name__}({epochs} epochs, seed={self._seed}), {self._whereabouts()}>"
+        return f"<{type(self).__name__}({epochs} epochs, seed={self._seed}), {self.whereabouts()}>"
 
-    def _unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
-        state, last_summary = super()._unpack(state_dict)
+    def unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
+        """As the schedule's, for the counts that are here."""
+        state, last_summary = super().unpack(state_dict)
         epochs = self._visit_counts
         batches = len(epochs[state.epoch]) if state.epoch < len(epochs) else 0
         if state.epoch > len(epochs) or state.batches > batches:
@@ -88,26 +54,10 @@ class EqualComputeControl(BatchAttentionSchedule):
             )
         return state, last_summary
 
-    def _options_to_save(self) -> dict[str, Any]:
+    def options_to_save(self) -> dict[str, Any]:
+        """The schedule's, and what tells these counts from others."""
         counts = json.dumps(self._visit_counts).encode()
-        return {**super()._options_to_save(), "seed": self._seed, "visit_counts_crc32": zlib.crc32(counts)}
-
-    def _planned_visits(self, epoch: int, batch: int) -> int:
-        dealt = self._deal(epoch)
-        if batch >= len(dealt):
-            raise ProtocolError(f"epoch {epoch} has more batches than the {len(dealt)} of visit_counts[{epoch}]")
-        return dealt[batch]
-
-    def _deal(self, epoch: int) -> list[int]:
-        """The visits to each batch of an epoch, as they are dealt."""
-        if epoch != self._dealt_epoch:
-            if epoch >= len(self._visit_counts):
-                raise ProtocolError(f"epoch {epoch} was begun, but visit_counts has {len(self._visit_counts)} epochs")
-            self._dealt = self._visit_counts[epoch].copy()
-            # A string seeds the same on every platform and Python version.
-            random.Random(f"{self._seed}/{epoch}").shuffle(self._dealt)
-            self._dealt_epoch = epoch
-        return self._dealt
+        return {**super().options_to_save(), "seed": self._seed, "visit_counts_crc32": zlib.crc32(counts)}
 
 
 def _check_counts(epoch: int, counts: Sequence[int]) -> list[int]:

@@ -2,71 +2,82 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from batch_sampler_attn.errors import BatchAttentionWarning
 
+# An epoch of so many batches that hardly any data set has them.
+ENDLESS = 1_000_000
 
-def nonfinite_loss(loss: float, epoch: int, *, stacklevel: int) -> None:
+_PACKAGE = __name__.partition(".")[0]
+
+
+def warn(message: str) -> None:
+    """A ``BatchAttentionWarning``, which names the line of the caller's code that led to it, and none of ours."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, BatchAttentionWarning, stacklevel=level)
+
+
+def nonfinite_loss(loss: float, epoch: int) -> None:
     """A loss is NaN or infinite, or makes the sum of the epoch's losses so."""
     what = "not finite" if loss - loss != 0.0 else "too large to be averaged"
-    warnings.warn(
+    warn(
         f"a loss of {loss} in epoch {epoch} is {what}: its batch is not repeated and the loss is "
-        "kept out of the mean (said once an epoch; EpochSummary.nonfinite_losses counts them)",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "kept out of the mean (said once an epoch; EpochSummary.nonfinite_losses counts them)"
     )
 
 
-def negative_mean(mean_loss: float, epoch: int, *, stacklevel: int) -> None:
+def negative_mean(mean_loss: float, epoch: int) -> None:
     """K times the mean of negative losses is below the mean."""
-    warnings.warn(
+    warn(
         f"the mean loss of epoch {epoch} is {mean_loss}: with negative losses, k times the mean is below the mean, "
-        "and most batches repeat. Shift the loss above 0, or use k below 1",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "and most batches repeat. Shift the loss above 0, or use k below 1"
     )
 
 
-def epochs_left_early(*, stacklevel: int) -> None:
+def epochs_left_early() -> None:
     """A loop that leaves every epoch early never gets a threshold."""
-    warnings.warn(
+    warn(
         "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing will "
         "ever repeat. To train on n batches an epoch, give attend() no more: "
         "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for epochs "
-        "of n batches of a stream, use window=n",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "of n batches of a stream, use window=n"
     )
 
 
-def changed_in_place(*, stacklevel: int) -> None:
+def changed_in_place() -> None:
     """The loop changes its batches in place, which it had better learn before the first repeat is refused."""
-    warnings.warn(
+    warn(
         "the loop changed tensors of its batch in place. Once such a batch is to be repeated, that is refused, since a "
         "repeat would train on something else. Change a copy instead: images = images.clone() first, or operations "
-        "without a final underscore",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "without a final underscore"
     )
 
 
-def epoch_without_end(batches: int, *, stacklevel: int) -> None:
+def epoch_without_end(batches: int) -> None:
     """An epoch that never ends gives no threshold."""
-    warnings.warn(
+    warn(
         f"the first epoch has reached {batches:,} batches without an end. Nothing repeats before an epoch has ended; "
-        "for an endless loader or sampler, use BatchAttentionSchedule(window=N): every N batches are an epoch then",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "for an endless loader or sampler, use BatchAttentionSchedule(window=N): every N batches are an epoch then"
     )
 
 
-def other_total_after_resume(batches: int, last: int, resumed_at: int, *, stacklevel: int) -> None:
+def long_first_epoch(batches: int) -> None:
+    """A sampler's first epoch will take long to give a threshold."""
+    warn(
+        f"an epoch of this sampler has {batches:,} batches, and nothing repeats before the first has ended. For "
+        "shorter epochs, use BatchAttentionSampler(..., batches_per_epoch=n), or let every n batches be one to the "
+        "schedule: BatchAttentionSchedule(window=n)"
+    )
+
+
+def other_total_after_resume(batches: int, last: int, resumed_at: int) -> None:
     """A resumed epoch should be as long as the one before."""
-    warnings.warn(
+    warn(
         f"the epoch that was gone on with after {resumed_at} batches had {batches} batches in all, and the one before "
         f"had {last}. After load_state_dict() in mid-epoch, give attend() the remaining batches, just once: "
-        "schedule.attend(itertools.islice(loader, schedule.batch_index, None))",
-        BatchAttentionWarning,
-        stacklevel=stacklevel + 1,
+        "schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from batch_sampler_attn import checkpoint, rule, turns
-from batch_sampler_attn.attended import AttendedLoader, Batch, check_is_loader_itself, repeat_in_place
-from batch_sampler_attn.bookkeeping import ENDLESS, Bookkeeping
+from batch_sampler_attn import checkpoint, rule
+from batch_sampler_attn.attended import AttendedLoader, Batch, attend
+from batch_sampler_attn.criteria import LossThreshold
+from batch_sampler_attn.driven import Driven
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float
+from batch_sampler_attn.options import DEFAULT_MAX_VISITS, EpochLoss, NonfinitePolicy, Options
 from batch_sampler_attn.recorders import Recorder
-from batch_sampler_attn.rule import Decision, EpochLoss, EpochSummary, NonfinitePolicy, Options, State, visit
+from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.summary import EpochSummary
 
-# Looking a member up in its enum costs as much as half a decision.
-_ADVANCE = Decision.ADVANCE
+Schedule = TypeVar("Schedule", bound="BatchAttentionSchedule")
 
 
-class BatchAttentionSchedule(Bookkeeping):
+class BatchAttentionSchedule(Driven):
     """Decides after each visit to a batch whether to train on it again at once.
 
     From the second epoch on, a batch is repeated while its loss is above
@@ -64,7 +66,7 @@ class BatchAttentionSchedule(Bookkeeping):
         *,
         warmup_epochs: int = 1,
         epoch_loss: EpochLoss = "first",
-        max_visits: int | None = rule.DEFAULT_MAX_VISITS,
+        max_visits: int | None = DEFAULT_MAX_VISITS,
         nonfinite: NonfinitePolicy = "advance",
         window: int | None = None,
         recorders: Sequence[Recorder] = (),
@@ -78,58 +80,44 @@ class BatchAttentionSchedule(Bookkeeping):
             window=window,
         )
         options.check()
-        super().__init__(options, recorders)
+        super().__init__(options, LossThreshold(options.k, options.warmup_epochs), recorders)
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options.as_dict().items())
-        return f"<{type(self).__name__}({options}), {self._whereabouts()}>"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options_to_save().items())
+        return f"<{type(self).__name__}({options}), {self.whereabouts()}>"
 
-    def _whereabouts(self) -> str:
-        state = self._state
+    def whereabouts(self) -> str:
+        """Where training is, in words."""
+        state = self.epochs.state
         threshold = "no threshold" if state.threshold is None else f"threshold {state.threshold:.4g}"
         return f"epoch {state.epoch}, batch {self.batch_index}, visits {state.visits}, {threshold}"
 
     # What is going on --------------------------------------------------------------------------------
 
     @property
-    def options(self) -> Options:
-        """The options that this schedule was made with."""
-        return self._options
-
-    @property
     def threshold(self) -> float | None:
         """Loss above which a batch is repeated; None while no batch can repeat."""
-        return self._state.threshold
+        return self.epochs.state.threshold
 
     @property
     def epoch(self) -> int:
         """Epochs ended so far, which is the number, from 0, of the one in progress."""
-        return self._state.epoch
+        return self.epochs.state.epoch
 
     @property
     def batches(self) -> int:
         """Batches of the epoch in progress that are done with."""
-        return self._state.batches
-
-    @property
-    def batch_index(self) -> int:
-        """Position, from 0, of the base batch that is out, also when it is repeated.
-
-        It is what ``enumerate`` over the loader gives in training without repeats, and stays the same for all visits
-        to a batch, before ``decide`` and after it, with deferred repeats too. In a hand-written loop, and between
-        passes of ``attend``, it is that of the batch that the next decision is about.
-        """
-        return self._position
+        return self.epochs.state.batches
 
     @property
     def visits(self) -> int:
         """Visits made to the current batch: 0 while its first is under way, and after an ADVANCE."""
-        return self._state.visits
+        return self.epochs.state.visits
 
     @property
     def summary(self) -> EpochSummary:
         """The epoch in progress, up to now."""
-        return rule.summarize(self._state)
+        return rule.summarize(self.epochs.state)
 
     @property
     def last_summary(self) -> EpochSummary:
@@ -138,9 +126,9 @@ class BatchAttentionSchedule(Bookkeeping):
         Raises:
             ProtocolError: If none has ended yet.
         """
-        if self._last_summary is None:
+        if self.epochs.last_summary is None:
             raise ProtocolError("no epoch has ended yet; schedule.summary tells of the one in progress")
-        return self._last_summary
+        return self.epochs.last_summary
 
     # Deciding ----------------------------------------------------------------------------------------
 
@@ -163,23 +151,20 @@ class BatchAttentionSchedule(Bookkeeping):
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision, or another one is.
         """
-        if type(loss) is not float:
-            loss = as_float(loss)
-        state = self._state
-        loss_sum = state.loss_sum + loss
-        if self._is_watched or batch is not None or loss_sum - loss_sum != 0.0:  # not finite
-            return self._decide_carefully(loss, batch)
-        if state.visits == 0 and (state.threshold is None or loss <= state.threshold):
-            # What visit() comes to for the only visit of a batch, which is what most visits are: asked
-            # once an update, the call alone would double the cost.
-            state.loss_sum = loss_sum
-            state.loss_count += 1
-            state.batches = batches = state.batches + 1
-            if batches == ENDLESS:
-                self._notice_endless_epoch(stacklevel=2)
-            return _ADVANCE
-        self._key_due = None
-        return visit(self._options, state, loss)
+        loss = as_float(loss)
+        current = self.check_word_is_due("decide")
+        state, position = self.epochs.state, self.batch_index
+        self.key_due.check(position, batch)
+        visit, nonfinite_losses = state.visits + 1, state.nonfinite_losses
+        decision = rule.visit(self.options, self.epochs.criterion, state, loss, self.place)
+        self.key_due.note(position, batch, decision)
+        indices = None
+        if current is not None:
+            indices = current.indices
+            current.settle(decision, visit)
+        counted = state.nonfinite_losses == nonfinite_losses
+        self.epochs.tell_visit(position, visit, loss, decision, indices, counted=counted)
+        return decision
 
     def skip(self) -> None:
         """Leave the batch that is out, without training on it: call it instead of ``decide``.
@@ -195,9 +180,14 @@ class BatchAttentionSchedule(Bookkeeping):
         Raises:
             ProtocolError: If no batch is out, or its loss was reported already.
         """
-        self._skip()
+        current = self.check_word_is_due("skip")
+        rule.skip(self.epochs.state)
+        self.key_due.clear()
+        if current is not None:
+            current.skip()
+        self.epochs.end_window()
 
-    def attend(self, loader: Iterable[Batch]) -> AttendedLoader[Batch]:
+    def attend(self: Schedule, loader: Iterable[Batch]) -> AttendedLoader[Batch, Schedule]:
         """Wrap any iterable of batches so that a batch is yielded again while it needs attention.
 
         Each iteration over the result is one epoch, ended by itself. Every yielded batch must be followed
@@ -229,14 +219,7 @@ class BatchAttentionSchedule(Bookkeeping):
                 While iterating: BatchChangedError, if a batch to be repeated was changed in place; ProtocolError, for
                 batches and losses out of turn.
         """
-        check_is_loader_itself(loader, has_sampler=self._sampler is not None)
-        if self._sampler is None and hasattr(getattr(loader, "batch_sampler", None), "schedule"):
-            raise ProtocolError(
-                "the loader's batch sampler belongs to another schedule; iterate over that one's attend(): "
-                "loader.batch_sampler.schedule.attend(loader)"
-            )
-        deliver = repeat_in_place if self._sampler is None else self._sampler._deliver
-        return AttendedLoader(self, loader, deliver)
+        return attend(self, self.open_pass, self.driver, loader)
 
     def end_epoch(self) -> EpochSummary:
         """End the epoch in a hand-written loop; ``attend`` and ``window`` end theirs by themselves.
@@ -245,25 +228,24 @@ class BatchAttentionSchedule(Bookkeeping):
             EmptyEpochError: If no batch was decided on.
             ProtocolError: If a batch is still to be repeated, or if it is not this loop's to end.
         """
-        if self._options.window is not None:
-            raise ProtocolError(f"window={self._options.window} ends each epoch by itself; do not call end_epoch()")
-        if self._turns.phase is not turns.BY_HAND:
+        if self.options.window is not None:
+            raise ProtocolError(f"window={self.options.window} ends each epoch by itself; do not call end_epoch()")
+        if self.active_pass is not None:
             raise ProtocolError(
                 "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
                 "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
                 "BatchAttentionSampler(..., batches_per_epoch=n)"
             )
-        if self._state.visits:
+        if self.visits:
             raise ProtocolError(
-                f"the last decision was REPEAT after {self._state.visits} visits; train on that batch until the "
+                f"the last decision was REPEAT after {self.visits} visits; train on that batch until the "
                 "decision is ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
             )
-        return self._end_epoch()
+        return self.epochs.end()
 
     def abandon_epoch(self) -> None:
         """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
-        self._abandoned_in_a_row = 0
-        self._forget_epoch()
+        self.forget_epoch(was_left=False)
 
     # State -------------------------------------------------------------------------------------------
 
@@ -273,9 +255,9 @@ class BatchAttentionSchedule(Bookkeeping):
         It may be taken between any two visits. Taken after a loop was left early, it goes on with that epoch; call
         ``abandon_epoch`` before, if the epoch was left on purpose.
         """
-        for recorder in self._recorders:
+        for recorder in self.epochs.recorders:
             recorder.flush()
-        return checkpoint.pack_schedule(self._options_to_save(), self._state, self._last_summary)
+        return checkpoint.pack_schedule(self.options_to_save(), self.epochs.state, self.epochs.last_summary)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -283,10 +265,4 @@ class BatchAttentionSchedule(Bookkeeping):
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        self._assign(*self._unpack(state_dict))
-
-    def _options_to_save(self) -> dict[str, Any]:
-        return self._options.as_dict()
-
-    def _unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
-        return checkpoint.unpack_schedule(self._options, state_dict, self._options_to_save())
+        self.assign(*self.unpack(state_dict))

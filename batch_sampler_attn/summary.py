@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from batch_sampler_attn.fields import Fields
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
-class EpochSummary(Fields):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochSummary:
     """What one epoch came to; printed, it is one line.
 
     Attributes:
@@ -22,46 +24,21 @@ class EpochSummary(Fields):
         host_reads: How often a device loop waited for the device; None where the host decides.
     """
 
-    __slots__ = (
-        "epoch",
-        "batches",
-        "visits",
-        "repeats",
-        "overhead",
-        "mean_loss",
-        "threshold",
-        "capped_batches",
-        "nonfinite_losses",
-        "most_visits",
-        "host_reads",
-    )
+    epoch: int
+    batches: int
+    visits: int
+    repeats: int
+    overhead: float
+    mean_loss: float | None
+    threshold: float | None
+    capped_batches: int
+    nonfinite_losses: int
+    most_visits: int
+    host_reads: int | None = None
 
-    def __init__(
-        self,
-        *,
-        epoch: int,
-        batches: int,
-        visits: int,
-        repeats: int,
-        overhead: float,
-        mean_loss: float | None,
-        threshold: float | None,
-        capped_batches: int,
-        nonfinite_losses: int,
-        most_visits: int,
-        host_reads: int | None = None,
-    ) -> None:
-        self.epoch = epoch
-        self.batches = batches
-        self.visits = visits
-        self.repeats = repeats
-        self.overhead = overhead
-        self.mean_loss = mean_loss
-        self.threshold = threshold
-        self.capped_batches = capped_batches
-        self.nonfinite_losses = nonfinite_losses
-        self.most_visits = most_visits
-        self.host_reads = host_reads
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return asdict(self)
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"

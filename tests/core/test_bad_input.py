@@ -1,6 +1,7 @@
 """Bad options, losses and states: a typed error that says what came, and nothing is lost."""
 
 import copy
+import dataclasses
 import fractions
 import json
 import math
@@ -50,7 +51,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         window=numpy.int32(7),
         epoch_loss=numpy.str_("last"),
     )
-    options = schedule.options.as_dict()
+    options = dataclasses.asdict(schedule.options)
     assert options == {
         "k": float(numpy.float32(1.2)),
         "warmup_epochs": 2,

@@ -71,15 +71,15 @@ def test_through_a_sampler_every_batch_has_the_visits_that_were_dealt_to_it(repe
         for batch in control.attend(loader):
             seen.append(batch[0].item() // 2)
             control.decide(1.0)
-        assert [seen.count(position) for position in range(4)] == control._dealt
-        assert sorted(control._dealt) == sorted(expected)
+        assert [seen.count(position) for position in range(4)] == control.epochs.criterion.deal(epoch)
+        assert sorted(control.epochs.criterion.deal(epoch)) == sorted(expected)
         assert control.last_summary.epoch == epoch
 
 
 def test_the_counts_of_a_recorded_run_fit_in():
     recorder = MemoryRecorder()
     control = EqualComputeControl([[1, 1], [1, 2]])
-    control._recorders = (recorder,)
+    control.epochs.recorders = (recorder,)
     run(control, [[1, 1], [1, 2]])
     assert [sorted(counts) for counts in visit_counts(recorder.visits)] == [[1, 1], [1, 2]]
 

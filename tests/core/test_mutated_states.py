@@ -125,8 +125,12 @@ def mutate(state, rng):
 
 
 def everything_of(schedule):
-    kept = {name: value for name, value in vars(schedule).items() if name not in ("_state", "_turns", "_last_summary")}
-    return copy.deepcopy((schedule._state.as_dict(), schedule._last_summary, kept))
+    def attributes(thing):
+        # Of the objects that it is made of too; the rest is plain.
+        inside = vars(thing).items() if hasattr(thing, "__dict__") else ()
+        return {name: attributes(value) or copy.deepcopy(value) for name, value in inside}
+
+    return attributes(schedule)
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")

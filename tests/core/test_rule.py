@@ -1,5 +1,6 @@
 """The rule against the oracle, state by state, and against traces worked out by hand."""
 
+import dataclasses
 import math
 import random
 import warnings
@@ -63,7 +64,7 @@ def test_the_pure_step_changes_nothing_it_is_given(options, losses):
     options, state = Options(**options), State()
     state.threshold = 2.0
     for loss in losses:
-        before = state.copy()
+        before = dataclasses.replace(state)
         after, decision = step(options, state, loss)
         assert state == before
         assert after is not state
@@ -217,8 +218,10 @@ def test_the_state_stays_ten_numbers_however_long_the_run():
             while schedule.decide(rng.random()) is Decision.REPEAT:
                 pass
         schedule.end_epoch()
-    assert not hasattr(schedule._state, "__dict__")
-    assert all(value is None or isinstance(value, (int, float)) for value in schedule._state.as_dict().values())
+    assert not hasattr(schedule.epochs.state, "__dict__")
+    assert all(
+        value is None or isinstance(value, (int, float)) for value in dataclasses.asdict(schedule.epochs.state).values()
+    )
 
 
 def test_a_summary_says_what_it_holds():

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn.loading.seeded import SeededDataset
 from batch_sampler_attn.recorders import MemoryRecorder
-from batch_sampler_attn.seeded import SeededDataset
 
 # Four workers on two cores are on purpose; and forking while torch's own threads run is DataLoader's default on Linux.
 FORKING_IS_FINE = [

@@ -12,7 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import ProtocolError, StateError
-from batch_sampler_attn.sampler import _STATE_KEYS
+from batch_sampler_attn.loading.sampler import STATE_KEYS
 from tests.loading.helpers import (
     BATCHES,
     FORKING_IS_FINE,
@@ -303,7 +303,7 @@ def test_a_damaged_state_is_refused_whole(name, value, words):
     check_refused_whole(fresh(), {**state_in_mid_epoch(), name: value}, *words)
 
 
-@pytest.mark.parametrize("name", sorted(_STATE_KEYS))
+@pytest.mark.parametrize("name", sorted(STATE_KEYS))
 def test_a_state_that_lacks_a_field_or_has_one_too_many_is_refused_whole(name):
     state = state_in_mid_epoch()
     del state[name]

@@ -10,7 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import OptionError
-from batch_sampler_attn.seeded import SeededDataset
+from batch_sampler_attn.loading.seeded import SeededDataset
 from tests.loading.helpers import (
     FORKING_IS_FINE,
     TORCHDATA_IS_FINE,

@@ -81,7 +81,9 @@ def test_a_block_runs_as_it_stands(block, context, tmp_path):
     elif "loader.schedule.decide" in block:
         block = block.replace("...\nloader", "for batch in loader:\n    loader")
     if "read_visits" in block:
-        block = block.replace("...\n", "schedule.decide(1.0)\nschedule.state_dict()\nschedule._recorders[0].close()\n")
+        block = block.replace(
+            "...\n", "schedule.decide(1.0)\nschedule.state_dict()\nschedule.epochs.recorders[0].close()\n"
+        )
     is_distributed = "all_reduce" in block
     if is_distributed:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

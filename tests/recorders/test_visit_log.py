@@ -60,8 +60,8 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
                 states.append((run.save(), len(made)))
         state, length = rng.choice(states)
         if rng.random() < 0.5:  # in a new process
-            run.schedule._recorders[0].close()
-            memory = run.schedule._recorders[1]
+            run.schedule.epochs.recorders[0].close()
+            memory = run.schedule.epochs.recorders[1]
             run = Run([JsonLinesRecorder(path), memory], seed=100)
             if rng.random() < 0.2:
                 with path.open("a") as file:
@@ -71,10 +71,10 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
         states = [(saved, at) for saved, at in states if at <= length]
     run.visit()
     run.schedule.state_dict()
-    in_file, in_memory = read_visits(path), run.schedule._recorders[1].visits
+    in_file, in_memory = read_visits(path), run.schedule.epochs.recorders[1].visits
     assert [record[:3] for record in in_file[:-1]] == made
     assert in_memory == in_file
-    run.schedule._recorders[0].close()
+    run.schedule.epochs.recorders[0].close()
 
 
 def test_a_run_that_is_started_again_counts_alone(tmp_path):

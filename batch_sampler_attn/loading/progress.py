@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.base_batches import BaseBatches
 from batch_sampler_attn.errors import ProtocolError, StateError, shown
+from batch_sampler_attn.indices import are_plain, plain_indices
+from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.tickets import Ticket, pack_tickets, unpack_tickets
 from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.tickets import Ticket, are_plain, pack_tickets, plain_indices, unpack_tickets
 
 # A StatefulDataLoader may make one for its own state, and attend() one more than was needed.
 _MOST_VAIN_ITERATORS = 3
@@ -69,11 +70,6 @@ class EpochProgress:
         """Whether the run would go on by beginning to iterate over the loader: for an epoch, or for late repeats."""
         is_draining = not self._is_immediate and self._is_exhausted and bool(self.pending)
         return self.position == 0 or (is_draining and not self.flight and not self._to_resend)
-
-    @property
-    def length(self) -> int | None:
-        """How many base batches there are, if it is known."""
-        return self._base.length
 
     @property
     def is_over(self) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from batch_sampler_attn.visit_log import VisitRecord
+from batch_sampler_attn.recorders.visits import VisitRecord
 
 
 class Timeline:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from torch.utils.data import Sampler
 
-from batch_sampler_attn import checkpoint, delivery
-from batch_sampler_attn.attended import length_of
-from batch_sampler_attn.base_batches import BaseBatches
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.on_demand import OnDemandFetcher
-from batch_sampler_attn.progress import EpochProgress
-from batch_sampler_attn.rule import Decision
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.errors import OptionError, StateError
+from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.delivery import Delivery
+from batch_sampler_attn.loading.progress import EpochProgress
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.turns import BY_HAND
 
 REPEATS = ("immediate", "deferred")
-_STATE_KEYS = {
+STATE_KEYS = {
     "version",
     "options",
     "schedule",
@@ -91,16 +86,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if repeats not in REPEATS:
             raise OptionError(f"repeats is {repeats!r}; it must be one of {', '.join(map(repr, REPEATS))}")
         self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch)
-        schedule._bind(self)
-        self._fetchers: WeakKeyDictionary[Any, OnDemandFetcher] = WeakKeyDictionary()
+        self._delivery = Delivery(self, self._base, schedule, is_immediate=repeats == "immediate")
+        schedule.attach(self._delivery)
         self.schedule = schedule
         self.repeats = repeats
         self._was_loaded = False
-        self._is_inside_loader = False
-        self._pass: object | None = None
-        self._plain_passes = 0
-        self._is_resumed = False
-        self._forget_epoch()
 
     @property
     def batch_size(self) -> int | None:
@@ -134,22 +124,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return f"<{type(self).__name__}({inside}{size}, repeats={self.repeats!r}), {self.schedule!r}>"
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A DataLoader makes several iterators and uses one, so making one must not change anything.
-        if self._is_inside_loader:
-            return _HandOut(self, self._pass)
-        return itertools.chain(self._count_plain_pass(), self._base)
-
-    def _count_plain_pass(self) -> Iterator[list[int]]:
-        self._plain_passes += 1
-        yield from ()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Whose worker processes are no part of a copy. A copy that was made in mid-epoch goes on after
-        # load_state_dict(state_dict()); iterated over, it begins the epoch anew, as after a loop that was left.
-        return {**vars(self), "_fetchers": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _fetchers=WeakKeyDictionary())
+        return self._delivery.batches()
 
     # State -------------------------------------------------------------------------------------------
 
@@ -160,7 +135,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         the batch that is out is visited again after the resume. Torch's global generator is yours to save; where a
         wrapper of the DataLoader is attended, resuming draws one number more from it, a seed for the loader's workers.
         """
-        if self._is_inside_loader:
+        if self._delivery.is_inside_loader:
             # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.
             return {"saved_by_loader": True}
         state = {
@@ -168,7 +143,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
             "options": self._options(),
             "schedule": self.schedule.state_dict(),
             "generator": self._base.generator_state(),
-            **self._progress.pack(),
+            **self._delivery.progress.pack(),
         }
         if self.schedule.options.window is None:
             del state["begun"]  # the schedule's epoch says it
@@ -180,7 +155,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._is_inside_loader:
+        if self._delivery.is_inside_loader:
             if not self._was_loaded:
                 raise StateError(
                     "a StatefulDataLoader tried to restore this sampler from a state of its own, which is older than "
@@ -188,11 +163,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
                 )
             return
         has_window = self.schedule.options.window is not None
-        fields = checkpoint.check_keys("the sampler's state", state_dict, _STATE_KEYS, {"begun"} if has_window else ())
+        fields = checkpoint.check_keys("the sampler's state", state_dict, STATE_KEYS, {"begun"} if has_window else ())
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(self._options(), fields["options"])
         position = checkpoint.check_count("position", fields["position"])
-        schedule_parts = self.schedule._unpack(fields["schedule"])
+        schedule_parts = self.schedule.unpack(fields["schedule"])
         generator = self._base.check_generator_state("generator", fields["generator"])
         if position and (generator is None) != (fields["epoch_generator"] is None):
             raise StateError("of generator and epoch_generator, the state has one and lacks the other; it was changed")
@@ -204,10 +179,9 @@ class BatchAttentionSampler(Sampler[list[int]]):
             batches_done=None if has_window else schedule_parts[0].position,
         )
         self._base.set_generator_state(generator)
-        self.schedule._assign(*schedule_parts)
-        self._pass = None
-        self._progress = progress
-        self._is_resumed = self._was_loaded = True
+        self.schedule.assign(*schedule_parts)
+        self._delivery.go_on(progress)
+        self._was_loaded = True
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -218,76 +192,3 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if self._base.most_batches is not None:
             options["batches_per_epoch"] = self._base.most_batches
         return options
-
-    # What delivery.py drives -------------------------------------------------------------------------
-
-    def _deliver(self, schedule: BatchAttentionSchedule, loader: Any) -> Iterator[Any]:
-        delivery.check_loader(self, loader)
-        is_in_epoch = schedule._turns.phase is BY_HAND and schedule._progress > 0
-        if is_in_epoch and not self._is_resumed and schedule.options.window is None:
-            raise ProtocolError(
-                "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
-                "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
-            )
-        return delivery.deliver(self, schedule, loader)
-
-    def _open_pass(self, token: object, loader: Any) -> bool:
-        """Begin an epoch of the loader's, or go on in a loaded one; tell whether it is the latter."""
-        is_resumed, self._is_resumed = self._is_resumed, False
-        if not is_resumed:
-            self._forget_epoch()
-        if self._progress.position == 0:
-            self._progress.begun = self.schedule.epoch, self.schedule._state.position
-        self._pass = token
-        self._let_workers_go()
-        length, whole = length_of(loader), self._base.length
-        # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
-        self._progress.limit = length if length is not None and whole is not None and length < whole else None
-        self._progress.go_on()
-        return is_resumed
-
-    def _close_pass(self, token: object, *, finished: bool) -> None:
-        if self._pass is token:
-            self._let_workers_go()
-        if finished:
-            self._forget_epoch()
-
-    def _let_workers_go(self) -> None:
-        for loader, fetcher in [*self._fetchers.items()]:
-            if not fetcher.outlives_epoch:
-                del self._fetchers[loader]
-
-    def _fetcher_for(self, loader: Any) -> OnDemandFetcher:
-        """What fetches immediate repeats: the same for as long as the loader's own workers are."""
-        fetcher = self._fetchers.get(loader)
-        if fetcher is None:
-            moment = self.schedule.epoch, self._progress.position
-            fetcher = self._fetchers[loader] = OnDemandFetcher(loader, moment)
-        return fetcher
-
-    def _forget_epoch(self) -> None:
-        self._is_resumed = False
-        self._progress = EpochProgress(self._base, is_immediate=self.repeats == "immediate")
-
-    def _settle(self, decision: Decision, visits: int) -> None:
-        self._progress.settle(decision, visits)
-
-    def _skip(self) -> None:
-        self._progress.let_go()
-
-
-class _HandOut(Iterator[list[int]]):
-    """What a loader iterates over during a pass of ``attend``."""
-
-    def __init__(self, owner: BatchAttentionSampler, token: object) -> None:
-        self._owner = owner
-        self._token = token
-
-    def __next__(self) -> list[int]:
-        if self._token is not self._owner._pass:
-            raise ProtocolError(
-                "a loader iterator of an earlier epoch asked for more batches. Use the loader through one "
-                "schedule.attend(loader) loop at a time; and in place of a loader that keeps one iterator for all "
-                "epochs, such as timm's MultiEpochsDataLoader, a DataLoader with persistent_workers=True"
-            )
-        return self._owner._progress.hand_out(self)

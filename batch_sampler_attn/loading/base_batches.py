@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from batch_sampler_attn.attended import length_of
-from batch_sampler_attn.base_checks import check_length, check_sampler, checked_batch_size
 from batch_sampler_attn.errors import OptionError, StateError, shown
+from batch_sampler_attn.loading.base_checks import check_length, check_sampler, checked_batch_size
 from batch_sampler_attn.option_values import count
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from batch_sampler_attn.checkpoint import check_count
 from batch_sampler_attn.errors import StateError, shown
+from batch_sampler_attn.indices import are_plain, plain_indices
 
 
 class VisitIndices(list[Any]):
@@ -58,28 +57,3 @@ def unpack_tickets(name: str, packed: object, position: int, *, least_visits: in
         check_count(f"the visits in {name}", entry[1], least=least_visits)
         tickets.append(Ticket(*entry))
     return tickets
-
-
-def plain_indices(indices: Sequence[Any]) -> list[int | str]:
-    """Dataset indices as JSON types.
-
-    Raises:
-        StateError: If they are neither whole numbers nor strings.
-    """
-    try:
-        return [index if isinstance(index, str) else operator.index(index) for index in indices]
-    except TypeError as error:
-        raise StateError(
-            f"the sampler yields {shown(indices[:1])}; only whole numbers and strings can be saved"
-        ) from error
-
-
-def are_plain(indices: object) -> bool:
-    """Whether they are dataset indices as ``plain_indices`` makes them, of at most 64 bits."""
-    return isinstance(indices, list) and all(map(_is_plain, indices))
-
-
-def _is_plain(index: object) -> bool:
-    if isinstance(index, int):
-        return not isinstance(index, bool) and index.bit_length() < 64
-    return isinstance(index, str)

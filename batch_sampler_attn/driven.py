@@ -1,0 +1,154 @@
+"""A schedule as its drivers see it: the pass that is open, who hands out batches, and states to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.criteria import Criterion
+from batch_sampler_attn.epochs import Epochs
+from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.key_due import KeyDue
+from batch_sampler_attn.options import Options
+from batch_sampler_attn.passes import Driver, Pass, Phase
+from batch_sampler_attn.recorders import Recorder
+from batch_sampler_attn.state import State
+from batch_sampler_attn.summary import EpochSummary
+
+
+class Driven:
+    """What ``BatchAttentionSchedule`` is to whatever drives it; users of a schedule need none of it.
+
+    Args:
+        options: Checked already.
+        criterion: Says which batches want another visit.
+        recorders: As the schedule was given them.
+
+    Attributes:
+        epochs: The epochs of the run, and the rule's state.
+        driver: Hands out this schedule's batches; None where a loop goes through a loader, or is written by hand.
+        key_due: The user's key of the batch that is to be repeated.
+
+    Raises:
+        OptionError: If a recorder is none.
+    """
+
+    def __init__(self, options: Options, criterion: Criterion, recorders: Sequence[Recorder]) -> None:
+        self.epochs = Epochs(options, criterion, recorders)
+        self.driver: Driver | None = None
+        self.key_due = KeyDue()
+        self._pass: Pass | None = None
+
+    @property
+    def options(self) -> Options:
+        """The options that this schedule was made with."""
+        return self.epochs.options
+
+    @property
+    def active_pass(self) -> Pass | None:
+        """The pass that was opened last, if it has not come to its end; None in a hand-written loop."""
+        return None if self._pass is None or self._pass.phase is Phase.OVER else self._pass
+
+    @property
+    def batch_index(self) -> int:
+        """Position, from 0, of the base batch that is out, also when it is repeated.
+
+        It is what ``enumerate`` over the loader gives in training without repeats, and stays the same for all visits
+        to a batch, before ``decide`` and after it, with deferred repeats too. In a hand-written loop, and between
+        passes of ``attend``, it is that of the batch that the next decision is about.
+        """
+        current = self.active_pass
+        if current is None or current.phase is Phase.LEFT:
+            return self.epochs.state.position
+        return current.position
+
+    @property
+    def place(self) -> int:
+        """The position at which the batch that is out is done with, as a ``Criterion`` takes it."""
+        is_in_order = self.driver is None or self.driver.is_in_order
+        return self.epochs.state.batches if is_in_order else self.batch_index
+
+    def attach(self, driver: Driver) -> None:
+        """Have the batches handed out by ``driver`` from here on.
+
+        Raises:
+            ProtocolError: If another one does so already.
+        """
+        if self.driver is not None:
+            raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
+        self.driver = driver
+
+    def open_pass(self, length: int | None = None) -> Pass:
+        """Begin a pass over batches. One that was open is left: its epoch begins anew.
+
+        Args:
+            length: How many batches there are, if all of them will be offered from the first one on.
+
+        Raises:
+            ProtocolError: If there are decisions from outside any pass, or more batches than remain of a resumed epoch.
+        """
+        if self.active_pass is not None:
+            self.forget_epoch(was_left=True)
+        self.epochs.check_accounted()
+        if length is not None and self.driver is None:
+            self.epochs.check_remaining(length)
+        self._pass = Pass(self.epochs, self.driver)
+        return self._pass
+
+    def check_word_is_due(self, word: str) -> Pass | None:
+        """The pass whose batch a loss, or a skip, is about; None in a hand-written loop.
+
+        Args:
+            word: What was called, "decide" or "skip".
+
+        Raises:
+            ProtocolError: If no batch is waiting for one.
+        """
+        current = self.active_pass
+        if current is not None and current.phase is Phase.LEFT:
+            self.forget_epoch(was_left=True)
+            current = None
+        if current is not None:
+            current.check_word_is_due(word)
+        elif self.driver is not None:
+            raise ProtocolError(
+                f"{word}() was called while no batch of the BatchAttentionSampler was out. Iterate over "
+                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+            )
+        return current
+
+    def forget_epoch(self, *, was_left: bool) -> None:
+        """Begin the epoch in progress anew.
+
+        Args:
+            was_left: Because its loop was left, rather than because somebody asked for it.
+        """
+        self._retire_pass()
+        if self.driver is not None:
+            self.driver.forget_epoch()
+        self.epochs.forget(was_left=was_left)
+
+    def unpack(self, state_dict: object) -> tuple[State, EpochSummary | None]:
+        """What ``assign`` takes, of a saved state.
+
+        Raises:
+            StateError: If it is of another version or of other options, or is damaged.
+        """
+        return checkpoint.unpack_schedule(self.options, state_dict, self.options_to_save())
+
+    def assign(self, state: State, last_summary: EpochSummary | None) -> None:
+        """Go on from what ``unpack`` returned."""
+        self._retire_pass()
+        self.epochs.assign(state, last_summary)
+
+    def options_to_save(self) -> dict[str, Any]:
+        """What a state that is loaded here has to agree with."""
+        return dataclasses.asdict(self.options)
+
+    def _retire_pass(self) -> None:
+        self.key_due.clear()
+        if self._pass is not None:
+            self._pass.retire()
+            self._pass = None

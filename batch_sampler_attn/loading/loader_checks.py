@@ -1,0 +1,66 @@
+"""Which loaders a sampler's batches can be followed through."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from batch_sampler_attn.errors import ProtocolError
+
+
+def check_loader(sampler: object, loader: Any, *, is_immediate: bool) -> None:
+    """Refuse loaders that would attribute losses to the wrong batches, or cannot repeat as asked.
+
+    Args:
+        sampler: The ``BatchAttentionSampler`` that it has to be built on.
+        loader: What was attended.
+        is_immediate: Whether repeats are fetched at once.
+
+    Raises:
+        ProtocolError: If it is such a loader.
+    """
+    if getattr(loader, "in_order", True) is False:
+        raise ProtocolError(
+            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
+            "losses would go to the wrong ones; leave in_order at True"
+        )
+    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
+        raise ProtocolError(
+            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
+            "go through batches without training on them. Leave it at 1"
+        )
+    if isinstance(loader, itertools.islice):
+        raise ProtocolError(
+            "attend() was given islice(...), which began to iterate over the DataLoader before the epoch did. To train "
+            "on n batches an epoch, use BatchAttentionSampler(..., batches_per_epoch=n), and attend the DataLoader"
+        )
+    if isinstance(loader, DataLoader) and loader.batch_sampler is None:
+        raise ProtocolError("the DataLoader does not batch; build it with DataLoader(dataset, batch_sampler=sampler)")
+    if getattr(loader, "sampler", None) is sampler:
+        raise ProtocolError(
+            "the DataLoader was built with sampler=, which takes a sampler of single indices; a BatchAttentionSampler "
+            "makes batches: DataLoader(dataset, batch_sampler=sampler)"
+        )
+    inner = getattr(loader, "batch_sampler", None)
+    if inner is not sampler and getattr(inner, "sampler", None) is sampler:
+        raise ProtocolError(
+            f"the batch sampler of {type(loader).__name__} is a {type(inner).__name__} around the "
+            "BatchAttentionSampler, as in loaders that keep one iterator for all epochs (timm's MultiEpochsDataLoader, "
+            "Ultralytics' InfiniteDataLoader), which hand batches out before an epoch begins. Use "
+            "DataLoader(dataset, batch_sampler=sampler, persistent_workers=True), which keeps its workers too"
+        )
+    if is_immediate and not yields_what_it_fetches(loader):
+        raise ProtocolError(
+            f"an immediate repeat is fetched from the DataLoader's data set, past what {type(loader).__name__} may do "
+            "to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
+        )
+
+
+def yields_what_it_fetches(loader: object) -> bool:
+    """Whether batches come out of it as its data set and ``collate_fn`` make them."""
+    if not isinstance(loader, DataLoader):
+        return False
+    overriding = type(loader).__iter__
+    return overriding is DataLoader.__iter__ or overriding.__module__.partition(".")[0] == "torchdata"

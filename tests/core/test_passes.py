@@ -1,0 +1,97 @@
+"""A pass as its driver sees it, and as the schedule does."""
+
+import copy
+import pickle
+
+import pytest
+
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.passes import Phase
+from tests.core.test_attend import schedule_with_threshold
+
+
+def test_a_driver_in_ten_lines():
+    schedule = schedule_with_threshold(1.0)
+    losses = iter([0.5, 2.0, 1.5, 1.0, 0.1])
+    visits = []
+    with schedule.open_pass() as current:
+        for batch in "abc":
+            decision = Decision.REPEAT
+            while decision is Decision.REPEAT:
+                current.offer()
+                visits.append((batch, schedule.batch_index, schedule.visits))
+                schedule.decide(next(losses))
+                decision = current.collect()
+    assert visits == [("a", 0, 0), ("b", 1, 0), ("b", 1, 1), ("b", 1, 2), ("c", 2, 0)]
+    assert schedule.last_summary.repeats == 2
+    assert schedule.active_pass is None
+
+
+def test_a_pass_that_raises_is_left_and_its_epoch_begins_anew():
+    schedule = schedule_with_threshold(1.0)
+    current = schedule.open_pass()
+
+    def body():
+        with current:
+            current.offer()
+            schedule.decide(0.5)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        body()
+    assert (current.phase, schedule.batches) == (Phase.LEFT, 1)
+    with pytest.raises(ProtocolError, match="stale"):
+        current.offer()
+    with schedule.open_pass() as another:
+        assert schedule.batches == 0
+        another.offer()
+        schedule.decide(0.5)
+        another.collect()
+    assert schedule.last_summary.batches == 1
+
+
+@pytest.mark.parametrize("how", ["another pass", "abandoned", "loaded"])
+def test_a_pass_is_stale_once_another_epoch_was_begun(how):
+    schedule = schedule_with_threshold(1.0)
+    state = schedule.state_dict()
+    current = schedule.open_pass()
+    current.offer()
+    schedule.decide(0.5)
+    if how == "another pass":
+        schedule.open_pass()
+    elif how == "abandoned":
+        schedule.abandon_epoch()
+    else:
+        schedule.load_state_dict(state)
+    with pytest.raises(ProtocolError, match="stale"):
+        current.collect()
+    current.close(finished=True)
+    assert schedule.epoch == 1
+
+
+def test_batches_that_do_not_come_in_order_bring_their_own_place_and_visits():
+    schedule = schedule_with_threshold(1.0)
+    current = schedule.open_pass()
+    for position, visits, loss in ((0, 0, 2.0), (1, 0, 0.5), (0, 1, 0.5)):
+        current.offer(position, visits=visits)
+        assert (schedule.batch_index, schedule.visits) == (position, visits)
+        schedule.decide(loss)
+        current.collect()
+    current.close(finished=True)
+    assert (schedule.last_summary.batches, schedule.last_summary.repeats, schedule.last_summary.most_visits) == (
+        2,
+        1,
+        2,
+    )
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_schedule_in_the_middle_of_a_pass_can_be_copied(copied):
+    schedule = BatchAttentionSchedule()
+    current = schedule.open_pass()
+    current.offer()
+    twin, twins_pass = copied((schedule, current))
+    twin.decide(1.0)
+    assert twins_pass.collect() is Decision.ADVANCE
+    assert (twin.batches, schedule.batches) == (1, 0)
