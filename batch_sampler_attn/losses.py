@@ -19,6 +19,8 @@ def as_float(loss: object) -> float:
     Raises:
         LossError: For anything else: strings, None, booleans, complex numbers, vectors.
     """
+    if type(loss) is float:
+        return loss
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
         return _to_double(loss)
     shape = getattr(loss, "shape", ())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import enum
-import math
+from math import inf, isfinite, nan
 
 from batch_sampler_attn.criteria import Criterion, LossThreshold
 from batch_sampler_attn.errors import NonfiniteLossError
@@ -58,13 +58,13 @@ def visit(options: Options, criterion: Criterion, state: State, loss: float, bat
     visits = state.visits + 1
     total = state.loss_sum + loss
     # The sum is finite before, always. A loss that would make it infinite cannot count.
-    counts = math.isfinite(total)
+    counts = isfinite(total)
     if not counts and options.nonfinite == "raise":
         raise NonfiniteLossError(
             f"the loss is {loss} in epoch {state.epoch}, batch {state.position}, visit {visits}. Lower the "
             "learning rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
         )
-    is_wanted = criterion.wants_repeat(state, loss if counts else math.nan, batch)
+    is_wanted = criterion.wants_repeat(state, loss if counts else nan, batch)
     repeats = is_wanted and (options.max_visits is None or visits < options.max_visits)
     if counts and _enters_mean(options.epoch_loss, visits, repeats=repeats):
         state.loss_sum = total
@@ -135,6 +135,6 @@ def end_epoch(criterion: Criterion, state: State) -> EpochSummary:
 
 
 def _mean_loss(state: State) -> float | None:
-    mean_loss = state.loss_sum / state.loss_count if state.loss_count else math.inf
+    mean_loss = state.loss_sum / state.loss_count if state.loss_count else inf
     # A sum that was made elsewhere, on a device, may have become infinite.
-    return mean_loss if math.isfinite(mean_loss) else None
+    return mean_loss if isfinite(mean_loss) else None

@@ -153,17 +153,18 @@ class BatchAttentionSchedule(Driven):
         """
         loss = as_float(loss)
         current = self.check_word_is_due("decide")
-        state, position = self.epochs.state, self.batch_index
+        epochs, state = self.epochs, self.epochs.state
+        position = state.position if current is None else current.position
         self.key_due.check(position, batch)
         visit, nonfinite_losses = state.visits + 1, state.nonfinite_losses
-        decision = rule.visit(self.options, self.epochs.criterion, state, loss, self.place)
+        decision = rule.visit(epochs.options, epochs.criterion, state, loss, self.place)
         self.key_due.note(position, batch, decision)
         indices = None
         if current is not None:
             indices = current.indices
             current.settle(decision, visit)
         counted = state.nonfinite_losses == nonfinite_losses
-        self.epochs.tell_visit(position, visit, loss, decision, indices, counted=counted)
+        epochs.tell_visit(position, visit, loss, decision, indices, counted=counted)
         return decision
 
     def skip(self) -> None:

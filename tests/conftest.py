@@ -1,7 +1,13 @@
 """What several test files need."""
 
+import os
+
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: processes beside each other would take each other's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadlines: a busy machine is no bug.
 settings.register_profile("project", deadline=None)
