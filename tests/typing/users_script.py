@@ -1,0 +1,39 @@
+"""A user's script, with every public name in use: strict type checkers find nothing to say about it."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from batch_sampler_attn import (
+    BatchAttentionSampler,
+    BatchAttentionSchedule,
+    Decision,
+    EpochLoss,
+    EpochSummary,
+    EqualComputeControl,
+    SeededDataset,
+)
+from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.errors import BatchAttentionError
+from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, most_repeated, read_visits, visit_counts
+
+which: EpochLoss = "first"
+recorder = MemoryRecorder()
+schedule = BatchAttentionSchedule(k=1.2, epoch_loss=which, recorders=[recorder])
+data = TensorDataset(torch.zeros(10, 2))
+sampler = BatchAttentionSampler(RandomSampler(data), 2, schedule=schedule)
+loader: DataLoader[tuple[torch.Tensor, ...]] = DataLoader(data, batch_sampler=sampler)
+attended = schedule.attend(loader)
+for batch in attended:
+    decision = attended.schedule.decide(batch[0].sum())
+    done: bool = decision is Decision.ADVANCE
+for number in BatchAttentionSchedule().attend([1, 2, 3]):
+    print(number + 1)
+summary: EpochSummary = schedule.last_summary
+print(summary.overhead + 1.0, summary.as_dict())
+control = EqualComputeControl(visit_counts(recorder.visits))
+state = schedule.state_dict()
+schedule.load_state_dict(state)
+print(most_repeated(recorder.visits)[0].indices, read_visits, JsonLinesRecorder, SeededDataset, BatchAttentionError)
+print(DeviceLoop, ResidentData, control.threshold)
