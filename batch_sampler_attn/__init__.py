@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.options import EpochLoss
 from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.samples import SampleAttention, SampleSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.summary import EpochSummary
 
 __version__ = "0.1.0"
 
-__all__ = ["BatchAttentionSchedule", "Decision", "EpochLoss", "EpochSummary", "EqualComputeControl"]
+__all__ = [
+    "BatchAttentionSchedule",
+    "Decision",
+    "EpochLoss",
+    "EpochSummary",
+    "EqualComputeControl",
+    "SampleAttention",
+    "SampleSummary",
+]
 
 # These need torch, which takes seconds to import, and which not everybody has.
 if TYPE_CHECKING:

@@ -59,3 +59,33 @@ def _to_double(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
         raise LossError(f"a loss of type {type(value).__name__} does not convert to a float; {_ALLOWED}") from error
+
+
+def as_floats(losses: object) -> list[float]:
+    """Return one loss for each sample as doubles.
+
+    Args:
+        losses: (batch,), an array or tensor of any framework, or a sequence of real numbers. Reading a tensor waits for
+            its device.
+
+    Raises:
+        LossError: For anything else.
+    """
+    shape = getattr(losses, "shape", None)
+    if shape is not None and len(shape) != 1:
+        hint = (
+            'Compute it with reduction="none"'
+            if len(shape) == 0
+            else "Reduce the other dimensions first, for example with losses.flatten(1).mean(1)"
+        )
+        raise LossError(
+            f"got losses of shape {tuple(shape)}; they must be of shape (batch,), one for each sample. {hint}"
+        )
+    tolist = getattr(losses, "tolist", None)
+    values = tolist() if callable(tolist) else losses
+    if not isinstance(values, (list, tuple)):
+        raise LossError(
+            f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape (batch,), one "
+            'for each sample, computed with reduction="none"'
+        )
+    return [as_float(value) for value in values]

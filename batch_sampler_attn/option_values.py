@@ -20,6 +20,31 @@ def positive_number(name: str, value: object, hint: str) -> float:
     return number
 
 
+def share(name: str, value: object, hint: str, *, is_whole_allowed: bool = False) -> float:
+    """``value`` as a float, if it is a real number from 0 to below 1, or to 1.
+
+    Raises:
+        OptionError: If it is anything else.
+    """
+    number = _as_float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1 or (number == 1 and not is_whole_allowed):
+        most = "at most 1" if is_whole_allowed else "below 1"
+        raise OptionError(f"{name} is {shown(value)} ({_kind(value)}); it must be a number from 0 to {most}. {hint}")
+    return number
+
+
+def finite_number(name: str, value: object, hint: str) -> float:
+    """``value`` as a float, if it is a finite real number.
+
+    Raises:
+        OptionError: If it is anything else.
+    """
+    number = _as_float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise OptionError(f"{name} is {shown(value)} ({_kind(value)}); it must be a finite number. {hint}")
+    return number
+
+
 def count(name: str, value: object, hint: str) -> int:
     """``value`` as an int, if it is a whole number of at least 1; NumPy's scalars are numbers too.
 

@@ -1,0 +1,348 @@
+"""Attention to samples: the user's side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, shown
+from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.samples.epoch import SampleBatch, SampleEpochs
+from batch_sampler_attn.samples.loaders import check_loader
+from batch_sampler_attn.samples.options import Choose, Remember, SampleOptions
+from batch_sampler_attn.samples.summary import SampleSummary
+
+_STATE_KEYS = {"version", "options", "epoch", "mean_loss", "counts", "losses", "visits", "stream", "pool", "flight"}
+_END = object()
+
+
+class SampleAttention:
+    """Spends updates on badly fitted samples, and none on top: an epoch takes exactly ``updates`` of them.
+
+    Two halves, each of which can be used without the other. Samples that are well fitted, with a loss below the mean
+    of the epoch before, are *left out* of a pass over the data with probability ``leave_out``. Samples that are badly
+    fitted, with a loss above ``k`` times that mean, are *pooled*, and come again in batches of such samples. What the
+    pool adds and what leaving out saves only change how fast training goes through the data: passes follow each other,
+    and an epoch ends after ``updates`` batches wherever they are.
+
+    It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. Where losses come back
+    later than batches go out, as with workers, a sample's loss takes effect from then on; that is the same in every
+    run with as many workers.
+
+    (After the paper's future work, items 1 and 2: other criteria, and other ways to treat badly fitted data; leaving
+    out follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
+
+    Args:
+        samples: Length of the data set.
+        batch_size: Samples in a batch; every batch has as many.
+        k: Samples with a loss above ``floor + k * (mean - floor)`` are pooled; None pools none.
+        max_visits: The most visits to one sample in an epoch that pooling may bring it to.
+        leave_out: Probability that a well-fitted sample is left out of a pass; 0 leaves none out.
+        weighted: Weigh the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
+        updates: Batches in an epoch; None takes as many as plain training, ``ceil(samples / batch_size)``.
+        epochs: Of the whole training, which says when its last share begins; None for no such share.
+        plain_share: Of training, at its end, that sees all data plainly.
+        floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
+        remember: Which loss of a sample is: its "last", or that of its last visit in a "base" batch. The last is the
+            most recent; a visit from the pool comes so soon after another that it can be lower than it will stay.
+        choose: "loss"; or "random", the control: as many samples are left out and pooled, whichever they are.
+        sampler: Yields the order of each pass, told its number by ``set_epoch`` if it has that; None for a random
+            order that follows from ``seed``.
+        seed: Of orders, and of what is left out.
+
+    Raises:
+        OptionError: If an argument is not allowed.
+
+    Example:
+        >>> attention = SampleAttention(6, 2, leave_out=0.5)
+        >>> difficulty = [0.1, 0.1, 0.1, 0.1, 3.0, 3.0]
+        >>> for epoch in range(2):
+        ...     for indices in attention.attend():
+        ...         weights = attention.report([difficulty[index] for index in indices])
+        >>> attention.last_summary.updates, attention.last_summary.left_out > 0
+        (3, True)
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        k: float | None = None,
+        max_visits: int = 2,
+        leave_out: float = 0.5,
+        weighted: bool = False,
+        updates: int | None = None,
+        epochs: int | None = None,
+        plain_share: float = 0.15,
+        floor: float = 0.0,
+        remember: Remember = "last",
+        choose: Choose = "loss",
+        sampler: Iterable[Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        options = SampleOptions(
+            samples=samples,
+            batch_size=batch_size,
+            k=k,
+            max_visits=max_visits,
+            leave_out=leave_out,
+            weighted=weighted,
+            updates=1 if updates is None else updates,
+            epochs=epochs,
+            plain_share=plain_share,
+            floor=floor,
+            remember=remember,
+            choose=choose,
+            seed=seed,
+        )
+        options.check()
+        if updates is None:
+            options.updates = -(-options.samples // options.batch_size)
+        if sampler is not None and (not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator)):
+            raise OptionError(
+                f"sampler is {shown(sampler)}; it must be a sampler of indices that can be iterated over in every pass"
+            )
+        self._epochs = SampleEpochs(options, sampler)
+        self._last_summary: SampleSummary | None = None
+        # The pass of attend() that is open; an iterator of another one is stale.
+        self._open: object | None = None
+        self._out: SampleBatch | None = None
+        self._is_inside_loader = False
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.options).items())
+        return f"<{type(self).__name__}({options}), epoch {self.epoch}, update {self.updates}>"
+
+    # What is going on ------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> SampleOptions:
+        """The options that this was made with."""
+        return self._epochs.options
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self.options.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Epochs ended so far, which is the number, from 0, of the one in progress."""
+        return self._epochs.epoch
+
+    @property
+    def updates(self) -> int:
+        """Updates of the epoch in progress that were made."""
+        return self._epochs.counts.updates
+
+    @property
+    def threshold(self) -> float | None:
+        """Loss above which a sample is pooled; None while none is."""
+        return self._epochs.threshold
+
+    @property
+    def indices(self) -> list[int]:
+        """The samples of the batch that is out.
+
+        Raises:
+            ProtocolError: If none is.
+        """
+        return list(self._batch_out("indices").indices)
+
+    @property
+    def weights(self) -> list[float]:
+        """The weights of the losses of the batch that is out, one a sample; their mean over a pass is 1.
+
+        Raises:
+            ProtocolError: If none is.
+        """
+        return list(self._batch_out("weights").weights)
+
+    @property
+    def summary(self) -> SampleSummary:
+        """The epoch in progress, up to now."""
+        return self._epochs.summarize()
+
+    @property
+    def last_summary(self) -> SampleSummary:
+        """The epoch that ended last.
+
+        Raises:
+            ProtocolError: If none has ended yet.
+        """
+        if self._last_summary is None:
+            raise ProtocolError("no epoch has ended yet; .summary tells of the one in progress")
+        return self._last_summary
+
+    def loss_of(self, sample: int) -> float:
+        """The loss that is remembered of a sample; NaN if it was never seen."""
+        return self._epochs.memory.losses[sample]
+
+    # Training --------------------------------------------------------------------------------------------
+
+    def attend(self, loader: Iterable[Any] | None = None) -> Iterator[Any]:
+        """One epoch, or what is left of one after ``load_state_dict``: exactly ``len(self)`` batches.
+
+        Each batch must be followed by one ``weigh`` or ``report``. A loop that is left early goes on with the next
+        ``attend``, at the batch that was out.
+
+        Args:
+            loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
+
+        Raises:
+            ProtocolError: If the loader was not built on this, or hands batches out in another order. While iterating:
+                if a batch had no losses reported, or the loader keeps batches back.
+        """
+        if loader is not None:
+            check_loader(self, loader)
+        return self._attend(loader)
+
+    def report(self, losses: Any) -> list[float]:
+        """Tell the losses of the batch that is out, one a sample, as they were before the update.
+
+        Args:
+            losses: (batch,), of any framework, or a list; computed with ``reduction="none"``.
+
+        Returns:
+            The weight of each.
+
+        Raises:
+            LossError: If there is not one loss for each sample. The batch is still out then.
+            ProtocolError: If no batch is out.
+        """
+        out = self._batch_out("report()")
+        numbers = as_floats(losses)
+        if len(numbers) != len(out.indices):
+            raise LossError(
+                f"got {len(numbers)} losses for a batch of {len(out.indices)} samples; compute one loss for each sample"
+            )
+        self._out = None
+        self._epochs.settle(numbers)
+        return out.weights
+
+    def weigh(self, losses: Any) -> Any:
+        """``report``, and the weighted mean of the losses, to be trained on.
+
+        Args:
+            losses: (batch,), a tensor of PyTorch or an array of NumPy. For other frameworks there is ``report``, or
+                ``weights`` before the losses are computed.
+        """
+        weights = self.report(losses)
+        if not self.options.weighted:
+            return losses.mean()
+        return (losses * (losses.new_tensor(weights) if hasattr(losses, "new_tensor") else weights)).mean()
+
+    def __len__(self) -> int:
+        return self.options.updates
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A DataLoader makes several iterators and uses one, so making one must not change anything.
+        if self._is_inside_loader:
+            return _HandOut(self, self._open)
+        return self._plain_pass()
+
+    def _plain_pass(self) -> Iterator[list[int]]:
+        """All samples once, for whoever iterates over the loader outside of ``attend``."""
+        samples, size = self.options.samples, self.options.batch_size
+        for begin in range(0, samples, size):
+            yield list(range(begin, min(begin + size, samples)))
+
+    def hand_out(self, token: object) -> list[int]:
+        """The next batch's indices, for an iterator that was made in the pass ``token``."""
+        if token is not self._open:
+            raise ProtocolError(
+                "a loader iterator of an earlier epoch asked for more batches; use the loader through one "
+                "attention.attend(loader) loop at a time"
+            )
+        batch = self._epochs.hand_out()
+        if batch is None:
+            raise StopIteration
+        return list(batch.indices)
+
+    def _attend(self, loader: Iterable[Any] | None) -> Iterator[Any]:
+        token = self._open = object()
+        self._out = None
+        self._epochs.take_back()
+        try:
+            iterator = _HandOut(self, token) if loader is None else self._inside(iter, loader)
+            while (batch := self._inside(next, iterator, _END)) is not _END:
+                self._check_is_current(token)
+                if not self._epochs.flight:
+                    raise ProtocolError(
+                        f"{type(loader).__name__} yielded a batch that it did not take from this SampleAttention; build "
+                        "it with DataLoader(dataset, batch_sampler=attention)"
+                    )
+                self._out = self._epochs.flight[0]
+                yield batch
+                self._check_is_current(token)
+                if self._out is not None:
+                    raise ProtocolError(
+                        "the next batch was asked for before weigh() or report() was told the losses of the last one"
+                    )
+            if not self._epochs.is_over:
+                raise ProtocolError(
+                    f"{type(loader).__name__} ended after {self.updates} of {len(self)} updates. Something between "
+                    "the DataLoader and attend() drops batches; let every batch through"
+                )
+            self._last_summary = self._epochs.end()
+        finally:
+            if self._open is token:
+                self._open = self._out = None
+
+    def _check_is_current(self, token: object) -> None:
+        if self._open is not token:
+            raise ProtocolError(
+                "this iterator is stale: another attend() was begun, or a state was loaded since; iterate over "
+                "attention.attend(loader) anew"
+            )
+
+    def _batch_out(self, word: str) -> SampleBatch:
+        if self._out is None:
+            raise ProtocolError(
+                f"{word} was asked for while no batch was out, or after its losses had been reported; iterate over "
+                "attention.attend(loader), and report the losses of each batch once"
+            )
+        return self._out
+
+    def _inside(self, call: Any, *arguments: Any) -> Any:
+        self._is_inside_loader = True
+        try:
+            return call(*arguments)
+        finally:
+            self._is_inside_loader = False
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on from here, as plain JSON types: about 12 bytes of text a sample.
+
+        It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. The
+        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
+        """
+        return {"version": checkpoint.VERSION, "options": dataclasses.asdict(self.options), **self._epochs.pack()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
+        """
+        fields = checkpoint.check_keys("the state of attention to samples", state_dict, _STATE_KEYS)
+        checkpoint.check_version(fields["version"])
+        checkpoint.check_options(dataclasses.asdict(self.options), fields["options"])
+        self._epochs = self._epochs.unpacked(fields)
+        self._open = self._out = self._last_summary = None
+
+
+class _HandOut(Iterator[list[int]]):
+    """What a loader iterates over during a pass of ``attend``."""
+
+    def __init__(self, attention: SampleAttention, token: object) -> None:
+        self._attention = attention
+        self._token = token
+
+    def __next__(self) -> list[int]:
+        return self._attention.hand_out(self._token)
