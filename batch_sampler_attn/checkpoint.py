@@ -18,13 +18,13 @@ VERSION = 1
 # What every program that reads and writes JSON holds, and every tensor.
 _LARGEST_COUNT = 2**63 - 1
 
-# Not in states that were saved before there were skipped batches, nor in those without any.
-_OPTIONAL_NUMBERS = {"skipped_batches"}
+# Not in states that were saved before these were counted, nor in those in which they are what they begin as.
+_OPTIONAL_NUMBERS = {"skipped_batches": 0, "strictness": 1.0}
 
 
 def pack_schedule(options: dict[str, Any], state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
     """A schedule as a dictionary."""
-    numbers = {name: value for name, value in asdict(state).items() if value or name not in _OPTIONAL_NUMBERS}
+    numbers = {name: value for name, value in asdict(state).items() if value != _OPTIONAL_NUMBERS.get(name, ...)}
     return {
         "version": VERSION,
         "options": options,
@@ -43,7 +43,7 @@ def unpack_schedule(
     """
     fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"})
     check_version(fields["version"])
-    check_options(asdict(options) if saved_options is None else saved_options, fields["options"])
+    check_options(options.to_save() if saved_options is None else saved_options, fields["options"])
     return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
 
 
@@ -115,11 +115,11 @@ def _are_same(saved: object, ours: object) -> bool:
 
 
 def _unpack_state(options: Options, packed: object) -> State:
-    required = {field.name for field in fields_of(State)} - _OPTIONAL_NUMBERS
+    required = {field.name for field in fields_of(State)} - set(_OPTIONAL_NUMBERS)
     fields = check_keys("the state's numbers", packed, required, _OPTIONAL_NUMBERS)
     state = State()
     for name, value in fields.items():
-        if name == "loss_sum" or (name == "threshold" and value is not None):
+        if name in ("loss_sum", "strictness") or (name == "threshold" and value is not None):
             setattr(state, name, check_number(name, value, "the state"))
         elif name != "threshold":
             setattr(state, name, check_count(name, value))
@@ -131,6 +131,8 @@ def _check_consistency(options: Options, state: State) -> None:
     broken = []
     if options.max_visits is not None and state.visits >= options.max_visits:
         broken.append(f"{state.visits} visits to an unfinished batch, but max_visits is {options.max_visits}")
+    if state.strictness <= 0 or (state.strictness != 1 and options.budget is None):
+        broken.append(f"a strictness of {state.strictness}, with budget={options.budget}")
     if options.window is not None and state.batches >= options.window:
         broken.append(f"{state.batches} batches, but window is {options.window}")
     if state.loss_count > state.batches + state.repeats:

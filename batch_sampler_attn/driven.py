@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,7 +144,7 @@ class Driven:
 
     def options_to_save(self) -> dict[str, Any]:
         """What a state that is loaded here has to agree with."""
-        return dataclasses.asdict(self.options)
+        return self.options.to_save()
 
     def _retire_pass(self) -> None:
         self.key_due.clear()

@@ -9,6 +9,7 @@ from batch_sampler_attn import notices, rule
 from batch_sampler_attn.criteria import Criterion
 from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, shown
 from batch_sampler_attn.options import Options
+from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.recorders.recorder import Recorder
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.state import State
@@ -42,6 +43,7 @@ class Epochs:
         self.state = State()
         self.last_summary: EpochSummary | None = None
         self.resumed_at: int | None = None
+        self._watch = OverheadWatch(options)
         self._left_in_a_row = 0
         self._has_warned_of_loss = False
         # Of the epoch in progress: what came from passes or a loaded state, and not by hand.
@@ -84,6 +86,8 @@ class Epochs:
         try:
             for recorder in self.recorders:
                 recorder.on_visit(state.epoch, position, visit, loss, decision, indices)
+            if visit == 1:
+                self._watch.note_loss(loss, state.threshold)
             if not counted and not self._has_warned_of_loss:
                 self._has_warned_of_loss = True
                 notices.nonfinite_loss(loss, state.epoch)
@@ -125,8 +129,7 @@ class Epochs:
         self._begin()
         for recorder in self.recorders:
             recorder.on_epoch_end(summary)
-        if summary.mean_loss is not None and summary.mean_loss < 0 < self.options.k - 1 and self.may_ever_repeat:
-            notices.negative_mean(summary.mean_loss, summary.epoch)
+        self._watch.note_epoch(summary)
         return summary
 
     def forget(self, *, was_left: bool) -> None:

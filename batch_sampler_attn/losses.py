@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from batch_sampler_attn.errors import LossError, shown
+from batch_sampler_attn.option_values import count, share
 
 _ALLOWED = (
     "a loss is one real number: a float, an int, or a NumPy, PyTorch, JAX or TensorFlow value with exactly one element"
@@ -39,6 +42,23 @@ def as_float(loss: object) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise LossError(f"got {shown(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
     return _to_double(value)
+
+
+def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
+    """The lowest mean cross-entropy under label smoothing: the entropy of the smoothed target, in nats.
+
+    Args:
+        label_smoothing: As ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
+        classes: At least 2.
+
+    Raises:
+        OptionError: If an argument is not allowed.
+    """
+    smoothing = share("label_smoothing", label_smoothing, "0 smooths nothing", is_whole_allowed=True)
+    others = smoothing / count("classes", classes, "outputs of the classifier")
+    target = 1 - smoothing + others
+    entropy = -target * math.log(target)
+    return entropy - (classes - 1) * others * math.log(others) if others else entropy
 
 
 def _is_masked(loss: object) -> bool:
@@ -85,7 +105,7 @@ def as_floats(losses: object) -> list[float]:
     values = tolist() if callable(tolist) else losses
     if not isinstance(values, (list, tuple)):
         raise LossError(
-            f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape (batch,), one "
-            'for each sample, computed with reduction="none"'
+            f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape "
+            '(batch,), one for each sample, computed with reduction="none"'
         )
     return [as_float(value) for value in values]

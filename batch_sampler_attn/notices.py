@@ -34,7 +34,15 @@ def negative_mean(mean_loss: float, epoch: int) -> None:
     """K times the mean of negative losses is below the mean."""
     warn(
         f"the mean loss of epoch {epoch} is {mean_loss}: with negative losses, k times the mean is below the mean, "
-        "and most batches repeat. Shift the loss above 0, or use k below 1"
+        "and most batches repeat. Set floor= to the lowest loss that there can be, or shift the loss above 0"
+    )
+
+
+def mean_below_floor(mean_loss: float, epoch: int, floor: float) -> None:
+    """What was given as the lowest loss is not."""
+    warn(
+        f"the mean loss of epoch {epoch} is {mean_loss}, below floor={floor}: the threshold is below the mean then, "
+        "and most batches repeat. The floor has to be the lowest mean loss that there can be"
     )
 
 
@@ -62,6 +70,24 @@ def epoch_without_end(batches: int) -> None:
     warn(
         f"the first epoch has reached {batches:,} batches without an end. Nothing repeats before an epoch has ended; "
         "for an endless loader or sampler, use BatchAttentionSchedule(window=N): every N batches are an epoch then"
+    )
+
+
+def nothing_repeats(k: float, epochs: int, shares: dict[float, float]) -> None:
+    """K is so high that nothing ever repeats."""
+    lower = ", ".join(f"k={lower} {share:.1%}" for lower, share in shares.items())
+    warn(
+        f"k={k} has repeated nothing in {epochs} epochs: no batch had a loss above {k} times the mean of the epoch "
+        f"before. Of the batches, a lower k would have repeated: {lower}. Use one of these, or wait: batches "
+        "differ more as training goes on (said once)"
+    )
+
+
+def costly_epoch(epoch: int, overhead: float, k: float) -> None:
+    """An epoch took more than twice the updates of plain training."""
+    warn(
+        f"epoch {epoch} took {overhead:.0%} more updates than plain training. Set budget=0.2, say, for at most 20 %, "
+        f"or max_visits, or a higher k than {k} (said once)"
     )
 
 

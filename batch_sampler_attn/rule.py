@@ -12,7 +12,7 @@ import copy
 import enum
 from math import inf, isfinite, nan
 
-from batch_sampler_attn.criteria import Criterion, LossThreshold
+from batch_sampler_attn.criteria import Criterion, threshold_of
 from batch_sampler_attn.errors import NonfiniteLossError
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.state import State
@@ -38,7 +38,7 @@ def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
         NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
     """
     after = copy.copy(state)
-    return after, visit(options, LossThreshold(options.k, options.warmup_epochs), after, loss, state.batches)
+    return after, visit(options, threshold_of(options), after, loss, state.batches)
 
 
 def visit(options: Options, criterion: Criterion, state: State, loss: float, batch: int) -> Decision:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from batch_sampler_attn import checkpoint, rule
 from batch_sampler_attn.attended import AttendedLoader, Batch, attend
-from batch_sampler_attn.criteria import LossThreshold
+from batch_sampler_attn.criteria import threshold_of
 from batch_sampler_attn.driven import Driven
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float
@@ -40,6 +40,12 @@ class BatchAttentionSchedule(Driven):
         nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
             counted, warned of once an epoch) or "raise".
         window: For streams without epochs: end an epoch by itself after every ``window`` batches.
+        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; None,
+            as in the paper, for no limit. The threshold rises by itself so that the budget goes to the worst batches
+            rather than to the first.
+        floor: The lowest loss that a perfect fit can have, where it is not 0: the threshold is
+            ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
+            from ``batch_sampler_attn.losses``.
         recorders: Told of every visit and every epoch; see ``batch_sampler_attn.recorders``. None cost nothing.
 
     Raises:
@@ -69,6 +75,8 @@ class BatchAttentionSchedule(Driven):
         max_visits: int | None = DEFAULT_MAX_VISITS,
         nonfinite: NonfinitePolicy = "advance",
         window: int | None = None,
+        budget: float | None = None,
+        floor: float = 0.0,
         recorders: Sequence[Recorder] = (),
     ) -> None:
         options = Options(
@@ -78,9 +86,11 @@ class BatchAttentionSchedule(Driven):
             max_visits=max_visits,
             nonfinite=nonfinite,
             window=window,
+            budget=budget,
+            floor=floor,
         )
         options.check()
-        super().__init__(options, LossThreshold(options.k, options.warmup_epochs), recorders)
+        super().__init__(options, threshold_of(options), recorders)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options_to_save().items())

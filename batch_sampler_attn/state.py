@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class State:
-    """Eleven numbers, however long the run.
+    """Twelve numbers, however long the run.
 
     Attributes:
         epoch: Epochs ended so far.
         threshold: K times the mean loss of the epoch before; None while there is none, and no batch repeats.
+        strictness: By how much a budget has raised the threshold, as a factor, where it is above 1; 1 without a budget.
         loss_sum: Sum of the losses that entered this epoch's mean, in double precision, in order of arrival.
         loss_count: How many losses that is.
         batches: Batches of this epoch that are done with.
@@ -25,6 +26,7 @@ class State:
 
     epoch: int = 0
     threshold: float | None = None
+    strictness: float = 1.0
     loss_sum: float = 0.0
     loss_count: int = 0
     batches: int = 0
@@ -36,9 +38,9 @@ class State:
     skipped_batches: int = 0
 
     def clear_epoch(self) -> None:
-        """Forget the epoch in progress. The threshold in force and the epoch's number stay."""
+        """Forget the epoch in progress. What was learned before it, and the epoch's number, stay."""
         # Called as a constructor, it sets every number back in place.
-        State.__init__(self, epoch=self.epoch, threshold=self.threshold)
+        State.__init__(self, epoch=self.epoch, threshold=self.threshold, strictness=self.strictness)
 
     @property
     def position(self) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, shown
 from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.samples.delivery import SampleDelivery
 from batch_sampler_attn.samples.epoch import SampleBatch, SampleEpochs
 from batch_sampler_attn.samples.loaders import check_loader
 from batch_sampler_attn.samples.options import Choose, Remember, SampleOptions
 from batch_sampler_attn.samples.summary import SampleSummary
 
 _STATE_KEYS = {"version", "options", "epoch", "mean_loss", "counts", "losses", "visits", "stream", "pool", "flight"}
-_END = object()
 
 
 class SampleAttention:
@@ -106,11 +106,7 @@ class SampleAttention:
                 f"sampler is {shown(sampler)}; it must be a sampler of indices that can be iterated over in every pass"
             )
         self._epochs = SampleEpochs(options, sampler)
-        self._last_summary: SampleSummary | None = None
-        # The pass of attend() that is open; an iterator of another one is stale.
-        self._open: object | None = None
-        self._out: SampleBatch | None = None
-        self._is_inside_loader = False
+        self._delivery = SampleDelivery(self._epochs)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.options).items())
@@ -173,9 +169,9 @@ class SampleAttention:
         Raises:
             ProtocolError: If none has ended yet.
         """
-        if self._last_summary is None:
+        if self._delivery.last_summary is None:
             raise ProtocolError("no epoch has ended yet; .summary tells of the one in progress")
-        return self._last_summary
+        return self._delivery.last_summary
 
     def loss_of(self, sample: int) -> float:
         """The loss that is remembered of a sample; NaN if it was never seen."""
@@ -198,7 +194,7 @@ class SampleAttention:
         """
         if loader is not None:
             check_loader(self, loader)
-        return self._attend(loader)
+        return self._delivery.deliver(loader)
 
     def report(self, losses: Any) -> list[float]:
         """Tell the losses of the batch that is out, one a sample, as they were before the update.
@@ -219,7 +215,7 @@ class SampleAttention:
             raise LossError(
                 f"got {len(numbers)} losses for a batch of {len(out.indices)} samples; compute one loss for each sample"
             )
-        self._out = None
+        self._delivery.out = None
         self._epochs.settle(numbers)
         return out.weights
 
@@ -239,10 +235,7 @@ class SampleAttention:
         return self.options.updates
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A DataLoader makes several iterators and uses one, so making one must not change anything.
-        if self._is_inside_loader:
-            return _HandOut(self, self._open)
-        return self._plain_pass()
+        return self._delivery.hand_outs() if self._delivery.is_inside_loader else self._plain_pass()
 
     def _plain_pass(self) -> Iterator[list[int]]:
         """All samples once, for whoever iterates over the loader outside of ``attend``."""
@@ -250,69 +243,13 @@ class SampleAttention:
         for begin in range(0, samples, size):
             yield list(range(begin, min(begin + size, samples)))
 
-    def hand_out(self, token: object) -> list[int]:
-        """The next batch's indices, for an iterator that was made in the pass ``token``."""
-        if token is not self._open:
-            raise ProtocolError(
-                "a loader iterator of an earlier epoch asked for more batches; use the loader through one "
-                "attention.attend(loader) loop at a time"
-            )
-        batch = self._epochs.hand_out()
-        if batch is None:
-            raise StopIteration
-        return list(batch.indices)
-
-    def _attend(self, loader: Iterable[Any] | None) -> Iterator[Any]:
-        token = self._open = object()
-        self._out = None
-        self._epochs.take_back()
-        try:
-            iterator = _HandOut(self, token) if loader is None else self._inside(iter, loader)
-            while (batch := self._inside(next, iterator, _END)) is not _END:
-                self._check_is_current(token)
-                if not self._epochs.flight:
-                    raise ProtocolError(
-                        f"{type(loader).__name__} yielded a batch that it did not take from this SampleAttention; build "
-                        "it with DataLoader(dataset, batch_sampler=attention)"
-                    )
-                self._out = self._epochs.flight[0]
-                yield batch
-                self._check_is_current(token)
-                if self._out is not None:
-                    raise ProtocolError(
-                        "the next batch was asked for before weigh() or report() was told the losses of the last one"
-                    )
-            if not self._epochs.is_over:
-                raise ProtocolError(
-                    f"{type(loader).__name__} ended after {self.updates} of {len(self)} updates. Something between "
-                    "the DataLoader and attend() drops batches; let every batch through"
-                )
-            self._last_summary = self._epochs.end()
-        finally:
-            if self._open is token:
-                self._open = self._out = None
-
-    def _check_is_current(self, token: object) -> None:
-        if self._open is not token:
-            raise ProtocolError(
-                "this iterator is stale: another attend() was begun, or a state was loaded since; iterate over "
-                "attention.attend(loader) anew"
-            )
-
     def _batch_out(self, word: str) -> SampleBatch:
-        if self._out is None:
+        if self._delivery.out is None:
             raise ProtocolError(
                 f"{word} was asked for while no batch was out, or after its losses had been reported; iterate over "
                 "attention.attend(loader), and report the losses of each batch once"
             )
-        return self._out
-
-    def _inside(self, call: Any, *arguments: Any) -> Any:
-        self._is_inside_loader = True
-        try:
-            return call(*arguments)
-        finally:
-            self._is_inside_loader = False
+        return self._delivery.out
 
     # State -----------------------------------------------------------------------------------------------
 
@@ -334,15 +271,4 @@ class SampleAttention:
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(dataclasses.asdict(self.options), fields["options"])
         self._epochs = self._epochs.unpacked(fields)
-        self._open = self._out = self._last_summary = None
-
-
-class _HandOut(Iterator[list[int]]):
-    """What a loader iterates over during a pass of ``attend``."""
-
-    def __init__(self, attention: SampleAttention, token: object) -> None:
-        self._attention = attention
-        self._token = token
-
-    def __next__(self) -> list[int]:
-        return self._attention.hand_out(self._token)
+        self._delivery = SampleDelivery(self._epochs)

@@ -250,8 +250,8 @@ class SampleEpochs:
         behind, handed_out = twin.counts.updates, twin.counts.handed_out
         if behind + len(flight) != handed_out or handed_out > options.updates:
             raise StateError(
-                f"the state had handed out {handed_out} of {options.updates} batches, of which {behind} are done with and "
-                f"{len(flight)} in flight; it was changed after it was saved"
+                f"the state had handed out {handed_out} of {options.updates} batches, of which {behind} are done "
+                f"with and {len(flight)} in flight; it was changed after it was saved"
             )
         return twin
 

@@ -46,8 +46,8 @@ class SampleOptions:
         self.batch_size = count("batch_size", self.batch_size, "samples in a batch")
         if not self.batch_size <= self.samples <= MOST_SAMPLES:
             raise OptionError(
-                f"batch_size is {self.batch_size} and samples {self.samples}; a batch can be as large as the data set at "
-                f"most, and that has at most {MOST_SAMPLES:,} samples"
+                f"batch_size is {self.batch_size} and samples {self.samples}; a batch can be as large as the data "
+                f"set at most, and that has at most {MOST_SAMPLES:,} samples"
             )
         if self.k is not None:
             self.k = positive_number("k", self.k, "None pools no samples")

@@ -49,6 +49,8 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         warmup_epochs=numpy.uint8(2),
         max_visits=numpy.int64(5),
         window=numpy.int32(7),
+        budget=numpy.float32(0.5),
+        floor=numpy.int64(-1),
         epoch_loss=numpy.str_("last"),
     )
     options = dataclasses.asdict(schedule.options)
@@ -59,8 +61,10 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         "max_visits": 5,
         "nonfinite": "advance",
         "window": 7,
+        "budget": 0.5,
+        "floor": -1.0,
     }
-    assert [type(value) for value in options.values()] == [float, int, str, int, str, int]
+    assert [type(value) for value in options.values()] == [float, int, str, int, str, int, float, float]
     assert BatchAttentionSchedule(fractions.Fraction(3, 2)).options.k == 1.5
     json.dumps(schedule.state_dict(), allow_nan=False)
 

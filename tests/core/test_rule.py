@@ -210,8 +210,8 @@ def test_negative_mean_losses_are_warned_of():
         schedule.end_epoch()
 
 
-def test_the_state_stays_ten_numbers_however_long_the_run():
-    schedule = BatchAttentionSchedule(0.9)
+def test_the_state_stays_a_dozen_numbers_however_long_the_run():
+    schedule = BatchAttentionSchedule(0.9, budget=0.5)
     rng = random.Random(0)
     for _ in range(20):
         for _ in range(500):
