@@ -79,6 +79,7 @@ class ResidentData:
         self._shuffle = shuffle
         self.full_batches = len(inputs) // batch_size
         self.tail_size = 0 if drop_last else len(inputs) % batch_size
+        self.batches = self.full_batches + (self.tail_size > 0)
         self.order = torch.arange(len(inputs), device=self.device)
         self._within_batch = torch.arange(batch_size, device=self.device)
         self._uniforms: Tensor | None = None
@@ -102,7 +103,7 @@ class ResidentData:
     def stage(self, cursor: int) -> int:
         """How many batches are at hand, counted from the epoch's begin: all of them."""
         del cursor
-        return self.full_batches + (self.tail_size > 0)
+        return self.batches
 
     def batch(self, cursor: Tensor) -> Batch:
         """The full batch at ``cursor``, an int64 0-d tensor on the device."""
@@ -112,9 +113,9 @@ class ResidentData:
         """The last, shorter batch."""
         return self._gather(self.full_batches * self.batch_size + self._within_batch[: self.tail_size])
 
-    def sample(self, samples: int) -> Batch:
-        """The first few samples as stored, without their uniform numbers."""
-        return Batch(self.inputs[:samples], self.targets[:samples], None)
+    def sample(self, samples: int, uniforms: Tensor | None) -> Batch:
+        """The first few samples as stored, with uniform numbers as given."""
+        return Batch(self.inputs[:samples], self.targets[:samples], uniforms)
 
     def _gather(self, positions: Tensor) -> Batch:
         samples = self.order.index_select(0, positions)

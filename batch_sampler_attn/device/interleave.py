@@ -72,10 +72,10 @@ def _check_independence(loops: Sequence[DeviceLoop]) -> None:
     parts: dict[str, list[Any]] = {
         "model": [loop.model for loop in loops],
         "schedule": [loop.schedule for loop in loops],
-        "optimizer": [loop._optimizer for loop in loops],
-        "gradient scaler": [loop._update.recipe.scaler for loop in loops],
-        "data object": [loop._data for loop in loops],
-        "generator": [loop._data.generator for loop in loops],
+        "optimizer": [loop.parts.optimizer for loop in loops],
+        "gradient scaler": [loop.parts.recipe.scaler for loop in loops],
+        "data object": [loop.parts.data for loop in loops],
+        "generator": [loop.parts.data.generator for loop in loops],
     }
     for name, each in parts.items():
         there = [id(part) for part in each if part is not None]

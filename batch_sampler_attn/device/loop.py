@@ -1,30 +1,28 @@
-"""The device loop: enqueue as many updates as are certainly needed, read the cursor once, and go on."""
+"""The device loop: what a user constructs, runs and saves."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.device import checks, saving
-from batch_sampler_attn.device.counters import make_counters
+from batch_sampler_attn.device.counters import DeviceCounters
 from batch_sampler_attn.device.data import Augmentation, ResidentData
 from batch_sampler_attn.device.graphs import Graphs
+from batch_sampler_attn.device.guard import Guard
+from batch_sampler_attn.device.host import HostSide
+from batch_sampler_attn.device.pacing import Pacing
+from batch_sampler_attn.device.parts import Parts, Progress, Recipe
 from batch_sampler_attn.device.place import Place
 from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.device.staged import StagedData
-from batch_sampler_attn.device.update import Recipe, Update
-from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError, OptionError, ProtocolError
+from batch_sampler_attn.device.update import Update
+from batch_sampler_attn.errors import OptionError, ProtocolError
 from batch_sampler_attn.rule import EpochSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-
-# A batch that was visited so often is worth a word, where no max_visits stops it.
-MANY_VISITS = 1000
 
 
 class DeviceLoop:
@@ -57,6 +55,9 @@ class DeviceLoop:
         seed: Of dropout, fresh augmentation, and all else that training draws on this loop's account.
         count_visits: Keep the number of visits to each batch, for ``visit_counts``.
 
+    Attributes:
+        parts: What the loop is made of, for the modules beside this one.
+
     Raises:
         OptionError: If the parts do not fit each other, or cannot be trained with here.
     """
@@ -82,60 +83,50 @@ class DeviceLoop:
         device = checks.check_devices(model, data)
         if graph and device.type != "cuda":
             raise OptionError(f"graph=True needs a CUDA device, and the model is on {device}; leave graph at None")
-        self._is_graphed = device.type == "cuda" if graph is None else graph
-        checks.check_schedule(schedule)
+        is_graphed = device.type == "cuda" if graph is None else graph
+        host = HostSide(schedule, data.batches)
         if normalize is not None:
             normalize = (normalize[0].to(device), normalize[1].to(device))
-        recipe = Recipe(normalize, augmentation, autocast, scaler, channels_last)
-        checks.check_recipe(recipe)
-        checks.check_optimizer(optimizer, model, scaler, graph=self._is_graphed, may_wait=graph is False)
+        recipe = Recipe(loss_fn, normalize, augmentation, autocast, scaler, channels_last)
+        checks.check_optimizer(optimizer, model, scaler, graph=is_graphed, may_wait=graph is False)
         if channels_last:
             model.to(memory_format=torch.channels_last)
 
         self.model = model
         self.schedule = schedule
         self.device = device
-        self._optimizer = optimizer
-        self._data = data
-        # Without a schedule there is still a loss to average and an epoch to count.
-        self._bookkeeping = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize)
-        self._randomness = Randomness(seed, device)
-        self._generators = saving.Generators(self._randomness, data.generator)
         self.counts_visits = count_visits
-        self._counters = make_counters(self._bookkeeping, device, self.batches, count_visits=count_visits)
-        self._update = Update(model, optimizer, loss_fn, data, self._counters, recipe, self._randomness)
+        counters = DeviceCounters(
+            host.schedule.options, device, data.batches, is_dealt=host.is_dealt, count_visits=count_visits
+        )
+        randomness = Randomness(seed, device, data.generator)
+        place = Place(device, randomness, tf32)
+        graphs = Graphs(optimizer, place.stream if is_graphed else None, randomness)
+        self.parts = Parts(model, optimizer, data, recipe, host, counters, randomness, place, graphs, Progress())
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)
-        checks.check_sample(self._update)
-
-        self._place = Place(device, self._randomness, tf32)
-        self._graphs: Graphs | None = None
-        if self._is_graphed:
-            assert self._place.stream is not None
-            self._graphs = Graphs(optimizer, self._place.stream, self._randomness)
+        update = Update(self.parts)
+        checks.check_sample(self.parts, update.prepare)
+        if is_graphed:
             # The first updates are eager on purpose, which an optimizer that was copied would warn of.
             optimizer._warned_capturable_if_run_uncaptured = True
-
-        self._progress = saving.Progress()
-        self._in_flight_updates = 0
-        self._has_warned = False
-        self._is_proven = False
-        self._before: dict[str, Any] | None = None
+        self._guard = Guard(self.parts)
+        self._pacing = Pacing(self.parts, update, self._guard)
 
     @property
     def batches(self) -> int:
         """Base batches in an epoch."""
-        return self._data.full_batches + (self._data.tail_size > 0)
+        return self.parts.data.batches
 
     @property
     def updates(self) -> int:
         """Updates made so far."""
-        return self._progress.updates
+        return self.parts.progress.updates
 
     @property
     def summary(self) -> EpochSummary:
         """The epoch in progress, up to the updates that were settled last."""
-        return self._bookkeeping.summary
+        return self.parts.host.schedule.summary
 
     @property
     def visit_counts(self) -> list[int]:
@@ -148,10 +139,10 @@ class DeviceLoop:
         """
         if not self.counts_visits:
             raise ProtocolError("visits are not counted; construct the loop with count_visits=True")
-        if self._in_flight_updates:
+        if self.parts.progress.in_flight:
             raise ProtocolError("updates are in flight; call settle(now=True) first")
-        with self._place.on_stream():
-            return self._counters.read_tally() or []
+        with self.parts.place.on_stream():
+            return self.parts.counters.read_tally() or []
 
     @property
     def order(self) -> Tensor:
@@ -160,9 +151,10 @@ class DeviceLoop:
         Raises:
             ProtocolError: If a DataLoader has the order, as with ``StagedData``.
         """
-        if not isinstance(self._data, ResidentData):
+        data = self.parts.data
+        if not isinstance(data, ResidentData):
             raise ProtocolError("the order of StagedData is its DataLoader's; ask its sampler")
-        return self._data.order
+        return data.order
 
     def run_epoch(self) -> EpochSummary:
         """Train to the end of the epoch, from its begin or from where ``run_updates`` or a loaded state left it.
@@ -179,20 +171,20 @@ class DeviceLoop:
                 are captured (on the CPU: until the cursor was first read), any error leaves everything as it was
                 before the call; from then on, the weights are where the last update left them.
         """
-        with self._guard():
+        with self._guard.on():
             while True:
-                self._enqueue(None)
-                if (summary := self.settle(now=True)) is not None:
+                self._pacing.enqueue(None)
+                if (summary := self._pacing.settle(now=True)) is not None:
                     return summary
 
     def run_updates(self, updates: int) -> EpochSummary | None:
         """Train for so many updates, or to the end of the epoch if that comes first; then return its summary."""
         stop = self.updates + updates
         summary = None
-        with self._guard():
+        with self._guard.on():
             while summary is None and self.updates < stop:
-                self._enqueue(stop - self.updates)
-                summary = self.settle(now=True)
+                self._pacing.enqueue(stop - self.updates)
+                summary = self._pacing.settle(now=True)
         return summary
 
     def enqueue(self, updates: int | None = None) -> None:
@@ -202,8 +194,8 @@ class DeviceLoop:
         the loop's own. An error that leaves everything as before leaves it as before the first ``enqueue`` that has
         not been settled.
         """
-        with self._guard():
-            self._enqueue(updates)
+        with self._guard.on():
+            self._pacing.enqueue(updates)
 
     def settle(self, *, now: bool = False) -> EpochSummary | None:
         """Read the cursor, if all updates that are certainly needed have been enqueued, or if ``now``.
@@ -211,28 +203,7 @@ class DeviceLoop:
         Returns:
             The epoch's summary if it is over; None otherwise.
         """
-        if not self._in_flight_updates or (self._room() > 0 and not now):
-            return None
-        progress = self._progress
-        with self._place.in_use():
-            state, progress.cursor = self._counters.read()
-        progress.host_reads += 1
-        progress.updates += self._in_flight_updates
-        self._in_flight_updates = 0
-        if self._graphs is None or self._graphs.is_captured(self._update.full_batch):
-            self._is_proven, self._before = True, None
-        self._bookkeeping._state = state
-        if state.visits >= MANY_VISITS and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"batch {progress.cursor} of epoch {state.epoch} has taken {state.visits} visits and is still above "
-                "the threshold; set max_visits, or look at that batch",
-                BatchAttentionWarning,
-                stacklevel=3,
-            )
-        return self._end_what_is_over()
-
-    # Saving and loading --------------------------------------------------------------------------------
+        return self._pacing.settle(now=now)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, model and optimizer included; tensors are on the host.
@@ -242,7 +213,7 @@ class DeviceLoop:
         Raises:
             ProtocolError: If updates are in flight.
         """
-        return saving.state_of(self)
+        return saving.state_of(self.parts)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -253,104 +224,4 @@ class DeviceLoop:
         Raises:
             StateError: If it is of another version, model, optimizer or schedule.
         """
-        saving.load(self, state_dict)
-
-    # Enqueueing ----------------------------------------------------------------------------------------
-
-    def _enqueue(self, updates: int | None) -> None:
-        self._update.set_modes()
-        if not self._progress.is_in_epoch:
-            self._begin_epoch()
-        progress, data = self._progress, self._data
-        with self._place.in_use(is_awaited=False):
-            if self._graphs is not None:
-                self._graphs.follow_optimizer()
-            if progress.staged <= progress.cursor:
-                progress.staged = data.stage(progress.cursor)
-            room = self._room()
-            if room <= 0 and not self._in_flight_updates:
-                raise DeviceLoopError(
-                    f"batch {progress.cursor} of {self.batches} is next, and there is no update to be made: the "
-                    f"schedule was changed in mid-epoch, to batch {self._bookkeeping.batches}. Leave it alone until "
-                    "the epoch is over"
-                )
-            for _ in range(room if updates is None else min(updates, room)):
-                # Counted first: an interrupt in between makes one update too many in the count, which costs a read.
-                self._in_flight_updates += 1
-                update = self._update.full_batch if progress.cursor < data.full_batches else self._update.tail_batch
-                if self._graphs is None:
-                    update()
-                else:
-                    self._graphs.run(update)
-            # While the device trains.
-            progress.staged = data.stage(progress.cursor)
-
-    def _room(self) -> int:
-        """How many more updates are certainly needed, whatever is decided about those in flight."""
-        data, cursor = self._data, self._progress.cursor
-        if cursor == data.full_batches and data.tail_size:
-            needed = 1
-        else:
-            needed = min(self._progress.staged, data.full_batches) - cursor
-        window = self._bookkeeping.options.window
-        if window is not None:
-            # A window ends on the host, so nothing may be enqueued past its end.
-            needed = min(needed, window - self._bookkeeping.batches)
-        return needed - self._in_flight_updates
-
-    def _begin_epoch(self) -> None:
-        with self._place.in_use():
-            # First, since it may refuse.
-            self._counters.begin_epoch(self._bookkeeping._state)
-        self._has_warned = False
-        self._progress = saving.Progress(
-            updates=self.updates, is_in_epoch=True, epoch_randomness=self._generators.state_dict()
-        )
-        with self._place.in_use():
-            self._data.begin_epoch()
-
-    def _end_what_is_over(self) -> EpochSummary | None:
-        bookkeeping, is_over = self._bookkeeping, self._progress.cursor == self.batches
-        window = bookkeeping.options.window
-        if bookkeeping.batches == window or (is_over and window is None):
-            bookkeeping._end_epoch(host_reads=self._progress.host_reads)
-            with self._place.in_use():
-                self._counters.write(bookkeeping._state, cursor=self._progress.cursor)
-        if not is_over:
-            return None
-        self._progress.is_in_epoch = False
-        return bookkeeping.summary if window is not None and bookkeeping.epoch == 0 else bookkeeping.last_summary
-
-    # Errors --------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Until training has been shown to work here, an error leaves everything as it was."""
-        if not self._progress.is_in_epoch:
-            checks.check_is_between_epochs(self._bookkeeping)
-        if not self._is_proven and not self._in_flight_updates:
-            self._before = self.state_dict()
-        try:
-            yield
-        except Exception as error:
-            self._undo()
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise DeviceLoopError(
-                f"the device's memory does not suffice: {str(error).splitlines()[0]}. Use a smaller batch, keep the "
-                "data off the device with StagedData, or run fewer loops at once"
-            ) from error
-
-    def _undo(self) -> None:
-        before, self._before = self._before, None
-        if before is None:
-            self._place.join()
-            return
-        self._reset_graphs()
-        if self._is_graphed:
-            self._randomness.renew()
-        saving.restore(self, before)
-
-    def _reset_graphs(self) -> None:
-        if self._graphs is not None:
-            self._graphs.reset()
+        saving.load(self.parts, state_dict)

@@ -11,16 +11,7 @@ from batch_sampler_attn.device.randomness import Randomness, precision
 
 
 class Place:
-    """A loop's stream, generators and precision.
-
-    Args:
-        device: The loop's.
-        randomness: What training draws from.
-        tf32: Whether to allow TF32; None leaves PyTorch's settings alone.
-
-    Attributes:
-        stream: The loop's own; None on a device without streams.
-    """
+    """A loop's ``stream`` (None on a device without streams), its generators, and whether TF32 is allowed."""
 
     def __init__(self, device: torch.device, randomness: Randomness, tf32: bool | None) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None

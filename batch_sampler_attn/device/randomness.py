@@ -17,17 +17,19 @@ class Randomness:
     """What dropout and its like draw from while one loop trains; the user's generators stay as they were.
 
     Args:
-        seed: Of every generator in here.
+        seed: Of every generator that is made here.
         device: The loop's device.
+        data: The data's generator, if there is one: saved and loaded with the others.
 
     Attributes:
-        order: A CPU generator, for orders and augmentation of whole epochs.
         fresh: On the device, for augmentation of single visits.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, data: torch.Generator | None) -> None:
         self._device = device
-        self.order = torch.Generator().manual_seed(seed)
+        self._data = data
+        # Nothing draws from it any more, but it is in every saved state.
+        self._order = torch.Generator().manual_seed(seed)
         self.fresh = torch.Generator(device).manual_seed(seed + 1)
         self._cpu = torch.Generator().manual_seed(seed + 2)
         self._cuda = torch.Generator(device).manual_seed(seed + 3) if device.type == "cuda" else None
@@ -59,12 +61,17 @@ class Randomness:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all generators."""
-        return {name: generator.get_state() for name, generator in self._generators().items()}
+        return {
+            "loop": {name: generator.get_state() for name, generator in self._generators().items()},
+            "data": None if self._data is None else self._data.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set them, in place."""
         for name, generator in self._generators().items():
-            generator.set_state(state[name].cpu())
+            generator.set_state(state["loop"][name].cpu())
+        if self._data is not None:
+            self._data.set_state(state["data"])
 
     def check(self, state: object) -> None:
         """Refuse what ``load_state_dict`` could not load.
@@ -72,23 +79,31 @@ class Randomness:
         Raises:
             StateError: If so.
         """
-        generators = self._generators()
-        if isinstance(state, dict) and ("cuda" in state) != ("cuda" in generators):
-            saved, here = ("CUDA", "CPU") if "cuda" in state else ("CPU", "CUDA")
+        saved = check_keys("the state's randomness", state, {"loop", "data"})
+        ours, theirs = self._generators(), saved["loop"]
+        if isinstance(theirs, dict) and ("cuda" in theirs) != ("cuda" in ours):
+            there, here = ("CUDA", "CPU") if "cuda" in theirs else ("CPU", "CUDA")
             raise StateError(
-                f"the state was saved on a {saved} device and this loop is on a {here} device, whose random numbers "
+                f"the state was saved on a {there} device and this loop is on a {here} device, whose random numbers "
                 "are others; load it where it was saved, or begin a new loop with its model and optimizer"
             )
-        fields = check_keys("the state's randomness", state, set(generators))
-        for name, generator in generators.items():
-            check_generator_state(name, generator, fields[name])
+        theirs = check_keys("the state's randomness", theirs, set(ours))
+        for name, generator in ours.items():
+            _check_generator_state(name, generator, theirs[name])
+        if (saved["data"] is None) != (self._data is None):
+            raise StateError(
+                "the state was saved with a generator in the data and there is none here, or the other way round; "
+                "construct the data as it was"
+            )
+        if self._data is not None:
+            _check_generator_state("the data's generator", self._data, saved["data"])
 
     def _generators(self) -> dict[str, torch.Generator]:
-        generators = {"order": self.order, "fresh": self.fresh, "cpu": self._cpu}
+        generators = {"order": self._order, "fresh": self.fresh, "cpu": self._cpu}
         return generators if self._cuda is None else {**generators, "cuda": self._cuda}
 
 
-def check_generator_state(name: str, generator: torch.Generator, state: object) -> None:
+def _check_generator_state(name: str, generator: torch.Generator, state: object) -> None:
     """Refuse what is not the state of such a generator.
 
     Raises:
@@ -106,7 +121,7 @@ def precision(device: torch.device, tf32: bool | None) -> Iterator[None]:
     if tf32 is None or device.type != "cuda":
         yield
         return
-    before = [(backend, name, getattr(backend, name)) for backend, name in _precision_settings()]
+    before = [(backend, name, getattr(backend, name)) for backend, name in precision_settings()]
     for backend, name, _ in before:
         setattr(backend, name, tf32 if name == "allow_tf32" else "tf32" if tf32 else "ieee")
     try:
@@ -116,7 +131,8 @@ def precision(device: torch.device, tf32: bool | None) -> Iterator[None]:
             setattr(backend, name, setting)
 
 
-def _precision_settings() -> list[tuple[Any, str]]:
+def precision_settings() -> list[tuple[Any, str]]:
+    """The attributes of torch that allow TF32, each with what has it."""
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if not hasattr(matmul, "fp32_precision"):

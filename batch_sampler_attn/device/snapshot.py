@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.device.fitting import without_none
 
+# What training changes, beside counters and generators.
+Trained: TypeAlias = tuple[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler | None]
 
-def take(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
+
+def take(trained: Trained) -> dict[str, Any]:
     """Copies, on the host, of the model's, the optimizer's and the scaler's states."""
+    model, optimizer, scaler = trained
     return {
-        "model": to_host(model.state_dict()),
-        "optimizer": to_host(optimizer.state_dict()),
+        "model": _to_host(model.state_dict()),
+        "optimizer": _to_host(optimizer.state_dict()),
         "scaler": None if scaler is None else copy.deepcopy(scaler.state_dict()),
     }
 
 
-def put_back(
-    saved: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> bool:
-    """Undo everything since ``take``.
-
-    Args:
-        saved: Of this model, this scaler and, as ``fitting.fit_optimizer`` has it, of this optimizer.
-        model: The model.
-        optimizer: Its optimizer.
-        scaler: The gradient scaler, if there is one.
+def put_back(saved: dict[str, Any], trained: Trained) -> bool:
+    """Undo everything since ``take``; of the optimizer, ``saved`` has what ``fitting.fit_optimizer`` makes of a state.
 
     Returns:
         Whether every tensor is still where it was. An optimizer's state is not, if it was of other parameters.
     """
+    model, optimizer, scaler = trained
     model.load_state_dict(saved["model"])
     is_in_place = _load_optimizer(saved["optimizer"], optimizer)
     if scaler is not None:
@@ -44,14 +38,14 @@ def put_back(
     return is_in_place
 
 
-def to_host(value: Any) -> Any:
+def _to_host(value: Any) -> Any:
     """``value`` with every tensor in it copied to the host."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: to_host(entry) for key, entry in value.items()}
+        return {key: _to_host(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_host(entry) for entry in value)
+        return type(value)(_to_host(entry) for entry in value)
     return value
 
 
@@ -61,7 +55,11 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     is_in_place = _names_of(here["state"]) == _names_of(saved["state"])
     if is_in_place:
         for index, entries in saved["state"].items():
-            _load_entries(entries, here["state"][index])
+            for name, value in without_none(entries).items():
+                if isinstance(here["state"][index][name], Tensor):
+                    here["state"][index][name].copy_(value)
+                else:
+                    here["state"][index][name] = value
     else:
         optimizer.load_state_dict(copy.deepcopy(saved))
     for group, before, theirs in zip(optimizer.param_groups, groups_before, saved["param_groups"], strict=True):
@@ -79,11 +77,3 @@ def _load_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
 def _names_of(state: dict[int, dict[str, Any]]) -> dict[int, set[str]]:
     names = {index: set(without_none(entries)) for index, entries in state.items()}
     return {index: kept for index, kept in names.items() if kept}
-
-
-def _load_entries(saved: dict[str, Any], entries: dict[str, Any]) -> None:
-    for name, value in without_none(saved).items():
-        if isinstance(entries[name], Tensor):
-            entries[name].copy_(value)
-        else:
-            entries[name] = value

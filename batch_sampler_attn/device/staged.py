@@ -40,8 +40,8 @@ class StagedData:
         check_batch_size(batch_size, None)
         if not isinstance(slots, int) or isinstance(slots, bool) or slots < 2:
             raise OptionError(f"slots is {slots!r}; a ring needs a whole number of buffers, at least 2")
-        self._loader = loader
-        self._batches = check_loader(loader)
+        self.loader = loader
+        self.batches = check_loader(loader)
         self.batch_size = batch_size
         # With its index, as tensors that are there have it.
         self.device = torch.empty(0, device=device).device
@@ -58,9 +58,9 @@ class StagedData:
         # any, so that this batch is always trained on by itself.
         self._is_tail_known = tail_size is not None
         self.tail_size = batch_size if tail_size is None else tail_size
-        self.full_batches = self._batches - (self.tail_size > 0)
-        self.inputs: Tensor | None = None
-        self.targets: Tensor | None = None
+        self.full_batches = self.batches - (self.tail_size > 0)
+        # For inputs and targets: (slots, batch_size, ...).
+        self._buffers: tuple[Tensor, Tensor] | None = None
         example = self._probe()
         if example is not None and self._is_tail_known:
             self._make_ring(*example)
@@ -74,7 +74,7 @@ class StagedData:
         """Begin to go through the loader."""
         if self._copies is not None:
             self._copies.wait_stream(torch.cuda.current_stream(self.device))
-        self._iterator = iter(self._loader)
+        self._iterator = iter(self.loader)
         self._staged = 0
 
     def resume_epoch(self, cursor: int, staged: int) -> None:
@@ -91,7 +91,7 @@ class StagedData:
         With nothing at hand only half of the slots are filled: the others can be while the device trains on these.
         """
         slots = self.slots if self._staged > cursor else self.slots // 2
-        return self._stage_up_to(min(cursor + slots, self._batches))
+        return self._stage_up_to(min(cursor + slots, self.batches))
 
     def _stage_up_to(self, end: int) -> int:
         # Nothing to wait for: what is overwritten has been trained on, or the cursor would not have been read past it.
@@ -99,7 +99,7 @@ class StagedData:
             while self._staged < end:
                 self._fill(self._staged)
                 self._staged += 1
-                if self._staged == self._batches:
+                if self._staged == self.batches:
                     self._finish()
         if self._copies is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._copies)
@@ -121,14 +121,14 @@ class StagedData:
 
     def _find_tail_size(self) -> int | None:
         """Samples in the last, shorter batch, 0 if there is none; None if only the batch sampler knows."""
-        batch_sampler = self._loader.batch_sampler
+        batch_sampler = self.loader.batch_sampler
         if type(batch_sampler) is not BatchSampler:
             return None
         if batch_sampler.batch_size != self.batch_size:
             raise OptionError(
                 f"batch_size is {self.batch_size}, and the loader's is {batch_sampler.batch_size}; give both the same"
             )
-        samples = len(self._loader.sampler)
+        samples = len(self.loader.sampler)
         if not batch_sampler.drop_last:
             check_batch_size(self.batch_size, samples)
         return 0 if batch_sampler.drop_last else samples % self.batch_size
@@ -139,7 +139,7 @@ class StagedData:
         None where the data set is not to be read in this process, which may have no access to it and must not share
         open files with the workers, and where there is no such sample.
         """
-        loader = self._loader
+        loader = self.loader
         if loader.num_workers > 0:
             return None
         try:
@@ -151,26 +151,26 @@ class StagedData:
         return check_pair("the loader's batch", batch, OptionError)
 
     def _make_ring(self, inputs: Tensor, targets: Tensor) -> None:
-        self.inputs, self.targets = (
-            torch.zeros((self.slots, self.batch_size, *part.shape[1:]), dtype=part.dtype, device=self.device)
-            for part in (inputs, targets)
+        size = self.slots, self.batch_size
+        self._buffers = (
+            torch.zeros((*size, *inputs.shape[1:]), dtype=inputs.dtype, device=self.device),
+            torch.zeros((*size, *targets.shape[1:]), dtype=targets.dtype, device=self.device),
         )
 
     def _ring(self) -> tuple[Tensor, Tensor]:
-        assert self.inputs is not None
-        assert self.targets is not None
-        return self.inputs, self.targets
+        assert self._buffers is not None
+        return self._buffers
 
     def _fill(self, position: int) -> None:
         try:
             batch = next(self._iterator)
         except StopIteration:
             raise DeviceLoopError(
-                f"the loader ended after {position} batches, but its len() is {self._batches}"
+                f"the loader ended after {position} batches, but its len() is {self.batches}"
             ) from None
         pair = check_pair(f"batch {position} of the loader", batch, DeviceLoopError)
         self._check_size(position, *map(len, pair))
-        if self.inputs is None:
+        if self._buffers is None:
             self._make_ring(*pair)
         slot = position % self.slots
         for name, part, buffers in zip(("inputs", "targets"), pair, self._ring(), strict=True):
@@ -182,7 +182,7 @@ class StagedData:
             copy_in(self._uniforms[slot], uniforms)
 
     def _check_size(self, position: int, inputs: int, targets: int) -> None:
-        is_last = position == self._batches - 1
+        is_last = position == self.batches - 1
         if is_last and not self._is_tail_known and inputs == targets and 0 < inputs <= self.batch_size:
             self.tail_size, self._is_tail_known = inputs, True
         expected = self.tail_size if is_last and self.tail_size else self.batch_size
@@ -195,12 +195,12 @@ class StagedData:
     def _finish(self) -> None:
         # A sampler may draw once more as it ends, as RandomSampler does: the next epoch depends on it.
         if next(self._iterator, None) is not None:
-            raise DeviceLoopError(f"the loader yields more batches than its len(), {self._batches}")
+            raise DeviceLoopError(f"the loader yields more batches than its len(), {self.batches}")
 
     def _draw_uniforms(self) -> Tensor | None:
         if not self._draws:
             return None
-        return torch.rand(self.batch_size, self._draws, generator=self._loader.generator)
+        return torch.rand(self.batch_size, self._draws, generator=self.loader.generator)
 
 
 def check_loader(loader: object) -> int:

@@ -1,7 +1,10 @@
 """What only a GPU can show: captured updates equal eager ones, and nothing waits."""
 
 import copy
+import gc
 import os
+import shutil
+import weakref
 
 import pytest
 import torch
@@ -10,9 +13,10 @@ from torch import nn
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData, run_interleaved
 from batch_sampler_attn.device.counters import DeviceCounters
-from batch_sampler_attn.device.randomness import _precision_settings
+from batch_sampler_attn.device.randomness import precision_settings
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
 from batch_sampler_attn.rule import Options, State
+from tests.device.helpers import are_equal
 
 # Without it cuBLAS is not deterministic, and torch warns of it. It counts only before CUDA is set up.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -52,11 +56,6 @@ def make_loop(
     schedule = schedule or BatchAttentionSchedule(1.0, max_visits=20)
     loss_fn = nn.functional.cross_entropy
     return DeviceLoop(model, optimizer, loss_fn, data, schedule=schedule, graph=graph, seed=index, **options)
-
-
-def are_equal(model, other):
-    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def shift(images, uniforms):
@@ -102,9 +101,11 @@ def test_nothing_in_the_loop_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="Triton needs a C compiler")
 def test_the_kernel_equals_the_tensor_arithmetic():
-    counters, plain = (DeviceCounters(Options(), torch.device("cuda")) for _ in range(2))
-    plain._kernel = None
+    counters, plain = (DeviceCounters(Options(), torch.device("cuda"), 1) for _ in range(2))
+    assert counters.kernel is not None
+    plain.kernel = None
     state = State()
     state.epoch, state.threshold = 1, 1.0
     for each in (counters, plain):
@@ -205,11 +206,23 @@ def test_memory_does_not_grow_with_epochs():
     assert torch.cuda.memory_allocated() == before
 
 
+def test_a_captured_loop_that_is_done_is_let_go_of_at_once():
+    loop = make_loop()
+    loop.run_epoch()
+    counters = weakref.ref(loop.parts.counters)
+    gc.disable()
+    try:
+        del loop
+        assert counters() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_learning_rate_schedule_is_followed_by_captured_updates(as_tensor):
     loops = [make_loop(graph=graph, lr=torch.tensor(1e-2).cuda() if as_tensor else 1e-2) for graph in (None, False)]
     for loop in loops:
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop._optimizer, 0.5)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop.parts.optimizer, 0.5)
         for _ in range(6):
             loop.run_epoch()
             scheduler.step()
@@ -264,9 +277,9 @@ def test_an_optimizer_whose_state_the_host_keeps_is_refused_and_the_weights_stay
 
 def test_a_copied_optimizer_warns_of_nothing_in_the_first_updates():
     loop = make_loop()
-    optimizer = loop._optimizer
+    optimizer = loop.parts.optimizer
     del optimizer._warned_capturable_if_run_uncaptured
-    DeviceLoop(loop.model, optimizer, nn.functional.cross_entropy, loop._data).run_epoch()
+    DeviceLoop(loop.model, optimizer, nn.functional.cross_entropy, loop.parts.data).run_epoch()
 
 
 def test_the_callers_stream_sees_the_weights_that_a_loaded_state_has():
@@ -280,7 +293,7 @@ def test_the_callers_stream_sees_the_weights_that_a_loaded_state_has():
 
 
 def test_precision_may_have_been_set_before():
-    for backend, name in _precision_settings():
+    for backend, name in precision_settings():
         before = getattr(backend, name)
         forbidden = False if name == "allow_tf32" else "ieee"
         setattr(backend, name, forbidden)

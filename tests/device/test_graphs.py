@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import checks, graphs
+from batch_sampler_attn.device import graphs
 from batch_sampler_attn.device.graphs import WARM_UP_UPDATES, Graphs
 from batch_sampler_attn.errors import DeviceLoopError
-from tests.device.test_loop import are_equal, make_data, make_loop, without_reads
+from tests.device.helpers import are_equal, make_data, make_loop, without_reads
 
 FULL_AND_TAIL = 2
 
@@ -61,11 +61,11 @@ def captured(monkeypatch):
 
     def make(**options):
         loop = new_loop(**options)
-        loop._graphs = Graphs(loop._optimizer, Stream(), loop._randomness)
+        loop.parts.graphs = Graphs(loop.parts.optimizer, Stream(), loop.parts.randomness)
 
         def capture(update, stream, pool, generators):
             captures.append(update)
-            return Baked(update, update.__self__.optimizer)
+            return Baked(update, loop.parts.optimizer)
 
         monkeypatch.setattr(graphs, "capture", capture)
         return loop
@@ -75,7 +75,7 @@ def captured(monkeypatch):
 
 def new_loop(lr=1e-2):
     loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
-    for group in loop._optimizer.param_groups:
+    for group in loop.parts.optimizer.param_groups:
         group["lr"] = lr
     return loop
 
@@ -86,7 +86,7 @@ def test_a_learning_rate_schedule_is_followed_by_captured_updates(captured, as_t
 
     def train(make_one):
         loop = make_one(lr=torch.tensor(1e-2) if as_tensor else 1e-2)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop._optimizer, 0.5)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(loop.parts.optimizer, 0.5)
         summaries = []
         for _ in range(6):
             summaries.append(without_reads(loop.run_epoch()))
@@ -103,12 +103,12 @@ def test_a_learning_rate_schedule_is_followed_by_captured_updates(captured, as_t
 def test_a_state_with_other_tensors_has_updates_captured_anew(captured):
     make, captures = captured
     loop = make(lr=torch.tensor(1e-2))
-    rates = [group["lr"] for group in loop._optimizer.param_groups]
+    rates = [group["lr"] for group in loop.parts.optimizer.param_groups]
     at_first = copy.deepcopy(loop.state_dict())
     expected = [without_reads(loop.run_epoch()) for _ in range(6)]
     assert len(captures) == FULL_AND_TAIL
     loop.load_state_dict(at_first)
-    assert all(group["lr"] is rate for group, rate in zip(loop._optimizer.param_groups, rates, strict=True))
+    assert all(group["lr"] is rate for group, rate in zip(loop.parts.optimizer.param_groups, rates, strict=True))
     assert [without_reads(loop.run_epoch()) for _ in range(6)] == expected
     assert len(captures) == 2 * FULL_AND_TAIL
 
@@ -162,7 +162,7 @@ def test_the_first_updates_of_each_kind_are_eager(captured):
     loop.run_updates(WARM_UP_UPDATES)
     assert captures == []
     loop.run_updates(1)
-    assert captures == [loop._update.full_batch]
+    assert [update.__name__ for update in captures] == ["full_batch"]
 
 
 def test_a_state_that_the_host_keeps_is_refused():
@@ -170,12 +170,12 @@ def test_a_state_that_the_host_keeps_is_refused():
     weight.grad = torch.ones(2)
     adagrad = torch.optim.Adagrad([weight])
     with pytest.raises(DeviceLoopError, match="on the host"):
-        checks.check_optimizer_state(adagrad, torch.device("cuda"), [])
+        graphs.check_optimizer_state(adagrad, torch.device("cuda"), [])
     counting = torch.optim.SGD([weight])
     counting.state[weight]["step"] = 2
     with pytest.raises(DeviceLoopError, match="on the host"):
-        checks.check_optimizer_state(counting, torch.device("cpu"), [1])
-    checks.check_optimizer_state(counting, torch.device("cpu"), [2])
+        graphs.check_optimizer_state(counting, torch.device("cpu"), [1])
+    graphs.check_optimizer_state(counting, torch.device("cpu"), [2])
 
 
 def test_an_update_is_not_captured_before_its_optimizer_state_exists():
@@ -183,11 +183,11 @@ def test_an_update_is_not_captured_before_its_optimizer_state_exists():
     optimizer = torch.optim.Adam(weights)
     weights[0].grad = torch.ones(2)
     optimizer.step()
-    assert checks.has_state(optimizer)
+    assert graphs.has_state(optimizer)
     weights[1].grad = torch.ones(2)
-    assert not checks.has_state(optimizer)
+    assert not graphs.has_state(optimizer)
     optimizer.step()
-    assert checks.has_state(optimizer)
+    assert graphs.has_state(optimizer)
 
 
 def test_what_a_broken_capture_says_first_is_quoted(monkeypatch):

@@ -84,9 +84,16 @@ UNLIKE = {
 }
 
 
+# Each without workers, and with one what is told otherwise there; the rest of the matrix is slow.
+READ = [
+    *((unlike, 0) for unlike in UNLIKE),
+    ("a whole target that is alone", 1),
+    *(pytest.param(unlike, 1, marks=pytest.mark.slow) for unlike in UNLIKE if unlike != "a whole target that is alone"),
+]
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forked workers, Python 3.12
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("unlike", UNLIKE)
+@pytest.mark.parametrize(("unlike", "workers"), READ)
 def test_a_batch_that_is_not_like_the_others_is_refused_by_number_shape_and_type(unlike, workers):
     make, message = UNLIKE[unlike]
     loader = DataLoader(Samples(make), 4, num_workers=workers)
@@ -123,7 +130,7 @@ def test_samples_that_are_not_two_tensors_are_refused_at_construction(kind):
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forked workers, Python 3.12
-@pytest.mark.parametrize("kind", NO_PAIRS)
+@pytest.mark.parametrize("kind", ["three parts", *(pytest.param(kind, marks=pytest.mark.slow) for kind in NO_PAIRS)])
 def test_samples_that_workers_read_are_refused_when_they_come(kind):
     make, message = NO_PAIRS[kind]
     model = nn.Linear(3, 1)

@@ -1,0 +1,143 @@
+"""A device loop's schedule, which stays on the host: the one place here that drives it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+from batch_sampler_attn.control import EqualComputeControl
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.rule import EpochSummary, State
+from batch_sampler_attn.schedule import BatchAttentionSchedule
+
+
+class HostSide:
+    """What a loop asks of its schedule, and tells it.
+
+    Args:
+        schedule: The loop's; None for plain training, where there still are losses to average and epochs to count.
+        batches: Base batches in an epoch of the loop.
+
+    Attributes:
+        schedule: The same, or a schedule that never repeats.
+
+    Raises:
+        OptionError: If it is not a schedule, belongs to a DataLoader, or would raise on a device.
+    """
+
+    def __init__(self, schedule: BatchAttentionSchedule | None, batches: int) -> None:
+        if schedule is None:
+            schedule = BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize)
+        if type(schedule) not in (BatchAttentionSchedule, EqualComputeControl):
+            raise OptionError(
+                f"schedule is {schedule!r}; pass a BatchAttentionSchedule, an EqualComputeControl, or None for plain "
+                "training"
+            )
+        if schedule._sampler is not None:
+            raise OptionError("the schedule belongs to a BatchAttentionSampler; a device loop needs one of its own")
+        if schedule.options.nonfinite != "advance":
+            raise OptionError(
+                f"nonfinite is {schedule.options.nonfinite!r}; a device cannot raise, so it must be 'advance' here. "
+                "EpochSummary.nonfinite_losses tells how many there were"
+            )
+        self.schedule = schedule
+        self._batches = batches
+
+    @property
+    def state(self) -> State:
+        """The rule's state, as it was read last."""
+        return self.schedule._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.schedule._state = state
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether visits are dealt, and do not depend on losses."""
+        return isinstance(self.schedule, EqualComputeControl)
+
+    @property
+    def left_in_window(self) -> int:
+        """How many batches may be done with before the host has to end a window."""
+        window = self.schedule.options.window
+        return sys.maxsize if window is None else window - self.schedule.batches
+
+    def check_is_between_epochs(self) -> None:
+        """Refuse to begin an epoch in the middle of another.
+
+        Raises:
+            ProtocolError: If the schedule is in one.
+        """
+        schedule = self.schedule
+        if schedule.options.window is None and (schedule.batches or schedule.visits):
+            raise ProtocolError(
+                f"the schedule is in the middle of an epoch, after {schedule.batches} batches of another loop; end "
+                "that epoch there, or forget it with schedule.abandon_epoch()"
+            )
+
+    def deal(self) -> list[int] | None:
+        """The visits to each batch of the epoch that begins, if they are dealt.
+
+        Raises:
+            ProtocolError: If there are none for this epoch, or for another number of batches.
+        """
+        if not isinstance(self.schedule, EqualComputeControl):
+            return None
+        epoch = self.schedule.epoch
+        dealt = self.schedule._deal(epoch)
+        if len(dealt) != self._batches:
+            raise ProtocolError(
+                f"visit_counts[{epoch}] has {len(dealt)} batches, and there are {self._batches} in an epoch here; use "
+                "the data and the batch size of the run that the counts are of"
+            )
+        return dealt
+
+    def end_what_is_over(self, *, is_over: bool, host_reads: int) -> bool:
+        """End the window that is full, or the epoch if the data's ``is_over``; tell whether there was one to end."""
+        schedule = self.schedule
+        window = schedule.options.window
+        is_due = is_over if window is None else schedule.batches == window
+        if is_due:
+            schedule._end_epoch(host_reads=host_reads)
+        return is_due
+
+    @property
+    def last_summary(self) -> EpochSummary:
+        """That of the epoch or window that ended last; where the data ended before the first window, up to there."""
+        schedule = self.schedule
+        is_in_first_window = schedule.options.window is not None and schedule.epoch == 0
+        return schedule.summary if is_in_first_window else schedule.last_summary
+
+    # Saved states --------------------------------------------------------------------------------------
+
+    def check_state(self, saved: object, cursor: int | None) -> State:
+        """The rule's state in a schedule's state, checked.
+
+        Args:
+            saved: What ``schedule.state_dict()`` returned.
+            cursor: Base batches that the loop had done with in its epoch; None between epochs.
+
+        Raises:
+            StateError: If it cannot be loaded, or the loop and the schedule were at different places.
+        """
+        state, _ = self.schedule._unpack(saved)
+        batches = cursor or 0
+        is_apart = state.batches != batches or state.position != batches or (state.visits and cursor is None)
+        if is_apart and self.schedule.options.window is None:
+            raise StateError(
+                f"the loop is at batch {batches} of its epoch in the state, and its schedule at batch "
+                f"{state.position}, after {state.visits} visits; it was changed after it was saved"
+            )
+        if isinstance(self.schedule, EqualComputeControl) and cursor is not None:
+            try:
+                # A copy, since the control remembers what it dealt last.
+                dealt = copy.copy(self.schedule)._deal(state.epoch)
+            except ProtocolError as error:
+                raise StateError(f"the state is of another control: {error}") from error
+            if len(dealt) != self._batches or state.visits >= dealt[cursor]:
+                raise StateError(
+                    f"the state is at batch {cursor} of epoch {state.epoch}, after {state.visits} visits, which "
+                    "visit_counts does not come to; construct the control and the data as they were"
+                )
+        return state
