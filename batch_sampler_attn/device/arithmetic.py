@@ -5,7 +5,7 @@ from typing import Any
 # How the numbers of ``rule.State`` lie on a device, one behind the other: whole numbers, and those in double precision.
 COUNTS = ("batches", "visits", "loss_count", "repeats", "most_visits", "capped_batches", "nonfinite_losses")
 INTEGERS = ("cursor", *COUNTS)
-FLOATS = ("loss_sum", "threshold")
+FLOATS = ("loss_sum", "threshold", "strictness")
 
 
 def is_above(loss: "Any", threshold: "Any") -> "Any":

@@ -6,9 +6,12 @@ import copy
 import sys
 
 from batch_sampler_attn.control import EqualComputeControl
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.rule import EpochSummary, State
+from batch_sampler_attn.criteria import DealtVisits
+from batch_sampler_attn.errors import DeviceLoopError, OptionError, ProtocolError, StateError
+from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.state import State
+from batch_sampler_attn.summary import EpochSummary
 
 
 class HostSide:
@@ -33,7 +36,7 @@ class HostSide:
                 f"schedule is {schedule!r}; pass a BatchAttentionSchedule, an EqualComputeControl, or None for plain "
                 "training"
             )
-        if schedule._sampler is not None:
+        if schedule.driver is not None:
             raise OptionError("the schedule belongs to a BatchAttentionSampler; a device loop needs one of its own")
         if schedule.options.nonfinite != "advance":
             raise OptionError(
@@ -42,20 +45,26 @@ class HostSide:
             )
         self.schedule = schedule
         self._batches = batches
+        self._pass: Pass | None = None
 
     @property
     def state(self) -> State:
         """The rule's state, as it was read last."""
-        return self.schedule._state
+        return self.schedule.epochs.state
 
     @state.setter
     def state(self, state: State) -> None:
-        self.schedule._state = state
+        if self._pass is None or self._pass is not self.schedule.active_pass:
+            raise DeviceLoopError(
+                f"the schedule was changed in mid-epoch, to batch {self.schedule.batches} of epoch "
+                f"{self.schedule.epoch}. Leave it alone until the epoch is over"
+            )
+        self._pass.take_over(state)
 
     @property
     def is_dealt(self) -> bool:
         """Whether visits are dealt, and do not depend on losses."""
-        return isinstance(self.schedule, EqualComputeControl)
+        return isinstance(self.schedule.epochs.criterion, DealtVisits)
 
     @property
     def left_in_window(self) -> int:
@@ -76,16 +85,22 @@ class HostSide:
                 "that epoch there, or forget it with schedule.abandon_epoch()"
             )
 
+    def open_pass(self) -> None:
+        """Begin an epoch of the data, or go on in one that was loaded."""
+        # Windows go on from what another loop left.
+        self.schedule.epochs.account()
+        self._pass = self.schedule.open_pass()
+
     def deal(self) -> list[int] | None:
         """The visits to each batch of the epoch that begins, if they are dealt.
 
         Raises:
             ProtocolError: If there are none for this epoch, or for another number of batches.
         """
-        if not isinstance(self.schedule, EqualComputeControl):
+        criterion, epoch = self.schedule.epochs.criterion, self.schedule.epoch
+        if not isinstance(criterion, DealtVisits):
             return None
-        epoch = self.schedule.epoch
-        dealt = self.schedule._deal(epoch)
+        dealt = criterion.deal(epoch)
         if len(dealt) != self._batches:
             raise ProtocolError(
                 f"visit_counts[{epoch}] has {len(dealt)} batches, and there are {self._batches} in an epoch here; use "
@@ -95,12 +110,14 @@ class HostSide:
 
     def end_what_is_over(self, *, is_over: bool, host_reads: int) -> bool:
         """End the window that is full, or the epoch if the data's ``is_over``; tell whether there was one to end."""
-        schedule = self.schedule
-        window = schedule.options.window
-        is_due = is_over if window is None else schedule.batches == window
-        if is_due:
-            schedule._end_epoch(host_reads=host_reads)
-        return is_due
+        assert self._pass is not None
+        window = self.schedule.options.window
+        is_full = window is not None and self.schedule.batches == window
+        if is_full:
+            self.schedule.epochs.end(host_reads)
+        if is_over:
+            self._pass.close(finished=True, host_reads=host_reads)
+        return is_full or (is_over and window is None)
 
     @property
     def last_summary(self) -> EpochSummary:
@@ -121,7 +138,7 @@ class HostSide:
         Raises:
             StateError: If it cannot be loaded, or the loop and the schedule were at different places.
         """
-        state, _ = self.schedule._unpack(saved)
+        state, _ = self.schedule.unpack(saved)
         batches = cursor or 0
         is_apart = state.batches != batches or state.position != batches or (state.visits and cursor is None)
         if is_apart and self.schedule.options.window is None:
@@ -129,10 +146,11 @@ class HostSide:
                 f"the loop is at batch {batches} of its epoch in the state, and its schedule at batch "
                 f"{state.position}, after {state.visits} visits; it was changed after it was saved"
             )
-        if isinstance(self.schedule, EqualComputeControl) and cursor is not None:
+        criterion = self.schedule.epochs.criterion
+        if isinstance(criterion, DealtVisits) and cursor is not None:
             try:
-                # A copy, since the control remembers what it dealt last.
-                dealt = copy.copy(self.schedule)._deal(state.epoch)
+                # A copy, since it remembers what it dealt last.
+                dealt = copy.copy(criterion).deal(state.epoch)
             except ProtocolError as error:
                 raise StateError(f"the state is of another control: {error}") from error
             if len(dealt) != self._batches or state.visits >= dealt[cursor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from batch_sampler_attn.device.loop import DeviceLoop
 from batch_sampler_attn.errors import OptionError
-from batch_sampler_attn.rule import EpochSummary
+from batch_sampler_attn.summary import EpochSummary
 
 # Enough to keep the device busy while the others have their turn, few enough to keep the turns short.
 UPDATES_A_TURN = 64

@@ -21,8 +21,8 @@ from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.device.staged import StagedData
 from batch_sampler_attn.device.update import Update
 from batch_sampler_attn.errors import OptionError, ProtocolError
-from batch_sampler_attn.rule import EpochSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.summary import EpochSummary
 
 
 class DeviceLoop:

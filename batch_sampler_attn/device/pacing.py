@@ -8,7 +8,7 @@ from batch_sampler_attn.device.guard import Guard
 from batch_sampler_attn.device.parts import Parts, Progress
 from batch_sampler_attn.device.update import Update
 from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError
-from batch_sampler_attn.rule import EpochSummary
+from batch_sampler_attn.summary import EpochSummary
 
 # A batch that was visited so often is worth a word, where no max_visits stops it.
 MANY_VISITS = 1000
@@ -83,9 +83,11 @@ class Pacing:
 
     def _begin_epoch(self) -> None:
         parts = self._parts
+        # First, since it may refuse.
+        dealt = parts.host.deal()
+        parts.host.open_pass()
         with parts.place.in_use():
-            # First, since it may refuse.
-            parts.counters.begin_epoch(parts.host.state, parts.host.deal())
+            parts.counters.begin_epoch(parts.host.state, dealt)
         self._has_warned = False
         parts.progress = Progress(
             updates=parts.progress.updates, is_in_epoch=True, epoch_randomness=parts.randomness.state_dict()

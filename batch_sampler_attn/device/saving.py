@@ -87,6 +87,8 @@ def _assign(parts: Parts, fields: dict[str, Any], progress: Progress) -> None:
     _go_to(parts, progress)
     host, counters = parts.host, parts.counters
     host.schedule.load_state_dict(fields["schedule"])
+    if progress.is_in_epoch:
+        host.open_pass()
     parts.progress = progress
     with parts.place.in_use():
         if progress.is_in_epoch:

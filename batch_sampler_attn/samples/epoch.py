@@ -46,6 +46,7 @@ class Counts:
         loss_sum: Of base batches, by weight.
         weight_sum: Of the losses in it.
         nonfinite_losses: NaN and infinite ones.
+        owed: Samples to be pooled of the next batch, where they are chosen at random.
     """
 
     handed_out: int = 0
@@ -56,6 +57,7 @@ class Counts:
     loss_sum: float = 0.0
     weight_sum: float = 0.0
     nonfinite_losses: int = 0
+    owed: int = 0
 
 
 class SampleEpochs:
@@ -67,7 +69,7 @@ class SampleEpochs:
 
     Attributes:
         epoch: Epochs ended so far.
-        mean_loss: Of the epoch before; None while there is none.
+        mean_loss: Of the epoch before, or the last one that had any; None while there is none.
         counts: Of the epoch in progress.
         flight: Handed out, with no losses yet; first in, first out.
     """
@@ -162,8 +164,9 @@ class SampleEpochs:
                 wanted += 1
                 if self.options.choose == "loss":
                     self._pool.add(sample)
-        if wanted and self.options.choose == "random":
-            self._pool_any(batch.indices, wanted)
+        if self.options.choose == "random":
+            self._pool_any(batch.indices, counts.owed)
+            counts.owed = wanted
         counts.updates += 1
         counts.extra_updates += batch.is_extra
         return batch
@@ -172,7 +175,7 @@ class SampleEpochs:
         return self.memory.visits[sample] < self.options.max_visits and sample not in self._pool
 
     def _pool_any(self, indices: list[int], wanted: int) -> None:
-        """As many samples of the batch as their losses would have pooled, whichever they are."""
+        """As many samples of the batch as losses have pooled of the one before, which tell nothing of these."""
         able = [sample for sample in dict.fromkeys(indices) if self._may_come_again(sample)]
         rng = random.Random(f"{self.options.seed}, pool {self.epoch}, {self.counts.updates}")
         for sample in rng.sample(able, min(wanted, len(able))):
@@ -202,7 +205,8 @@ class SampleEpochs:
     def end(self) -> SampleSummary:
         """End the epoch: its mean is what the next one compares with."""
         summary = self.summarize()
-        self.mean_loss = summary.mean_loss
+        if summary.mean_loss is not None:
+            self.mean_loss = summary.mean_loss
         self.epoch += 1
         self.counts = Counts()
         self.memory.begin_epoch()

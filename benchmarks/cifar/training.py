@@ -14,7 +14,7 @@ from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import DeviceLoop, ResidentData
-from batch_sampler_attn.rule import EpochSummary
+from batch_sampler_attn.summary import EpochSummary
 from benchmarks.cifar.evaluation import Evaluation, evaluate, measure_numerics
 from benchmarks.cifar.images import ImageSet
 from benchmarks.cifar.label_noise import redraw_labels

@@ -15,7 +15,8 @@ from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, St
 from batch_sampler_attn.device.counters import DeviceCounters
 from batch_sampler_attn.device.randomness import precision_settings
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
-from batch_sampler_attn.rule import Options, State
+from batch_sampler_attn.options import Options
+from batch_sampler_attn.state import State
 from tests.device.helpers import are_equal
 
 # Without it cuBLAS is not deterministic, and torch warns of it. It counts only before CUDA is set up.

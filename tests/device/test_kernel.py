@@ -6,9 +6,12 @@ import random
 import pytest
 import torch
 
+from batch_sampler_attn.criteria import threshold_of
 from batch_sampler_attn.device import arithmetic
 from batch_sampler_attn.device.counters import DeviceCounters
-from batch_sampler_attn.rule import Options, State, visit
+from batch_sampler_attn.options import Options
+from batch_sampler_attn.rule import visit
+from batch_sampler_attn.state import State
 from tests.device.helpers import random_loss
 
 pytestmark = [
@@ -39,7 +42,7 @@ def test_the_fused_visit_equals_the_rule_after_every_visit(interpreted, epoch_lo
     counters.write(state, cursor=0)
     for _ in range(30):
         loss = torch.tensor(random_loss(rng))
-        visit(options, state, loss.item())
+        visit(options, threshold_of(options), state, loss.item(), state.batches)
         interpreted.visit(loss, counters.floats, counters.integers, counters.max_visits, epoch_loss)
         assert counters.read() == (state, state.batches)
 

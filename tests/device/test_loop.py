@@ -20,6 +20,8 @@ OPTIONS = {
     "staged": [False, True],
     "drop_last": [False, True],
     "samples": [48, 50, 53],
+    "budget": [None, 0.15, 1.0],
+    "floor": [0.0, 0.5],
 }
 
 
