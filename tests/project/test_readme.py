@@ -28,13 +28,15 @@ def context(tmp_path, monkeypatch):
     model = nn.Linear(4, 2)
     optimizer = torch.optim.Adam(model.parameters())
 
-    def train_step(*batch):
-        x, y = batch if len(batch) == 2 else batch[0]
-        loss = nn.functional.cross_entropy(model(x), y)
+    def train_on(loss):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss
+
+    def train_step(*batch):
+        x, y = batch if len(batch) == 2 else batch[0]
+        return train_on(nn.functional.cross_entropy(model(x), y))
 
     schedule = BatchAttentionSchedule()
     return {
@@ -53,6 +55,7 @@ def context(tmp_path, monkeypatch):
         "loader": DataLoader(dataset, 16),
         "model": model,
         "optimizer": optimizer,
+        "train_on": train_on,
         "train_step": train_step,
         "schedule": schedule,
         "loss": torch.tensor(1.0),

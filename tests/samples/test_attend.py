@@ -157,7 +157,8 @@ def test_the_weighted_mean_is_of_the_losses_framework():
                 assert isinstance(mean, kind)
                 assert mean.item() == pytest.approx(sum(weights) / 2)
     attention = make(weighted=False)
-    next(attention.attend())
+    batches = attention.attend()
+    next(batches)
     assert attention.weigh(torch.tensor([1.0, 2.0, 3.0, 6.0])).item() == 3.0
 
 
