@@ -43,7 +43,7 @@ class SampleAttention:
         weighted: Weigh the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
         updates: Batches in an epoch; None takes as many as plain training, ``ceil(samples / batch_size)``.
         epochs: Of the whole training, which says when its last share begins; None for no such share.
-        plain_share: Of training, at its end, that sees all data plainly.
+        plain_share: Of training, at its end, that sees all data plainly: the nearest number of epochs, one at least.
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
         remember: Which loss of a sample is: its "last", or that of its last visit in a "base" batch. The last is the
             most recent; a visit from the pool comes so soon after another that it can be lower than it will stay.

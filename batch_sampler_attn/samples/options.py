@@ -72,5 +72,4 @@ class SampleOptions:
         """From which epoch on all data is seen plainly; None if that is not known, or never."""
         if self.epochs is None or not self.plain_share:
             return None
-        # Rounded first, so that 0.1 of 30 epochs is 3 of them, whatever the binary fraction comes to.
-        return self.epochs - math.ceil(round(self.epochs * self.plain_share, 9))
+        return self.epochs - max(1, math.floor(self.epochs * self.plain_share + 0.5))

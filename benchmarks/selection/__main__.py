@@ -1,0 +1,129 @@
+"""Train with arms that choose samples, or batches, or none, at exactly the same number of updates, and record each run.
+
+    python -m benchmarks.selection --out FOLDER                        # CIFAR-10: all settings and arms, 8 seeds
+    python -m benchmarks.selection --out FOLDER --settings long_tail --arms plain left_out left_out_random
+    python -m benchmarks.selection --out FOLDER --share 1/2            # every other run; 2/2 in another process
+
+Settings: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail over
+the kinds that no label tells of), noisy (balanced, 10 % of the labels redrawn). Every seed draws other images and initial
+weights; all arms of a seed have the same. The test set is all of CIFAR-10's.
+
+Nothing was tuned on these test sets: K is the paper's, the share that is left out and the last, plain share of training
+are InfoBatch's, and Selective Backprop's options are those that Composer documents.
+
+A finished run is not made again: give the same command to go on. Then: python -m benchmarks.selection.report FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.cifar.images import load_images
+from benchmarks.environment import describe_environment
+from benchmarks.errors import BenchmarkError, PlanError
+from benchmarks.selection.arms import ARMS, applies
+from benchmarks.selection.records import Folder, Plan, Run
+from benchmarks.selection.settings import SETTINGS, make_task
+from benchmarks.selection.training import BATCH_SIZE, train
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of records, begun or to begin")
+    add("--data", default="cifar10", help="cifar10, or a folder with train/<class>/ and test/<class>/")
+    add("--data-dir", type=Path, default=Path("data"), help="downloaded and decoded data (default: %(default)s)")
+    add("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING", help=", ".join(SETTINGS))
+    add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    add("--seeds", nargs="+", type=int, default=list(range(8)), metavar="SEED", help="default: 0 to 7")
+    add("--updates", type=int, default=1500, help="of every arm alike (default: %(default)s)")
+    add("--imbalance", type=float, default=50.0, help="of a long tail: most over least (default: %(default)s)")
+    add("--images", type=int, default=None, help="train on fewer, for a trial (default: all of the setting)")
+    add("--share", default="1/1", help="make the first of two shares of the runs, as 1/2 (default: %(default)s)")
+    add("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.updates < 1 or options.imbalance < 1 or (options.images is not None and options.images < BATCH_SIZE):
+        raise PlanError(
+            f"got --updates {options.updates}, --imbalance {options.imbalance}, --images {options.images}; there has to "
+            f"be an update, an imbalance of at least 1 and, if any, at least {BATCH_SIZE} images"
+        )
+    return options
+
+
+def plan_runs(options: argparse.Namespace) -> list[tuple[str, int, str]]:
+    """The runs of this process: whole seeds first, so that whatever is finished is paired."""
+    first, _, of = options.share.partition("/")
+    if not (first.isdigit() and of.isdigit() and 1 <= int(first) <= int(of)):
+        raise PlanError(f"--share is {options.share!r}; it must be such as 1/2")
+    names = [
+        (setting, seed, arm)
+        for seed in options.seeds
+        for setting in options.settings
+        for arm in options.arms
+        if applies(arm, setting)
+    ]
+    return names[int(first) - 1 :: int(of)]
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Make the runs that are missing."""
+    torch.set_num_threads(options.threads)
+    data = load_images(options.data, options.data_dir, console.print)
+    folder = Folder(options.out)
+    folder.open(
+        Plan(
+            data=data.name,
+            data_sha256=data.describe().sha256,
+            updates=options.updates,
+            batch_size=BATCH_SIZE,
+            imbalance=options.imbalance,
+            images=options.images,
+        )
+    )
+    finished = {run.name for run in folder.read_runs()}
+    missing = [name for name in plan_runs(options) if name not in finished]
+    console.print(f"{len(missing)} runs to make")
+    made_for, task = None, None
+    for number, (setting, seed, arm) in enumerate(missing, start=1):
+        if task is None or made_for != (setting, seed):
+            made_for, task = (setting, seed), make_task(data, setting, seed, options.imbalance, options.images)
+        outcome = train(task, ARMS[arm](task.labels, BATCH_SIZE, options.updates, seed), seed, options.updates)
+        folder.add(
+            Run(
+                setting=setting,
+                arm=arm,
+                seed=seed,
+                counts=list(task.counts),
+                environment=describe_environment("cpu"),
+                **outcome._asdict(),
+            )
+        )
+        console.print(
+            f"{number}/{len(missing)} {setting} {arm} seed {seed}: {outcome.accuracy:.2f} % in {outcome.seconds:.0f} s"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    console = Console()
+    try:
+        run(parse(arguments), console)
+    except BenchmarkError as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""What each arm trains on. Every arm is asked for one batch an update, and told the losses of its samples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
+
+# The paper's K, section 4.2.
+K = 1.2
+# InfoBatch's published values (Qin et al., 2024), which leaving out is a reading of.
+LEAVE_OUT = 0.5
+PLAIN_SHARE = 0.15
+MAX_VISITS = 2
+BUDGET = 0.15
+# Composer's for Selective Backprop (Jiang et al., 2019): half of the samples kept, between these shares of training.
+KEPT_SHARE = 0.5
+SELECTING = (0.5, 0.9)
+
+
+class Choice(NamedTuple):
+    """One update's samples.
+
+    Attributes:
+        indices: (batch,), into the training images.
+        draw: Of augmentation: the same number augments alike.
+        weights: (batch,), of the losses; None for all alike.
+        looks_first: Whether ``keep`` is to be asked which samples are trained on.
+    """
+
+    indices: Tensor
+    draw: int
+    weights: Tensor | None = None
+    looks_first: bool = False
+
+
+class Arm(Protocol):
+    """Chooses samples.
+
+    Attributes:
+        extra_updates: Repeats, or batches of pooled samples, so far.
+        left_out: Samples left out so far.
+    """
+
+    extra_updates: int
+    left_out: int
+
+    def choose(self, update: int) -> Choice:
+        """The samples of an update."""
+
+    def keep(self, losses: Tensor) -> Tensor:
+        """Which of them to train on, from their losses."""
+
+    def report(self, losses: Tensor) -> None:
+        """The losses of the samples that were trained on, before the update."""
+
+
+class Samples:
+    """Attention to samples, and plain training as that without attention.
+
+    Args:
+        samples: In the training set.
+        batch_size: Samples in a batch.
+        updates: Of the whole training.
+        seed: Of the order of passes, so that it is the same for every arm.
+        options: Of ``SampleAttention``.
+    """
+
+    def __init__(self, samples: int, batch_size: int, updates: int, seed: int, **options: Any) -> None:
+        an_epoch = -(-samples // batch_size)
+        self.extra_updates = self.left_out = 0
+        self._attention = SampleAttention(
+            samples, batch_size, seed=seed, epochs=-(-updates // an_epoch), plain_share=PLAIN_SHARE, **options
+        )
+        self._batches = self._all_batches()
+
+    def _all_batches(self) -> Iterator[list[int]]:
+        while True:
+            yield from self._attention.attend()
+            self.extra_updates += self._attention.last_summary.extra_updates
+            self.left_out += self._attention.last_summary.left_out
+
+    def choose(self, update: int) -> Choice:
+        """The next batch of ``SampleAttention``."""
+        indices = torch.tensor(next(self._batches))
+        weights = torch.tensor(self._attention.weights) if self._attention.options.weighted else None
+        return Choice(indices, update, weights)
+
+    def keep(self, losses: Tensor) -> Tensor:
+        """All of them."""
+        return torch.arange(len(losses))
+
+    def report(self, losses: Tensor) -> None:
+        """Told to ``SampleAttention``."""
+        self._attention.report(losses)
+
+
+class Repeats:
+    """The paper's rule on whole batches, the repeats counted among the updates.
+
+    Args:
+        plain: Plain training, whose batches are repeated.
+        fresh: Whether a repeat is augmented afresh.
+        batches: In an epoch.
+        budget: As ``BatchAttentionSchedule`` takes it.
+    """
+
+    def __init__(self, plain: Samples, *, fresh: bool, batches: int, budget: float | None = None) -> None:
+        self.extra_updates = self.left_out = 0
+        self._plain = plain
+        self._fresh = fresh
+        self._schedule = BatchAttentionSchedule(K, window=batches, budget=budget)
+        self._choice: Choice | None = None
+        self._losses = torch.empty(0)
+
+    def choose(self, update: int) -> Choice:
+        """The same batch after a REPEAT, the next one of plain training otherwise."""
+        if self._choice is None:
+            self._choice = self._plain.choose(update)
+        elif self._fresh:
+            self._choice = self._choice._replace(draw=update)
+        return self._choice
+
+    def keep(self, losses: Tensor) -> Tensor:
+        """All of them."""
+        return torch.arange(len(losses))
+
+    def report(self, losses: Tensor) -> None:
+        """The mean is decided on."""
+        if self._schedule.decide(losses.mean()) is Decision.REPEAT:
+            self.extra_updates += 1
+        else:
+            self._choice = None
+            self._plain.report(losses)
+
+
+class SelectiveBackprop:
+    """Looks at twice as many samples, and trains on the half of them with the higher losses, by chance.
+
+    Our reading of Composer's documentation: a sample's chance goes with the percentile of its loss, to the power of
+    1 over the kept share, less 1.
+
+    Args:
+        plain: Plain training, two of whose batches are looked at.
+        updates: Of the whole training.
+        seed: Of the chances.
+    """
+
+    def __init__(self, plain: Samples, updates: int, seed: int) -> None:
+        self.extra_updates = self.left_out = 0
+        self._plain = plain
+        self._updates = updates
+        self._rng = np.random.default_rng([seed, 7])
+
+    def choose(self, update: int) -> Choice:
+        """Two batches of plain training while it selects, one before and after."""
+        first = self._take(update)
+        if not SELECTING[0] <= update / self._updates < SELECTING[1]:
+            return first
+        both = torch.cat([first.indices, self._take(update).indices])
+        return Choice(both, update, looks_first=True)
+
+    def _take(self, update: int) -> Choice:
+        choice = self._plain.choose(update)
+        # Nothing that plain training remembers depends on them.
+        self._plain.report(torch.zeros(len(choice.indices)))
+        return choice
+
+    def keep(self, losses: Tensor) -> Tensor:
+        """As many as a batch has."""
+        samples = len(losses)
+        kept = int(samples * KEPT_SHARE)
+        self.left_out += samples - kept
+        percentiles = (np.arange(samples) + 0.5) / samples
+        chances = percentiles ** (1 / KEPT_SHARE - 1)
+        places = self._rng.choice(samples, kept, replace=False, p=chances / chances.sum())
+        return losses.argsort()[torch.from_numpy(places)]
+
+    def report(self, losses: Tensor) -> None:
+        """Nothing is remembered."""
+
+
+class FrequencySampler:
+    """Passes of as many draws as there are samples, by the square root of the inverse frequency of their labels.
+
+    Args:
+        labels: (samples,).
+        seed: Of the draws.
+    """
+
+    def __init__(self, labels: Tensor, seed: int) -> None:
+        counts = torch.bincount(labels)
+        weights = counts[labels].double().rsqrt()
+        self._weights = (weights / weights.sum()).cumsum(0).tolist()
+        self._seed = seed
+        self._pass = 0
+
+    def set_epoch(self, number: int) -> None:
+        """Which pass is about to begin."""
+        self._pass = number
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self._seed}, frequency, {self._pass}")
+        samples = len(self._weights)
+        yield from rng.choices(range(samples), cum_weights=self._weights, k=samples)
+
+
+Make = Callable[[Tensor, int, int, int], Arm]
+
+
+def _samples(**options: Any) -> Make:
+    def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
+        return Samples(len(labels), batch_size, updates, seed, **options)
+
+    return make
+
+
+def _repeats(*, fresh: bool, budget: float | None = None) -> Make:
+    def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
+        plain = Samples(len(labels), batch_size, updates, seed, leave_out=0.0)
+        return Repeats(plain, fresh=fresh, batches=-(-len(labels) // batch_size), budget=budget)
+
+    return make
+
+
+def _selective(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
+    return SelectiveBackprop(Samples(len(labels), batch_size, 2 * updates, seed, leave_out=0.0), updates, seed)
+
+
+def _by_frequency(**options: Any) -> Make:
+    def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
+        return Samples(len(labels), batch_size, updates, seed, sampler=FrequencySampler(labels, seed), **options)
+
+    return make
+
+
+_POOL = {"k": K, "max_visits": MAX_VISITS}
+ARMS: dict[str, Make] = {
+    "plain": _samples(leave_out=0.0),
+    "left_out": _samples(leave_out=LEAVE_OUT),
+    "left_out_weighted": _samples(leave_out=LEAVE_OUT, weighted=True),
+    "left_out_random": _samples(leave_out=LEAVE_OUT, choose="random"),
+    "both": _samples(leave_out=LEAVE_OUT, **_POOL),
+    "both_random": _samples(leave_out=LEAVE_OUT, choose="random", **_POOL),
+    "pooled": _samples(leave_out=0.0, **_POOL),
+    "pooled_random": _samples(leave_out=0.0, choose="random", **_POOL),
+    "selective_backprop": _selective,
+    "repeated": _repeats(fresh=False),
+    "repeated_fresh": _repeats(fresh=True),
+    "repeated_budget": _repeats(fresh=False, budget=BUDGET),
+    "sqrt_frequency": _by_frequency(leave_out=0.0),
+    "sqrt_frequency+left_out": _by_frequency(leave_out=LEAVE_OUT),
+}
+# These need labels that tell of the imbalance.
+_ONLY_WHERE_LABELS_TELL = {"sqrt_frequency", "sqrt_frequency+left_out"}
+# What each arm that chooses by loss is compared with, besides plain training.
+TWINS = {
+    "left_out": "left_out_random",
+    "left_out_weighted": "left_out_random",
+    "both": "both_random",
+    "pooled": "pooled_random",
+}
+
+
+def applies(arm: str, setting: str) -> bool:
+    """Whether an arm is another one than plain training in a setting."""
+    return arm not in _ONLY_WHERE_LABELS_TELL or setting == "long_tail"

@@ -1,0 +1,127 @@
+"""Finished runs, one line each, and what they were made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from benchmarks.errors import PlanError, RecordsError
+
+SCHEMA_VERSION = 1
+
+
+class Plan(BaseModel):
+    """What all runs of a folder have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    data: str
+    data_sha256: str
+    updates: int
+    batch_size: int
+    imbalance: float
+    images: int | None
+
+
+class Run(BaseModel):
+    """One finished run; the numbers are those of ``training.Outcome``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    setting: str
+    arm: str
+    seed: int
+    accuracy: float
+    macro_f1: float
+    recalls: list[float]
+    counts: list[int]
+    train_loss: float
+    updates: int
+    forward_samples: int
+    extra_updates: int
+    left_out: int
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> tuple[str, int, str]:
+        """Which run it is."""
+        return self.setting, self.seed, self.arm
+
+    @property
+    def rarest_third(self) -> float:
+        """Mean recall, in per cent, of the rarest third of the kinds; of all of them where they are balanced."""
+        by_count = sorted(zip(self.counts, self.recalls, strict=True))
+        rare = by_count if self.counts.count(self.counts[0]) == len(self.counts) else by_count[: len(by_count) // 3]
+        return sum(recall for _, recall in rare) / len(rare)
+
+
+class Folder:
+    """A folder of records, which several processes may add to.
+
+    Args:
+        path: The folder; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._runs = path / "runs.jsonl"
+        self._lock = FileLock(path / ".lock")
+
+    def open(self, plan: Plan) -> None:
+        """Begin records, or go on with those of the same plan.
+
+        Raises:
+            PlanError: If what is there was made with another.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / "plan.json"
+        with self._lock:
+            if not file.exists():
+                file.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            before = self.read_plan()
+        if before != plan:
+            differing = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
+            raise PlanError(f"{self.path} was begun with other {', '.join(differing)}; give the same, or another --out")
+
+    def read_plan(self) -> Plan:
+        """What the runs were made with.
+
+        Raises:
+            RecordsError: If that is missing or damaged.
+        """
+        file = self.path / "plan.json"
+        try:
+            return Plan.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise RecordsError(f"{file} is no plan of benchmarks.selection: {error}") from error
+
+    def read_runs(self) -> list[Run]:
+        """The finished runs, in the order of their names.
+
+        Raises:
+            RecordsError: If a line is none, or a run is there twice.
+        """
+        if not self._runs.exists():
+            return []
+        runs: dict[tuple[str, int, str], Run] = {}
+        for number, line in enumerate(self._runs.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                run = Run.model_validate_json(line)
+            except ValidationError as error:
+                raise RecordsError(f"{self._runs}, line {number} is not a finished run; take the line out") from error
+            if run.name in runs:
+                raise RecordsError(f"{self._runs}, line {number} is a run that is there already: {run.name}")
+            runs[run.name] = run
+        return [runs[name] for name in sorted(runs)]
+
+    def add(self, run: Run) -> None:
+        """Keep a finished run."""
+        line = json.dumps(run.model_dump(), separators=(",", ":")) + "\n"
+        with self._lock, self._runs.open("a", encoding="utf-8") as file:
+            file.write(line)
