@@ -12,6 +12,7 @@ looking at test accuracy, and results of the last epoch are compared, not of the
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import queue
@@ -152,6 +153,21 @@ def run_seeds(seeds: int, epochs: int, k: float, epoch_loss: str, console: Conso
     return runs
 
 
+def write_record(runs: dict[str, list[Run]], record: Path) -> None:
+    """Keep the raw results: one JSON line an arm and seed."""
+    lines = [{"seed": seed, **run._asdict()} for arm in ARMS for seed, run in enumerate(runs[arm])]
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def read_record(record: Path) -> dict[str, list[Run]]:
+    """What ``write_record`` kept; what else stands in its lines is passed over."""
+    runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+    for text in record.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        runs[line["arm"]].append(Run(**{name: line[name] for name in Run._fields}))
+    return runs
+
+
 def print_table(runs: dict[str, list[Run]], console: Console) -> None:
     """Means and standard deviations over seeds, of the last epoch."""
     seeds = len(runs["baseline"])
@@ -232,11 +248,18 @@ def main() -> None:
     parser.add_argument("--k", type=float, default=1.2)
     parser.add_argument("--epoch-loss", choices=["first", "last", "all"], default="first")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"), help="the figure (default: %(default)s)")
+    parser.add_argument("--record", type=Path, help="keep the raw results in this file, one JSON line an arm and seed")
+    parser.add_argument("--redraw", type=Path, metavar="RECORD", help="show results that were kept, and train nothing")
     arguments = parser.parse_args()
     if arguments.seeds < 2 or arguments.epochs < 1:
         parser.error(f"got {arguments.seeds} seeds and {arguments.epochs} epochs; use at least 2 seeds and 1 epoch")
     console = Console()
-    runs = run_seeds(arguments.seeds, arguments.epochs, arguments.k, arguments.epoch_loss, console)
+    if arguments.redraw is None:
+        runs = run_seeds(arguments.seeds, arguments.epochs, arguments.k, arguments.epoch_loss, console)
+    else:
+        runs = read_record(arguments.redraw)
+    if arguments.record is not None:
+        write_record(runs, arguments.record)
     print_table(runs, console)
     print_findings(runs, console)
     plot(runs, arguments.output)

@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 
 from batch_sampler_attn.errors import BatchAttentionError
-from batch_sampler_attn.rule import DEFAULT_MAX_VISITS, Options
+from batch_sampler_attn.options import DEFAULT_MAX_VISITS, Options
 from benchmarks.cifar.display import show_progress
 from benchmarks.cifar.images import ImageSet, load_images
 from benchmarks.cifar.label_noise import GROUP_SIZE

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.report.statistics import Verdict
 
-_NUMBER = re.compile(r"[-+]?[\d.,]+")
+# "3 of 32" is a share in words, and no number.
+_NUMBER = re.compile(r"[-+]?[\d.,]+(?![\d.,]| of )")
 
 
 class Table(NamedTuple):
@@ -95,11 +97,6 @@ class Section(NamedTuple):
     blocks: list[Block]
     level: int = 2
 
-    @property
-    def anchor(self) -> str:
-        """What links to it are made of; on GitHub, too."""
-        return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
-
 
 class Document(NamedTuple):
     """A whole report."""
@@ -108,3 +105,14 @@ class Document(NamedTuple):
     box: Box
     opening: list[Block]
     sections: list[Section]
+
+    @property
+    def anchors(self) -> list[str]:
+        """What links to each section are made of, as GitHub makes them: the second of a kind is numbered, from 1."""
+        seen: Counter[str] = Counter()
+        anchors = []
+        for title in [self.title, *(section.title for section in self.sections)]:
+            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            anchors.append(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+            seen[anchor] += 1
+        return anchors[1:]

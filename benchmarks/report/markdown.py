@@ -17,7 +17,8 @@ _EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 def render(document: Document) -> str:
     """The whole report."""
     contents = [
-        f"{'  ' * (section.level - 2)}- [{escape(section.title)}](#{section.anchor})" for section in document.sections
+        f"{'  ' * (section.level - 2)}- [{escape(section.title)}](#{anchor})"
+        for section, anchor in zip(document.sections, document.anchors, strict=True)
     ]
     parts = [f"# {document.title}", *(render_block(block) for block in [document.box, *document.opening])]
     parts.append("\n".join(contents))
@@ -45,7 +46,8 @@ def render_block(block: Block) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that stands for itself, in a table too."""
+    """Text that stands for itself, on one line, in a table too."""
+    text = " ".join(text.splitlines())
     return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(character, character) for character in text))
 
 

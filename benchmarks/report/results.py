@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -41,17 +40,20 @@ class Experiment(NamedTuple):
         runs: By name.
         epochs: Of each run, in order.
         unfinished: How many runs were left out because they are not finished.
+        apart: What tells it from another configuration of the same model and data in one report; empty without one.
     """
 
     configuration: Configuration
     runs: dict[RunName, Run]
     epochs: dict[RunName, list[Epoch]]
     unfinished: int
+    apart: str = ""
 
     @property
     def name(self) -> str:
-        """Model and data, as a title."""
-        return f"{self.configuration.model} on {self.configuration.data.name}"
+        """Model and data, and what tells it from others, as a title."""
+        apart = f" ({self.apart})" if self.apart else ""
+        return f"{self.configuration.model} on {self.configuration.data.name}{apart}"
 
     @property
     def slug(self) -> str:
@@ -154,8 +156,7 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     """Read folders of records; those of the same configuration are put together.
 
     Raises:
-        RecordsError: If a folder cannot be read, if two folders have the same run, or if the same model was trained on
-            the same data in two configurations: these do not go into one table.
+        RecordsError: If a folder cannot be read, or if two folders have the same run.
     """
     found: dict[str, Experiment] = {}
     for folder in folders:
@@ -171,21 +172,42 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
         if digest in found:
             new = _join(found[digest], new, folder)
         found[digest] = new
-    experiments = sorted(found.values(), key=lambda experiment: experiment.name)
-    for one, other in itertools.pairwise(experiments):
-        if one.name == other.name:
-            old, new_ = one.configuration.model_dump(), other.configuration.model_dump()
-            apart = [f"{key} ({old[key]!r:.60} and {new_[key]!r:.60})" for key in old if old[key] != new_[key]]
-            raise RecordsError(
-                f"the records have {one.name} in two configurations, which differ in {', '.join(apart)}; make a report "
-                "of each"
-            )
+    experiments = sorted(tell_apart([*found.values()]), key=lambda experiment: experiment.name)
     for experiment in experiments:
         if not experiment.runs:
             raise RecordsError(
                 f"no run of {experiment.name} is finished; give its benchmarks.cifar command again first"
             )
     return experiments
+
+
+def tell_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Name what differs, where the same model was trained on the same data in more than one configuration."""
+    told = []
+    for experiment in experiments:
+        namesakes = [_flat(each.configuration) for each in experiments if each.name == experiment.name]
+        here = _flat(experiment.configuration)
+        differing = [key for key in here if any(each.get(key) != here[key] for each in namesakes)]
+        # Other images have another digest; that says something only where nothing else does.
+        plain = [key for key in differing if key not in ("sha256", "classes")] or differing
+        told.append(experiment._replace(apart=", ".join(_in_words(key, here[key]) for key in plain)))
+    return told
+
+
+def _flat(configuration: Configuration) -> dict[str, object]:
+    fields = configuration.model_dump()
+    return {**fields, **fields.pop("data")}
+
+
+def _in_words(key: str, value: object) -> str:
+    wordings = {
+        "train_images": "{:,} images",
+        "test_images": "{:,} test images",
+        "epochs": "{} epochs",
+        "k": "K {:g}",
+        "sha256": "images {:.8}",
+    }
+    return wordings.get(key, key.replace("_", " ") + " {}").format(value)
 
 
 def accuracy(at: At) -> Measure:

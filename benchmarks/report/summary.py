@@ -13,6 +13,7 @@ from benchmarks.report.statistics import LEAST_RUNS, Sample
 from benchmarks.schema import Arm
 
 _AHEAD, _BEHIND, _LEVEL, _LITTLE, _FEW = range(5)
+_JUDGED = (_AHEAD, _BEHIND, _LEVEL)
 _IN_WORDS = {
     _AHEAD: "ahead",
     _BEHIND: "behind",
@@ -49,15 +50,19 @@ def _standings(shown: Sequence[tuple[Experiment, Condition]], other: Arm) -> str
         if compared:
             differences = experiment.differences(condition, other, accuracy("last"))
             doses = [overhead_percent(attention) for _, attention in compared]
-            found[_stand(differences, min(doses), sampling_error(experiment, compared))] += 1
-            means.append(differences.mean)
-    if not means:
+            stand = _stand(differences, min(doses), sampling_error(experiment, compared))
+            found[stand] += 1
+            if stand in _JUDGED:
+                means.append(differences.mean)
+    if not found:
         return "not compared"
     total = sum(found.values())
     counted = ", ".join(f"{text} in {found[stand]}" for stand, text in _IN_WORDS.items() if found[stand])
     counted += f" of {total} {'experiments' if total > 1 else 'experiment'}"
-    reach = f"{means[0]:+.2f}" if total == 1 else f"{min(means):+.2f} to {max(means):+.2f}"
-    return f"{counted} ({reach} points of accuracy at the last epoch)"
+    if not means:
+        return f"{counted} (so no difference is given)"
+    reach = f"{means[0]:+.2f}" if len(means) == 1 else f"{min(means):+.2f} to {max(means):+.2f}"
+    return f"{counted} ({reach} points of accuracy at the last epoch, where it could be judged)"
 
 
 def _stand(differences: Sample, dose: float, error: float) -> int:
@@ -81,8 +86,9 @@ def _limits(experiments: Sequence[Experiment]) -> str:
     if not reduced:
         return "All of this is at the paper's own size and settings."
     amount = "All of this" if len(reduced) == len(experiments) else f"{len(reduced)} of {len(experiments)} experiments"
-    is_are = "is" if amount == "All of this" else "are"
+    is_all = amount == "All of this"
+    neither = "it neither confirms nor refutes" if is_all else "they neither confirm nor refute"
     return (
-        f"{amount} {is_are} at reduced size (each experiment says below what was reduced), so it neither confirms nor "
-        "refutes the paper's figures; what a number of seeds leaves open stands beside each verdict."
+        f"{amount} {'is' if is_all else 'are'} at reduced size (each experiment says below what was reduced), so "
+        f"{neither} the paper's figures; what a number of seeds leaves open stands beside each verdict."
     )

@@ -4,9 +4,9 @@
     python -m benchmarks.selection --out FOLDER --settings long_tail --arms plain left_out left_out_random
     python -m benchmarks.selection --out FOLDER --share 1/2            # every other run; 2/2 in another process
 
-Settings: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail over
-the kinds that no label tells of), noisy (balanced, 10 % of the labels redrawn). Every seed draws other images and initial
-weights; all arms of a seed have the same. The test set is all of CIFAR-10's.
+Settings: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail
+over the kinds that no label tells of), noisy (balanced, 10 % of the labels redrawn). Every seed draws other images and
+initial weights; all arms of a seed have the same. The test set is all of CIFAR-10's.
 
 Nothing was tuned on these test sets: K is the paper's, the share that is left out and the last, plain share of training
 are InfoBatch's, and Selective Backprop's options are those that Composer documents.
@@ -52,8 +52,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.updates < 1 or options.imbalance < 1 or (options.images is not None and options.images < BATCH_SIZE):
         raise PlanError(
-            f"got --updates {options.updates}, --imbalance {options.imbalance}, --images {options.images}; there has to "
-            f"be an update, an imbalance of at least 1 and, if any, at least {BATCH_SIZE} images"
+            f"got --updates {options.updates}, --imbalance {options.imbalance}, --images {options.images}; there has "
+            f"to be an update, an imbalance of at least 1 and, if any, at least {BATCH_SIZE} images"
         )
     return options
 

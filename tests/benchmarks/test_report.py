@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import stats
 
 from benchmarks.errors import RecordsError
 from benchmarks.reading import read_records
-from benchmarks.report import paper
+from benchmarks.report import markdown, paper, web
 from benchmarks.report.__main__ import main
 from benchmarks.report.claims import judge_claims
 from benchmarks.report.comparisons import (
@@ -24,6 +25,8 @@ from benchmarks.report.comparisons import (
     accuracy_at_same_loss,
     overhead_before_convergence,
 )
+from benchmarks.report.document import Box, Document, Section, Table
+from benchmarks.report.page import write_report
 from benchmarks.report.results import read_experiments, variance
 from benchmarks.report.statistics import (
     Verdict,
@@ -102,10 +105,15 @@ def test_records_that_are_not_what_they_should_be_are_refused(copied, spoil, sai
         main([str(copied)])
 
 
-def test_two_configurations_of_one_experiment_do_not_go_into_one_report(out, tmp_path):
+def test_two_configurations_of_one_experiment_are_told_apart_by_what_differs(out, tmp_path):
     other = run_benchmark(out.parent / "digits", tmp_path / "out", "--k", "1.3", "--epochs", "1", "--arms", "baseline")
-    with pytest.raises(RecordsError, match=r"in two configurations, which differ in epochs \(.*k \(0.7 and 1.3"):
-        read_experiments([out, other])
+    alone = [read_experiments([folder])[0].name for folder in (out, other)]
+    together = [experiment.name for experiment in read_experiments([out, other])]
+    assert alone[0] == alone[1]
+    assert together == [f"{alone[0]} (1 epochs, K 1.3)", f"{alone[0]} (2 epochs, K 0.7)"]
+    write_report(read_experiments([out, other]), tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(f"Claims: {name}" in text for name in together)
 
 
 def test_the_same_run_does_not_count_twice(out, copied):
@@ -545,3 +553,24 @@ def test_the_command_says_of_every_finding_of_a_reduced_experiment_that_it_is_re
     make_report(tmp_path, PLAIN)
     said = capsys.readouterr().out
     assert said.count("(reduced)") == len(judge_claims(read_experiments([tmp_path / "0"])))
+
+
+def test_sections_of_one_title_have_anchors_of_their_own_as_on_github():
+    titles = ["Claims: a/b", "Claims: ab", "Claims: a-b", "Claims: ab"]
+    document = Document("Report", Box([]), [], [Section(title, []) for title in titles])
+    assert document.anchors == ["claims-ab", "claims-ab-1", "claims-a-b", "claims-ab-2"]
+    page = web.render(document, Path())
+    assert [page.count(f'id="{anchor}"') for anchor in document.anchors] == [1] * 4
+    assert [page.count(f'href="#{anchor}"') for anchor in document.anchors] == [1] * 4
+
+
+def test_a_line_break_in_a_name_does_not_break_a_table():
+    table = markdown.render_block(Table(["data"], [["a\nb"]]))
+    assert table.splitlines() == ["| data |", "| --- |", "| a b |"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "is_numeric"), [(["3 of 32", "0"], False), (["3", "+1.5 ± 2"], True), (["1,000", "-"], True)]
+)
+def test_only_columns_of_numbers_are_set_to_the_right(cells, is_numeric):
+    assert Table(["column"], [[cell] for cell in cells]).numeric == [is_numeric]

@@ -643,10 +643,14 @@ def numbers_in_box(folders: list[Folder], asked: str) -> list[set[str]]:
     judged = [(folder, judged_by(folder, asked)) for folder in folders]
     for other in ("baseline", "random"):
         compared = [(folder, condition) for folder, condition in judged if folder.find(condition, other, "attention")]
-        means = [float(np.mean(gains(*each, other))) for each in compared]
-        start = f" is {how_many([standing(*each, other) for each in compared])} ("
-        told = joined(start, span(means, "+.2f"), " points of accuracy at the last epoch)") if means else set()
-        said.append(told or {" is not compared"})
+        standings = [standing(*each, other) for each in compared]
+        # What too few runs or too few repeats leave open has no part in the range of differences.
+        is_judged = [each in ("ahead", "behind", "not told apart") for each in standings]
+        means = [float(np.mean(gains(*each, other))) for each in itertools.compress(compared, is_judged)]
+        start = f" is {how_many(standings)} ("
+        end = " points of accuracy at the last epoch, where it could be judged)"
+        told = joined(start, span(means, "+.2f"), end) if means else {f"{start}so no difference is given)"}
+        said.append(told if compared else {" is not compared"})
     shares = [
         [more_updates(run["epochs"]) for (run,) in each.find(condition, "attention")] for each, condition in judged
     ]
@@ -655,9 +659,11 @@ def numbers_in_box(folders: list[Folder], asked: str) -> list[set[str]]:
         joined("It makes ", span(means, ".1f") if means else "no", " % more updates" if means else " more updates")
     )
     reduced = sum(bool(reductions(folder)) for folder in folders)
-    is_all = "All of this is" if reduced in (0, len(folders)) else f"{reduced} of {experiments(len(folders))} are"
-    which = "reduced" if reduced else "the paper's own"
-    return [*said, {f"{is_all} at {which} size"}]
+    is_all = reduced in (0, len(folders))
+    start = "All of this is" if is_all else f"{reduced} of {experiments(len(folders))} are"
+    end = ", so it neither confirms nor refutes" if is_all else ", so they neither confirm nor refute"
+    which = f"reduced size (each experiment says below what was reduced){end}" if reduced else "the paper's own size"
+    return [*said, {f"{start} at {which}"}]
 
 
 # The report ------------------------------------------------------------------------------------------------

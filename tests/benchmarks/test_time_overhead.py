@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import time_overhead
+from benchmarks.studies import time_overhead
 from tests.benchmarks.cifar_helpers import write_digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,6 @@
 """How many visits does a batch take until its loss is at the threshold, if nothing stops it?
 
-    python -m benchmarks.visits_to_fit --record FILE
+    python -m benchmarks.studies.visits_to_fit --record FILE
 
 This is where the default of ``max_visits`` comes from. The quick-start's CNN is trained on its digits,
 with clean labels and with a tenth of them redrawn at random, at three learning rates.
@@ -8,7 +8,6 @@ with clean labels and with a tenth of them redrawn at random, at three learning 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections import Counter
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from rich.progress import track
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 from benchmarks.environment import describe_environment
-from examples.quickstart import load_images, make_model, train_epoch
+from benchmarks.studies.digits import load_training_images, make_model, train_epoch
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 NOISE_SHARES = (0.0, 0.1)
@@ -31,7 +31,7 @@ MAX_VISITS = 1000
 
 def count_visits(learning_rate: float, noise_share: float, seed: int, epochs: int) -> dict[str, Any]:
     """Train once; the record says how many batches took how many visits."""
-    images, _, labels, _ = load_images()
+    images, labels = load_training_images()
     drawing = torch.Generator().manual_seed(seed)
     redrawn = torch.rand(len(labels), generator=drawing) < noise_share
     labels = torch.where(redrawn, torch.randint(0, 10, labels.shape, generator=drawing), labels)
@@ -54,22 +54,23 @@ def count_visits(learning_rate: float, noise_share: float, seed: int, epochs: in
     }
 
 
-def main() -> None:
-    """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--record", type=Path, required=True, help="write one JSON line a run to this file")
-    arguments = parser.parse_args()
+def measure(record: Path, *, seeds: int = 3, epochs: int = 30) -> None:
+    """Measure and record.
+
+    Args:
+        record: Gets one JSON line a run.
+        seeds: How many.
+        epochs: Of every run.
+    """
     torch.set_num_threads(1)
     environment = describe_environment()
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    runs = list(itertools.product(LEARNING_RATES, NOISE_SHARES, range(arguments.seeds)))
-    with arguments.record.open("w", encoding="utf-8") as file:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    runs = list(itertools.product(LEARNING_RATES, NOISE_SHARES, range(seeds)))
+    with record.open("w", encoding="utf-8") as file:
         for learning_rate, noise_share, seed in track(runs, description="training"):
-            record = count_visits(learning_rate, noise_share, seed, arguments.epochs)
-            file.write(json.dumps({**record, "environment": environment}) + "\n")
+            line = count_visits(learning_rate, noise_share, seed, epochs)
+            file.write(json.dumps({**line, "environment": environment}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(measure, description=__doc__)

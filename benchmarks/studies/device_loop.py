@@ -1,7 +1,7 @@
 """Milliseconds an update: eager or captured, decided on the host or on the device, one run or several at once.
 
-    python -m benchmarks.device_loop --record FILE
-    python -m benchmarks.device_loop --record FILE --models resnet18 --batches 3 --rounds 2
+    python -m benchmarks.studies.device_loop --record FILE
+    python -m benchmarks.studies.device_loop --record FILE --models resnet18 --batches 3 --rounds 2
 
 The first command is for a GPU. The second runs on a CPU: eager rows, the others not measured.
 

@@ -1,6 +1,6 @@
 """What a decision and a list of indices cost, against the plainest code that does the same.
 
-    python -m benchmarks.decision_cost [--record FILE]
+    python -m benchmarks.studies.decision_cost [--record FILE]
 
 The two sides of each comparison alternate within one run; medians and their ratio are shown, since
 the times of a shared machine wander and the ratio does not.

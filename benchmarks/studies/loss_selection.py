@@ -1,6 +1,6 @@
 """What does the threshold select, where batches differ by construction?
 
-    python -m benchmarks.loss_selection --record FILE
+    python -m benchmarks.studies.loss_selection --record FILE
 
 Three cases, each with the loss that is at hand and with the one that docs/what-your-loss-measures.md advises: sequences
 of unlike lengths, mixup, and label smoothing. What is trained is the same in both; what ``decide`` is told differs.
@@ -8,7 +8,6 @@ of unlike lengths, mixup, and label smoothing. What is trained is the same in bo
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pydoc_data.topics
@@ -18,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
 from batch_sampler_attn import BatchAttentionSchedule
 from benchmarks.environment import describe_environment
-from examples.quickstart import LEARNING_RATE, load_images, make_model
+from benchmarks.studies.digits import BATCH_SIZE, LEARNING_RATE, load_training_images, make_model
 
-BATCH_SIZE = 32
 SEQUENCES = 32 * 40
 SHORTEST, LONGEST = 10, 100
 MIXUP_ALPHA = 0.4
@@ -116,7 +115,7 @@ def smoothing(seed: int, *, is_advised: bool) -> tuple[nn.Module, Case]:
 CASES = {"lengths": lengths, "mixup": mixup, "smoothing": smoothing}
 
 
-def measure(case: str, seed: int, epochs: int, *, is_advised: bool) -> dict[str, Any]:
+def train(case: str, seed: int, epochs: int, *, is_advised: bool) -> dict[str, Any]:
     """Train once; the record says how many batches were repeated, and what sets them apart."""
     model, (batches, describe, losses) = CASES[case](seed, is_advised=is_advised)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if case == "lengths" else LEARNING_RATE)
@@ -149,26 +148,27 @@ def measure(case: str, seed: int, epochs: int, *, is_advised: bool) -> dict[str,
 
 
 def _digits(seed: int) -> tuple[nn.Module, Tensor, Tensor, torch.Generator]:
-    images, _, labels, _ = load_images()
+    images, labels = load_training_images()
     return make_model(seed), images, labels, torch.Generator().manual_seed(seed)
 
 
-def main() -> None:
-    """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--record", type=Path, required=True, help="write one JSON line a run to this file")
-    arguments = parser.parse_args()
+def measure(record: Path, *, seeds: int = 3, epochs: int = 12) -> None:
+    """Measure and record.
+
+    Args:
+        record: Gets one JSON line a run.
+        seeds: How many.
+        epochs: Of every run.
+    """
     torch.set_num_threads(1)
     environment = describe_environment("cpu")
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    runs = [(case, way, seed) for case in CASES for way in (False, True) for seed in range(arguments.seeds)]
-    with arguments.record.open("w", encoding="utf-8") as file:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    runs = [(case, way, seed) for case in CASES for way in (False, True) for seed in range(seeds)]
+    with record.open("w", encoding="utf-8") as file:
         for case, is_advised, seed in track(runs, description="training"):
-            line = measure(case, seed, arguments.epochs, is_advised=is_advised)
+            line = train(case, seed, epochs, is_advised=is_advised)
             file.write(json.dumps({**line, "environment": environment}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(measure, description=__doc__)

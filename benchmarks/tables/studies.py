@@ -1,58 +1,20 @@
-"""Write the tables of README.md and benchmarks/README.md from the raw records.
-
-    python -m benchmarks.tables           # rewrite what stands between markers, and the report of CIFAR
-    python -m benchmarks.tables --check   # exit with 1 if that would change anything
-
-A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
-"""
+"""What the records of the small studies come to."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import shutil
 import statistics
-import sys
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from benchmarks import schema, time_overhead
 from benchmarks.environment import one_line
 from benchmarks.report import markdown
-from benchmarks.report.claims import judge_claims
-from benchmarks.report.document import Box, Table
-from benchmarks.report.page import verdicts_at_a_glance, write_report
-from benchmarks.report.results import Experiment, read_experiments
+from benchmarks.report.document import Table
 from benchmarks.report.statistics import sample
-from benchmarks.report.summary import summarize
 from benchmarks.report.wording import mean_and_deviation
-from examples.quickstart import ARMS, verdict
+from benchmarks.studies import time_overhead
+from benchmarks.tables.newest import quartiles, read_newest, render
 
-ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "benchmarks" / "records"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "what-your-loss-measures.md")
-REPORT = RECORDS / "report"
-MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def find_newest(name: str) -> Path:
-    """The newest ``benchmarks/records/<date>-<name>/``."""
-    folders = sorted(RECORDS.glob(f"????-??-??-{name}"))
-    if not folders:
-        raise SystemExit(f"no records of {name!r} in {RECORDS}; the module's docstring says how to make them")
-    return folders[-1]
-
-
-def read_newest(name: str) -> list[dict[str, Any]]:
-    """Its JSON lines."""
-    lines: list[dict[str, Any]] = []
-    for path in sorted(find_newest(name).glob("*.jsonl")):
-        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return lines
+# Of the quick start.
+ARMS = ("baseline", "attention", "random")
 
 
 def quickstart_table() -> str:
@@ -81,7 +43,7 @@ def quickstart_table() -> str:
         ]
         low, high = sample(differences).interval
         difference = f"{statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})"
-        findings.append(f"attention is {verdict(low, high)} {other}, {difference}")
+        findings.append(f"attention is {_verdict(low, high)} {other}, {difference}")
     epochs, seeds = len(records[0]["accuracy"]), len(base_updates)
     caption = (
         f"Last of {epochs} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in accuracy with "
@@ -144,43 +106,6 @@ def visits_to_fit_table() -> str:
     return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
 
 
-def cifar_experiments() -> list[Experiment]:
-    """All that is recorded of CIFAR."""
-    return read_experiments([path.parent for path in sorted(RECORDS.glob("*/epochs.jsonl"))])
-
-
-def cifar_found() -> str:
-    """What was found, for somebody who reads no tables."""
-    return markdown.render_block(Box(summarize(cifar_experiments())))
-
-
-def cifar_claims_table() -> str:
-    """What the records of CIFAR say about each of the paper's claims."""
-    experiments = cifar_experiments()
-    return markdown.render_block(verdicts_at_a_glance(experiments, judge_claims(experiments)))
-
-
-def cifar_cost_table() -> str:
-    """Hours of training and evaluation, by experiment and arm."""
-    rows: list[list[str]] = []
-    said: list[str] = []
-    for experiment in cifar_experiments():
-        names = experiment.epochs
-        of_baselines = {_moment(e) for name, epochs in names.items() if name.arm == "baseline" for e in epochs}
-        for arm in schema.ARMS:
-            runs = [epochs for name, epochs in names.items() if name.arm == arm]
-            # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
-            epochs = [epoch for run in runs for epoch in run if arm == "baseline" or _moment(epoch) not in of_baselines]
-            updates = f"{sum(epoch.updates for epoch in epochs):,}"
-            hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
-            numbers = [str(len(runs)), f"{len(epochs):,}", updates, *(f"{value:.2f}" for value in hours)]
-            if runs:
-                rows.append([experiment.name, arm, *numbers])
-        said += experiment.machines
-    head = ["experiment", "arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]
-    return render(Table(head, rows, f"Other work went on beside these runs. {'; '.join(dict.fromkeys(said))}."))
-
-
 def time_overhead_table() -> str:
     """What attention costs in seconds, an epoch of each arm by turns."""
     lines = read_newest("time-overhead")
@@ -230,77 +155,13 @@ def loss_selection_table() -> str:
     seeds, epochs = len({line["seed"] for line in lines}), lines[0]["epochs"]
     caption = (
         f"From the second of {epochs} epochs on, K = 1.2; mean ± standard deviation over {seeds} seeds. Small networks "
-        "on Python's manual and on scikit-learn's digits (`python -m benchmarks.loss_selection`)."
+        "on Python's manual and on scikit-learn's digits (`python -m benchmarks.studies.loss_selection`)."
     )
     return render(Table(head, rows, f"{caption} {one_line(lines[0]['environment'])}."))
 
 
-def _moment(epoch: schema.Epoch) -> tuple[str, float]:
-    return epoch.finished_at, epoch.seconds
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "quickstart": quickstart_table,
-    "quickstart-time": quickstart_time,
-    "loss-selection": loss_selection_table,
-    "decision-cost": decision_cost_table,
-    "time-overhead": time_overhead_table,
-    "visits-to-fit": visits_to_fit_table,
-    "cifar-claims": cifar_claims_table,
-    "cifar-cost": cifar_cost_table,
-    "cifar-found": cifar_found,
-}
-
-
-def quartiles(values: list[float], unit: str) -> str:
-    """A median with its quartiles, as text."""
-    low, _, high = statistics.quantiles(values, n=4)
-    digits = 0 if unit == "ns" else 2
-    return f"{statistics.median(values):.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def render(table: Table) -> str:
-    """A table as Markdown."""
-    return markdown.render_block(table)
-
-
-def fill_in(page: str) -> str:
-    """The page with every marked table made anew."""
-    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
-
-
-def is_report_stale(*, rewrite: bool) -> bool:
-    """Whether the report of CIFAR is not what would be made of the records, by its text; rewritten if asked."""
-    experiments = cifar_experiments()
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(experiments, Path(folder))
-        new = (Path(folder) / "report.md").read_text(encoding="utf-8")
-    old = REPORT / "report.md"
-    is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
-    if is_stale and rewrite:
-        shutil.rmtree(REPORT, ignore_errors=True)
-        write_report(experiments, REPORT)
-    return is_stale
-
-
-def main() -> None:
-    """Rewrite the pages, or check that they need no rewriting."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    stale = []
-    for path in PAGES:
-        page = path.read_text(encoding="utf-8")
-        rendered = fill_in(page)
-        if rendered != page:
-            stale.append(path.name)
-            if not arguments.check:
-                path.write_text(rendered, encoding="utf-8")
-    if is_report_stale(rewrite=not arguments.check):
-        stale.append(str(REPORT.relative_to(ROOT)))
-    if arguments.check and stale:
-        sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
-
-
-if __name__ == "__main__":
-    main()
+def _verdict(low: float, high: float) -> str:
+    """What an interval of differences says of one arm and another."""
+    if low > 0:
+        return "better than"
+    return "worse than" if high < 0 else "not told apart from"

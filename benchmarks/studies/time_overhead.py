@@ -1,6 +1,6 @@
 """What Batch-attention costs in seconds: plain training and attention side by side, alternating by epoch.
 
-    python -m benchmarks.time_overhead --record FILE --data FOLDER
+    python -m benchmarks.studies.time_overhead --record FILE --data FOLDER
 
 Both train the same model in a hand-written loop that reads its loss, as most loops do. An epoch of one follows an epoch
 of the other, and which comes first changes every time, so that a machine that slows down slows both. Leave the machine

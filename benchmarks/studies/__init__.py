@@ -1,0 +1,1 @@
+"""Small measurements, a module each: run by ``python -m benchmarks.studies.NAME``."""

@@ -1,0 +1,1 @@
+"""The tables of README.md and of the documentation, made from the raw records."""

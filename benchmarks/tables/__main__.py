@@ -1,0 +1,79 @@
+"""Write the tables of README.md and benchmarks/README.md from the raw records.
+
+    python -m benchmarks.tables           # rewrite what stands between markers, and the report of CIFAR
+    python -m benchmarks.tables --check   # exit with 1 if that would change anything
+
+A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.report.page import write_report
+from benchmarks.tables import cifar, studies
+from benchmarks.tables.newest import RECORDS, ROOT
+
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "what-your-loss-measures.md")
+REPORT = RECORDS / "report"
+MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quickstart": studies.quickstart_table,
+    "quickstart-time": studies.quickstart_time,
+    "loss-selection": studies.loss_selection_table,
+    "decision-cost": studies.decision_cost_table,
+    "time-overhead": studies.time_overhead_table,
+    "visits-to-fit": studies.visits_to_fit_table,
+    "cifar-claims": cifar.cifar_claims_table,
+    "cifar-cost": cifar.cifar_cost_table,
+    "cifar-found": cifar.cifar_found,
+}
+
+
+def fill_in(page: str) -> str:
+    """The page with every marked table made anew."""
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
+
+
+def is_report_stale(*, rewrite: bool) -> bool:
+    """Whether the report of CIFAR is not what would be made of the records, by its text; rewritten if asked."""
+    experiments = cifar.cifar_experiments()
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(experiments, Path(folder))
+        new = (Path(folder) / "report.md").read_text(encoding="utf-8")
+    old = REPORT / "report.md"
+    is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
+    if is_stale and rewrite:
+        shutil.rmtree(REPORT, ignore_errors=True)
+        write_report(experiments, REPORT)
+    return is_stale
+
+
+def main() -> None:
+    """Rewrite the pages, or check that they need no rewriting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = []
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        rendered = fill_in(page)
+        if rendered != page:
+            stale.append(path.name)
+            if not arguments.check:
+                path.write_text(rendered, encoding="utf-8")
+    if is_report_stale(rewrite=not arguments.check):
+        stale.append(str(REPORT.relative_to(ROOT)))
+    if arguments.check and stale:
+        sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What the records of CIFAR come to."""
+
+from __future__ import annotations
+
+from benchmarks import schema
+from benchmarks.report import markdown
+from benchmarks.report.claims import judge_claims
+from benchmarks.report.document import Box, Table
+from benchmarks.report.page import verdicts_at_a_glance
+from benchmarks.report.results import Experiment, read_experiments
+from benchmarks.report.summary import summarize
+from benchmarks.tables.newest import RECORDS, render
+
+
+def cifar_experiments() -> list[Experiment]:
+    """All that is recorded of CIFAR."""
+    return read_experiments([path.parent for path in sorted(RECORDS.glob("*/epochs.jsonl"))])
+
+
+def cifar_found() -> str:
+    """What was found, for somebody who reads no tables."""
+    return markdown.render_block(Box(summarize(cifar_experiments())))
+
+
+def cifar_claims_table() -> str:
+    """What the records of CIFAR say about each of the paper's claims."""
+    experiments = cifar_experiments()
+    return markdown.render_block(verdicts_at_a_glance(experiments, judge_claims(experiments)))
+
+
+def cifar_cost_table() -> str:
+    """Hours of training and evaluation, by experiment and arm."""
+    rows: list[list[str]] = []
+    said: list[str] = []
+    for experiment in cifar_experiments():
+        names = experiment.epochs
+        of_baselines = {_moment(e) for name, epochs in names.items() if name.arm == "baseline" for e in epochs}
+        for arm in schema.ARMS:
+            runs = [epochs for name, epochs in names.items() if name.arm == arm]
+            # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
+            epochs = [epoch for run in runs for epoch in run if arm == "baseline" or _moment(epoch) not in of_baselines]
+            updates = f"{sum(epoch.updates for epoch in epochs):,}"
+            hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
+            numbers = [str(len(runs)), f"{len(epochs):,}", updates, *(f"{value:.2f}" for value in hours)]
+            if runs:
+                rows.append([experiment.name, arm, *numbers])
+        said += experiment.machines
+    head = ["experiment", "arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]
+    return render(Table(head, rows, f"Other work went on beside these runs. {'; '.join(dict.fromkeys(said))}."))
+
+
+def _moment(epoch: schema.Epoch) -> tuple[str, float]:
+    return epoch.finished_at, epoch.seconds

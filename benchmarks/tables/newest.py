@@ -1,0 +1,42 @@
+"""The newest records of a study, and how its numbers are shown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import markdown
+from benchmarks.report.document import Table
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+def find_newest(name: str) -> Path:
+    """The newest ``benchmarks/records/<date>-<name>/``."""
+    folders = sorted(RECORDS.glob(f"????-??-??-{name}"))
+    if not folders:
+        raise SystemExit(f"no records of {name!r} in {RECORDS}; the module's docstring says how to make them")
+    return folders[-1]
+
+
+def read_newest(name: str) -> list[dict[str, Any]]:
+    """Its JSON lines."""
+    lines: list[dict[str, Any]] = []
+    for path in sorted(find_newest(name).glob("*.jsonl")):
+        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lines
+
+
+def quartiles(values: list[float], unit: str) -> str:
+    """A median with its quartiles, as text."""
+    low, _, high = statistics.quantiles(values, n=4)
+    digits = 0 if unit == "ns" else 2
+    return f"{statistics.median(values):.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def render(table: Table) -> str:
+    """A table as Markdown."""
+    return markdown.render_block(table)
