@@ -16,12 +16,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.report import markdown
+from benchmarks.report.document import Box
 from benchmarks.report.page import write_report
+from benchmarks.selection import report as selection
+from benchmarks.selection.judging import Results, judge
 from benchmarks.tables import cifar, studies
-from benchmarks.tables.newest import RECORDS, ROOT
+from benchmarks.tables.newest import RECORDS, ROOT, find_newest
 
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "what-your-loss-measures.md")
 REPORT = RECORDS / "report"
+SELECTION_REPORT = RECORDS / "selection-report"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -34,6 +39,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,
     "cifar-found": cifar.cifar_found,
+    "selection-found": lambda: selection_found(),
 }
 
 
@@ -56,6 +62,26 @@ def is_report_stale(*, rewrite: bool) -> bool:
     return is_stale
 
 
+def is_selection_report_stale(*, rewrite: bool) -> bool:
+    """The same, for the report of benchmarks.selection."""
+    runs = selection.read([find_newest("selection")])
+    with tempfile.TemporaryDirectory() as folder:
+        new = markdown.render(selection.compose(runs, Path(folder)))
+        old = SELECTION_REPORT / "report.md"
+        is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
+        if is_stale and rewrite:
+            SELECTION_REPORT.mkdir(exist_ok=True)
+            old.write_text(new, encoding="utf-8")
+            shutil.copy(Path(folder) / selection.FIGURE, SELECTION_REPORT)
+    return is_stale
+
+
+def selection_found() -> str:
+    """What pays where."""
+    runs = selection.read([find_newest("selection")])
+    return markdown.render_block(Box(selection.sum_up(judge(Results(runs)), runs)))
+
+
 def main() -> None:
     """Rewrite the pages, or check that they need no rewriting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +97,8 @@ def main() -> None:
                 path.write_text(rendered, encoding="utf-8")
     if is_report_stale(rewrite=not arguments.check):
         stale.append(str(REPORT.relative_to(ROOT)))
+    if is_selection_report_stale(rewrite=not arguments.check):
+        stale.append(str(SELECTION_REPORT.relative_to(ROOT)))
     if arguments.check and stale:
         sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
 

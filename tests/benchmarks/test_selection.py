@@ -1,0 +1,277 @@
+"""The study of arms that choose samples, at a tiny size."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks.cifar.images import ImageSet, Split
+from benchmarks.errors import PlanError, RecordsError
+from benchmarks.selection import report
+from benchmarks.selection.__main__ import main
+from benchmarks.selection.arms import ARMS, TWINS, FrequencySampler, applies
+from benchmarks.selection.judging import Results, Verdict, accuracy, judge
+from benchmarks.selection.records import Folder, Run
+from benchmarks.selection.settings import SETTINGS, make_task
+from benchmarks.selection.training import augment, make_network, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+BATCH_SIZE, UPDATES = 8, 14
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+
+    def split(each):
+        labels = np.repeat(np.arange(10), each)
+        images = rng.integers(0, 120, (10 * each, 3, 32, 32)) + 12 * labels[:, None, None, None]
+        return Split(images.astype(np.uint8), labels.astype(np.int64))
+
+    return ImageSet("tiny", CLASSES, split(20), split(3))
+
+
+@pytest.fixture
+def folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.selection.__main__.load_images", lambda *arguments: data)
+    monkeypatch.setattr("benchmarks.selection.__main__.BATCH_SIZE", BATCH_SIZE)
+    return tmp_path / "records"
+
+
+def command(folder, *more):
+    return main(["--out", str(folder), "--updates", str(UPDATES), "--images", "100", *more])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_makes_exactly_the_updates_asked_for_and_the_same_ones_again(data, arm):
+    task = make_task(data, "long_tail", 3, imbalance=5.0)
+    both = [train(task, ARMS[arm](task.labels, BATCH_SIZE, 40, 3), 3, 40) for _ in range(2)]
+    assert both[0]._replace(seconds=0) == both[1]._replace(seconds=0)
+    assert both[0].updates == 40
+    assert math.isfinite(both[0].train_loss)
+    if arm != "selective_backprop":
+        assert both[0].forward_samples == 40 * BATCH_SIZE
+    else:
+        assert both[0].forward_samples == (40 + 2 * 16) * BATCH_SIZE
+
+
+def test_every_arm_of_a_seed_begins_with_the_same_batch_and_weights(data):
+    task = make_task(data, "balanced", 1, imbalance=1.0)
+    first = {
+        arm: ARMS[arm](task.labels, BATCH_SIZE, 40, 1).choose(0).indices.tolist()
+        for arm in ARMS
+        if applies(arm, "balanced")
+    }
+    assert len(set(map(tuple, first.values()))) == 1
+    weights = [make_network(10, seed)[0].weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_has_the_images_that_it_says(data, setting):
+    task, again, other = (make_task(data, setting, seed, imbalance=4.0) for seed in (0, 0, 1))
+    assert torch.equal(task.images, again.images)
+    assert torch.equal(task.labels, again.labels)
+    assert not torch.equal(task.images, other.images)
+    assert len(task.images) == sum(task.counts)
+    if setting in ("long_tail", "hidden_kinds"):
+        assert (max(task.counts), min(task.counts)) == (20, 5)
+        assert task.counts != other.counts
+    else:
+        assert set(task.counts) == {20}
+    assert task.labels_in_use == (2 if setting == "hidden_kinds" else 10)
+    if setting == "hidden_kinds":
+        vehicles = sum(task.counts[kind] for kind in (0, 1, 8, 9))
+        assert int(task.labels.sum()) == vehicles
+        assert torch.equal(task.test_labels, torch.isin(task.test_kinds, torch.tensor([0, 1, 8, 9])).long())
+    elif setting != "noisy":
+        assert torch.bincount(task.labels, minlength=10).tolist() == list(task.counts)
+    else:
+        clean = make_task(data, "balanced", 0, imbalance=4.0)
+        assert torch.bincount(clean.labels).tolist() == [20] * 10
+        assert torch.bincount(task.labels, minlength=10).tolist() != [20] * 10
+
+
+def test_augmentation_shifts_and_flips_whole_images():
+    images = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).reshape(2, 3, 32, 32) + 1
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    seen = set()
+    for draw in range(60):
+        made = augment(images, 5, draw)
+        assert torch.equal(made, augment(images, 5, draw))
+        for image, source in zip(made, padded, strict=True):
+            windows = {
+                (row, column, flipped): window.flip(-1) if flipped else window
+                for row in range(9)
+                for column in range(9)
+                for window in [source[:, row : row + 32, column : column + 32]]
+                for flipped in (False, True)
+            }
+            found = [place for place, window in windows.items() if torch.equal(image, window)]
+            assert len(found) == 1
+            seen.add(found[0])
+    assert len({flipped for *_, flipped in seen}) == 2
+    assert len({row for row, *_ in seen}) == len({column for _, column, _ in seen}) == 9
+
+
+def test_frequency_sampling_draws_by_the_square_root_of_the_inverse_frequency():
+    labels = torch.tensor([0] * 900 + [1] * 100)
+    sampler = FrequencySampler(labels, seed=0)
+    drawn = []
+    for number in range(30):
+        sampler.set_epoch(number)
+        drawn += list(sampler)
+    share = sum(index >= 900 for index in drawn) / len(drawn)
+    assert share == pytest.approx(math.sqrt(100) / (math.sqrt(900) + math.sqrt(100)), abs=0.01)
+
+
+def test_finished_runs_are_not_made_again_and_the_rest_is(folder, capsys):
+    names = ("--settings", "balanced", "long_tail", "--arms", "plain", "left_out", "sqrt_frequency")
+    assert command(folder, *names, "--seeds", "0") == 0
+    first = (folder / "runs.jsonl").read_text()
+    assert len(first.splitlines()) == 5
+    assert command(folder, *names, "--seeds", "0", "1", "--share", "1/2") == 0
+    assert command(folder, *names, "--seeds", "0", "1", "--share", "2/2") == 0
+    assert (folder / "runs.jsonl").read_text().startswith(first)
+    assert len(Folder(folder).read_runs()) == 10
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--updates", "0"), "there has to be"), (("--share", "3/2"), "such as 1/2"), (("--updates", "15"), "updates")],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(folder, capsys, arguments, said):
+    assert command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0") == 0
+    capsys.readouterr()
+    assert command(folder, *arguments) == 2
+    assert said in capsys.readouterr().out
+
+
+def test_unknown_settings_and_data_without_vehicles_are_refused(data):
+    with pytest.raises(PlanError, match="setting is 'other'"):
+        make_task(data, "other", 0, imbalance=1.0)
+    with pytest.raises(PlanError, match="hidden_kinds"):
+        make_task(data._replace(classes=list("abcdefghij")), "hidden_kinds", 0, imbalance=1.0)
+
+
+@pytest.mark.parametrize("spoil", ["not json", "twice"])
+def test_damaged_records_are_refused(folder, spoil):
+    command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0")
+    path = folder / "runs.jsonl"
+    path.write_text(path.read_text() * 2 if spoil == "twice" else "{\n")
+    with pytest.raises(RecordsError, match=r"line [12]"):
+        Folder(folder).read_runs()
+
+
+# The report ----------------------------------------------------------------------------------------------
+
+
+def made_up(values, setting="long_tail"):
+    """Runs with these accuracies, by arm and seed."""
+    return [
+        Run(
+            setting=setting,
+            arm=arm,
+            seed=seed,
+            accuracy=value,
+            macro_f1=value - 1,
+            recalls=[value + kind - 4.5 for kind in range(10)],
+            counts=[100 - 9 * kind for kind in range(10)],
+            train_loss=1.0,
+            updates=100,
+            forward_samples=6400,
+            extra_updates=10,
+            left_out=0,
+            seconds=20.0 if arm == "plain" else 30.0,
+            environment={
+                "cpu": "made up",
+                "cores": 1,
+                "gpu": None,
+                "python": "3",
+                "packages": {},
+                "date": "2026-01-01",
+            },
+        )
+        for arm, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+
+
+def noise(seed, n=8):
+    return np.random.default_rng(seed).normal(0, 0.5, n)
+
+
+@pytest.mark.parametrize(
+    ("gain", "twins_gain", "n", "verdict"),
+    [
+        (2.0, 0.0, 8, Verdict.PAYS),
+        (2.0, 2.0, 8, Verdict.CANNOT_BE_TOLD),
+        (2.0, 0.0, 5, Verdict.NOT_ENOUGH_RUNS),
+        (2.0, 0.0, 2, Verdict.NOT_ENOUGH_RUNS),
+        (-2.0, 0.0, 8, Verdict.HARMS),
+        (-2.0, 0.0, 4, Verdict.HARMS),
+        (0.0, 0.0, 8, Verdict.CANNOT_BE_TOLD),
+    ],
+)
+def test_a_verdict_needs_a_gain_over_plain_training_and_over_the_twin_and_enough_seeds(gain, twins_gain, n, verdict):
+    plain = 50 + noise(0, n)
+    runs = made_up(
+        {"plain": plain, "left_out": plain + gain + noise(1, n), "left_out_random": plain + twins_gain + noise(2, n)}
+    )
+    (finding,) = [each for each in judge(Results(runs)) if each.arm == "left_out"]
+    assert finding.verdict is verdict
+
+
+def test_the_numbers_of_the_report_are_those_that_are_computed_here(tmp_path):
+    plain = 50 + noise(0)
+    values = {"plain": plain, "both": plain + 1 + noise(1), "both_random": plain + noise(2)}
+    report_folder = tmp_path / "report"
+    report_folder.mkdir()
+    document = report.compose(made_up(values), report_folder)
+    (table,) = document.sections[0].blocks
+    rows = {row[0]: dict(zip(table.head, row, strict=True)) for row in table.rows}
+
+    def shown(differences):
+        mean, error = statistics.fmean(differences), stats.sem(differences)
+        reach = stats.t.ppf(0.975, len(differences) - 1) * error
+        return f"{mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f})"
+
+    both = rows["both"]
+    assert (
+        both["less plain"] == both["macro-F1 less plain"] == both["worst less plain"] == shown(values["both"] - plain)
+    )
+    assert both["rarest third less plain"] == shown(values["both"] - plain)
+    assert both["less its random twin"] == shown(values["both"] - values["both_random"])
+    assert both["accuracy, %"] == f"{np.mean(values['both']):.2f} ± {np.std(values['both'], ddof=1):.2f}"
+    assert (both["extra updates"], both["time, plain = 1"], both["n"]) == ("10.0 %", "1.50", "8")
+    assert rows["plain"]["verdict"] == rows["plain"]["less plain"] == "-"
+    assert (report_folder / report.FIGURE).stat().st_size > 1000
+
+
+def test_the_rarest_third_is_of_the_three_kinds_with_the_fewest_images():
+    (run,) = made_up({"plain": [50.0]})
+    assert run.rarest_third == pytest.approx(50 + statistics.fmean([2.5, 3.5, 4.5]))
+
+
+def test_the_command_writes_a_report_or_says_what_is_wrong(folder, tmp_path, capsys):
+    command(folder, "--settings", "balanced", "--arms", "plain", "left_out", "--seeds", "0", "1", "2")
+    assert report.main([str(folder), "--to", str(tmp_path / "report")]) == 0
+    assert "left_out" in (tmp_path / "report" / "report.md").read_text()
+    capsys.readouterr()
+    assert report.main([str(tmp_path / "nothing"), "--to", str(tmp_path / "report")]) == 2
+    assert "plan" in capsys.readouterr().err
+    assert report.main([str(folder), str(folder), "--to", str(tmp_path / "report")]) == 2
+
+
+def test_every_twin_is_an_arm_that_differs_in_nothing_but_the_choice():
+    assert set(TWINS) | set(TWINS.values()) <= set(ARMS)
+    assert json.dumps(sorted(TWINS)) == '["both", "left_out", "left_out_weighted", "pooled"]'
+    assert accuracy(made_up({"plain": [3.0]})[0]) == 3.0
