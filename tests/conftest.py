@@ -9,6 +9,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes beside each other would take each other's cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# For type checkers to read, not to run.
+collect_ignore = ["typing/users_script.py"]
+
 # No deadlines: a busy machine is no bug.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
