@@ -96,8 +96,8 @@ def compose(runs: Sequence[Run], to: Path) -> Document:
         Paragraph(
             "An arm pays where the 95 % interval of its gain is above 0, over plain training and over its random twin "
             f"if it has one, with at least {LEAST_SEEDS_TO_PAY} seeds; it harms where the interval is below 0. Of as "
-            f"many intervals as there are here, about {by_chance:.1f} miss by chance. K, the shares and probabilities are "
-            "published values; nothing was tuned. Other work went on beside these runs, so that times are rough. "
+            f"many intervals as there are here, about {by_chance:.1f} miss by chance. K, the shares and probabilities "
+            "are published values; nothing was tuned. Other work went on beside these runs, so that times are rough. "
             f"{'; '.join(machines)}."
         ),
         Picture(FIGURE, "Accuracy less plain training's, with 95 % intervals"),
