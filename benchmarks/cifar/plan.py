@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from benchmarks.cifar.label_noise import GROUP_SIZE
 from benchmarks.errors import PlanError
-from benchmarks.schema import ARMS, Arm, EpochLoss, RunName
+from benchmarks.schema import ARMS, EpochLoss, RunName
 
 
 def plan_runs(
-    arms: Sequence[Arm], epoch_losses: Sequence[EpochLoss], label_noises: Sequence[int], seeds: Sequence[int]
+    arms: Sequence[str], epoch_losses: Sequence[EpochLoss], label_noises: Sequence[int], seeds: Sequence[int]
 ) -> list[RunName]:
     """Every run that was asked for, with the runs that it needs, in an order that can be followed.
 

@@ -50,7 +50,7 @@ def make_runs(setup: Setup, waiting: Queue, report: Report) -> None:
         BenchmarkError: If one of them cannot be made. The epochs of all of them up to the states kept last are safe.
     """
     prepare_process(setup)
-    if setup.device.type == "cpu" and setup.at_once > 1:
+    if setup.device.type == "cpu" and setup.options.at_once > 1:
         _make_in_processes(setup, waiting, report)
         return
     try:
@@ -64,7 +64,7 @@ def make_runs(setup: Setup, waiting: Queue, report: Report) -> None:
 
 def prepare_process(setup: Setup) -> None:
     """Settings that PyTorch keeps for a whole process."""
-    torch.set_num_threads(setup.threads)
+    torch.set_num_threads(setup.options.threads)
     # Only cuBLAS reads this, and only when it is set up.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(setup.configuration.deterministic, warn_only=True)
@@ -79,7 +79,7 @@ def make_by_turns(setup: Setup, waiting: Queue, report: Report, finish: Callable
     loops: list[DeviceLoop] = []
 
     def fill() -> None:
-        while len(loops) < setup.at_once and (run := waiting.take()) is not None:
+        while len(loops) < setup.options.at_once and (run := waiting.take()) is not None:
             trainer = Trainer(run, setup, images)
             if not settle(trainer):
                 trainers[trainer.loop] = trainer
@@ -134,11 +134,11 @@ def _make_in_processes(setup: Setup, waiting: Queue, report: Report) -> None:
     context = multiprocessing.get_context("spawn")
     steps: multiprocessing.SimpleQueue[Step] = context.SimpleQueue()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(setup.at_once, context, _begin_worker, (setup, steps))
+    pool = ProcessPoolExecutor(setup.options.at_once, context, _begin_worker, (setup, steps))
     running: dict[Future[None], RunName] = {}
     try:
         while True:
-            while len(running) < setup.at_once and (run := waiting.take()) is not None:
+            while len(running) < setup.options.at_once and (run := waiting.take()) is not None:
                 running[pool.submit(_make_one, run)] = run
             if not running:
                 return

@@ -19,6 +19,7 @@ from benchmarks.cifar.evaluation import Evaluation, evaluate, measure_numerics
 from benchmarks.cifar.images import ImageSet
 from benchmarks.cifar.label_noise import redraw_labels
 from benchmarks.cifar.models import ModelRecipe, make_model
+from benchmarks.cifar.options import Options
 from benchmarks.cifar.plan import baseline_of
 from benchmarks.cifar.storage import Storage
 from benchmarks.environment import describe_environment
@@ -32,24 +33,20 @@ class Setup(NamedTuple):
     """What runs are made from.
 
     Attributes:
+        options: What was asked for.
         configuration: What all of them have in common.
         recipe: Of the model.
         images: To train on and to evaluate on.
         storage: Where they are kept.
         device: To train on.
-        threads: CPU threads of a run.
-        at_once: How many runs use the device at the same time.
-        checkpoint_seconds: The state is kept at the end of an epoch if it was so long ago that it was kept last.
     """
 
+    options: Options
     configuration: Configuration
     recipe: ModelRecipe
     images: ImageSet
     storage: Storage
     device: torch.device
-    threads: int
-    at_once: int
-    checkpoint_seconds: float
 
 
 class DeviceImages:
@@ -118,7 +115,7 @@ class Trainer:
         images = self._images
         evaluation = evaluate(self.loop.model, images.test, images.test_labels, classes, images.numerics)
         self._record(summary, visits, evaluation, trained - self._begun, time.monotonic() - trained)
-        if not self.is_finished and time.monotonic() - self._kept >= self._setup.checkpoint_seconds:
+        if not self.is_finished and time.monotonic() - self._kept >= self._setup.options.checkpoint_seconds:
             self._keep()
         self._begun = time.monotonic()
 
@@ -227,7 +224,7 @@ class Trainer:
             seconds=seconds,
             evaluation_seconds=evaluation_seconds,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            shared_device=self._setup.at_once > 1 or _is_busy_otherwise(self._setup),
+            shared_device=self._setup.options.at_once > 1 or _is_busy_otherwise(self._setup),
             precision=self._configuration.precision,
             capped_batches=summary.capped_batches,
             nonfinite_losses=summary.nonfinite_losses,
@@ -276,8 +273,8 @@ class Trainer:
         here = Surroundings(
             from_epoch=len(self.epochs) + 1,
             device=str(setup.device),
-            threads=setup.threads,
-            at_once=setup.at_once,
+            threads=setup.options.threads,
+            at_once=setup.options.at_once,
             environment=describe_environment(str(setup.device)),
         )
         if not self._surroundings or _where(self._surroundings[-1]) != _where(here):
@@ -286,7 +283,7 @@ class Trainer:
 
 def _is_busy_otherwise(setup: Setup) -> bool:
     """Whether the CPU that a run is on has had more to do in the last minute than the run."""
-    return setup.device.type == "cpu" and os.getloadavg()[0] > setup.threads + _OTHER_LOAD
+    return setup.device.type == "cpu" and os.getloadavg()[0] > setup.options.threads + _OTHER_LOAD
 
 
 def _where(surroundings: Surroundings) -> dict[str, Any]:

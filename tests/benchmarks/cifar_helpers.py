@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 from benchmarks.cifar.__main__ import main
 
 OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
+SMALL = ["--seeds", "0", "--epochs", "3"]
+WHOLE = ["--label-noise", "0", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
 
 
 def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=28, mode="L"):
@@ -29,6 +31,10 @@ def run_benchmark(data, out, *options):
     """The command, in this process."""
     main(["--data", str(data), "--data-dir", str(data.parent / "cache"), "--out", str(out), *OPTIONS, *options])
     return out
+
+
+def run_once(digits, folder):
+    return run_benchmark(digits, folder, "--seeds", "0", "--arms", "baseline", "--epochs", "1")
 
 
 def read_lines(path):

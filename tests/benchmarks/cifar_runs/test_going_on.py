@@ -1,0 +1,147 @@
+"""Commands that are given again, or later, for what is there already."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.cifar.storage import Storage
+from benchmarks.errors import StorageError
+from benchmarks.reading import read_configuration, read_records
+from benchmarks.schema import ARMS, RunName
+from tests.benchmarks.cifar_helpers import SMALL, WHOLE, read_lines, run_benchmark, run_once
+
+
+def leave_only_records(out, moved, *, arms):
+    """The files of the records, with runs of some arms, and without ``work``."""
+    moved.mkdir()
+    for name in ("configuration.json", "visits.jsonl"):
+        (moved / name).write_bytes((out / name).read_bytes())
+    for name in ("runs.jsonl", "epochs.jsonl"):
+        lines = (out / name).read_text().splitlines(keepends=True)
+        (moved / name).write_text("".join(line for line in lines if json.loads(line)["arm"] in arms))
+    return moved
+
+
+def test_a_finished_command_makes_nothing_again(digits, out):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    run_benchmark(digits, out, *WHOLE)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == before
+    assert not list(out.rglob("state.pt"))
+
+
+def test_records_without_their_work_count_as_finished_and_stay(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=ARMS)
+    (moved / "visits.jsonl").unlink()
+    run_benchmark(digits, moved, "--seeds", "0", "1", "2", "--arms", "baseline")
+    for name, epochs in read_records(out).epochs.items():
+        assert read_records(moved).epochs[name] == epochs
+    assert len(read_records(moved).runs) == len(read_records(out).runs) + 1
+
+
+def test_a_control_whose_attention_run_is_recorded_without_its_visits_is_refused(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention", "longer"))
+    (moved / "visits.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"has the visits of attention-first-noise0-seed0.*another --out"):
+        run_benchmark(digits, moved, *SMALL)
+    assert len(read_records(moved).runs) == 20
+
+
+def test_a_control_is_made_later_from_the_visits_that_were_recorded(digits, out, records, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention", "longer"))
+    run_benchmark(digits, moved, *SMALL, "--arms", "random")
+    name = RunName("random", "first", 0, 0)
+    again = read_records(moved)
+    assert [epoch.test_loss for epoch in again.epochs[name]] == [epoch.test_loss for epoch in records.epochs[name]]
+    assert (moved / "visits.jsonl").read_bytes() == (out / "visits.jsonl").read_bytes()
+
+
+def test_visits_of_another_time_than_the_epochs_are_refused(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention"))
+    lines = read_lines(moved / "visits.jsonl")
+    for line in lines:
+        line["visits"][2][0] += 1
+    (moved / "visits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=r"visits of attention-first-noise0-seed0 in visits.jsonl are not those"):
+        run_benchmark(digits, moved, *SMALL, "--arms", "random")
+
+
+def test_damaged_visits_are_refused_before_anything_is_trained(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=("baseline", "attention"))
+    text = (moved / "visits.jsonl").read_text()
+    for damaged, said in (
+        (text[:-30], "does not fit"),
+        (text.replace('"configuration":"', '"configuration":"0'), "line"),
+    ):
+        (moved / "visits.jsonl").write_text(damaged)
+        with pytest.raises(SystemExit, match=f"visits.jsonl.*{said}"):
+            run_benchmark(digits, moved, "--seeds", "7", "--arms", "baseline")
+        assert not list(moved.glob("work/*/record.json"))
+
+
+def test_a_folder_of_another_configuration_is_refused_and_keeps_its_records(digits, out):
+    before = (out / "epochs.jsonl").read_bytes()
+    with pytest.raises(SystemExit, match=r"records of another configuration: k \(0.7 there, 1.2 now\)"):
+        run_benchmark(digits, out, "--k", "1.2")
+    assert (out / "epochs.jsonl").read_bytes() == before
+
+
+def test_runs_that_could_not_agree_bit_for_bit_are_not_added(digits, out):
+    with pytest.raises(SystemExit, match="with 1 CPU threads, and this command is for cpu with 2"):
+        run_benchmark(digits, out, "--seeds", "7", "--threads", "2")
+
+
+def test_a_state_or_record_of_another_configuration_is_refused(digits, out, tmp_path):
+    other = run_benchmark(digits, tmp_path / "out", "--seeds", "0", "--arms", "baseline", "--epochs", "1")
+    work = other / "work" / "baseline-noise0-seed1"
+    work.mkdir()
+    foreign = (out / "work" / "baseline-noise0-seed1" / "record.json").read_text()
+    again = ["--seeds", "1", "--arms", "baseline", "--epochs", "1"]
+    torch.save({"record": foreign, "loop": {}}, work / "state.pt")
+    with pytest.raises(SystemExit, match=r"state.pt has a line of baseline-noise0-seed1 from configuration"):
+        run_benchmark(digits, other, *again)
+    (work / "state.pt").write_bytes(b"cut off")
+    with pytest.raises(SystemExit, match=r"state.pt cannot be read: \w.* begins anew"):
+        run_benchmark(digits, other, *again)
+    (work / "state.pt").unlink()
+    (work / "record.json").write_text(foreign)
+    with pytest.raises(SystemExit, match=r"record.json has a line of baseline-noise0-seed1 from configuration"):
+        run_benchmark(digits, other, *again)
+    (work / "record.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"record.json, line 1 does not fit schema version 1"):
+        run_benchmark(digits, other, *again)
+    (work / "record.json").unlink()
+    run_benchmark(digits, other, *again)
+    assert len(read_records(other).runs) == 2
+
+
+def test_a_folder_that_only_a_refused_command_has_seen_takes_another_configuration(digits, tmp_path):
+    storage = Storage(tmp_path / "out", read_configuration(run_once(digits, tmp_path / "one")))
+    with storage.opened():
+        pass
+    run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "--epochs", "2")
+    assert read_configuration(tmp_path / "out").epochs == 2
+
+
+def test_what_a_killed_command_left_half_written_is_cleared(digits, tmp_path):
+    out = run_once(digits, tmp_path / "out")
+    work = out / "work" / "baseline-noise0-seed0"
+    (work / ".state.pt.123").write_bytes(b"half")
+    (work / "state.pt").write_bytes(b"left after the run was recorded")
+    (out / "runs.jsonl").unlink()
+    run_once(digits, out)
+    assert [path.name for path in work.iterdir()] == ["record.json"]
+    assert len(read_records(out).runs) == 1
+
+
+def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
+    storage = Storage(out, read_configuration(out))
+    lock = storage.opened(wait_seconds=0.1)
+    with storage.opened(), pytest.raises(StorageError, match="another command is at work"):
+        lock.__enter__()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(digits, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        run_benchmark(digits, tmp_path / "out", *SMALL)
