@@ -18,6 +18,9 @@ from batch_sampler_attn.options import Options
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
 
+# What ``step`` takes, and what epochs come to, are looked for here.
+__all__ = ["Decision", "EpochSummary", "Options", "State", "end_epoch", "skip", "step", "summarize", "visit"]
+
 
 class Decision(enum.Enum):
     """What to do after a visit: train on the same batch again, or go on to the next."""
