@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import queue
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
+from batch_sampler_attn.errors import BatchAttentionWarning
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("baseline", "attention", "random")
@@ -114,6 +116,8 @@ def train_all_arms(
 ) -> tuple[Run, Run, Run]:
     """All arms with one seed; the control needs the visits that attention made."""
     torch.set_num_threads(1)
+    # The warning of epochs that take more than twice the updates: table and figure show them, and no budget is set.
+    warnings.simplefilter("ignore", BatchAttentionWarning)
     recorder = MemoryRecorder()
 
     def on_epoch() -> None:

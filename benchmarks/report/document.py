@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.report.statistics import Verdict
 
-# "3 of 32" is a share in words, and no number.
-_NUMBER = re.compile(r"[-+]?[\d.,]+(?![\d.,]| of )")
+_PLAIN = r"[-+]?[\d.,]+"
+# With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
+_NUMBER = re.compile(rf"{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?( times .+)?")
 
 
 class Table(NamedTuple):
@@ -27,10 +27,10 @@ class Table(NamedTuple):
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether all that stands in it begins with a number."""
+        """For each column, whether all that stands in it are numbers."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
         filled = [[cell for cell in column if cell not in ("", "-")] for column in columns]
-        return [bool(cells) and all(_NUMBER.match(cell) for cell in cells) for cells in filled]
+        return [bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells) for cells in filled]
 
 
 class Picture(NamedTuple):
@@ -108,11 +108,12 @@ class Document(NamedTuple):
 
     @property
     def anchors(self) -> list[str]:
-        """What links to each section are made of, as GitHub makes them: the second of a kind is numbered, from 1."""
-        seen: Counter[str] = Counter()
-        anchors = []
+        """What links to each section are made of, as GitHub makes them: one that is taken is numbered, from 1."""
+        taken: dict[str, int] = {}
         for title in [self.title, *(section.title for section in self.sections)]:
-            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-            anchors.append(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
-            seen[anchor] += 1
-        return anchors[1:]
+            plain = anchor = re.sub(r"[^\w -]", "", " ".join(title.lower().splitlines())).replace(" ", "-")
+            while anchor in taken:
+                taken[plain] += 1
+                anchor = f"{plain}-{taken[plain]}"
+            taken[anchor] = 0
+        return list(taken)[1:]

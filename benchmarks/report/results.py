@@ -13,6 +13,7 @@ from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import read_records
 from benchmarks.report import paper
+from benchmarks.report.naming import base_name, tell_apart
 from benchmarks.report.statistics import Sample, sample
 from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings
 
@@ -53,7 +54,7 @@ class Experiment(NamedTuple):
     def name(self) -> str:
         """Model and data, and what tells it from others, as a title."""
         apart = f" ({self.apart})" if self.apart else ""
-        return f"{self.configuration.model} on {self.configuration.data.name}{apart}"
+        return base_name(self.configuration) + apart
 
     @property
     def slug(self) -> str:
@@ -159,6 +160,7 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
         RecordsError: If a folder cannot be read, or if two folders have the same run.
     """
     found: dict[str, Experiment] = {}
+    names: dict[str, str] = {}
     for folder in folders:
         records = read_records(folder)
         finished = {name: run for name, run in records.runs.items() if run.is_finished}
@@ -172,42 +174,16 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
         if digest in found:
             new = _join(found[digest], new, folder)
         found[digest] = new
-    experiments = sorted(tell_apart([*found.values()]), key=lambda experiment: experiment.name)
+        names.setdefault(digest, folder.resolve().name)
+    told = tell_apart([experiment.configuration for experiment in found.values()], [*names.values()])
+    named = [experiment._replace(apart=apart) for experiment, apart in zip(found.values(), told, strict=True)]
+    experiments = sorted(named, key=lambda experiment: experiment.name)
     for experiment in experiments:
         if not experiment.runs:
             raise RecordsError(
                 f"no run of {experiment.name} is finished; give its benchmarks.cifar command again first"
             )
     return experiments
-
-
-def tell_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Name what differs, where the same model was trained on the same data in more than one configuration."""
-    told = []
-    for experiment in experiments:
-        namesakes = [_flat(each.configuration) for each in experiments if each.name == experiment.name]
-        here = _flat(experiment.configuration)
-        differing = [key for key in here if any(each.get(key) != here[key] for each in namesakes)]
-        # Other images have another digest; that says something only where nothing else does.
-        plain = [key for key in differing if key not in ("sha256", "classes")] or differing
-        told.append(experiment._replace(apart=", ".join(_in_words(key, here[key]) for key in plain)))
-    return told
-
-
-def _flat(configuration: Configuration) -> dict[str, object]:
-    fields = configuration.model_dump()
-    return {**fields, **fields.pop("data")}
-
-
-def _in_words(key: str, value: object) -> str:
-    wordings = {
-        "train_images": "{:,} images",
-        "test_images": "{:,} test images",
-        "epochs": "{} epochs",
-        "k": "K {:g}",
-        "sha256": "images {:.8}",
-    }
-    return wordings.get(key, key.replace("_", " ") + " {}").format(value)
 
 
 def accuracy(at: At) -> Measure:

@@ -86,9 +86,9 @@ def _limits(experiments: Sequence[Experiment]) -> str:
     if not reduced:
         return "All of this is at the paper's own size and settings."
     amount = "All of this" if len(reduced) == len(experiments) else f"{len(reduced)} of {len(experiments)} experiments"
-    is_all = amount == "All of this"
-    neither = "it neither confirms nor refutes" if is_all else "they neither confirm nor refute"
+    is_one = len(reduced) in (1, len(experiments))
+    neither = "it neither confirms nor refutes" if is_one else "they neither confirm nor refute"
     return (
-        f"{amount} {'is' if is_all else 'are'} at reduced size (each experiment says below what was reduced), so "
+        f"{amount} {'is' if is_one else 'are'} at reduced size (each experiment says below what was reduced), so "
         f"{neither} the paper's figures; what a number of seeds leaves open stands beside each verdict."
     )
