@@ -47,7 +47,8 @@ class SampleAttention:
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
         remember: Which loss of a sample is: its "last", or that of its last visit in a "base" batch. The last is the
             most recent; a visit from the pool comes so soon after another that it can be lower than it will stay.
-        choose: "loss"; or "random", the control: as many samples are left out and pooled, whichever they are.
+        choose: "loss"; or "random", the control: as many samples are left out and pooled as the losses of this very run
+            would choose, whichever they are.
         sampler: Yields the order of each pass, told its number by ``set_epoch`` if it has that; None for a random
             order that follows from ``seed``.
         seed: Of orders, and of what is left out.

@@ -6,22 +6,20 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
+from benchmarks.selection.selective import COMPOSER_PACKAGE, Composers, OurReading, Rule
 
 # The paper's K, section 4.2.
 K = 1.2
-# InfoBatch's published values (Qin et al., 2024), which leaving out is a reading of.
+# InfoBatch's published probability (Qin et al., 2024), which leaving out is a reading of.
 LEAVE_OUT = 0.5
+# The default of SampleAttention, in whole epochs; InfoBatch's published share is 0.125.
 PLAIN_SHARE = 0.15
 MAX_VISITS = 2
 BUDGET = 0.15
-# Composer's for Selective Backprop (Jiang et al., 2019): half of the samples kept, between these shares of training.
-KEPT_SHARE = 0.5
-SELECTING = (0.5, 0.9)
 
 
 class Choice(NamedTuple):
@@ -141,27 +139,24 @@ class Repeats:
 
 
 class SelectiveBackprop:
-    """Looks at twice as many samples, and trains on the half of them with the higher losses, by chance.
-
-    Our reading of Composer's documentation: a sample's chance goes with the percentile of its loss, to the power of
-    1 over the kept share, less 1.
+    """Looks at twice as many samples while a rule selects, and trains on the half that it keeps.
 
     Args:
         plain: Plain training, two of whose batches are looked at.
         updates: Of the whole training.
-        seed: Of the chances.
+        rule: Says when, and which.
     """
 
-    def __init__(self, plain: Samples, updates: int, seed: int) -> None:
+    def __init__(self, plain: Samples, updates: int, rule: Rule) -> None:
         self.extra_updates = self.left_out = 0
         self._plain = plain
         self._updates = updates
-        self._rng = np.random.default_rng([seed, 7])
+        self._rule = rule
 
     def choose(self, update: int) -> Choice:
         """Two batches of plain training while it selects, one before and after."""
         first = self._take(update)
-        if not SELECTING[0] <= update / self._updates < SELECTING[1]:
+        if not self._rule.selects(update, self._updates):
             return first
         both = torch.cat([first.indices, self._take(update).indices])
         return Choice(both, update, looks_first=True)
@@ -174,13 +169,9 @@ class SelectiveBackprop:
 
     def keep(self, losses: Tensor) -> Tensor:
         """As many as a batch has."""
-        samples = len(losses)
-        kept = int(samples * KEPT_SHARE)
-        self.left_out += samples - kept
-        percentiles = (np.arange(samples) + 0.5) / samples
-        chances = percentiles ** (1 / KEPT_SHARE - 1)
-        places = self._rng.choice(samples, kept, replace=False, p=chances / chances.sum())
-        return losses.argsort()[torch.from_numpy(places)]
+        kept = self._rule.keep(losses)
+        self.left_out += len(losses) - len(kept)
+        return kept
 
     def report(self, losses: Tensor) -> None:
         """Nothing is remembered."""
@@ -229,8 +220,12 @@ def _repeats(*, fresh: bool, budget: float | None = None) -> Make:
     return make
 
 
-def _selective(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
-    return SelectiveBackprop(Samples(len(labels), batch_size, 2 * updates, seed, leave_out=0.0), updates, seed)
+def _selective(rule: Callable[[int], Rule]) -> Make:
+    def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
+        plain = Samples(len(labels), batch_size, 2 * updates, seed, leave_out=0.0)
+        return SelectiveBackprop(plain, updates, rule(seed))
+
+    return make
 
 
 def _by_frequency(**options: Any) -> Make:
@@ -250,7 +245,8 @@ ARMS: dict[str, Make] = {
     "both_random": _samples(leave_out=LEAVE_OUT, choose="random", **_POOL),
     "pooled": _samples(leave_out=0.0, **_POOL),
     "pooled_random": _samples(leave_out=0.0, choose="random", **_POOL),
-    "selective_backprop": _selective,
+    "selective_backprop": _selective(OurReading),
+    "selective_backprop_composer": _selective(Composers),
     "repeated": _repeats(fresh=False),
     "repeated_fresh": _repeats(fresh=True),
     "repeated_budget": _repeats(fresh=False, budget=BUDGET),
@@ -259,13 +255,19 @@ ARMS: dict[str, Make] = {
 }
 # These need labels that tell of the imbalance.
 _ONLY_WHERE_LABELS_TELL = {"sqrt_frequency", "sqrt_frequency+left_out"}
-# What each arm that chooses by loss is compared with, besides plain training.
+# The package that an arm calls, which the benchmarks do not bring; such arms are made where they are asked for.
+PEERS = {"selective_backprop_composer": COMPOSER_PACKAGE}
+# The arm that chooses as many at random, for each that chooses by loss.
 TWINS = {
     "left_out": "left_out_random",
     "left_out_weighted": "left_out_random",
     "both": "both_random",
     "pooled": "pooled_random",
 }
+# The arm that another adds to, whose gain is not the other's.
+BASES = {"sqrt_frequency+left_out": "sqrt_frequency"}
+# What an arm is compared with besides plain training.
+CONTROLS = TWINS | BASES
 
 
 def applies(arm: str, setting: str) -> bool:

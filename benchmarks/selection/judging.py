@@ -1,4 +1,4 @@
-"""What the runs say of each arm: against plain training, and against the arm that chooses as many at random."""
+"""What the runs say of each arm: against plain training, and against its control."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.report.statistics import LEAST_RUNS, Sample, sample
-from benchmarks.selection.arms import TWINS
+from benchmarks.selection.arms import CONTROLS
 from benchmarks.selection.records import Run
 
 # An arm that is said to pay has been run with so many seeds.
@@ -34,7 +34,8 @@ class Finding(NamedTuple):
         arm: The arm.
         values: Accuracy, in per cent, of its runs.
         gain: Accuracy less plain training's, paired by seed.
-        over_twin: Accuracy less that of the arm that chooses at random; None for arms that have none.
+        control: The arm that chooses as many at random, or that this one adds to; None for arms that have none.
+        over_control: Accuracy less the control's, paired by seed; None without control.
         verdict: What to make of it.
     """
 
@@ -42,7 +43,8 @@ class Finding(NamedTuple):
     arm: str
     values: Sample
     gain: Sample
-    over_twin: Sample | None
+    control: str | None
+    over_control: Sample | None
     verdict: Verdict
 
 
@@ -63,11 +65,17 @@ class Results:
             [measure(run) for (of, name, _), run in sorted(self._runs.items()) if (of, name) == (setting, arm)]
         )
 
-    def differences(self, setting: str, arm: str, other: str, measure: Measure) -> Sample:
-        """An arm's number less another's, paired by seed."""
+    def paired(self, setting: str, arm: str, other: str, measure: Measure) -> tuple[list[float], list[float]]:
+        """An arm's numbers and another's, of the seeds that both were run with."""
         seeds = sorted({seed for of, name, seed in self._runs if (of, name) == (setting, arm)})
         pairs = [(self._runs.get((setting, arm, seed)), self._runs.get((setting, other, seed))) for seed in seeds]
-        return sample([measure(ours) - measure(theirs) for ours, theirs in pairs if ours and theirs])
+        both = [(measure(ours), measure(theirs)) for ours, theirs in pairs if ours and theirs]
+        return [ours for ours, _ in both], [theirs for _, theirs in both]
+
+    def differences(self, setting: str, arm: str, other: str, measure: Measure) -> Sample:
+        """An arm's number less another's, paired by seed."""
+        ours, theirs = self.paired(setting, arm, other, measure)
+        return sample([mine - its for mine, its in zip(ours, theirs, strict=True)])
 
     def time_ratio(self, setting: str, arm: str) -> float:
         """Seconds of an arm over those of plain training: the median over seeds."""
@@ -92,19 +100,20 @@ def judge(results: Results) -> list[Finding]:
             gain = results.differences(setting, arm, "plain", accuracy)
             if arm == "plain" or not gain.n:
                 continue
-            twin = TWINS.get(arm)
-            over_twin = None if twin is None else results.differences(setting, arm, twin, accuracy)
-            verdict = _verdict(gain, over_twin)
-            findings.append(Finding(setting, arm, results.values(setting, arm, accuracy), gain, over_twin, verdict))
+            control = CONTROLS.get(arm)
+            over_control = None if control is None else results.differences(setting, arm, control, accuracy)
+            verdict = _verdict(gain, over_control)
+            values = results.values(setting, arm, accuracy)
+            findings.append(Finding(setting, arm, values, gain, control, over_control, verdict))
     return findings
 
 
-def _verdict(gain: Sample, over_twin: Sample | None) -> Verdict:
-    if gain.n < LEAST_RUNS or (over_twin is not None and over_twin.n < LEAST_RUNS):
+def _verdict(gain: Sample, over_control: Sample | None) -> Verdict:
+    if gain.n < LEAST_RUNS or (over_control is not None and over_control.n < LEAST_RUNS):
         return Verdict.NOT_ENOUGH_RUNS
     low, high = gain.interval
     if high < 0:
         return Verdict.HARMS
-    if low > 0 and (over_twin is None or over_twin.interval[0] > 0):
+    if low > 0 and (over_control is None or over_control.interval[0] > 0):
         return Verdict.PAYS if gain.n >= LEAST_SEEDS_TO_PAY else Verdict.NOT_ENOUGH_RUNS
     return Verdict.CANNOT_BE_TOLD

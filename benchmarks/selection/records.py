@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from benchmarks.errors import PlanError, RecordsError
+from benchmarks.errors import PlanError, RecordsError, StorageError
 
 SCHEMA_VERSION = 1
 
@@ -78,13 +78,18 @@ class Folder:
 
         Raises:
             PlanError: If what is there was made with another.
+            RecordsError: If what is there is damaged.
+            StorageError: If the folder cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / "plan.json"
-        with self._lock:
-            if not file.exists():
-                file.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            before = self.read_plan()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                if not file.exists():
+                    file.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+                before = self.read_plan()
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be written to ({error}); give another --out") from error
         if before != plan:
             differing = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
             raise PlanError(f"{self.path} was begun with other {', '.join(differing)}; give the same, or another --out")
@@ -98,19 +103,23 @@ class Folder:
         file = self.path / "plan.json"
         try:
             return Plan.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise RecordsError(f"{file} is no plan of benchmarks.selection: {error}") from error
 
     def read_runs(self) -> list[Run]:
         """The finished runs, in the order of their names.
 
         Raises:
-            RecordsError: If a line is none, or a run is there twice.
+            RecordsError: If a line is none, a run is there twice, or the file cannot be read.
         """
-        if not self._runs.exists():
+        try:
+            lines = self._runs.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
             return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordsError(f"{self._runs} cannot be read: {error}") from error
         runs: dict[tuple[str, int, str], Run] = {}
-        for number, line in enumerate(self._runs.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 run = Run.model_validate_json(line)
             except ValidationError as error:
@@ -121,7 +130,18 @@ class Folder:
         return [runs[name] for name in sorted(runs)]
 
     def add(self, run: Run) -> None:
-        """Keep a finished run."""
+        """Keep a finished run, unless another process has kept it meanwhile.
+
+        Raises:
+            RecordsError: If what is there is damaged.
+            StorageError: If it cannot be written.
+        """
         line = json.dumps(run.model_dump(), separators=(",", ":")) + "\n"
-        with self._lock, self._runs.open("a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with self._lock:
+                if run.name in {kept.name for kept in self.read_runs()}:
+                    return
+                with self._runs.open("a", encoding="utf-8") as file:
+                    file.write(line)
+        except OSError as error:
+            raise StorageError(f"{self._runs} cannot be written to ({error}); the run is lost") from error

@@ -19,29 +19,34 @@ from benchmarks.environment import one_line
 from benchmarks.errors import BenchmarkError, RecordsError
 from benchmarks.report import markdown
 from benchmarks.report.document import Block, Box, Document, Paragraph, Picture, Section, Table
-from benchmarks.report.statistics import Sample
+from benchmarks.report.statistics import CONFIDENCE, Sample
 from benchmarks.report.wording import mean_and_deviation
-from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Results, Verdict, accuracy, judge
+from benchmarks.selection.arms import BASES, CONTROLS, PEERS, TWINS
+from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Measure, Results, Verdict, accuracy, judge
 from benchmarks.selection.records import Folder, Run
 
 FIGURE = "gains.png"
+_WITH_TAIL = ("long_tail", "hidden_kinds")
 _TITLES = {
-    "balanced": "Balanced: 10,000 images of CIFAR-10",
-    "long_tail": "Long tail: CIFAR-10, classes 50 to 1",
-    "hidden_kinds": "Hidden kinds: ten kinds under two labels, 50 to 1",
-    "noisy": "Noisy: 10,000 images, 10 % of labels redrawn",
+    "balanced": "Balanced: {images:,} images of CIFAR-10",
+    "long_tail": "Long tail: CIFAR-10, classes {imbalance:.0f} to 1",
+    "hidden_kinds": "Hidden kinds: ten kinds under two labels, {imbalance:.0f} to 1",
+    "noisy": "Noisy: {images:,} images, 10 % of labels redrawn",
 }
 _COLORS = {Verdict.PAYS: "#009E73", Verdict.HARMS: "#D55E00", Verdict.CANNOT_BE_TOLD: "#777777"}
 _ARMS = (
     "`plain` is plain training. `left_out`: samples with a loss below the mean are left out of a pass with probability "
     "1/2; `_weighted`: those that stay weigh more, so that the expected gradient is that of all data (our reading of "
     "InfoBatch, Qin et al., 2024). `pooled`: samples above 1.2 times the mean come again, in batches of such samples. "
-    "`both` is both. `_random` chooses as many, whichever they are. `repeated` is the paper's rule on whole batches "
-    "(K = 1.2), its repeats counted among the updates; `_fresh` augments a repeat anew, `_budget` repeats at most "
-    "15 %. `sqrt_frequency` draws samples by the square root of the inverse frequency of their label. "
+    "`both` is both. `_random` chooses by chance, as many as its own losses would have it. `repeated` is the paper's "
+    "rule on whole batches (K = 1.2), its repeats counted among the updates; `_fresh` augments a repeat anew, "
+    "`_budget` repeats at most 15 %. `sqrt_frequency` draws samples by the square root of the inverse frequency of "
+    "their label. "
     "`selective_backprop` is our reading of Composer's (Jiang et al., 2019), which looks at twice as many samples as "
-    "it trains on between 50 and 90 % of training."
+    "it trains on, at every update between 50 and 90 % of training; by Composer's defaults, every other of these "
+    "updates would be plain."
 )
+_COMPOSER = " `selective_backprop_composer` calls Composer {versions} itself, with its defaults."
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -90,25 +95,33 @@ def compose(runs: Sequence[Run], to: Path) -> Document:
     findings = judge(results)
     _draw(findings).savefig(to / FIGURE, dpi=130)
     machines = sorted({one_line(run.environment) for run in runs})
-    by_chance = 0.05 * sum(1 + (finding.over_twin is not None) for finding in findings)
+    intervals = sum(
+        values is not None and values.n > 1 for finding in findings for values in (finding.gain, finding.over_control)
+    )
     opening: list[Block] = [
-        Paragraph(_ARMS),
+        Paragraph(_ARMS + _name_peers(runs)),
         Paragraph(
-            "An arm pays where the 95 % interval of its gain is above 0, over plain training and over its random twin "
-            f"if it has one, with at least {LEAST_SEEDS_TO_PAY} seeds; it harms where the interval is below 0. Of as "
-            f"many intervals as there are here, about {by_chance:.1f} miss by chance. K, the shares and probabilities "
-            "are published values; nothing was tuned. Other work went on beside these runs, so that times are rough. "
+            "An arm pays where the 95 % interval of its gain is above 0, over plain training and over its control if "
+            f"it has one, with at least {LEAST_SEEDS_TO_PAY} seeds; it harms where the interval is below 0. Its "
+            "control is its random twin, or the sampler that it adds to; an arm without control is judged against "
+            f"plain training alone. Of the {intervals} intervals of accuracy here, about "
+            f"{(1 - CONFIDENCE) * intervals:.1f} miss by chance. One value of each option was run: K is the paper's "
+            "and the probability of leaving out InfoBatch's; the last 15 % of training, in whole epochs, is plain "
+            "(InfoBatch: 12.5 %). No value was chosen by these results. Other work went on beside these runs, so that "
+            "times are rough. "
             f"{'; '.join(machines)}."
         ),
+        *([Paragraph(doses)] if (doses := _compare_doses(results)) else []),
         Picture(FIGURE, "Accuracy less plain training's, with 95 % intervals"),
     ]
-    sections = [_section(results, setting, findings) for setting in results.settings]
+    counts = {run.setting: run.counts for run in runs}
+    sections = [_section(results, setting, findings, counts[setting]) for setting in results.settings]
     return Document("Samples worth an update", Box(sum_up(findings, runs)), opening, sections)
 
 
-def _section(results: Results, setting: str, findings: Sequence[Finding]) -> Section:
-    has_tail = setting in ("long_tail", "hidden_kinds")
-    head = ["arm", "n", "accuracy, %", "less plain", "less its random twin", "macro-F1 less plain"]
+def _section(results: Results, setting: str, findings: Sequence[Finding], counts: Sequence[int]) -> Section:
+    has_tail = setting in _WITH_TAIL
+    head = ["arm", "n", "accuracy, %", "less plain", "less its control", "macro-F1 less plain"]
     head += ["rarest third less plain", "worst less plain"] if has_tail else []
     head += ["extra updates", "time, plain = 1", "verdict"]
     by_arm = {finding.arm: finding for finding in findings if finding.setting == setting}
@@ -119,7 +132,9 @@ def _section(results: Results, setting: str, findings: Sequence[Finding]) -> Sec
         if has_tail:
             measures += [lambda run: run.rarest_third, lambda run: min(run.recalls)]
         others = [_points(results.differences(setting, arm, "plain", measure)) for measure in measures]
-        twin = "-" if finding is None or finding.over_twin is None else _points(finding.over_twin)
+        control = "-" if finding is None or finding.over_control is None else _points(finding.over_control)
+        if finding is not None and finding.control in BASES.values():
+            control += f", over {finding.control}"
         extra = results.values(setting, arm, lambda run: 100 * run.extra_updates / run.updates)
         rows.append(
             [
@@ -127,16 +142,70 @@ def _section(results: Results, setting: str, findings: Sequence[Finding]) -> Sec
                 str(values.n),
                 mean_and_deviation(values, 2),
                 "-" if finding is None else _points(finding.gain),
-                twin,
+                control,
                 *("-" if finding is None else text for text in others),
                 f"{statistics.fmean(extra.values):.1f} %",
                 f"{results.time_ratio(setting, arm):.2f}",
                 "-" if finding is None else finding.verdict.value,
             ]
         )
-    return Section(
-        _TITLES[setting], [Table(head, rows, "Mean and standard deviation; differences with 95 % intervals.")]
+    caption = "Mean and standard deviation; differences with 95 % intervals."
+    if setting == "hidden_kinds":
+        caption += " There are as many test images of each kind, so that accuracy is the mean over kinds."
+    title = _TITLES[setting].format(images=sum(counts), imbalance=max(counts) / min(counts))
+    return Section(title, [Table(head, rows, caption), _other_measures(results, setting)])
+
+
+def _other_measures(results: Results, setting: str) -> Table:
+    measures: dict[str, Measure] = {"macro-F1": lambda run: run.macro_f1}
+    if setting in _WITH_TAIL:
+        measures |= {"rarest third": lambda run: run.rarest_third, "worst": lambda run: min(run.recalls)}
+    rows = []
+    for arm in results.arms(setting):
+        row = [arm]
+        for measure in measures.values():
+            row.append(mean_and_deviation(results.values(setting, arm, measure), 2))
+            control = CONTROLS.get(arm)
+            row.append("-" if control is None else _points(results.differences(setting, arm, control, measure)))
+        seen = results.values(setting, arm, lambda run: run.forward_samples)
+        left_out = results.values(setting, arm, lambda run: run.left_out)
+        rows.append([*row, f"{seen.mean:,.0f}", f"{left_out.mean:,.0f}"])
+    head = ["arm", *(text for name in measures for text in (f"{name}, %", "less its control"))]
+    return Table(
+        [*head, "samples looked at", "left out"],
+        rows,
+        "The rarest third is the mean recall of the three kinds with the fewest images, the worst the lowest recall of "
+        "a kind."
+        if setting in _WITH_TAIL
+        else "Samples: the mean of a run.",
     )
+
+
+def _compare_doses(results: Results) -> str:
+    """How much of what an arm does its random twin does too, where both have run."""
+    doses: list[tuple[str, str, Measure]] = [
+        ("left_out", "samples left out", lambda run: run.left_out),
+        ("pooled", "extra updates", lambda run: run.extra_updates),
+    ]
+    said = []
+    for arm, name, measure in doses:
+        for setting in results.settings:
+            ours, theirs = results.paired(setting, arm, TWINS[arm], measure)
+            if sum(ours):
+                said.append(f"{100 * sum(theirs) / sum(ours):.0f} % of the {name} of `{arm}` on {setting}")
+    if not said:
+        return ""
+    return (
+        "A random twin is no exact match in number, for its own losses say how many it chooses. Over the same seeds it "
+        f"has {', '.join(said)}. A gain over it is for the choice and for that difference together."
+    )
+
+
+def _name_peers(runs: Sequence[Run]) -> str:
+    versions = {
+        run.environment["packages"].get(package) for arm, package in PEERS.items() for run in runs if run.arm == arm
+    }
+    return _COMPOSER.format(versions=", ".join(sorted(map(str, versions)))) if versions else ""
 
 
 def _points(values: Sample) -> str:

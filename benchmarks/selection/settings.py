@@ -53,7 +53,8 @@ def make_task(data: ImageSet, setting: str, seed: int, imbalance: float, images:
         images: To train on at most, for trials; None for all that the setting has.
 
     Raises:
-        PlanError: If the setting is none, or the data has no vehicles to tell from animals.
+        PlanError: If the setting is none, the data has no vehicles to tell from animals, or a kind is left without
+            images.
     """
     if setting not in SETTINGS:
         raise PlanError(f"setting is {setting!r}; it must be of {', '.join(SETTINGS)}")
@@ -68,6 +69,11 @@ def make_task(data: ImageSet, setting: str, seed: int, imbalance: float, images:
         wanted = [min(most, BALANCED_IMAGES // number)] * number
     if images is not None:
         wanted = [max(1, count * images // sum(wanted)) for count in wanted]
+    if min(wanted) < 1:
+        raise PlanError(
+            f"an imbalance of {imbalance:g} leaves the rarest kind without an image: the most frequent has {most}; "
+            "give --imbalance less"
+        )
     chosen = np.concatenate([rng.permutation(np.flatnonzero(kinds == kind))[: wanted[kind]] for kind in range(number)])
     chosen = rng.permutation(chosen)
     test_kinds = np.asarray(data.test.labels, dtype=np.int64)

@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loss-selection": studies.loss_selection_table,
     "decision-cost": studies.decision_cost_table,
     "time-overhead": studies.time_overhead_table,
+    "sample-cost": studies.sample_cost,
     "visits-to-fit": studies.visits_to_fit_table,
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,

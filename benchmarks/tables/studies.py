@@ -80,6 +80,19 @@ def decision_cost_table() -> str:
     return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
 
 
+def sample_cost() -> str:
+    """What attention to samples costs a step."""
+    (record,) = read_newest("sample-cost")
+    times = {name: statistics.median(values) for name, values in record["times"].items()}
+    rounds = len(record["times"]["plain"])
+    return (
+        f"A step of attention to samples takes {times['attention'] / times['plain']:.3f} times as long as one of a "
+        f"plain loop that reads its loss ({times['attention']:.2f} and {times['plain']:.2f} ms, medians of {rounds} "
+        f"alternating rounds of 40 steps; a small network, batches of 64 images, one thread, load average "
+        f"{record['load_average']:.1f}). {one_line(record['environment'])}."
+    )
+
+
 def visits_to_fit_table() -> str:
     """How many visits batches took with no limit that matters."""
     records = read_newest("visits-to-fit")

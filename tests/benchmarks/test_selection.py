@@ -3,6 +3,8 @@
 import json
 import math
 import statistics
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import torch
 from scipy import stats
 
 from benchmarks.cifar.images import ImageSet, Split
-from benchmarks.errors import PlanError, RecordsError
+from benchmarks.errors import PlanError, RecordsError, StorageError
 from benchmarks.selection import report
-from benchmarks.selection.__main__ import main
-from benchmarks.selection.arms import ARMS, TWINS, FrequencySampler, applies
+from benchmarks.selection.__main__ import describe_run, main, parse, plan_runs
+from benchmarks.selection.arms import ARMS, CONTROLS, PEERS, TWINS, FrequencySampler, applies
 from benchmarks.selection.judging import Results, Verdict, accuracy, judge
 from benchmarks.selection.records import Folder, Run
+from benchmarks.selection.selective import Composers, OurReading
 from benchmarks.selection.settings import SETTINGS, make_task
 from benchmarks.selection.training import augment, make_network, train
 
@@ -44,24 +47,53 @@ def folder(data, tmp_path, monkeypatch):
     return tmp_path / "records"
 
 
+@pytest.fixture
+def composer(monkeypatch):
+    """A stand-in for Composer's module, which the benchmarks do not bring; it has the signatures of version 0.32.1."""
+
+    def should_selective_backprop(current_duration, batch_idx, start=0.5, end=0.9, interrupt=2):
+        return start <= current_duration < end and (interrupt == 0 or (batch_idx + 1) % interrupt != 0)
+
+    def select_using_loss(input, target, model, loss_fun, keep=0.5, scale_factor=1):  # noqa: A002
+        with torch.no_grad():
+            order = torch.argsort(loss_fun(model(input), target, reduction="none"))
+        n = len(input)
+        chances = (np.arange(0.5, n, 1) / n) ** (1 / keep - 1)
+        places = np.random.choice(n, int(keep * n), replace=False, p=chances / chances.sum())  # noqa: NPY002
+        return input[order[places]], target[order[places]]
+
+    module = types.ModuleType("composer.algorithms.selective_backprop")
+    module.should_selective_backprop, module.select_using_loss = should_selective_backprop, select_using_loss
+    for name in ("composer", "composer.algorithms"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def no_composer(monkeypatch):
+    for name in ("composer", "composer.algorithms", "composer.algorithms.selective_backprop"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 def command(folder, *more):
     return main(["--out", str(folder), "--updates", str(UPDATES), "--images", "100", *more])
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_makes_exactly_the_updates_asked_for_and_the_same_ones_again(data, arm):
+def test_every_arm_makes_exactly_the_updates_asked_for_and_the_same_ones_again(data, arm, composer):
     task = make_task(data, "long_tail", 3, imbalance=5.0)
     both = [train(task, ARMS[arm](task.labels, BATCH_SIZE, 40, 3), 3, 40) for _ in range(2)]
     assert both[0]._replace(seconds=0) == both[1]._replace(seconds=0)
     assert both[0].updates == 40
     assert math.isfinite(both[0].train_loss)
-    if arm != "selective_backprop":
-        assert both[0].forward_samples == 40 * BATCH_SIZE
-    else:
-        assert both[0].forward_samples == (40 + 2 * 16) * BATCH_SIZE
+    # Updates 20 to 35 select, or every other of them.
+    selecting = {"selective_backprop": 16, "selective_backprop_composer": 8}.get(arm, 0)
+    assert both[0].forward_samples == (40 + 2 * selecting) * BATCH_SIZE
+    if selecting:
+        assert both[0].left_out == selecting * BATCH_SIZE
 
 
-def test_every_arm_of_a_seed_begins_with_the_same_batch_and_weights(data):
+def test_every_arm_of_a_seed_begins_with_the_same_batch_and_weights(data, composer):
     task = make_task(data, "balanced", 1, imbalance=1.0)
     first = {
         arm: ARMS[arm](task.labels, BATCH_SIZE, 40, 1).choose(0).indices.tolist()
@@ -72,6 +104,35 @@ def test_every_arm_of_a_seed_begins_with_the_same_batch_and_weights(data):
     weights = [make_network(10, seed)[0].weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("rule", [OurReading, Composers])
+def test_selective_backprop_keeps_half_and_more_often_the_worse_fitted(rule, composer):
+    losses = torch.from_numpy(np.random.default_rng(0).permutation(128)).float()
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    drawing, again = rule(5), rule(5)
+    kept = [drawing.keep(losses) for _ in range(300)]
+    assert all(torch.equal(places, again.keep(losses)) for places in kept)
+    assert not torch.equal(kept[0], kept[1])
+    assert {len(set(places.tolist())) for places in kept} == {64}
+    # The chances rise in a line with the percentile, before any is taken; without replacement they flatten.
+    often = np.bincount(losses[torch.cat(kept)].int().numpy(), minlength=128) / 300
+    assert often[:13].mean() < 0.2
+    assert 0.6 < often[-13:].mean() < 0.9
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_a_run_with_a_peer_says_its_version(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"of {package}")
+    assert describe_run("selective_backprop_composer")["packages"]["mosaicml"] == "of mosaicml"
+    assert "mosaicml" not in describe_run("selective_backprop")["packages"]
+
+
+def test_a_peer_that_is_not_installed_is_refused_before_the_first_run(folder, capsys, no_composer):
+    assert command(folder, "--arms", "plain", "selective_backprop_composer", "--settings", "balanced") == 2
+    assert "pip install mosaicml" in capsys.readouterr().out.replace("\n", " ")
+    assert not folder.exists()
+    assert not set(parse(["--out", str(folder)]).arms) & set(PEERS)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -144,9 +205,38 @@ def test_finished_runs_are_not_made_again_and_the_rest_is(folder, capsys):
     capsys.readouterr()
 
 
+def test_runs_are_in_the_order_of_seeds_then_settings_and_each_is_made_once(folder):
+    names = ("--seeds", "1", "0", "1", "--settings", "noisy", "balanced", "--arms", "plain", "both", "plain")
+    runs = plan_runs(parse(["--out", str(folder), *names]))
+    assert runs == [
+        (setting, seed, arm) for seed in (1, 0) for setting in ("noisy", "balanced") for arm in names[-3:-1]
+    ]
+    command(folder, *names[4:], "--seeds", "0", "0")
+    assert len(Folder(folder).read_runs()) == 4
+
+
+def test_a_run_that_two_processes_made_is_kept_once(folder):
+    command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0")
+    (run,) = Folder(folder).read_runs()
+    Folder(folder).add(run.model_copy(update={"accuracy": 1.0}))
+    assert Folder(folder).read_runs() == [run]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--updates", "0"), "there has to be"), (("--share", "3/2"), "such as 1/2"), (("--updates", "15"), "updates")],
+    [
+        (("--updates", "0"), "there has to be"),
+        (("--threads", "0"), "there has to be"),
+        (("--seeds", "3", "-1"), "seeds are at least 0"),
+        (("--imbalance", "0.5"), "at least 1"),
+        (("--imbalance", "nan"), "at least 1"),
+        (("--imbalance", "inf"), "at least 1"),
+        (("--arms", "plain", "other"), "--arms has other; it takes plain"),
+        (("--settings", "other"), "--settings has other; it takes balanced"),
+        (("--arms", "sqrt_frequency", "--settings", "noisy"), "give --settings long_tail"),
+        (("--share", "3/2"), "such as 1/2"),
+        (("--updates", "15"), "updates"),
+    ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(folder, capsys, arguments, said):
     assert command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0") == 0
@@ -162,13 +252,38 @@ def test_unknown_settings_and_data_without_vehicles_are_refused(data):
         make_task(data._replace(classes=list("abcdefghij")), "hidden_kinds", 0, imbalance=1.0)
 
 
-@pytest.mark.parametrize("spoil", ["not json", "twice"])
+def test_too_few_images_for_a_batch_or_for_a_kind_are_refused(data, folder, monkeypatch, capsys):
+    with pytest.raises(PlanError, match="rarest kind without an image"):
+        make_task(data, "long_tail", 0, imbalance=50.0)
+    monkeypatch.setattr("benchmarks.selection.__main__.BATCH_SIZE", 150)
+    assert command(folder, "--images", "150", "--imbalance", "2", "--settings", "long_tail", "--arms", "plain") == 2
+    assert "less than a batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["not json", "twice", "not text"])
 def test_damaged_records_are_refused(folder, spoil):
     command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0")
     path = folder / "runs.jsonl"
-    path.write_text(path.read_text() * 2 if spoil == "twice" else "{\n")
-    with pytest.raises(RecordsError, match=r"line [12]"):
+    if spoil == "not text":
+        path.write_bytes(b"\xff\xfe")
+    else:
+        path.write_text(path.read_text() * 2 if spoil == "twice" else "{\n")
+    with pytest.raises(RecordsError, match="cannot be read" if spoil == "not text" else r"line [12]"):
         Folder(folder).read_runs()
+
+
+def test_a_folder_that_cannot_be_had_is_refused_in_one_line(folder, capsys):
+    folder.write_text("not a folder")
+    assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
+    assert "give another --out" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(StorageError):
+        Folder(folder / "below").add(made_up({"plain": [1.0]})[0])
+    folder.unlink()
+    folder.mkdir()
+    (folder / "plan.json").write_text('{"updates": "many"}')
+    assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
+    # What stands in brackets is no markup.
+    assert "input_value='many'" in capsys.readouterr().out
 
 
 # The report ----------------------------------------------------------------------------------------------
@@ -236,7 +351,7 @@ def test_the_numbers_of_the_report_are_those_that_are_computed_here(tmp_path):
     report_folder = tmp_path / "report"
     report_folder.mkdir()
     document = report.compose(made_up(values), report_folder)
-    (table,) = document.sections[0].blocks
+    table, others = document.sections[0].blocks
     rows = {row[0]: dict(zip(table.head, row, strict=True)) for row in table.rows}
 
     def shown(differences):
@@ -249,11 +364,47 @@ def test_the_numbers_of_the_report_are_those_that_are_computed_here(tmp_path):
         both["less plain"] == both["macro-F1 less plain"] == both["worst less plain"] == shown(values["both"] - plain)
     )
     assert both["rarest third less plain"] == shown(values["both"] - plain)
-    assert both["less its random twin"] == shown(values["both"] - values["both_random"])
+    assert both["less its control"] == shown(values["both"] - values["both_random"])
     assert both["accuracy, %"] == f"{np.mean(values['both']):.2f} ± {np.std(values['both'], ddof=1):.2f}"
     assert (both["extra updates"], both["time, plain = 1"], both["n"]) == ("10.0 %", "1.50", "8")
+    other = dict(zip(others.head[-4:], {row[0]: row for row in others.rows}["both"][-4:], strict=True))
+    worst = [value - 4.5 for value in values["both"]]
+    assert other["worst, %"] == f"{np.mean(worst):.2f} ± {np.std(worst, ddof=1):.2f}"
+    assert other["less its control"] == both["less its control"]
+    assert other["samples looked at"] == "6,400"
+    # Two arms are compared with plain training, one of them with its twin.
+    assert "Of the 3 intervals of accuracy here, about 0.2 miss by chance" in document.opening[1].text
     assert rows["plain"]["verdict"] == rows["plain"]["less plain"] == "-"
     assert (report_folder / report.FIGURE).stat().st_size > 1000
+
+
+def test_an_arm_that_adds_to_a_sampler_has_to_gain_over_that():
+    plain = 50 + noise(0)
+    runs = made_up({"plain": plain, "sqrt_frequency": plain + 10 + noise(1)})
+    runs += made_up({"sqrt_frequency+left_out": plain + 10 + noise(2)})
+    verdicts = {each.arm: each.verdict for each in judge(Results(runs))}
+    assert verdicts == {"sqrt_frequency": Verdict.PAYS, "sqrt_frequency+left_out": Verdict.CANNOT_BE_TOLD}
+
+
+def test_the_report_tells_how_much_less_a_twin_chooses_and_which_version_a_peer_has(tmp_path):
+    plain, twin, ours, peer = (
+        made_up({arm: [50.0, 51.0]}) for arm in ("plain", "left_out_random", "left_out", "selective_backprop_composer")
+    )
+    twin = [run.model_copy(update={"left_out": 30}) for run in twin]
+    ours = [run.model_copy(update={"left_out": count}) for run, count in zip(ours, (40, 80), strict=True)]
+    peer = [run.model_copy(update={"environment": run.environment | {"packages": {"mosaicml": "7.8"}}}) for run in peer]
+    said = [block.text for block in report.compose(plain + twin + ours + peer, tmp_path).opening[:3]]
+    assert "calls Composer 7.8 itself" in said[0]
+    assert "it has 50 % of the samples left out of `left_out` on long_tail." in said[2]
+    assert "Composer 7.8" not in report.compose(plain + ours, tmp_path).opening[0].text
+    # One seed has no interval that could miss.
+    assert "Of the 0 intervals" in report.compose(plain[:1] + ours[:1], tmp_path).opening[1].text
+
+
+def test_titles_say_how_many_images_there_were(tmp_path):
+    runs = made_up({"plain": [50.0, 51.0]}) + made_up({"plain": [50.0]}, setting="balanced")
+    titles = [section.title for section in report.compose(runs, tmp_path).sections]
+    assert titles == ["Long tail: CIFAR-10, classes 5 to 1", "Balanced: 595 images of CIFAR-10"]
 
 
 def test_the_rarest_third_is_of_the_three_kinds_with_the_fewest_images():
@@ -272,6 +423,6 @@ def test_the_command_writes_a_report_or_says_what_is_wrong(folder, tmp_path, cap
 
 
 def test_every_twin_is_an_arm_that_differs_in_nothing_but_the_choice():
-    assert set(TWINS) | set(TWINS.values()) <= set(ARMS)
+    assert set(CONTROLS) | set(CONTROLS.values()) <= set(ARMS)
     assert json.dumps(sorted(TWINS)) == '["both", "left_out", "left_out_weighted", "pooled"]'
     assert accuracy(made_up({"plain": [3.0]})[0]) == 3.0
