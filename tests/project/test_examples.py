@@ -20,11 +20,18 @@ PRINTING_EPOCHS = [
     "numpy_loop.py",
     "sklearn_partial_fit.py",
 ]
-PRINTING_ACCURACY = ["device_loop.py", "mixed_precision.py", "numpy_loop.py", "sklearn_partial_fit.py"]
+PRINTING_ACCURACY = [
+    "device_loop.py",
+    "mixed_precision.py",
+    "numpy_loop.py",
+    "sample_attention.py",
+    "sklearn_partial_fit.py",
+]
 
 # Every example, with the arguments that it is run with here.
 ARGUMENTS = {
     **dict.fromkeys(PRINTING_EPOCHS, ()),
+    "sample_attention.py": (),
     "quickstart.py": ("--seeds", "2", "--epochs", "2"),
 }
 
@@ -112,3 +119,13 @@ def test_the_resumed_run_goes_on_between_two_visits_to_a_batch_and_ends_up_ident
     assert epochs(after) == epochs(before)[epoch:]
     assert re.search(r"^[1-9]\d* losses identical: True$", after, re.M)
     assert "final weights identical: True\n" in after
+
+
+def test_samples_are_left_out_after_the_first_epoch_and_no_more_at_the_end():
+    lines = re.findall(
+        r"^epoch (\d+): (\d+) updates, 0 of them extra, (\d+) samples left out", output("sample_attention.py"), re.M
+    )
+    left_out = [int(samples) for _, _, samples in lines]
+    assert {updates for _, updates, _ in lines} == {"31"}
+    assert left_out[0] == left_out[-1] == left_out[-2] == 0
+    assert all(100 < samples < 1000 for samples in left_out[1:-2])
