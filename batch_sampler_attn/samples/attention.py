@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, shown
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, StateError, shown
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.samples.delivery import SampleDelivery
 from batch_sampler_attn.samples.epoch import SampleBatch, SampleEpochs
@@ -108,6 +108,7 @@ class SampleAttention:
             )
         self._epochs = SampleEpochs(options, sampler)
         self._delivery = SampleDelivery(self._epochs)
+        self._was_loaded = False
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.options).items())
@@ -260,6 +261,9 @@ class SampleAttention:
         It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. The
         generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
         """
+        if self._delivery.is_inside_loader:
+            # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
+            return {"saved_by_loader": True}
         return {"version": checkpoint.VERSION, "options": dataclasses.asdict(self.options), **self._epochs.pack()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,8 +272,16 @@ class SampleAttention:
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
+        if self._delivery.is_inside_loader:
+            if not self._was_loaded:
+                raise StateError(
+                    "a StatefulDataLoader tried to restore this SampleAttention from a state of its own, which is "
+                    "older than the losses. Save attention.state_dict() beside loader.state_dict(), and load both"
+                )
+            return
         fields = checkpoint.check_keys("the state of attention to samples", state_dict, _STATE_KEYS)
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(dataclasses.asdict(self.options), fields["options"])
         self._epochs = self._epochs.unpacked(fields)
         self._delivery = SampleDelivery(self._epochs)
+        self._was_loaded = True

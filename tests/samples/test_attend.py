@@ -121,6 +121,46 @@ def test_a_run_that_is_resumed_goes_on_to_the_same_tail(workers, stop):
     assert seen + tail == expected
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_stateful_loader_is_resumed_beside_it(workers, stop):
+    context = "fork" if workers else None
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def load_statefully(attention):
+        return StatefulDataLoader(
+            Numbered(), batch_sampler=attention, num_workers=workers, multiprocessing_context=context
+        )
+
+    expected, whole = [], make()
+    loader = load_statefully(whole)
+    for _ in range(3):
+        run_epoch(whole, loader, expected)
+    stopped, seen = make(), []
+    loader = load_statefully(stopped)
+    run_epoch(stopped, loader, seen)
+    for batch in stopped.attend(loader):
+        seen.append((stopped.indices, stopped.weights))
+        stopped.report([loss_of(int(index), stopped.epoch) for index in batch])
+        if stopped.updates == stop:
+            states = stopped.state_dict(), loader.state_dict()
+            break
+    assert len(json.dumps(states[1], default=str)) < 10_000
+    alone = make()
+    loader = load_statefully(alone)
+    loader.load_state_dict(states[1])
+    with pytest.raises(StateError, match="load both"):
+        run_epoch(alone, loader)
+    resumed, tail = make(), []
+    resumed.load_state_dict(states[0])
+    loader = load_statefully(resumed)
+    loader.load_state_dict(states[1])
+    while resumed.epoch < 3:
+        run_epoch(resumed, loader, tail)
+    assert seen + tail == expected
+
+
 def test_a_batch_that_was_out_as_the_state_was_saved_comes_again():
     attention = make()
     batches = attention.attend(load(attention))
