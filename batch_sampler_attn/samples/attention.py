@@ -256,7 +256,7 @@ class SampleAttention:
     # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here, as plain JSON types: about 12 bytes of text a sample.
+        """Everything needed to go on from here, as plain JSON types: about 13 bytes of text a sample.
 
         It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. The
         generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
