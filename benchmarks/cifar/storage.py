@@ -78,7 +78,7 @@ class Storage:
             _check_same(self.folder, read_configuration(self.folder), self._configuration)
         else:
             text = self._configuration.model_dump_json(indent=1) + "\n"
-            _write_whole(path, lambda file: file.write(text.encode()))
+            write_whole(path, lambda file: file.write(text.encode()))
 
     # One run -------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Storage:
         """
         path = self._path(record.run.run, "state.pt")
         state = {"record": record.model_dump_json(), "loop": loop_state}
-        _write_whole(path, lambda file: torch.save(state, file))
+        write_whole(path, lambda file: torch.save(state, file))
         self.write_record(record)
 
     def write_record(self, record: RunFile) -> None:
@@ -100,7 +100,7 @@ class Storage:
             StorageError: If it cannot be written.
         """
         text = record.model_dump_json()
-        _write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
+        write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
 
     def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
         """What ``save`` kept last, or None.
@@ -182,7 +182,7 @@ class Storage:
 
     def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
         text = "".join(line.model_dump_json() + "\n" for line in lines)
-        _write_whole(self.folder / name, lambda file: file.write(text.encode()))
+        write_whole(self.folder / name, lambda file: file.write(text.encode()))
 
     def _collect(self) -> dict[RunName, RunFile]:
         """All that is known of each run; visits are kept for attention runs alone once ``work`` is gone."""
@@ -243,7 +243,12 @@ def _check_same(folder: Path, there: Configuration, ours: Configuration) -> None
         )
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside the one that is there, and put it in its place.
+
+    Raises:
+        StorageError: If it cannot be written; then the old one stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

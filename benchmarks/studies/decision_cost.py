@@ -8,7 +8,6 @@ the times of a shared machine wander and the ratio does not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tyro
 from torch.utils.data import BatchSampler, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
@@ -148,24 +148,25 @@ def describe(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Measure, print, and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--record", type=Path, help="append the raw times to this file, as JSON lines")
-    arguments = parser.parse_args()
+def measure(*, rounds: int = 31, record: Path | None = None) -> None:
+    """Measure, print, and record.
+
+    Args:
+        rounds: In each, every side is timed once.
+        record: The raw times are appended to this file, as JSON lines; None for no file.
+    """
     environment = describe_environment()
     print(one_line(environment))
-    records = [compare_decisions(arguments.rounds)]
-    records += [compare_index_lists(samples, arguments.rounds) for samples in (50_000, 1_281_167)]
-    for record in records:
-        print("\n".join(describe(record)))
-    if arguments.record is not None:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.record.open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps({**record, "environment": environment}) + "\n")
+    compared = [compare_decisions(rounds)]
+    compared += [compare_index_lists(samples, rounds) for samples in (50_000, 1_281_167)]
+    for each in compared:
+        print("\n".join(describe(each)))
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with record.open("a", encoding="utf-8") as file:
+            for each in compared:
+                file.write(json.dumps({**each, "environment": environment}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(measure, description=__doc__)

@@ -15,7 +15,6 @@ Random 32x32 images, batch size 32, Adam at 1e-4, any timm model; CUBLAS_WORKSPA
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,10 +22,11 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import timm
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -217,15 +217,23 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def main() -> None:
-    """Measure, record each line as it is there, and print the table last."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet34"], help="timm names (default: resnet34)")
-    parser.add_argument("--batches", type=int, default=200, help="base batches in an epoch (default: 200)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured epochs a row (default: 5)")
-    parser.add_argument("--runs", type=int, nargs="*", default=[1, 2, 3, 6], help="how many runs at once")
-    parser.add_argument("--record", type=Path, required=True, help="write JSON lines to this file")
-    arguments = parser.parse_args()
+def measure(
+    record: Path,
+    *,
+    models: tuple[str, ...] = ("resnet34",),
+    batches: int = 200,
+    rounds: int = 5,
+    runs: tuple[int, ...] = (1, 2, 3, 6),
+) -> None:
+    """Measure, record each line as it is there, and print the table last.
+
+    Args:
+        record: Gets JSON lines.
+        models: Their names in timm.
+        batches: Base batches in an epoch.
+        rounds: Measured epochs a row.
+        runs: How many runs at once.
+    """
     # For the check of equality; it counts only before CUDA is set up, so every row is measured with it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -233,24 +241,24 @@ def main() -> None:
     console = Console()
     console.print(one_line(environment), highlight=False)
     records: list[dict[str, Any]] = []
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.record.open("w", encoding="utf-8") as file:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with record.open("w", encoding="utf-8") as file:
 
-        def keep(new: list[dict[str, Any]], file: IO[str] = file) -> None:
-            for record in new:
-                records.append(record)
-                file.write(json.dumps({**record, "environment": environment}) + "\n")
+        def keep(new: list[dict[str, Any]]) -> None:
+            for line in new:
+                records.append(line)
+                file.write(json.dumps({**line, "environment": environment}) + "\n")
             file.flush()
 
-        for name in arguments.models:
+        for name in models:
             for tf32 in (False, True) if device.type == "cuda" else (None,):
                 for channels_last in (False, True):
                     setting = {"tf32": tf32, "channels_last": channels_last}
-                    keep(measure_rows(name, device, arguments.batches, arguments.rounds, setting))
-            keep([measure_together(name, device, arguments.batches, runs) for runs in arguments.runs])
-            keep([check_equality(name, device, min(arguments.batches, 20))])
+                    keep(measure_rows(name, device, batches, rounds, setting))
+            keep([measure_together(name, device, batches, count) for count in runs])
+            keep([check_equality(name, device, min(batches, 20))])
     show(records, console)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(measure, description=__doc__)

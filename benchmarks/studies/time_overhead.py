@@ -9,17 +9,17 @@ alone meanwhile. The schedule's own share is the time spent in ``attend`` and ``
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import tyro
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
@@ -138,7 +138,7 @@ class _Stopwatch:
         return seconds
 
 
-def measure(
+def alternate(
     make_arm: Callable[[BatchAttentionSchedule | None], Arm], epochs: int, description: str
 ) -> Iterator[tuple[str, int, Timed]]:
     """Train both arms, an epoch of each by turns."""
@@ -148,49 +148,50 @@ def measure(
             yield name, epoch, arms[name].run_epoch()
 
 
-def main() -> None:
-    """Measure, and record one JSON line an epoch."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, required=True, help="write one JSON line an epoch to this file")
-    parser.add_argument("--model", default="resnet34")
-    parser.add_argument("--data", default="cifar10", help="as of benchmarks.cifar")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--images", type=int, default=2000, help="to train on (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    try:
-        record(options)
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
+def measure(
+    record: Path,
+    *,
+    model: str = "resnet34",
+    data: str = "cifar10",
+    data_dir: Path = Path("data"),
+    images: int = 2000,
+    epochs: int = 20,
+    seeds: int = 1,
+    threads: int = 1,
+) -> None:
+    """Measure every seed, and record every epoch.
 
-
-def record(options: argparse.Namespace) -> None:
-    """Measure every seed.
+    Args:
+        record: Gets one JSON line an epoch.
+        model: As of benchmarks.cifar.
+        data: As of benchmarks.cifar.
+        data_dir: Downloaded and decoded data.
+        images: To train on.
+        epochs: Of each arm.
+        seeds: How many.
+        threads: CPU threads.
 
     Raises:
         BenchmarkError: If data or model cannot be had.
     """
-    images = load_images(options.data, options.data_dir).sample(options.images, 1)
-    height, width = images.train.images.shape[2:]
-    recipe = find_recipe(options.model, height, width, pretrained=False)
-    pixels = torch.from_numpy(images.train.images)
+    torch.set_num_threads(threads)
+    loaded = load_images(data, data_dir).sample(images, 1)
+    height, width = loaded.train.images.shape[2:]
+    recipe = find_recipe(model, height, width, pretrained=False)
+    pixels, labels = map(torch.from_numpy, loaded.train)
     inputs = measure_numerics(pixels, "default", channels_last=False).prepare(pixels)
-    labels = torch.from_numpy(images.train.labels)
-    about = {"model": options.model, "data": images.name, "images": options.images, "threads": options.threads}
-    about["environment"] = describe_environment("cpu")
-    options.record.parent.mkdir(parents=True, exist_ok=True)
-    with options.record.open("w", encoding="utf-8") as file:
-        for seed in range(options.seeds):
+    about = {"model": model, "data": loaded.name, "images": images, "threads": threads}
+    environment = describe_environment("cpu")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with record.open("w", encoding="utf-8") as file:
+        for seed in range(seeds):
 
             def make_arm(schedule: BatchAttentionSchedule | None, seed: int = seed) -> Arm:
-                return Arm(make_model(recipe, len(images.classes), seed), inputs, labels, seed, schedule)
+                return Arm(make_model(recipe, len(loaded.classes), seed), inputs, labels, seed, schedule)
 
-            for arm, epoch, timed in measure(make_arm, options.epochs, f"seed {seed}"):
-                load = os.getloadavg()[0]
-                line = {**about, "seed": seed, "arm": arm, "epoch": epoch, **timed._asdict(), "load_average": load}
+            for arm, epoch, timed in alternate(make_arm, epochs, f"seed {seed}"):
+                line = {**about, "environment": environment, "seed": seed, "arm": arm, "epoch": epoch}
+                line |= {**timed._asdict(), "load_average": os.getloadavg()[0]}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
@@ -210,6 +211,14 @@ def summarize(lines: list[dict[str, Any]]) -> dict[str, float]:
         "schedule_share": total["attention", "schedule_seconds"] / total["attention", "seconds"],
         "update_ratio": update["attention"] / update["baseline"],
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error that is meant for the user is one line, and the exit status 1."""
+    try:
+        tyro.cli(measure, description=__doc__, args=arguments)
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Small image folders, and the CIFAR benchmark's command run on them."""
 
+import gc
 import json
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -25,6 +28,19 @@ def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR).convert(mode).save(path)
     return folder
+
+
+@contextmanager
+def room_for_runs():
+    """The command sets these of PyTorch's for its process, and collects garbage after every run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # Or every collection looks at all modules that were ever imported, which takes longer than a run.
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
 
 
 def run_benchmark(data, out, *options):

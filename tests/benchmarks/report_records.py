@@ -258,7 +258,7 @@ def make_confusion(setting: Setting, rng: np.random.Generator, noise: int, numbe
     classes, images = len(setting.classes), setting.images[1]
     share = setting.top * (1 - math.exp(-number * setting.rise)) + rng.uniform(-setting.jitter, setting.jitter)
     share += {"attention": setting.gain * (1 - noise / 6), "random": 0.01}.get(arm, 0) - noise / 100
-    of_class = np.bincount(np.arange(images) % classes, minlength=classes)
+    of_class = images // classes + (np.arange(classes) < images % classes)
     right = rng.multivariate_hypergeometric(of_class, round(images * share))
     mistaken_for = 1.0 - np.eye(classes)
     if setting.ends_one_sided and arm == "attention" and number == setting.epochs:

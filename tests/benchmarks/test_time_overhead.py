@@ -1,7 +1,6 @@
 """The benchmark of time: two arms by turns, and what is made of their seconds."""
 
 import json
-import sys
 
 import pytest
 
@@ -17,8 +16,7 @@ def test_both_arms_are_timed_by_turns_and_every_update_is_counted(tmp_path, monk
     options = ["--record", record, "--data", digits, "--data-dir", tmp_path / "cache", "--model", "small_resnet"]
     options += ["--images", 130, "--epochs", 12]
     monkeypatch.setattr(time_overhead, "LEARNING_RATE", 0.01)
-    monkeypatch.setattr(sys, "argv", ["time_overhead", *map(str, options)])
-    time_overhead.main()
+    time_overhead.main([*map(str, options)])
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     order = [(line["epoch"], line["arm"]) for line in lines]
     assert order[:4] == [(1, "attention"), (1, "baseline"), (2, "baseline"), (2, "attention")]
@@ -44,7 +42,6 @@ def test_the_summary_is_of_all_epochs_and_an_update_of_medians():
     assert found["update_ratio"] == pytest.approx(0.12 / 0.1)
 
 
-def test_data_that_is_not_there_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["time_overhead", "--record", str(tmp_path / "r.jsonl"), "--data", "/nowhere"])
+def test_data_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="error: data is '/nowhere'"):
-        time_overhead.main()
+        time_overhead.main(["--record", str(tmp_path / "r.jsonl"), "--data", "/nowhere"])

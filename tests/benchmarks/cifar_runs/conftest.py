@@ -1,27 +1,11 @@
 """Digits, and the records of runs on them that several tests read."""
 
-import gc
 import os
-from contextlib import contextmanager
 
 import pytest
-import torch
 
 from benchmarks.reading import read_records
-from tests.benchmarks.cifar_helpers import WHOLE, run_benchmark, write_digits
-
-
-@contextmanager
-def room_for_runs():
-    """The command sets these of PyTorch's for its process, and collects garbage after every run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # Or every collection looks at all modules that were ever imported, which takes longer than a run.
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+from tests.benchmarks.cifar_helpers import WHOLE, room_for_runs, run_benchmark, write_digits
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -94,13 +94,13 @@ def test_term_waits_until_the_records_are_written(digits, tmp_path, monkeypatch)
     stored = Storage(out, read_configuration(out))
     for name in ("runs.jsonl", "epochs.jsonl"):
         (out / name).unlink()
-    put = storage._write_whole
+    put = storage.write_whole
 
     def put_and_be_terminated(*arguments):
         signal.raise_signal(signal.SIGTERM)
         put(*arguments)
 
-    monkeypatch.setattr(storage, "_write_whole", put_and_be_terminated)
+    monkeypatch.setattr(storage, "write_whole", put_and_be_terminated)
     with pytest.raises(Terminated), term_raises():
         stored.write_records()
     assert len(read_records(out).runs) == 1

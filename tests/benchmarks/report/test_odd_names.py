@@ -1,0 +1,100 @@
+"""Names that nobody expects stay text."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from benchmarks.report import web
+from benchmarks.report.document import Box, Document, Section
+from tests.benchmarks.report.pages import (
+    HOSTILE,
+    PLAIN,
+    Page,
+    inline_tokens,
+    make_report,
+    name_on_github,
+    read_links,
+    read_markdown,
+)
+
+
+def test_what_a_data_set_is_called_stays_text_on_the_page(hostile):
+    page = Page((hostile / "report.html").read_text())
+    assert page.values("img", "src").count("x") == 0
+    assert not {"b", "script"} & {tag for tag, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert f"Claims: one on {HOSTILE}" in page.texts["h3"]
+    assert f"two on {HOSTILE}" in page.texts["td"]
+    assert {"<b>", "*c*", "d|e"} <= set(page.texts["th"])
+    assert [text for text in page.texts["figcaption"] if text.endswith(f", one on {HOSTILE}")]
+
+
+def test_what_a_data_set_is_called_stays_text_in_the_markdown(hostile):
+    text = (hostile / "report.md").read_text()
+    tokens = read_markdown(text)
+    raw = [token.content for token in tokens if token.type == "html_block"]
+    assert raw
+    assert {tag for block in raw for tag in re.findall(r"<(\w+)", block)} == {"details", "summary"}
+    assert not [token for token in inline_tokens(text) if token.type == "html_inline"]
+    cells = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
+    assert cells.count(f"one on {HOSTILE}") >= 10
+    assert {"<b>", "*c*", "d|e"} <= set(cells)
+    assert any(f"(one on {HOSTILE}; two on {HOSTILE})" in cell for cell in cells)
+    emphasized = {token.content for token in inline_tokens(text) if token.type == "code_inline"}
+    assert "e" not in emphasized
+
+
+def test_brackets_in_a_name_do_not_end_a_link(hostile):
+    titles, links, pictures = read_links((hostile / "report.md").read_text())
+    assert links == [f"#{name_on_github(title)}" for title in titles]
+    assert all((hostile / unquote(picture)).exists() for picture in pictures)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", ["_a_ b", "a __b__", "~~a~~ b"])
+def test_a_name_is_not_emphasized(tmp_path, name):
+    assert f"Claims: small_resnet on {name}" in read_links(make_report(tmp_path, PLAIN._replace(data=name)))[0]
+
+
+def test_dollars_in_a_name_are_no_formula(tmp_path):
+    make_report(tmp_path, PLAIN._replace(data="$x_$", classes=("$\\a$", "b")))
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("names", [("birds", "Birds"), ("a b", "a-b")])
+def test_two_data_sets_whose_names_are_nearly_the_same_have_figures_of_their_own(tmp_path, names):
+    pictures = read_links(make_report(tmp_path, *(PLAIN._replace(data=name) for name in names)))[2]
+    assert len(set(pictures)) == len(pictures)
+
+
+@pytest.mark.parametrize(
+    ("titles", "anchors"),
+    [
+        (
+            ["Claims: a/b", "Claims: ab", "Claims: a-b", "Claims: ab"],
+            ["claims-ab", "claims-ab-1", "claims-a-b", "claims-ab-2"],
+        ),
+        (["a-1", "a", "a", "a"], ["a-1", "a", "a-2", "a-3"]),
+        (["Report", "a\nb"], ["report-1", "a-b"]),
+    ],
+)
+def test_every_section_has_an_anchor_of_its_own_as_on_github(titles, anchors):
+    document = Document("Report", Box([]), [], [Section(title, []) for title in titles])
+    assert document.anchors == anchors
+    page = web.render(document, Path())
+    assert [page.count(f'id="{anchor}"') for anchor in anchors] == [1] * len(anchors)
+    assert [page.count(f'href="#{anchor}"') for anchor in anchors] == [1] * len(anchors)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_line_break_in_a_name_breaks_neither_tables_nor_titles(tmp_path):
+    setting = PLAIN._replace(data="a\nb", classes=("x\ny", "z"))
+    text = make_report(tmp_path, setting)
+    titles, links, _ = read_links(text)
+    assert "Claims: small_resnet on a b" in titles
+    assert links == [f"#{name_on_github(title)}" for title in titles]
+    cells = [token.content for token in read_markdown(text) if token.type == "inline"]
+    assert {"small_resnet on a b", "x y"} <= set(cells)
+    assert not [cell for cell in cells if cell.startswith(("b |", "y |"))]
