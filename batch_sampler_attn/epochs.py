@@ -11,7 +11,7 @@ from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolErro
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.recorders.recorder import Recorder
-from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.rule import ADVANCE, REPEAT, Decision
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
 
@@ -86,18 +86,21 @@ class Epochs:
         try:
             for recorder in self.recorders:
                 recorder.on_visit(state.epoch, position, visit, loss, decision, indices)
-            if visit == 1:
+            if decision is REPEAT:
+                self._watch.is_quiet = False
+            elif visit == 1 and self._watch.is_quiet and state.threshold is not None:
                 self._watch.note_loss(loss, state.threshold)
             if not counted and not self._has_warned_of_loss:
                 self._has_warned_of_loss = True
                 notices.nonfinite_loss(loss, state.epoch)
-            is_endless = state.batches == notices.ENDLESS and decision is Decision.ADVANCE
             # Once an epoch has ended, epochs do end, and this is a long one.
-            if is_endless and self.last_summary is None and self.options.window is None:
+            is_endless = state.batches == notices.ENDLESS and self.last_summary is None and decision is ADVANCE
+            if is_endless and self.options.window is None:
                 notices.epoch_without_end(state.batches)
         finally:
             # A recorder or a warning that raises must not make the window miss its end.
-            self.end_window()
+            if state.batches == self.options.window:
+                self.end()
 
     def end_window(self) -> None:
         """End the window, if there is one and it has all its batches."""

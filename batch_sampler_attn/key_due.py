@@ -12,6 +12,11 @@ class KeyDue:
     def __init__(self) -> None:
         self._due: tuple[int, object] | None = None
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a batch with a key is to be repeated."""
+        return self._due is not None
+
     def clear(self) -> None:
         """No repeat is due."""
         self._due = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from batch_sampler_attn import notices
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.summary import EpochSummary
@@ -18,26 +20,29 @@ class OverheadWatch:
 
     Args:
         options: Of the schedule.
+
+    Attributes:
+        is_quiet: Whether nothing has repeated so far, and losses are to be noted.
     """
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._is_quiet = options.max_visits != 1
+        self.is_quiet = options.max_visits != 1
         self._has_warned_of_cost = False
         self._quiet_epochs = 0
-        self._batches = 0
-        # How many first losses would have been above the threshold at each lower k.
-        self._above = {k: 0 for k in _LOWER_KS if k < options.k}
+        self._lower_ks = [k for k in _LOWER_KS if k < options.k]
+        self._threshold: float | None = None
+        self._limits: list[float] = []
+        # How many first losses lie above so many of the thresholds at these lower k, and no more.
+        self._above = [0] * (len(self._lower_ks) + 1)
 
-    def note_loss(self, loss: float, threshold: float | None) -> None:
+    def note_loss(self, loss: float, threshold: float) -> None:
         """The loss of a batch's first visit, and the threshold in force."""
-        if not self._is_quiet or threshold is None:
-            return
-        self._batches += 1
-        floor = self._options.floor
-        unit = (threshold - floor) / self._options.k
-        for k in self._above:
-            self._above[k] += loss > floor + k * unit
+        if threshold != self._threshold:
+            self._threshold = threshold
+            floor = self._options.floor
+            self._limits = [floor + k * (threshold - floor) / self._options.k for k in self._lower_ks]
+        self._above[bisect_left(self._limits, loss)] += 1
 
     def note_epoch(self, summary: EpochSummary) -> None:
         """An epoch came to its end."""
@@ -51,12 +56,13 @@ class OverheadWatch:
             self._has_warned_of_cost = True
             notices.costly_epoch(summary.epoch, summary.overhead, options.k)
         if summary.repeats:
-            self._is_quiet = False
-        elif self._is_telling(summary) and self._is_quiet:
+            self.is_quiet = False
+        elif self._is_telling(summary) and self.is_quiet:
             self._quiet_epochs += 1
             if self._quiet_epochs == _QUIET_EPOCHS:
-                self._is_quiet = False
-                shares = {k: above / self._batches for k, above in self._above.items()}
+                self.is_quiet = False
+                batches = sum(self._above)
+                shares = {k: sum(self._above[at:]) / batches for at, k in enumerate(self._lower_ks, start=1)}
                 notices.nothing_repeats(options.k, _QUIET_EPOCHS, shares)
 
     @staticmethod

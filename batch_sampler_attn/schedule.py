@@ -165,10 +165,13 @@ class BatchAttentionSchedule(Driven):
         current = self.check_word_is_due("decide")
         epochs, state = self.epochs, self.epochs.state
         position = state.position if current is None else current.position
-        self.key_due.check(position, batch)
+        is_keyed = batch is not None or self.key_due.is_due
+        if is_keyed:
+            self.key_due.check(position, batch)
         visit, nonfinite_losses = state.visits + 1, state.nonfinite_losses
         decision = rule.visit(epochs.options, epochs.criterion, state, loss, self.place)
-        self.key_due.note(position, batch, decision)
+        if is_keyed:
+            self.key_due.note(position, batch, decision)
         indices = None
         if current is not None:
             indices = current.indices
