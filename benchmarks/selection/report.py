@@ -107,8 +107,8 @@ def compose(runs: Sequence[Run], to: Path) -> Document:
             f"plain training alone. Of the {intervals} intervals of accuracy here, about "
             f"{(1 - CONFIDENCE) * intervals:.1f} miss by chance. One value of each option was run: K is the paper's "
             "and the probability of leaving out InfoBatch's; the last 15 % of training, in whole epochs, is plain "
-            "(InfoBatch: 12.5 %). No value was chosen by these results. Other work went on beside these runs, so that "
-            "times are rough. "
+            "(InfoBatch: 12.5 %). No value was chosen by these results. Other work went on beside these runs, and "
+            "they were stopped for a while at times, which their seconds contain: times are no measurement. "
             f"{'; '.join(machines)}."
         ),
         *([Paragraph(doses)] if (doses := _compare_doses(results)) else []),
