@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.loader_order import check_order
 
 
 def check_loader(sampler: object, loader: Any, *, is_immediate: bool) -> None:
@@ -21,16 +22,7 @@ def check_loader(sampler: object, loader: Any, *, is_immediate: bool) -> None:
     Raises:
         ProtocolError: If it is such a loader.
     """
-    if getattr(loader, "in_order", True) is False:
-        raise ProtocolError(
-            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
-            "losses would go to the wrong ones; leave in_order at True"
-        )
-    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
-        raise ProtocolError(
-            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
-            "go through batches without training on them. Leave it at 1"
-        )
+    check_order(loader)
     if isinstance(loader, itertools.islice):
         raise ProtocolError(
             "attend() was given islice(...), which began to iterate over the DataLoader before the epoch did. To train "
