@@ -22,7 +22,6 @@ Arm = Literal["baseline", "attention", "random", "longer"]
 ARMS: Final[tuple[Arm, ...]] = get_args(Arm)
 EpochLoss = Literal["first", "last", "all"]
 Precision = Literal["default", "fp32", "tf32", "bf16", "fp16"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ConfusionMatrix = list[list[Count]]

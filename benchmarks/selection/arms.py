@@ -115,7 +115,6 @@ class Repeats:
         self._fresh = fresh
         self._schedule = BatchAttentionSchedule(K, window=batches, budget=budget)
         self._choice: Choice | None = None
-        self._losses = torch.empty(0)
 
     def choose(self, update: int) -> Choice:
         """The same batch after a REPEAT, the next one of plain training otherwise."""

@@ -5,18 +5,13 @@ import os
 import pytest
 
 from benchmarks.reading import read_records
-from tests.benchmarks.cifar_helpers import WHOLE, room_for_runs, run_benchmark, write_digits
+from tests.benchmarks.cifar_helpers import WHOLE, room_for_runs, run_benchmark
 
 
 @pytest.fixture(scope="module", autouse=True)
 def keep_the_process_as_it_was():
     with room_for_runs():
         yield
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("images") / "digits", size=12)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.report.__main__ import main
-from tests.benchmarks.cifar_helpers import room_for_runs, run_benchmark, write_digits
+from tests.benchmarks.cifar_helpers import room_for_runs, run_benchmark
 from tests.benchmarks.report.pages import HOSTILE, PLAIN
 from tests.benchmarks.report_records import write_records
 
@@ -15,11 +15,6 @@ from tests.benchmarks.report_records import write_records
 def keep_the_process_as_it_was():
     with room_for_runs():
         yield
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("images") / "digits", size=12)
 
 
 @pytest.fixture(scope="session")
