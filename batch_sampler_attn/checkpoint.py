@@ -22,29 +22,39 @@ _LARGEST_COUNT = 2**63 - 1
 _OPTIONAL_NUMBERS = {"skipped_batches": 0, "strictness": 1.0}
 
 
-def pack_schedule(options: dict[str, Any], state: State, last_summary: EpochSummary | None) -> dict[str, Any]:
+def pack_schedule(
+    options: dict[str, Any], state: State, last_summary: EpochSummary | None, ranks: int
+) -> dict[str, Any]:
     """A schedule as a dictionary."""
     numbers = {name: value for name, value in asdict(state).items() if value != _OPTIONAL_NUMBERS.get(name, ...)}
-    return {
+    packed = {
         "version": VERSION,
         "options": options,
         "state": numbers,
         "last_summary": None if last_summary is None else last_summary.as_dict(),
     }
+    return {**packed, "ranks": ranks} if ranks > 1 else packed
 
 
 def unpack_schedule(
-    options: Options, packed: object, saved_options: dict[str, Any] | None = None
+    options: Options, packed: object, saved_options: dict[str, Any] | None = None, ranks: int = 1
 ) -> tuple[State, EpochSummary | None]:
     """The parts of ``pack_schedule``'s dictionary, checked against ``options``, and more of them if there are more.
 
     Raises:
         StateError: If it is of another version or of other options, or does not hold together.
     """
-    fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"})
+    fields = check_keys("the schedule's state", packed, {"version", "options", "state", "last_summary"}, {"ranks"})
     check_version(fields["version"])
     check_options(options.to_save() if saved_options is None else saved_options, fields["options"])
-    return _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
+    state, summary = _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
+    saved_ranks = check_count("ranks", fields.get("ranks", 1), least=1)
+    if state.progress and saved_ranks != ranks:
+        raise StateError(
+            f"the state was saved in the middle of an epoch of {saved_ranks} ranks, and there are {ranks} here. Load "
+            "one that was saved between two epochs, or go on with as many ranks"
+        )
+    return state, summary
 
 
 def check_keys(what: str, packed: object, expected: set[str], optional: Collection[str] = ()) -> dict[str, Any]:

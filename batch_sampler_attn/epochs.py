@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from batch_sampler_attn import notices, rule
+from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.criteria import Criterion
 from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, shown
 from batch_sampler_attn.options import Options
@@ -23,11 +24,13 @@ class Epochs:
         options: Checked already.
         criterion: Says which batches want another visit.
         recorders: As the schedule was given them.
+        agreement: With the other ranks.
 
     Attributes:
         options: The same.
         criterion: The same.
         recorders: Told of every visit and every epoch.
+        agreement: The same.
         state: Of the rule.
         last_summary: Of the epoch, or window, that ended last; None before.
         resumed_at: The position at which a loaded state goes on in mid-epoch; None in any other epoch.
@@ -36,10 +39,13 @@ class Epochs:
         OptionError: If a recorder is none.
     """
 
-    def __init__(self, options: Options, criterion: Criterion, recorders: Sequence[Recorder]) -> None:
+    def __init__(
+        self, options: Options, criterion: Criterion, recorders: Sequence[Recorder], agreement: Agreement
+    ) -> None:
         self.options = options
         self.criterion = criterion
         self.recorders = _check_recorders(recorders)
+        self.agreement = agreement
         self.state = State()
         self.last_summary: EpochSummary | None = None
         self.resumed_at: int | None = None
@@ -118,7 +124,9 @@ class Epochs:
         Raises:
             EmptyEpochError: If it has no batch.
             ProtocolError: If the criterion says that it cannot end here.
+            RanksDivergedError: If another rank is not at its end.
         """
+        self.agreement.end(self.state)
         if not self.state.batches:
             raise EmptyEpochError(
                 "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "
@@ -164,6 +172,7 @@ class Epochs:
                 recorder.on_state_loaded(state.epoch, state.batches + state.repeats)
 
     def _begin(self) -> None:
+        self.agreement.forget()
         self._has_warned_of_loss = False
         self._accounted = 0
         self.resumed_at = None

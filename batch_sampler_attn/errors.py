@@ -37,6 +37,18 @@ class StateError(BatchAttentionError, ValueError):
     """A saved state cannot be loaded here. Nothing of it was assigned."""
 
 
+class RanksDivergedError(BatchAttentionError, RuntimeError):
+    """Ranks that train together are not at the same visit, or differ in options, state or length of the epoch."""
+
+
+class RankTimeoutError(BatchAttentionError, TimeoutError):
+    """Another rank did not come to the same call in time."""
+
+
+class RankLostError(BatchAttentionError, ConnectionError):
+    """The connection to another rank is gone: its process has ended, or the network has failed."""
+
+
 class RecordError(BatchAttentionError, ValueError):
     """A file of recorded visits cannot be read."""
 

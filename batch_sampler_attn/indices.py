@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,16 @@ def plain_indices(indices: Sequence[Any]) -> list[int | str]:
 def are_plain(indices: object) -> bool:
     """Whether they are dataset indices as ``plain_indices`` makes them, of at most 64 bits."""
     return isinstance(indices, list) and all(map(_is_plain, indices))
+
+
+def as_plain(index: Any) -> Any:
+    """An index as a plain number, if it is a number of NumPy's or a 0-d tensor; whatever else as it is."""
+    if type(index) is int or isinstance(index, str):
+        return index
+    if getattr(index, "shape", None) == () and hasattr(index, "__index__"):
+        with contextlib.suppress(TypeError):  # a number that is not whole
+            return operator.index(index)
+    return index
 
 
 def _is_plain(index: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from batch_sampler_attn.errors import LossError, shown
 from batch_sampler_attn.option_values import count, share
@@ -26,11 +27,7 @@ def as_float(loss: object) -> float:
         return loss
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
         return _to_double(loss)
-    shape = getattr(loss, "shape", ())
-    if any(length != 1 for length in shape):
-        raise LossError(
-            f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
-        )
+    _check_shape(loss)
     if _is_masked(loss):
         raise LossError(
             f"got a masked loss, {shown(loss)}, which has no value; {_ALLOWED}. Fill it in, or leave it out"
@@ -42,6 +39,27 @@ def as_float(loss: object) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise LossError(f"got {shown(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
     return _to_double(value)
+
+
+def held(loss: object) -> Any:
+    """A loss that is to be read later: as a double, or where reading it would wait for a device, as it is there.
+
+    Args:
+        loss: As for ``as_float``.
+
+    Raises:
+        LossError: If it is not one real number, as far as that can be told without waiting.
+    """
+    is_tensor = callable(getattr(loss, "detach", None))
+    if is_tensor and getattr(getattr(loss, "device", None), "type", "cpu") != "cpu":
+        _check_shape(loss)
+        # A copy, which a loop that goes on with its loss in place does not change.
+        return loss.detach().clone()  # type: ignore[attr-defined]
+    if callable(getattr(loss, "block_until_ready", None)):
+        # JAX computes while Python goes on, and its arrays do not change.
+        _check_shape(loss)
+        return loss
+    return as_float(loss)
 
 
 def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
@@ -59,6 +77,14 @@ def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
     target = 1 - smoothing + others
     entropy = -target * math.log(target)
     return entropy - (classes - 1) * others * math.log(others) if others else entropy
+
+
+def _check_shape(loss: object) -> None:
+    shape = getattr(loss, "shape", ())
+    if any(length != 1 for length in shape):
+        raise LossError(
+            f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
+        )
 
 
 def _is_masked(loss: object) -> bool:

@@ -45,6 +45,27 @@ def finite_number(name: str, value: object, hint: str) -> float:
     return number
 
 
+def weight(name: str, value: object) -> float:
+    """``value`` as a float, if it can weigh a loss: a finite real number of at least 0.
+
+    Args:
+        name: For the message.
+        value: A number, or a NumPy or PyTorch value of one element, such as a sum of weights.
+
+    Raises:
+        OptionError: If it is anything else.
+    """
+    item = getattr(value, "item", None)
+    plain = item() if callable(item) and _is_single(value) else value
+    number = _as_float(plain) if isinstance(plain, Real) and not isinstance(plain, bool) else math.nan
+    if not math.isfinite(number) or number < 0:
+        raise OptionError(
+            f"{name} is {shown(value)} ({_kind(value)}); it must be a finite number of at least 0: the samples that "
+            "the loss is the mean of, or the sum of their weights"
+        )
+    return number
+
+
 def count(name: str, value: object, hint: str) -> int:
     """``value`` as an int, if it is a whole number of at least 1; NumPy's scalars are numbers too.
 
@@ -65,6 +86,10 @@ def word(name: str, value: object, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"{name} is {shown(value)}; it must be one of {', '.join(map(repr, allowed))}")
     return str(value)
+
+
+def _is_single(value: object) -> bool:
+    return all(length == 1 for length in getattr(value, "shape", ()))
 
 
 def _as_float(value: Real) -> float:

@@ -181,16 +181,16 @@ class Pass:
         """Refuse a loss, or a skip, that belongs to no batch.
 
         Args:
-            word: What was called, "decide" or "skip".
+            word: What was called, "decide", "report" or "skip".
 
         Raises:
             ProtocolError: If no batch is waiting for one.
         """
         if self.phase is Phase.SKIPPED:
             raise ProtocolError(f"{word}() was called for a batch that had been skipped; go on to the next batch")
-        if self.phase is Phase.DECIDED and word == "decide":
+        if self.phase is Phase.DECIDED and word in ("decide", "report"):
             raise ProtocolError(
-                "decide() was called twice for one batch. Report one loss for each batch that attend() yields; "
+                f"{word}() was called twice for one batch. Report one loss for each batch that attend() yields; "
                 "it yields the batch again by itself when the decision is REPEAT"
             )
         if self.phase is Phase.DECIDED:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from batch_sampler_attn import checkpoint, rule
+from batch_sampler_attn.agreement import ReduceOption
 from batch_sampler_attn.attended import AttendedLoader, Batch, attend
 from batch_sampler_attn.criteria import threshold_of
 from batch_sampler_attn.driven import Driven
@@ -13,6 +14,7 @@ from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.options import DEFAULT_MAX_VISITS, EpochLoss, NonfinitePolicy, Options
 from batch_sampler_attn.recorders import Recorder
+from batch_sampler_attn.reports import REPORTED
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
@@ -47,6 +49,9 @@ class BatchAttentionSchedule(Driven):
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.losses``.
         recorders: Told of every visit and every epoch; see ``batch_sampler_attn.recorders``. None cost nothing.
+        reduce: With ranks that train together, ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: all of them
+            decide alike, on the mean of their losses. None has each rank decide by its own losses, which suits ranks
+            that share no gradients. The default, "refuse", is for one process, and refuses others.
 
     Raises:
         OptionError: If an option has a value that is not allowed.
@@ -78,6 +83,7 @@ class BatchAttentionSchedule(Driven):
         budget: float | None = None,
         floor: float = 0.0,
         recorders: Sequence[Recorder] = (),
+        reduce: ReduceOption = "refuse",
     ) -> None:
         options = Options(
             k,
@@ -90,17 +96,7 @@ class BatchAttentionSchedule(Driven):
             floor=floor,
         )
         options.check()
-        super().__init__(options, threshold_of(options), recorders)
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options_to_save().items())
-        return f"<{type(self).__name__}({options}), {self.whereabouts()}>"
-
-    def whereabouts(self) -> str:
-        """Where training is, in words."""
-        state = self.epochs.state
-        threshold = "no threshold" if state.threshold is None else f"threshold {state.threshold:.4g}"
-        return f"epoch {state.epoch}, batch {self.batch_index}, visits {state.visits}, {threshold}"
+        super().__init__(options, threshold_of(options), recorders, reduce)
 
     # What is going on --------------------------------------------------------------------------------
 
@@ -142,13 +138,36 @@ class BatchAttentionSchedule(Driven):
 
     # Deciding ----------------------------------------------------------------------------------------
 
-    def decide(self, loss: object, *, batch: object = None) -> Decision:
+    def report(self, loss: object, *, samples: object = None, batch: object = None) -> None:
+        """Tell the loss of the visit under way as soon as it is known; ``decide()`` then needs no loss.
+
+        Between ranks, it is on its way while the backward pass is computed. On a device, it stays there until
+        ``decide()``. Otherwise the two calls are the same as ``decide(loss)``.
+
+        Args:
+            loss: As for ``decide``.
+            samples: Likewise.
+            batch: Likewise.
+
+        Raises:
+            LossError: If the loss is not one real number.
+            OptionError: If ``samples`` is no weight.
+            ProtocolError: If no batch is waiting for a loss, or another one is, or if it was reported already.
+            RanksDivergedError, RankTimeoutError, RankLostError: As for ``decide``.
+        """
+        self.put_report("report", loss, samples, batch)
+
+    def decide(self, loss: object = REPORTED, *, samples: object = None, batch: object = None) -> Decision:
         """Decide about the batch that was just trained on.
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a float,
                 an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
-                taken as it is, with its three digits; compute the loss in float32 for a finer decision.
+                taken as it is, with its three digits; compute the loss in float32 for a finer decision. Not given where
+                ``report`` was told it before.
+            samples: With ``reduce``, the weight of this rank's loss: how many samples it is the mean of, or the sum of
+                their weights; 0 for none. Without, all ranks weigh the same, unless a ``BatchAttentionSampler`` knows
+                how many there are.
             batch: In hand-written loops, whatever tells the batch from others (its index, its file, itself). A loop
                 that does not heed a REPEAT is found out then: the loss of another batch is refused. Remembered only
                 while a repeat is due.
@@ -160,8 +179,14 @@ class BatchAttentionSchedule(Driven):
             LossError: If the loss is not one real number.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision, or another one is.
+            RanksDivergedError: If another rank is not at the same visit.
+            RankTimeoutError: If another rank did not come in time.
+            RankLostError: If another rank is gone.
         """
-        loss = as_float(loss)
+        if loss is REPORTED or samples is not None or not self.reports.is_plain:
+            loss, batch = self.loss_reported(loss, samples, batch)
+        else:
+            loss = as_float(loss)
         current = self.check_word_is_due("decide")
         epochs, state = self.epochs, self.epochs.state
         position = state.position if current is None else current.position
@@ -195,6 +220,8 @@ class BatchAttentionSchedule(Driven):
             ProtocolError: If no batch is out, or its loss was reported already.
         """
         current = self.check_word_is_due("skip")
+        if self.reports.is_out:
+            raise ProtocolError("skip() was called after report() had told this visit's loss; call decide()")
         rule.skip(self.epochs.state)
         self.key_due.clear()
         if current is not None:
@@ -242,19 +269,7 @@ class BatchAttentionSchedule(Driven):
             EmptyEpochError: If no batch was decided on.
             ProtocolError: If a batch is still to be repeated, or if it is not this loop's to end.
         """
-        if self.options.window is not None:
-            raise ProtocolError(f"window={self.options.window} ends each epoch by itself; do not call end_epoch()")
-        if self.active_pass is not None:
-            raise ProtocolError(
-                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
-                "BatchAttentionSampler(..., batches_per_epoch=n)"
-            )
-        if self.visits:
-            raise ProtocolError(
-                f"the last decision was REPEAT after {self.visits} visits; train on that batch until the "
-                "decision is ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
-            )
+        self.check_may_end_epoch()
         return self.epochs.end()
 
     def abandon_epoch(self) -> None:
@@ -271,7 +286,8 @@ class BatchAttentionSchedule(Driven):
         """
         for recorder in self.epochs.recorders:
             recorder.flush()
-        return checkpoint.pack_schedule(self.options_to_save(), self.epochs.state, self.epochs.last_summary)
+        epochs = self.epochs
+        return checkpoint.pack_schedule(self.options_to_save(), epochs.state, epochs.last_summary, self.agreement.ranks)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import operator
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, W
 
 from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import OptionError, StateError, shown
+from batch_sampler_attn.indices import as_plain
 from batch_sampler_attn.loading.base_checks import check_length, check_sampler, checked_batch_size
+from batch_sampler_attn.loading.shards import Shard, own_shard, shard_of
 from batch_sampler_attn.option_values import count
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
@@ -39,11 +41,14 @@ class BaseBatches:
         batch_size: Indices in a batch; None if ``sampler`` makes the batches.
         drop_last: Whether a last, shorter batch is left out.
         batches_per_epoch: The most batches in an epoch; None for all of them.
+        rank: With ``world_size``: which part of the order is taken; None for all of it.
+        world_size: The ranks that share the order.
 
     Attributes:
         batch_size: As in the arguments, or as the batch sampler of torch's has it that is taken apart.
         drop_last: Likewise.
         most_batches: ``batches_per_epoch``.
+        shard: The part that is taken; None if nothing was said of it.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -55,6 +60,8 @@ class BaseBatches:
         batch_size: int | None,
         drop_last: bool,
         batches_per_epoch: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         check_sampler(sampler)
         self._sampler: Any = sampler
@@ -64,11 +71,14 @@ class BaseBatches:
         self.most_batches = None if batches_per_epoch is None else count("batches_per_epoch", batches_per_epoch, _MOST)
         if type(sampler) is BatchSampler:
             self._sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
+        self.shard = shard_of(self._sampler, rank, world_size)
         plans = self.batch_size is None and self.is_set_by_epoch
         check_length(self._sampler, self, self.batch_size, self.drop_last, plans=plans)
 
     def __len__(self) -> int:
         length = len(self._sampler)
+        if self.shard is not None:
+            length = self.shard.length(length, self.batch_size, drop_last=self.drop_last)
         if self.batch_size is not None:
             length = length // self.batch_size if self.drop_last else -(-length // self.batch_size)
         return length if self.most_batches is None else min(length, self.most_batches)
@@ -94,6 +104,7 @@ class BaseBatches:
             and not sampler.replacement
             and sampler.num_samples == len(sampler.data_source)
             and self.batch_size is not None
+            and (self.shard is None or self.shard.ranks == 1)
         ):
             return itertools.chain.from_iterable(self._sliced_permutation(sampler, self.batch_size))
         return self._collected()
@@ -154,15 +165,31 @@ class BaseBatches:
                 set_epoch(epoch)
                 return
 
+    @property
+    def rank_shard(self) -> Shard:
+        """The part of the data that this order is of, by its own shard or its sampler's."""
+        return self.shard or own_shard(self._sampler) or Shard()
+
+    def common_to_ranks(self) -> dict[str, Any]:
+        """What an order that ranks share depends on, as JSON types: the same on each of them."""
+        if self.rank_shard.ranks == 1:
+            return {}
+        if self._needs_our_generator:
+            self._our_generator()
+        state = self.generator_state()
+        names = ("seed", "epoch", "shuffle")
+        says = {name: value for name in names if isinstance(value := getattr(self._sampler, name, None), (int, bool))}
+        return {**says, "generator": None if state is None else zlib.crc32(state.encode())}
+
     def resumed(
-        self, epoch_generator: str | None, position: int, known: dict[int, list[Any]], *, is_exhausted: bool
+        self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
         """The batches from ``position`` on, of the epoch that was drawn from the state ``epoch_generator``.
 
         Args:
             epoch_generator: As ``begin_epoch`` gave it.
             position: At least 1.
-            known: Batches before ``position``, by their position.
+            known: Batches before ``position``, by their position; where there is a None, what is drawn is put in.
             is_exhausted: Whether there were no more than ``position``.
 
         Raises:
@@ -181,10 +208,12 @@ class BaseBatches:
 
     @staticmethod
     def _checked(
-        batches: Iterator[list[int]], position: int, known: dict[int, list[Any]], *, is_exhausted: bool
+        batches: Iterator[list[int]], position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
         for place in range(position):
             batch = next(batches, None)
+            if place in known and known[place] is None:
+                known[place] = batch
             if batch is None or known.get(place, batch) != batch:
                 had = shown(known[place]) if place in known else "some"
                 raise StateError(
@@ -224,20 +253,25 @@ class BaseBatches:
             sampler = copy.copy(sampler)
             sampler.generator = self._our_generator()
         if self.batch_size is None:
-            for batch in sampler:
+            for batch in self._sharded(sampler):
                 if not hasattr(batch, "__iter__"):
                     raise OptionError(
                         f"{type(self._sampler).__name__} yields {batch!r}, a single index; pass a batch_size with it, "
                         "or a sampler that yields lists of indices"
                     )
                 # A copy, since a batch sampler may fill one list again and again.
-                yield [_as_plain(index) for index in batch]
+                yield [as_plain(index) for index in batch]
             return
-        indices = map(_as_plain, iter(sampler))
+        indices = map(as_plain, self._sharded(sampler))
         while batch := list(itertools.islice(indices, self.batch_size)):
             if self.drop_last and len(batch) < self.batch_size:
                 return
             yield batch
+
+    def _sharded(self, items: Iterable[Any]) -> Iterator[Any]:
+        if self.shard is None or self.shard.ranks == 1:
+            return iter(items)
+        return self.shard.of(items, self.batch_size, drop_last=self.drop_last)
 
     @property
     def _users_generator(self) -> torch.Generator | None:
@@ -259,16 +293,6 @@ class BaseBatches:
             self._own_generator = torch.Generator()
             self._own_generator.manual_seed(seed)
         return self._own_generator
-
-
-def _as_plain(index: Any) -> Any:
-    """An index as a plain number, if it is a number of NumPy's or a 0-d tensor; whatever else as it is."""
-    if type(index) is int or isinstance(index, str):
-        return index
-    if getattr(index, "shape", None) == () and hasattr(index, "__index__"):
-        with contextlib.suppress(TypeError):  # a number that is not whole
-            return operator.index(index)
-    return index
 
 
 def _from_hexadecimal(state: str) -> torch.Tensor:

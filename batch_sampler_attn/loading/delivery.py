@@ -18,6 +18,7 @@ from batch_sampler_attn.loading.loader_checks import check_loader, yields_what_i
 from batch_sampler_attn.loading.on_demand import OnDemandFetcher
 from batch_sampler_attn.loading.pass_watch import PassWatch, is_end
 from batch_sampler_attn.loading.progress import EpochProgress
+from batch_sampler_attn.loading.shards import Shard, check_shard
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -106,6 +107,9 @@ class Delivery:
         """
         check_loader(self._sampler, loader, is_immediate=self.is_in_order)
         schedule = self._schedule
+        reduce = schedule.agreement.reduce
+        if reduce is not None and reduce.ranks > 1:
+            check_shard(self._base.sampler, self._base.shard, Shard(reduce.rank, reduce.ranks))
         is_in_epoch = schedule.active_pass is None and schedule.epochs.state.progress > 0
         if is_in_epoch and not self._is_resumed and schedule.options.window is None:
             raise ProtocolError(
@@ -130,7 +134,8 @@ class Delivery:
     # One pass --------------------------------------------------------------------------------------------
 
     def _deliver(self, loader: Any) -> Iterator[Any]:
-        with self._schedule.open_pass() as current:
+        length = length_of(loader)
+        with self._schedule.open_pass(length, self._base.common_to_ranks()) as current:
             try:
                 yield from self._serve(current, loader)
                 self.forget_epoch()

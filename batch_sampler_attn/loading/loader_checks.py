@@ -36,6 +36,18 @@ def check_loader(sampler: object, loader: Any, *, is_immediate: bool) -> None:
             "makes batches: DataLoader(dataset, batch_sampler=sampler)"
         )
     inner = getattr(loader, "batch_sampler", None)
+    if getattr(inner, "batch_sampler", None) is sampler and getattr(inner, "num_processes", 1) > 1:
+        raise ProtocolError(
+            f"the BatchAttentionSampler was sharded from outside, by a {type(inner).__name__}, which would send a "
+            "repeat to another rank. Give it rank= and world_size= instead, and keep the loader out of accelerate's "
+            "prepare()"
+        )
+    if inner is not sampler and hasattr(inner, "schedule"):
+        raise ProtocolError(
+            f"the loader was made, or rebuilt by a trainer, with another {type(inner).__name__} than the one whose "
+            "schedule this is. Build each rank's loader on the schedule's own sampler, with rank= and world_size=, and "
+            "switch off the trainer's replacing of samplers (Lightning: use_distributed_sampler=False)"
+        )
     if inner is not sampler and getattr(inner, "sampler", None) is sampler:
         raise ProtocolError(
             f"the batch sampler of {type(loader).__name__} is a {type(inner).__name__} around the "

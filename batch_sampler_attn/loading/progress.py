@@ -15,6 +15,7 @@ from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import ProtocolError, StateError, shown
 from batch_sampler_attn.indices import are_plain, plain_indices
 from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.shards import unpack_shard
 from batch_sampler_attn.loading.tickets import Ticket, pack_tickets, unpack_tickets
 from batch_sampler_attn.rule import Decision
 
@@ -43,6 +44,8 @@ class EpochProgress:
     def __init__(self, base: BaseBatches, *, is_immediate: bool) -> None:
         self._base = base
         self._is_immediate = is_immediate
+        # Whose indices there are in flight and pending: a state may have been saved on another rank.
+        self._shard = base.rank_shard
         self.position = 0
         self.epoch_generator: str | None = None
         self.flight: deque[Ticket] = deque()
@@ -152,11 +155,25 @@ class EpochProgress:
         """
         if self.position > 0 and self._batches is None:
             assert self._last_base_batch is not None
-            known = {ticket.position: ticket.indices for ticket in (*self._to_resend, *self.pending)}
+            known: dict[int, list[Any] | None] = {
+                ticket.position: ticket.indices for ticket in (*self._to_resend, *self.pending)
+            }
             known[self.position - 1] = self._last_base_batch
+            is_another_ranks = self._shard != self._base.rank_shard
+            if is_another_ranks:
+                known = dict.fromkeys(known)
             self._batches = self._base.resumed(
                 self.epoch_generator, self.position, known, is_exhausted=self._is_exhausted
             )
+            if is_another_ranks:
+                self._take_indices({position: batch or [] for position, batch in known.items()})
+
+    def _take_indices(self, drawn: dict[int, list[Any]]) -> None:
+        """Have this rank's batches on their way, where another rank's were."""
+        self._to_resend = deque(ticket._replace(indices=drawn[ticket.position]) for ticket in self._to_resend)
+        self.pending = deque(ticket._replace(indices=drawn[ticket.position]) for ticket in self.pending)
+        self._last_base_batch = drawn[self.position - 1]
+        self._shard = self._base.rank_shard
 
     def _next_base_batch(self) -> list[Any]:
         if self._is_exhausted or self.position == self.limit:
@@ -179,7 +196,7 @@ class EpochProgress:
 
     def pack(self) -> dict[str, Any]:
         """The progress as JSON types."""
-        return {
+        packed = {
             "epoch_generator": self.epoch_generator,
             "position": self.position,
             "is_exhausted": self._is_exhausted,
@@ -188,6 +205,7 @@ class EpochProgress:
             "pending": pack_tickets([*self.pending]),
             "begun": [*self.begun],
         }
+        return {**packed, "shard": [*self._shard]} if self._shard.ranks > 1 else packed
 
     @classmethod
     def unpack(
@@ -220,6 +238,8 @@ class EpochProgress:
         pending = unpack_tickets("pending", packed["pending"], position, least_visits=1)
         if is_immediate and len(pending) > 1:
             raise StateError(f"the state has {len(pending)} pending repeats, but an immediate repeat is the only one")
+        if "shard" in packed:
+            progress._shard = unpack_shard(packed["shard"], base.rank_shard, is_in_epoch=position > 0)
         _check_every_batch_is_somewhere(batches_done, [*flight, *pending], position)
         for ticket in (*flight, *pending):
             if ticket.position == position - 1 and ticket.indices != last_base_batch:

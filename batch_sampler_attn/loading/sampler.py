@@ -48,6 +48,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
             given before. What is still to be repeated when the base batches are over is served by going through the
             loader again.
         batches_per_epoch: Train on so many batches of each epoch's order, and no more; None for all of them.
+        rank: With ``world_size``, for ranks that train together: which of them this is. Each takes every
+            ``world_size``-th index of the order (or batch, of a batch sampler), so the order has to be the same on all:
+            a generator with the same seed. Every rank has as many batches; one that would lack the last takes an item
+            from the order's beginning. Leave both out with a ``DistributedSampler``.
+        world_size: How many ranks there are; 1 for ranks that have data of their own.
 
     What the state holds makes order, visits and decisions of a resumed run those of the uninterrupted one. Random
     numbers that a data set draws in worker processes are not in it: a DataLoader seeds its workers anew, there as in
@@ -56,7 +61,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
-        ProtocolError: If the schedule belongs to another sampler.
+        ProtocolError: If the schedule belongs to another sampler, or none is given to a rank.
 
     Example:
         >>> from torch.utils.data import DataLoader, RandomSampler
@@ -78,14 +83,18 @@ class BatchAttentionSampler(Sampler[list[int]]):
         schedule: BatchAttentionSchedule | None = None,
         repeats: Literal["immediate", "deferred"] = "immediate",
         batches_per_epoch: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         if schedule is None:
             schedule = BatchAttentionSchedule()
+            # Trainers that make a sampler anew, for a sampler of ranks inside, leave the schedule out.
+            schedule.agreement.check_is_sought()
         if not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule(k=...)")
         if repeats not in REPEATS:
             raise OptionError(f"repeats is {repeats!r}; it must be one of {', '.join(map(repr, REPEATS))}")
-        self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch)
+        self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch, rank, world_size)
         self._delivery = Delivery(self, self._base, schedule, is_immediate=repeats == "immediate")
         schedule.attach(self._delivery)
         self.schedule = schedule
@@ -163,7 +172,9 @@ class BatchAttentionSampler(Sampler[list[int]]):
                 )
             return
         has_window = self.schedule.options.window is not None
-        fields = checkpoint.check_keys("the sampler's state", state_dict, STATE_KEYS, {"begun"} if has_window else ())
+        fields = checkpoint.check_keys(
+            "the sampler's state", state_dict, STATE_KEYS, {"shard", "begun"} if has_window else {"shard"}
+        )
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(self._options(), fields["options"])
         position = checkpoint.check_count("position", fields["position"])

@@ -267,9 +267,10 @@ def test_a_loader_without_batches_is_refused():
 def test_a_loader_built_on_another_sampler_is_refused(repeats, workers):
     schedule, _, _, _ = make(repeats)
     _, other, loader, _ = make(repeats, num_workers=workers)
-    for wrong in (loader, DataLoader(Numbered(), batch_size=2)):
-        with refused(ProtocolError, "did not take from this BatchAttentionSampler", "batch_sampler=sampler"):
-            next(iter(schedule.attend(wrong)))
+    with refused(ProtocolError, "with another BatchAttentionSampler", "on the schedule's own sampler"):
+        next(iter(schedule.attend(loader)))
+    with refused(ProtocolError, "did not take from this BatchAttentionSampler", "batch_sampler=sampler"):
+        next(iter(schedule.attend(DataLoader(Numbered(), batch_size=2))))
     assert other.state_dict()["position"] == 0
 
 
