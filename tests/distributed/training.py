@@ -116,7 +116,7 @@ def on_a_rank(rank, case, ranks, epochs=EPOCHS):
             if case.calls == 2:
                 schedule.report(loss, samples=len(indices))
             optimizer.zero_grad()
-            # Both wrappers average gradients over ranks, whatever their batches' sizes: the mean over all samples it is.
+            # Both wrappers average gradients over ranks, whatever the sizes of their batches.
             total = torch.tensor(float(len(indices)))
             dist.all_reduce(total)
             (losses.sum() / total * ranks).backward()
