@@ -5,6 +5,7 @@ Nothing here knows of torch: how messages travel is a ``Reduce``'s affair, such 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import zlib
@@ -12,7 +13,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError, shown
+from batch_sampler_attn.errors import (
+    OptionError,
+    ProtocolError,
+    RankLostError,
+    RanksDivergedError,
+    RankTimeoutError,
+    shown,
+)
 from batch_sampler_attn.losses import held
 from batch_sampler_attn.option_values import weight
 from batch_sampler_attn.rank_messages import NOT_SAID, Kind, Message, checked, differing, mean_over
@@ -128,17 +136,27 @@ class Agreement:
             OptionError: If ``samples`` is no weight.
         """
         assert self.reduce is not None
-        message = Message(Kind.VISIT, state.epoch, position, state.visits + 1, 0, NOT_SAID, 0.0)
+        message = _visit(state, position)
         try:
             if samples is not None:
                 message = message._replace(samples=weight("samples", samples))
             message = message._replace(loss=held(loss))
         except Exception:
-            # The other ranks are to hear of it at once, rather than to wait.
-            self.reduce.start(message._replace(kind=Kind.REFUSED))
+            self.refuse(state, position)
             raise
         wait = self.reduce.start(message)
         return lambda: mean_over(checked(wait()))
+
+    def refuse(self, state: State, position: int) -> None:
+        """This rank is about to raise an error; the others are to hear of it at once, rather than to wait.
+
+        Args:
+            state: Before the visit.
+            position: Of the batch.
+        """
+        if self.reduce is not None and self._is_begun:
+            with contextlib.suppress(RankTimeoutError, RankLostError):
+                self.reduce.start(_visit(state, position)._replace(kind=Kind.REFUSED))
 
     def end(self, state: State) -> None:
         """Make sure that all ranks are at the epoch's end.
@@ -157,6 +175,10 @@ class Agreement:
     @staticmethod
     def _exchange(reduce: Reduce, message: Message) -> list[Message]:
         return checked(reduce.start(message)())
+
+
+def _visit(state: State, position: int) -> Message:
+    return Message(Kind.VISIT, state.epoch, position, state.visits + 1, 0, NOT_SAID, 0.0)
 
 
 def ranks_of_process_group() -> int:

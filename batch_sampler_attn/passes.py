@@ -123,6 +123,7 @@ class Pass:
         """
         self._check_is_open()
         if self.phase not in (Phase.DECIDED, Phase.SKIPPED):
+            self._epochs.agreement.refuse(self._epochs.state, self.position)
             raise ProtocolError(
                 "the next batch was asked for before decide() was told the loss of the last one. Call "
                 "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "

@@ -48,7 +48,7 @@ class Message(NamedTuple):
             return f"begins epoch {epoch}" + (f" after {batch} batches, {visit} visits" if batch or visit else "")
         if self.kind == Kind.END:
             return f"ended epoch {epoch} after {batch} batches"
-        refused = ", and refused its loss or its samples" if self.kind == Kind.REFUSED else ""
+        refused = ", where it stopped for an error of its own" if self.kind == Kind.REFUSED else ""
         return f"epoch {epoch}, batch {batch}, visit {visit}{refused}"
 
 

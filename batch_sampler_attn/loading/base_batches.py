@@ -174,11 +174,11 @@ class BaseBatches:
         """What an order that ranks share depends on, as JSON types: the same on each of them."""
         if self.rank_shard.ranks == 1:
             return {}
-        if self._needs_our_generator:
-            self._our_generator()
-        state = self.generator_state()
-        names = ("seed", "epoch", "shuffle")
-        says = {name: value for name in names if isinstance(value := getattr(self._sampler, name, None), (int, bool))}
+        _, state = self.begin_epoch()
+        names = {"seed": "seed of the order", "epoch": "epoch of set_epoch", "shuffle": "shuffle"}
+        says = {
+            said: value for name, said in names.items() if isinstance(value := getattr(self._sampler, name, 0), int)
+        }
         return {**says, "generator": None if state is None else zlib.crc32(state.encode())}
 
     def resumed(

@@ -1,0 +1,95 @@
+"""What goes wrong on one rank is said on every rank, within the limit, and never trained on in silence."""
+
+import pytest
+
+from batch_sampler_attn.errors import (
+    LossError,
+    OptionError,
+    ProtocolError,
+    RankLostError,
+    RanksDivergedError,
+    RankTimeoutError,
+)
+from tests.distributed import faults
+from tests.distributed.processes import run_ranks
+
+# The error on each rank, and words of the first one's.
+DIVERGED = (RanksDivergedError, RanksDivergedError)
+EXPECTED = {
+    "other_options": (*DIVERGED, r"differ in k 1\.2 \(rank 0\), 1\.3 \(rank 1\)"),
+    "other_options_by_hand": (*DIVERGED, r"differ in k 1\.2 \(rank 0\), 1\.3 \(rank 1\)"),
+    "other_threshold": (*DIVERGED, r"differ in threshold 1\.2 \(rank 0\), 2\.4 \(rank 1\)"),
+    "one_batch_more": (*DIVERGED, r"differ in batches to come 5 \(rank 0\), 6 \(rank 1\)"),
+    "one_batch_more_unknown": (*DIVERGED, r"rank 0: ended epoch 0 after 5 batches; rank 1: epoch 0, batch 5, visit 1"),
+    "one_batch_more_by_hand": (*DIVERGED, r"rank 0: ended epoch 0 after 5 batches; rank 1: epoch 0, batch 5, visit 1"),
+    "a_batch_skipped": (*DIVERGED, r"rank 0: epoch 1, batch 2, visit 1; rank 1: epoch 1, batch 3, visit 1"),
+    "a_loss_refused": (
+        RanksDivergedError,
+        LossError,
+        r"rank 1: epoch 1, batch 2, visit 1, where it stopped for an error",
+    ),
+    "samples_on_one_rank": (*DIVERGED, r"samples= was given on other ranks, but not on rank 1"),
+    "no_reduce": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\).* reduce=None"),
+    "no_reduce_by_hand": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\).* reduce=None"),
+    "other_order": (*DIVERGED, r"differ in generator \d+ \(rank 0\), \d+ \(rank 1\)"),
+    "other_epoch": (*DIVERGED, r"differ in epoch of set_epoch 0 \(rank 0\), 1 \(rank 1\)"),
+    "all_of_the_data": (ProtocolError, ProtocolError, r"RandomSampler goes through all of the data"),
+    "sampler_made_anew": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\)"),
+    "reducer_shared": (OptionError, OptionError, "belongs to another schedule"),
+    "group_without_this_rank": (OptionError, OptionError, "group is .*that this rank is in"),
+    "a_call_left_out_by_hand": (*DIVERGED, r"rank 0: epoch 0, batch 4, visit 1; rank 1: ended epoch 0 after 4 batches"),
+    # attend() finds it out on its own rank, and the other one is told.
+    "a_call_left_out": (RanksDivergedError, ProtocolError, r"rank 1: epoch 0, batch 2, visit 1, where it stopped"),
+}
+
+
+@pytest.fixture(scope="module")
+def mild_ones(tmp_path_factory):
+    return run_ranks(faults.mild_ones, 2, tmp_path_factory.mktemp("mild"))
+
+
+def test_without_a_fault_ranks_go_on_to_the_end(mild_ones):
+    for name in ("none", "none_by_hand"):
+        (visits, threshold), (other_visits, other_threshold) = (result[name][0] for result in mild_ones)
+        assert visits == other_visits
+        assert len(visits) > 2 * faults.BATCHES
+        assert threshold == other_threshold == pytest.approx(1.2 * (1.8 + 3 / 7))
+
+
+def test_ranks_may_decide_apart_where_it_was_said(mild_ones):
+    assert [result["no_reduce_and_meant"][0] for result in mild_ones] == pytest.approx([1.2, 2.4])
+
+
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_a_fault_is_told_on_both_ranks_within_the_limit(mild_ones, fault):
+    *kinds, words = EXPECTED[fault]
+    for result, kind in zip(mild_ones, kinds, strict=True):
+        error, seconds = result[fault]
+        assert type(error) is kind
+        assert seconds < faults.LIMIT_SECONDS + 5
+    with pytest.raises(kinds[0], match=words):
+        raise mild_ones[0][fault][0]
+
+
+def test_where_a_rank_is_killed_the_other_one_learns_it(tmp_path):
+    survivor, killed = run_ranks(faults.rank_killed, 2, tmp_path, may_end=True)
+    error, seconds = survivor
+    assert killed is None
+    assert isinstance(error, RankLostError)
+    assert "one of them is gone" in str(error)
+    assert seconds < faults.LIMIT_SECONDS + 5
+
+
+def test_where_a_rank_is_too_late_both_learn_it(tmp_path):
+    (error, seconds), (late_error, _) = run_ranks(faults.rank_late, 2, tmp_path, 2 * faults.LIMIT_SECONDS)
+    assert type(error) is RankTimeoutError
+    assert isinstance(error, TimeoutError)
+    assert "timeout_seconds=6" in str(error)
+    assert faults.LIMIT_SECONDS - 1 < seconds < faults.LIMIT_SECONDS + 5
+    assert isinstance(late_error, (RankTimeoutError, RankLostError))
+
+
+def test_a_rank_may_be_late_within_the_limit(tmp_path):
+    results = run_ranks(faults.rank_late, 2, tmp_path, 2.0)
+    assert results[0][0] == results[1][0]
+    assert not isinstance(results[0][0], Exception)
