@@ -1,5 +1,7 @@
 """What goes wrong on one rank is said on every rank, within the limit, and never trained on in silence."""
 
+from pathlib import Path
+
 import pytest
 
 from batch_sampler_attn.errors import (
@@ -41,6 +43,14 @@ EXPECTED = {
     # attend() finds it out on its own rank, and the other one is told.
     "a_call_left_out": (RanksDivergedError, ProtocolError, r"rank 1: epoch 0, batch 2, visit 1, where it stopped"),
 }
+
+
+TABLE = (Path(__file__).parents[2] / "docs" / "ranks.md").read_text(encoding="utf-8")
+
+
+def test_the_table_in_the_documentation_has_every_fault():
+    for fault in (*EXPECTED, "rank_killed", "rank_late"):
+        assert f"| {fault.replace('_', ' ')} |" in TABLE
 
 
 @pytest.fixture(scope="module")

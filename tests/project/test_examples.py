@@ -15,12 +15,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTING_EPOCHS = [
     "augmented_dataloader.py",
     "checkpoint_resume.py",
+    "ddp.py",
     "device_loop.py",
     "mixed_precision.py",
     "numpy_loop.py",
     "sklearn_partial_fit.py",
 ]
 PRINTING_ACCURACY = [
+    "ddp.py",
     "device_loop.py",
     "mixed_precision.py",
     "numpy_loop.py",
@@ -34,6 +36,9 @@ ARGUMENTS = {
     "sample_attention.py": (),
     "quickstart.py": ("--seeds", "2", "--epochs", "2"),
 }
+
+# Where Python alone is not enough.
+LAUNCHERS = {"ddp.py": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")}
 
 # Linear models and small networks reach 0.85 to 0.95 on these digits; chance is 0.1.
 ACCURACY_FLOOR = 0.8
@@ -58,7 +63,7 @@ def run(*arguments):
 
 @functools.cache
 def output(name):
-    return run(str(EXAMPLES / name), *ARGUMENTS[name])
+    return run(*LAUNCHERS.get(name, ()), str(EXAMPLES / name), *ARGUMENTS[name])
 
 
 def epochs(text):
@@ -93,6 +98,12 @@ def test_an_example_recognizes_most_digits_that_it_was_not_trained_on(name):
 
 def test_the_numpy_loop_never_imports_torch():
     assert run("-c", IS_TORCH_IMPORTED, str(EXAMPLES / "numpy_loop.py")).endswith("torch imported: False\n")
+
+
+def test_two_ranks_keep_to_the_budget_and_end_at_one_threshold():
+    text = output("ddp.py")
+    assert "2 ranks, next threshold " in text
+    assert max(overhead for _, _, _, overhead, _ in epochs(text)) <= 20
 
 
 def test_every_deferred_repeat_is_drawn_afresh():
