@@ -10,7 +10,6 @@ import json
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from batch_sampler_attn.errors import (
@@ -102,21 +101,22 @@ class Agreement:
                 "if ranks share no gradients, with reduce=None"
             )
 
-    def begin(self, state: State, common: dict[str, Any]) -> None:
+    def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
         """Hold what ranks are to have in common against each other, unless it was done for this epoch.
 
         Args:
-            state: Of the rule.
-            common: Further values, as JSON types.
+            epoch: That begins, or is gone on with.
+            batches: Of it that are behind.
+            visits: To the batch in progress.
+            common: The values, as JSON types.
 
         Raises:
             RanksDivergedError: If something differs.
         """
         if self.reduce is None or self._is_begun:
             return
-        common = {**common, **asdict(state)}
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
-        message = Message(Kind.BEGIN, state.epoch, state.position, state.visits, digest, NOT_SAID, 0.0)
+        message = Message(Kind.BEGIN, epoch, batches, visits, digest, NOT_SAID, 0.0)
         messages = self._exchange(self.reduce, message)
         if len({message.digest for message in messages}) > 1:
             raise RanksDivergedError(differing(self.reduce.gather(common)))
@@ -158,15 +158,26 @@ class Agreement:
             with contextlib.suppress(RankTimeoutError, RankLostError):
                 self.reduce.start(_visit(state, position)._replace(kind=Kind.REFUSED))
 
-    def end(self, state: State) -> None:
+    def end(self, epoch: int, batches: int, loss: float = 0.0, samples: float = NOT_SAID) -> list[Message]:
         """Make sure that all ranks are at the epoch's end.
 
+        Args:
+            epoch: That ends.
+            batches: Of it that are behind.
+            loss: Its mean on this rank, where that is to be told.
+            samples: The weight of that.
+
+        Returns:
+            What all ranks said; nothing if this one is alone.
+
         Raises:
-            RanksDivergedError: If one is not.
+            RanksDivergedError: If one is not there.
         """
+        messages = []
         if self.reduce is not None and self._is_begun:
-            self._exchange(self.reduce, Message(Kind.END, state.epoch, state.position, 0, 0, NOT_SAID, 0.0))
+            messages = self._exchange(self.reduce, Message(Kind.END, epoch, batches, 0, 0, samples, loss))
         self.forget()
+        return messages
 
     def forget(self) -> None:
         """Another epoch begins, or the same one anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from batch_sampler_attn import checkpoint
@@ -173,8 +174,9 @@ class Driven:
         self._agree_on_begin(None, None)
 
     def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None) -> None:
-        facts = {**self.options_to_save(), "batches to come": length, **(common or {})}
-        self.agreement.begin(self.epochs.state, facts)
+        state = self.epochs.state
+        facts = {**self.options_to_save(), "batches to come": length, **(common or {}), **asdict(state)}
+        self.agreement.begin(state.epoch, state.position, state.visits, facts)
 
     def put_report(self, word: str, loss: object, samples: object, batch: object) -> None:
         """The loss of the visit under way is known.

@@ -126,7 +126,7 @@ class Epochs:
             ProtocolError: If the criterion says that it cannot end here.
             RanksDivergedError: If another rank is not at its end.
         """
-        self.agreement.end(self.state)
+        self.agreement.end(self.state.epoch, self.state.position)
         if not self.state.batches:
             raise EmptyEpochError(
                 "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "

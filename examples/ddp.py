@@ -55,11 +55,12 @@ def train(rank: int, ranks: int, device: torch.device) -> tuple[nn.Module, Batch
     return model, schedule
 
 
-def accuracy(model: nn.Module, device: torch.device) -> Tensor:
+def accuracy(model: nn.Module, device: torch.device) -> float:
     digits = load_digits()
     images, labels = torch.tensor(digits.images[1400:] / 16, dtype=torch.float32), torch.tensor(digits.target[1400:])
     with torch.no_grad():
-        return (model(images.to(device)).argmax(1).cpu() == labels).float().mean()
+        predictions: Tensor = model(images.to(device)).argmax(1).cpu()
+    return (predictions == labels).float().mean().item()
 
 
 def main() -> None:

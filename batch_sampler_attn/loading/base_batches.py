@@ -16,8 +16,8 @@ from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.indices import as_plain
 from batch_sampler_attn.loading.base_checks import check_length, check_sampler, checked_batch_size
-from batch_sampler_attn.loading.shards import Shard, own_shard, shard_of
 from batch_sampler_attn.option_values import count
+from batch_sampler_attn.shards import Shard, own_shard, shard_of
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
 # a subclass may count its epochs as it is iterated over.

@@ -18,10 +18,11 @@ from batch_sampler_attn.loading.loader_checks import check_loader, yields_what_i
 from batch_sampler_attn.loading.on_demand import OnDemandFetcher
 from batch_sampler_attn.loading.pass_watch import PassWatch, is_end
 from batch_sampler_attn.loading.progress import EpochProgress
-from batch_sampler_attn.loading.shards import Shard, check_shard
+from batch_sampler_attn.loading.shard_checks import check_shard
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.shards import Shard
 
 
 class Delivery:

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, StateError, shown
+from batch_sampler_attn.agreement import Agreement, ReduceOption
+from batch_sampler_attn.errors import LossError, ProtocolError, StateError
 from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.samples.batch import SampleBatch
 from batch_sampler_attn.samples.delivery import SampleDelivery
-from batch_sampler_attn.samples.epoch import SampleBatch, SampleEpochs
-from batch_sampler_attn.samples.loaders import check_loader
+from batch_sampler_attn.samples.epoch import SampleEpochs
+from batch_sampler_attn.samples.loaders import check_loader, check_sampler
 from batch_sampler_attn.samples.options import Choose, Remember, SampleOptions
 from batch_sampler_attn.samples.summary import SampleSummary
+from batch_sampler_attn.shards import Shard, shard_of
 
 _STATE_KEYS = {"version", "options", "epoch", "mean_loss", "counts", "losses", "visits", "stream", "pool", "flight"}
 
@@ -52,6 +55,11 @@ class SampleAttention:
         sampler: Yields the order of each pass, told its number by ``set_epoch`` if it has that; None for a random
             order that follows from ``seed``.
         seed: Of orders, and of what is left out.
+        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample, and
+            chooses among these. An epoch takes as many updates on each rank.
+        world_size: How many ranks there are.
+        reduce: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
+            ranks' samples. None compares with this rank's; "refuse" is for one process, and refuses others.
 
     Raises:
         OptionError: If an argument is not allowed.
@@ -83,7 +91,11 @@ class SampleAttention:
         choose: Choose = "loss",
         sampler: Iterable[Any] | None = None,
         seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        reduce: ReduceOption = "refuse",
     ) -> None:
+        shard = shard_of(sampler, rank, world_size) or Shard()
         options = SampleOptions(
             samples=samples,
             batch_size=batch_size,
@@ -99,14 +111,11 @@ class SampleAttention:
             choose=choose,
             seed=seed,
         )
-        options.check()
+        options.check(ranks=shard.ranks)
         if updates is None:
-            options.updates = -(-options.samples // options.batch_size)
-        if sampler is not None and (not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator)):
-            raise OptionError(
-                f"sampler is {shown(sampler)}; it must be a sampler of indices that can be iterated over in every pass"
-            )
-        self._epochs = SampleEpochs(options, sampler)
+            options.updates = -(-options.samples // (options.batch_size * shard.ranks))
+        check_sampler(sampler)
+        self._epochs = SampleEpochs(options, sampler, shard, Agreement(reduce))
         self._delivery = SampleDelivery(self._epochs)
         self._was_loaded = False
 
@@ -259,7 +268,8 @@ class SampleAttention:
         """Everything needed to go on from here, as plain JSON types: about 13 bytes of text a sample.
 
         It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. The
-        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
+        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``. Each rank
+        knows the losses of its own samples, and has a state of its own.
         """
         if self._delivery.is_inside_loader:
             # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
@@ -279,9 +289,11 @@ class SampleAttention:
                     "older than the losses. Save attention.state_dict() beside loader.state_dict(), and load both"
                 )
             return
-        fields = checkpoint.check_keys("the state of attention to samples", state_dict, _STATE_KEYS)
+        fields = checkpoint.check_keys("the state of attention to samples", state_dict, _STATE_KEYS, {"shard"})
         checkpoint.check_version(fields["version"])
         checkpoint.check_options(dataclasses.asdict(self.options), fields["options"])
-        self._epochs = self._epochs.unpacked(fields)
+        epochs = self._epochs.unpacked(fields)
+        epochs.agreement.forget()
+        self._epochs = epochs
         self._delivery = SampleDelivery(self._epochs)
         self._was_loaded = True

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.samples.epoch import SampleBatch, SampleEpochs
+from batch_sampler_attn.samples.batch import SampleBatch
+from batch_sampler_attn.samples.epoch import SampleEpochs
 from batch_sampler_attn.samples.summary import SampleSummary
 
 _END = object()
@@ -56,6 +57,7 @@ class SampleDelivery:
         """``SampleAttention.attend``, for a loader that was checked."""
         token = self._open = object()
         self.out = None
+        self._epochs.agree_on_begin()
         self._epochs.take_back()
         try:
             iterator = self.hand_outs() if loader is None else self._inside(iter, loader)

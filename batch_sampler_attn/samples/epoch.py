@@ -6,31 +6,20 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from batch_sampler_attn import checkpoint
+from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.errors import StateError, shown
+from batch_sampler_attn.rank_messages import mean_over
+from batch_sampler_attn.samples.batch import SampleBatch, unpack_batch
 from batch_sampler_attn.samples.memory import SampleMemory
 from batch_sampler_attn.samples.options import SampleOptions
 from batch_sampler_attn.samples.pool import Pool
 from batch_sampler_attn.samples.stream import SampleStream
 from batch_sampler_attn.samples.summary import SampleSummary
-
-
-@dataclass(slots=True)
-class SampleBatch:
-    """One batch on its way.
-
-    Attributes:
-        indices: Its samples.
-        weights: Of their losses, one each.
-        is_extra: Whether it is made of pooled samples.
-    """
-
-    indices: list[int]
-    weights: list[float]
-    is_extra: bool
+from batch_sampler_attn.shards import Shard, unpack_shard
 
 
 @dataclass(slots=True)
@@ -66,6 +55,8 @@ class SampleEpochs:
     Args:
         options: Checked already.
         sampler: As ``SampleStream`` takes it.
+        shard: This rank's part of the data.
+        agreement: With the other ranks.
 
     Attributes:
         epoch: Epochs ended so far.
@@ -74,14 +65,18 @@ class SampleEpochs:
         flight: Handed out, with no losses yet; first in, first out.
     """
 
-    def __init__(self, options: SampleOptions, sampler: Iterable[Any] | None) -> None:
+    def __init__(
+        self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard, agreement: Agreement
+    ) -> None:
         self.options = options
+        self.agreement = agreement
+        self._shard = shard
         self.epoch = 0
         self.mean_loss: float | None = None
         self.counts = Counts()
         self.flight: deque[SampleBatch] = deque()
         self.memory = SampleMemory(options.samples)
-        self._stream = SampleStream(options, sampler)
+        self._stream = SampleStream(options, sampler, shard)
         self._pool = Pool()
         # In flight when a state was saved: these go out again before anything else.
         self._to_resend: deque[SampleBatch] = deque()
@@ -203,14 +198,33 @@ class SampleEpochs:
         )
 
     def end(self) -> SampleSummary:
-        """End the epoch: its mean is what the next one compares with."""
+        """End the epoch: its mean, over all ranks, is what the next one compares with.
+
+        Raises:
+            RanksDivergedError: If another rank is not at its end.
+        """
         summary = self.summarize()
+        mean_loss, weight = (0.0, 0.0) if summary.mean_loss is None else (summary.mean_loss, self.counts.weight_sum)
+        messages = self.agreement.end(self.epoch, self.counts.updates, mean_loss, weight)
+        if any(message.samples for message in messages):
+            summary = replace(summary, mean_loss=mean_over(messages))
         if summary.mean_loss is not None:
             self.mean_loss = summary.mean_loss
         self.epoch += 1
         self.counts = Counts()
         self.memory.begin_epoch()
         return summary
+
+    def agree_on_begin(self) -> None:
+        """Hold options and place against those of the other ranks, as an epoch begins.
+
+        Raises:
+            ProtocolError: If there are ranks that nobody said are to choose apart.
+            RanksDivergedError: If another rank is not where this one is.
+        """
+        self.agreement.check_is_sought()
+        common = {**asdict(self.options), "mean_loss": self.mean_loss}
+        self.agreement.begin(self.epoch, self.counts.updates, 0, common)
 
     # Saving and loading ----------------------------------------------------------------------------------
 
@@ -224,6 +238,7 @@ class SampleEpochs:
             "stream": self._stream.pack(),
             "pool": self._pool.pack(),
             "flight": [asdict(batch) for batch in (*self.flight, *self._to_resend)],
+            **({"shard": [*self._shard]} if self._shard.ranks > 1 else {}),
         }
 
     def unpacked(self, fields: dict[str, Any]) -> SampleEpochs:
@@ -233,7 +248,13 @@ class SampleEpochs:
             StateError: If something is damaged. Nothing has changed then.
         """
         options = self.options
-        twin = SampleEpochs(options, None)
+        shard = unpack_shard(fields.get("shard", [0, 1]), self._shard, is_in_epoch=True)
+        if shard != self._shard:
+            raise StateError(
+                f"the state is of rank {shard.rank} and its samples, and this is rank {self._shard.rank}; save and "
+                "load one for each rank"
+            )
+        twin = SampleEpochs(options, None, self._shard, self.agreement)
         twin._stream = self._stream.unpacked(fields["stream"])
         twin.epoch = checkpoint.check_count("epoch", fields["epoch"])
         if fields["mean_loss"] is not None:
@@ -250,7 +271,7 @@ class SampleEpochs:
         flight = fields["flight"]
         if not isinstance(flight, list):
             raise StateError(f"flight is {shown(flight)} in the state; it must be a list")
-        twin._to_resend = deque(_unpack_batch(batch, options) for batch in flight)
+        twin._to_resend = deque(unpack_batch(batch, options) for batch in flight)
         behind, handed_out = twin.counts.updates, twin.counts.handed_out
         if behind + len(flight) != handed_out or handed_out > options.updates:
             raise StateError(
@@ -258,22 +279,3 @@ class SampleEpochs:
                 f"with and {len(flight)} in flight; it was changed after it was saved"
             )
         return twin
-
-
-def _unpack_batch(packed: object, options: SampleOptions) -> SampleBatch:
-    fields = checkpoint.check_keys("a batch in flight", packed, {"indices", "weights", "is_extra"})
-    indices, weights = fields["indices"], fields["weights"]
-    are_lists = isinstance(indices, list) and isinstance(weights, list)
-    if (
-        not are_lists
-        or not len(indices) == len(weights) == options.batch_size
-        or not isinstance(fields["is_extra"], bool)
-    ):
-        raise StateError(
-            f"a batch in flight is {shown(packed)} in the state; it must have {options.batch_size} samples"
-        )
-    for sample in indices:
-        if checkpoint.check_count("a sample in flight", sample) >= options.samples:
-            raise StateError(f"sample {sample} is in flight in the state, and there are {options.samples} here")
-    weights = [checkpoint.check_number("a weight in flight", weight, "the state") for weight in weights]
-    return SampleBatch(list(indices), weights, fields["is_extra"])

@@ -36,8 +36,11 @@ class SampleOptions:
     choose: str
     seed: int
 
-    def check(self) -> None:
+    def check(self, *, ranks: int = 1) -> None:
         """Make every option a plain number or string.
+
+        Args:
+            ranks: That share the samples.
 
         Raises:
             OptionError: If one has a value that is not allowed.
@@ -48,6 +51,11 @@ class SampleOptions:
             raise OptionError(
                 f"batch_size is {self.batch_size} and samples {self.samples}; a batch can be as large as the data "
                 f"set at most, and that has at most {MOST_SAMPLES:,} samples"
+            )
+        if self.batch_size > self.samples // ranks:
+            raise OptionError(
+                f"batch_size is {self.batch_size}, and each of {ranks} ranks has {self.samples // ranks} samples; a "
+                "batch can be as large as that at most"
             )
         if self.k is not None:
             self.k = positive_number("k", self.k, "None pools no samples")

@@ -12,6 +12,7 @@ from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.samples.memory import SampleMemory
 from batch_sampler_attn.samples.options import SampleOptions
 from batch_sampler_attn.samples.packing import pack, unpack
+from batch_sampler_attn.shards import Shard
 
 
 class Drawn(NamedTuple):
@@ -34,15 +35,17 @@ class SampleStream:
     Args:
         options: Of the schedule.
         sampler: Yields the order of a pass; None for a random one of ours.
+        shard: This rank's part of the data.
 
     Attributes:
         passes: Begun so far.
     """
 
-    def __init__(self, options: SampleOptions, sampler: Iterable[Any] | None) -> None:
+    def __init__(self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard) -> None:
         self.passes = 0
         self._options = options
         self._sampler = sampler
+        self._shard = shard
         # What is left of the pass, last first, so that taking one is cheap.
         self._order: array[int] = array("i")
         # Whether each of these might have been left out.
@@ -76,7 +79,8 @@ class SampleStream:
     def _begin_pass(self, memory: SampleMemory, fitted_below: float | None) -> int:
         options = self._options
         # A text seeds the same on every platform and Python version.
-        rng = random.Random(f"{options.seed}, pass {self.passes}")
+        rank = f", rank {self._shard.rank}" if self._shard.ranks > 1 else ""
+        rng = random.Random(f"{options.seed}, pass {self.passes}{rank}")
         order = self._whole_order(rng)
         self.passes += 1
         is_fitted = [fitted_below is not None and memory.losses[sample] < fitted_below for sample in order]
@@ -94,9 +98,9 @@ class SampleStream:
         return len(order) - len(kept)
 
     def _whole_order(self, rng: random.Random) -> list[int]:
-        samples = self._options.samples
+        samples, (rank, ranks) = self._options.samples, self._shard
         if self._sampler is None:
-            order = list(range(samples))
+            order = list(range(rank, samples, ranks))
             rng.shuffle(order)
             return order
         if hasattr(self._sampler, "set_epoch"):
@@ -109,7 +113,11 @@ class SampleStream:
             )
         if not order:
             raise OptionError("the sampler yields no index; pass one that can be iterated over in every epoch")
-        return order
+        # A sample stays with its rank, which knows its loss.
+        own = [index for index in order if index % ranks == rank]
+        if not own:
+            raise OptionError(f"the sampler yields no index that is {rank} modulo {ranks}, as this rank's samples are")
+        return own
 
     def pack(self) -> dict[str, Any]:
         """As JSON types."""
@@ -127,7 +135,7 @@ class SampleStream:
             StateError: If it is damaged.
         """
         fields = checkpoint.check_keys("the stream", packed, {"passes", "order", "was_at_risk", "scale"})
-        twin = SampleStream(self._options, self._sampler)
+        twin = SampleStream(self._options, self._sampler, self._shard)
         twin.passes = checkpoint.check_count("passes", fields["passes"])
         twin._order = unpack("order", fields["order"], "i")  # type: ignore[assignment]
         twin._was_at_risk = unpack("was_at_risk", fields["was_at_risk"], "B", len(twin._order))  # type: ignore[assignment]

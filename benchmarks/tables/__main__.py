@@ -24,7 +24,13 @@ from benchmarks.selection.judging import Results, judge
 from benchmarks.tables import cifar, studies
 from benchmarks.tables.newest import RECORDS, ROOT, find_newest
 
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "what-your-loss-measures.md")
+DOCS = ROOT / "docs"
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    DOCS / "what-your-loss-measures.md",
+    DOCS / "ranks.md",
+)
 REPORT = RECORDS / "report"
 SELECTION_REPORT = RECORDS / "selection-report"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision-cost": studies.decision_cost_table,
     "time-overhead": studies.time_overhead_table,
     "sample-cost": studies.sample_cost,
+    "ranks-cost": studies.ranks_cost,
     "visits-to-fit": studies.visits_to_fit_table,
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,

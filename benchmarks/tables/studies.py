@@ -93,6 +93,23 @@ def sample_cost() -> str:
     )
 
 
+def ranks_cost() -> str:
+    """What deciding alike on two ranks costs an update."""
+    (record,) = read_newest("ranks-cost")
+    rows = [["images of a rank in a batch", "DDP alone, ms an update", "report() and decide()", "one decide(loss)"]]
+    for batch_size, of_size in record["times_ms"].items():
+        alone = statistics.median(of_size["DDP alone"])
+        ratios = [statistics.median(of_size[arm]) / alone for arm in ("two calls", "one call")]
+        rows.append([batch_size, quartiles(of_size["DDP alone"], ""), *(f"{ratio:.3f} times" for ratio in ratios)])
+    rounds = len(of_size["DDP alone"])
+    caption = (
+        f"Median (quartiles) and ratios of medians, {rounds} rounds in which the three loops take turns; two gloo "
+        f"ranks of one machine, one thread each, a small network, nothing repeated; load average "
+        f"{record['load_average']:.1f}."
+    )
+    return render(Table(rows[0], rows[1:], f"{caption} {one_line(record['environment'])}."))
+
+
 def visits_to_fit_table() -> str:
     """How many visits batches took with no limit that matters."""
     records = read_newest("visits-to-fit")

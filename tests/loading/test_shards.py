@@ -8,7 +8,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.loading.shards import Shard, check_shard
+from batch_sampler_attn.loading.shard_checks import check_shard
+from batch_sampler_attn.shards import Shard
 from tests.loading.helpers import Numbered, seeded
 
 

@@ -1,4 +1,4 @@
-"""The README's Python blocks, run as they stand."""
+"""The Python blocks of the README and of its pages, run as they stand."""
 
 import re
 import textwrap
@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGES = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/ranks.md"))
 BLOCKS = [
-    textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+    textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```$", PAGES, re.DOTALL | re.MULTILINE)
 ]
 
 
@@ -46,6 +47,7 @@ def context(tmp_path, monkeypatch):
         "DataLoader": DataLoader,
         "RandomSampler": RandomSampler,
         "SummaryWriter": SummaryWriter,
+        "BatchAttentionSampler": BatchAttentionSampler,
         "BatchAttentionSchedule": BatchAttentionSchedule,
         "Decision": Decision,
         "epochs": 2,
@@ -61,6 +63,8 @@ def context(tmp_path, monkeypatch):
         "loss": torch.tensor(1.0),
         "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda batches: 1 / (1 + batches)),
         "validate": lambda: None,
+        "rank": 0,
+        "ranks": 1,
     }
 
 
@@ -87,7 +91,7 @@ def test_a_block_runs_as_it_stands(block, context, tmp_path):
         block = block.replace(
             "...\n", "schedule.decide(1.0)\nschedule.state_dict()\nschedule.epochs.recorders[0].close()\n"
         )
-    is_distributed = "all_reduce" in block
+    is_distributed = "MeanOverRanks" in block
     if is_distributed:
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

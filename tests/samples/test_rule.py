@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from batch_sampler_attn import SampleAttention
+from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.samples.epoch import SampleEpochs
+from batch_sampler_attn.shards import Shard
 from tests.samples.oracle import SampleOracle
 
 CHOICES = {
@@ -35,7 +37,7 @@ def loss_of(sample, visit, rng):
 
 def epochs_of(samples, batch_size, updates, epochs=None, **options):
     attention = SampleAttention(samples, batch_size, updates=updates, epochs=epochs, plain_share=0.25, **options)
-    return SampleEpochs(attention.options, None)
+    return SampleEpochs(attention.options, None, Shard(), Agreement(None))
 
 
 @pytest.mark.parametrize("seed", range(40))

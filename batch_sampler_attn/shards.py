@@ -6,16 +6,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
-
 from batch_sampler_attn.checkpoint import check_count
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, shown
+from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.option_values import count
 
 Item = TypeVar("Item")
-
-# Each yields all of its data on every rank.
-_UNSHARDED = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Shard(NamedTuple):
@@ -111,29 +106,3 @@ def unpack_shard(packed: object, here: Shard, *, is_in_epoch: bool) -> Shard:
             "Load one that was saved between two epochs, or go on with as many ranks"
         )
     return shard
-
-
-def check_shard(sampler: Any, said: Shard | None, here: Shard) -> None:
-    """Refuse to train ranks on the same data, or on another rank's.
-
-    Args:
-        sampler: Of indices, or of batches.
-        said: As ``shard_of`` returned it.
-        here: This rank, as its schedule knows it.
-
-    Raises:
-        ProtocolError: If so.
-    """
-    shard = said or own_shard(sampler)
-    if shard is not None and shard.ranks > 1 and shard != here:
-        raise ProtocolError(
-            f"the sampler is for rank {shard.rank} of {shard.ranks}, and the schedule decides on rank {here.rank} of "
-            f"{here.ranks}; make it with rank={here.rank} and world_size={here.ranks}"
-        )
-    parts = (sampler, getattr(sampler, "sampler", None))
-    if shard is None and any(type(part) in _UNSHARDED for part in parts):
-        raise ProtocolError(
-            f"{here.ranks} ranks train together, and this one's {type(sampler).__name__} goes through all of the data. "
-            "Give BatchAttentionSampler a DistributedSampler(dataset), or "
-            f"rank={here.rank}, world_size={here.ranks}; or, if each rank has data of its own, world_size=1"
-        )
