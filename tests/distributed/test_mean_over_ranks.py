@@ -1,0 +1,62 @@
+"""MeanOverRanks where there is one rank, and what it does not go with."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.distributed import MeanOverRanks
+from batch_sampler_attn.errors import OptionError
+
+
+def train(schedule):
+    made = []
+    for losses in ([1.0, 2.0], [4.0, 1.0], [1.0, 1.0]):
+        for batch in schedule.attend(range(2)):
+            schedule.report(torch.tensor(losses[batch] / 2**schedule.visits), samples=3)
+            made.append((batch, schedule.decide()))
+    return made, schedule.threshold
+
+
+def test_without_a_process_group_it_is_as_though_it_were_not_there():
+    made = train(BatchAttentionSchedule(reduce=MeanOverRanks()))
+    assert made == train(BatchAttentionSchedule())
+    assert (0, Decision.REPEAT) in made[0]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copied_schedule_has_a_reducer_of_its_own(copied):
+    schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=7))
+    twin = copied(schedule)
+    assert twin.agreement.reduce is not schedule.agreement.reduce
+    assert twin.agreement.reduce.timeout_seconds == 7
+    with pytest.raises(OptionError, match="belongs to another schedule"):
+        BatchAttentionSchedule(reduce=twin.agreement.reduce)
+    assert train(twin) == train(schedule)
+
+
+def test_a_reducer_says_what_it_is():
+    assert repr(MeanOverRanks()) == "<MeanOverRanks of 1 ranks, timeout_seconds=600>"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1"])
+def test_a_limit_that_is_none_is_refused(seconds):
+    with pytest.raises(OptionError, match="timeout_seconds"):
+        MeanOverRanks(timeout_seconds=seconds)
+
+
+def test_a_group_that_is_none_is_refused():
+    with pytest.raises(OptionError, match="must be a process group that this rank is in"):
+        MeanOverRanks("gloo")
+
+
+def test_a_device_loop_does_not_take_it():
+    model = torch.nn.Linear(2, 2)
+    data = ResidentData(torch.randn(8, 2), torch.zeros(8, dtype=torch.long), batch_size=4, generator=torch.Generator())
+    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(OptionError, match="a device loop trains in one process"):
+        DeviceLoop(model, optimizer, torch.nn.functional.cross_entropy, data, schedule=schedule)
