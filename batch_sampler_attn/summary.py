@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from batch_sampler_attn.tables import html_table
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
@@ -39,6 +41,9 @@ class EpochSummary:
     def as_dict(self) -> dict[str, Any]:
         """The attributes by name."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return html_table([self.as_dict()])
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"

@@ -12,6 +12,7 @@ from batch_sampler_attn.recorders.timeline import Timeline
 from batch_sampler_attn.recorders.visits import VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
+from batch_sampler_attn.tables import html_table
 
 
 class MemoryRecorder(Recorder):
@@ -47,6 +48,9 @@ class MemoryRecorder(Recorder):
     def on_state_loaded(self, epoch: int, visits: int) -> None:
         self._timeline.go_on(epoch, visits)
         self._forget_summaries(epoch)
+
+    def _repr_html_(self) -> str:
+        return html_table([summary.as_dict() for summary in self.summaries])
 
     def _forget_summaries(self, epoch: int) -> None:
         while self.summaries and self.summaries[-1].epoch >= epoch:

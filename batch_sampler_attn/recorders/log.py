@@ -1,0 +1,69 @@
+"""Each epoch's summary, as numbers by name, for whatever keeps such: W&B, MLflow, TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from batch_sampler_attn.errors import OptionError, shown
+from batch_sampler_attn.recorders.recorder import Recorder
+from batch_sampler_attn.summary import EpochSummary
+
+
+class LogRecorder(Recorder):
+    """Passes each epoch's summary on to a logger, as numbers named ``batch_attention/...``.
+
+    After an older state was loaded, epochs are logged again.
+
+    Args:
+        log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or your own.
+            Where a run counts its steps otherwise (W&B wants them to rise), leave the step out:
+            ``lambda numbers, step: run.log(numbers)``; the epoch is among the numbers.
+        flush: Called as a state is saved; None for nothing.
+
+    Raises:
+        OptionError: If ``log`` cannot be called.
+
+    Example:
+        >>> from batch_sampler_attn import BatchAttentionSchedule
+        >>> recorder = LogRecorder(lambda numbers, step: print(step, numbers["batch_attention/repeats"]))
+        >>> schedule = BatchAttentionSchedule(recorders=[recorder])
+        >>> schedule.decide(1.0), schedule.end_epoch().repeats
+        0 0
+        (<Decision.ADVANCE: 'advance'>, 0)
+    """
+
+    def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:
+        if not callable(log):
+            raise OptionError(
+                f"log is {shown(log)}; it must be callable as log(numbers, step=epoch), such as mlflow.log_metrics"
+            )
+        self._log = log
+        self._flush = flush
+
+    def on_epoch_end(self, summary: EpochSummary) -> None:
+        numbers = {name: value for name, value in summary.as_dict().items() if value is not None}
+        self._log({f"batch_attention/{name}": value for name, value in numbers.items()}, step=summary.epoch)
+
+    def flush(self) -> None:
+        if self._flush is not None:
+            self._flush()
+
+
+class TensorBoardRecorder(LogRecorder):
+    """A ``LogRecorder`` that draws each epoch's summary as curves in TensorBoard.
+
+    In a new process that goes on from an older state, ``SummaryWriter(purge_step=epoch)`` hides the first points of
+    epochs that are written again.
+
+    Args:
+        writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar`` and ``flush``.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        def log(numbers: dict[str, Any], step: int) -> None:
+            for name, value in numbers.items():
+                if name != "batch_attention/epoch":
+                    writer.add_scalar(name, value, step)
+
+        super().__init__(log, writer.flush)

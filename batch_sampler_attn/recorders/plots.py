@@ -1,0 +1,142 @@
+"""Pictures of a run: what the losses were, what was repeated, and what the most repeated samples look like."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from batch_sampler_attn.errors import RecordError
+from batch_sampler_attn.recorders.analysis import most_repeated_samples
+from batch_sampler_attn.recorders.memory import MemoryRecorder
+from batch_sampler_attn.recorders.reading import read_visits
+from batch_sampler_attn.recorders.visits import VisitRecord
+
+# Told apart by everybody, in print too.
+_LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
+
+
+class _Epoch(NamedTuple):
+    """What is drawn of an epoch."""
+
+    number: int
+    batches: int
+    first_losses: list[float]
+    repeats: int
+    threshold: float | None
+
+
+def plot_run(
+    run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord],
+    images: Callable[[int], Any] | None = None,
+    *,
+    n: int = 10,
+) -> Figure:
+    """Draw a run: losses and threshold, repeats and overhead by epoch; below, the samples most often repeated.
+
+    Args:
+        run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or the visits themselves. Of visits alone
+            the threshold is known up to where the losses on both sides of it lie, and its middle is drawn.
+        images: The image of a sample, by its dataset index: ``lambda index: dataset[index][0]``. (H, W), (H, W, 3) or
+            (3, H, W), an array or a tensor; None draws none. It takes visits with indices, through a
+            ``BatchAttentionSampler``.
+        n: Images at most.
+
+    Returns:
+        A figure of matplotlib's: ``plot_run(recorder).savefig("run.png")``. In a notebook it is shown after
+        ``%matplotlib inline``.
+
+    Raises:
+        RecordError: If there is no visit, or images are asked for of visits without indices, or the file is not a
+            recorder's.
+    """
+    thresholds: dict[int, float | None] = {}
+    if isinstance(run, MemoryRecorder):
+        visits = list(run.visits)
+        thresholds = {summary.epoch: summary.threshold for summary in run.summaries}
+    else:
+        visits = read_visits(run) if isinstance(run, (str, os.PathLike)) else list(run)
+    if not visits:
+        raise RecordError("there is no visit to draw; give the schedule the recorder, and train for an epoch")
+    epochs = _by_epoch(visits, thresholds)
+    samples = [] if images is None else most_repeated_samples(visits, n)
+    figure = Figure(figsize=(7, 7 if samples else 5), layout="constrained")
+    above, *below = figure.subfigures(2 if samples else 1, 1, height_ratios=[5, 2] if samples else [1], squeeze=False)[
+        :, 0
+    ]
+    losses, repeats = above.subplots(2, 1, sharex=True)
+    _draw_losses(losses, epochs)
+    _draw_repeats(repeats, epochs)
+    if samples and images is not None:
+        for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
+            axes.imshow(_displayable(images(sample)), cmap="gray")
+            axes.set_axis_off()
+            axes.set_title(f"{sample}\n{count} repeats", fontsize=8)
+        below[0].suptitle("samples whose batches were repeated most", fontsize=10)
+    return figure
+
+
+def _by_epoch(visits: list[VisitRecord], thresholds: dict[int, float | None]) -> list[_Epoch]:
+    by_epoch: dict[int, list[VisitRecord]] = defaultdict(list)
+    for visit in visits:
+        by_epoch[visit.epoch].append(visit)
+    return [
+        _Epoch(
+            number,
+            sum(visit.visit == 1 for visit in made),
+            [visit.loss for visit in made if visit.visit == 1 and math.isfinite(visit.loss)],
+            sum(visit.visit > 1 for visit in made),
+            thresholds[number] if number in thresholds else _between(made),
+        )
+        for number, made in sorted(by_epoch.items())
+    ]
+
+
+def _between(visits: list[VisitRecord]) -> float | None:
+    """The middle between the highest loss that advanced and the lowest that was repeated; None if there is no such."""
+    advanced = max((visit.loss for visit in visits if visit.decision == "advance"), default=math.nan)
+    repeated = min((visit.loss for visit in visits if visit.decision == "repeat"), default=math.nan)
+    return (advanced + repeated) / 2 if advanced < repeated else None
+
+
+def _draw_losses(axes: Axes, epochs: list[_Epoch]) -> None:
+    numbers = [epoch.number for epoch in epochs]
+    points = [(epoch.number, loss) for epoch in epochs for loss in epoch.first_losses]
+    means = [sum(losses) / len(losses) if (losses := epoch.first_losses) else math.nan for epoch in epochs]
+    axes.plot(
+        *zip(*points, strict=True), ".", color=_LOSS, alpha=0.15, label="a batch, first visit"
+    ) if points else None
+    axes.plot(numbers, means, "o-", color=_LOSS, label="their mean")
+    in_force = [(epoch.number, epoch.threshold) for epoch in epochs if epoch.threshold is not None]
+    if in_force:
+        axes.plot(
+            *zip(*in_force, strict=True), "_", color=_THRESHOLD, markersize=14, markeredgewidth=2, label="threshold"
+        )
+    axes.set_ylabel("loss")
+    axes.legend(fontsize=8)
+
+
+def _draw_repeats(axes: Axes, epochs: list[_Epoch]) -> None:
+    overheads = [epoch.repeats / max(1, epoch.batches) for epoch in epochs]
+    bars = axes.bar([epoch.number for epoch in epochs], overheads, color=_REPEATS)
+    axes.bar_label(bars, [str(epoch.repeats) if epoch.repeats else "" for epoch in epochs], fontsize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("repeats,\nof base batches")
+    axes.margins(y=0.15)
+
+
+def _displayable(image: Any) -> Any:
+    """With channels last, and without a channel that is alone."""
+    for step in ("detach", "cpu", "numpy"):
+        image = getattr(image, step, lambda image=image: image)()
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+        image = image.transpose(1, 2, 0)
+    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image

@@ -1,0 +1,122 @@
+"""Pictures and tables of runs: what is drawn is what was recorded."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.errors import OptionError, RecordError
+from batch_sampler_attn.recorders import JsonLinesRecorder, LogRecorder, MemoryRecorder
+from batch_sampler_attn.recorders.plots import plot_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:a loss of nan:batch_sampler_attn.errors.BatchAttentionWarning")
+
+
+def train(*recorders, sampler=False, **options):
+    schedule = BatchAttentionSchedule(1.2, max_visits=3, recorders=recorders, **options)
+    loader = range(6)
+    if sampler:
+        order = RandomSampler(range(12), generator=torch.Generator().manual_seed(0))
+        loader = DataLoader(range(12), batch_sampler=BatchAttentionSampler(order, 2, schedule=schedule))
+    for epoch in range(4):
+        for _ in schedule.attend(loader):
+            loss = 3.0 if schedule.batch_index == 2 else 1.0
+            schedule.decide(math.nan if (epoch, schedule.batch_index) == (3, 5) else loss / (1 + epoch / 4))
+    return schedule
+
+
+def bars(figure):
+    return [round(patch.get_height(), 6) for patch in figure.subfigs[0].axes[1].patches]
+
+
+def lines(figure):
+    return {line.get_label(): line.get_xydata() for line in figure.subfigs[0].axes[0].lines}
+
+
+def test_losses_thresholds_and_repeats_are_the_recorded_ones(tmp_path):
+    recorder = MemoryRecorder()
+    with JsonLinesRecorder(tmp_path / "visits.jsonl") as file:
+        train(recorder, file)
+    figure = plot_run(recorder)
+    assert bars(figure) == [round(summary.overhead, 6) for summary in recorder.summaries]
+    assert lines(figure)["their mean"][:, 1] == pytest.approx([summary.mean_loss for summary in recorder.summaries])
+    drawn = {int(epoch): threshold for epoch, threshold in lines(figure)["threshold"]}
+    assert drawn == {s.epoch: s.threshold for s in recorder.summaries if s.threshold is not None}
+    assert len(lines(figure)["a batch, first visit"]) == 23
+
+    figure.savefig(tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    for other in (tmp_path / "visits.jsonl", str(tmp_path / "visits.jsonl"), recorder.visits):
+        again = plot_run(other)
+        assert bars(again) == bars(figure)
+        assert "threshold" not in lines(again)  # a batch that advanced at max_visits lies above it
+
+
+def test_of_visits_alone_the_threshold_is_drawn_between_the_losses_on_both_sides():
+    recorder = MemoryRecorder()
+    schedule = BatchAttentionSchedule(1.2, recorders=[recorder])
+    for losses in ([1.0, 2.0], [2.4, 1.4]):
+        for batch in schedule.attend(range(2)):
+            schedule.decide(losses[batch] / (1 + schedule.visits))
+    assert lines(plot_run(recorder.visits))["threshold"].tolist() == [[1.0, (2.4 + 1.4) / 2]]
+
+
+@pytest.mark.parametrize("channels", ["none", "last", "first", "one"])
+def test_the_most_repeated_samples_are_shown_where_images_are_at_hand(channels):
+    recorder = MemoryRecorder()
+    train(recorder, sampler=True)
+    shapes = {"none": (4, 5), "last": (4, 5, 3), "first": (3, 4, 5), "one": (1, 4, 5)}
+    asked = []
+
+    def image(index):
+        asked.append(index)
+        return torch.rand(shapes[channels]) if channels != "last" else np.random.default_rng(0).random((4, 5, 3))
+
+    figure = plot_run(recorder, image, n=3)
+    assert len(asked) == 3
+    shown = figure.subfigs[1].axes
+    assert [axes.get_title().split("\n")[0] for axes in shown] == [str(index) for index in asked]
+    assert {axes.images[0].get_array().shape[:2] for axes in shown} == {(4, 5)}
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(RecordError, match="no visit to draw"):
+        plot_run(MemoryRecorder())
+    recorder = MemoryRecorder()
+    BatchAttentionSchedule(recorders=[recorder]).decide(1.0)
+    with pytest.raises(RecordError, match="without dataset indices"):
+        plot_run(recorder, lambda index: np.zeros((2, 2)))
+
+
+def test_a_logger_gets_each_epoch_as_numbers_by_name():
+    logged, flushed = [], []
+    recorder = LogRecorder(lambda numbers, step: logged.append((step, numbers)), lambda: flushed.append(1))
+    schedule = BatchAttentionSchedule(recorders=[recorder])
+    for _ in range(2):
+        for _ in schedule.attend(range(3)):
+            schedule.decide(1.0)
+    schedule.state_dict()
+    assert [step for step, _ in logged] == [0, 1]
+    assert "batch_attention/threshold" not in logged[0][1]
+    assert logged[1][1]["batch_attention/threshold"] == 1.2
+    assert logged[1][1]["batch_attention/epoch"] == 1
+    assert flushed == [1]
+    LogRecorder(print).flush()
+    with pytest.raises(OptionError, match="log is None"):
+        LogRecorder(None)
+
+
+def test_summaries_are_tables_in_a_notebook():
+    recorder = MemoryRecorder()
+    assert recorder._repr_html_() == "<p>nothing yet</p>"
+    schedule = BatchAttentionSchedule(recorders=[recorder])
+    for _ in range(2):
+        for _ in schedule.attend(range(3)):
+            schedule.decide(1 / 3)
+    assert recorder._repr_html_().count("<tr>") == 3
+    assert "<th>mean loss</th>" in schedule.last_summary._repr_html_()
+    assert "<td>0.3333</td>" in schedule.last_summary._repr_html_()
+    assert "<th>left out</th>" in SampleAttention(4, 2).summary._repr_html_()
