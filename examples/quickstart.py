@@ -225,23 +225,34 @@ def paired_interval(differences: list[float]) -> tuple[float, float]:
 
 
 def plot(runs: dict[str, list[Run]], output: Path) -> None:
-    """Accuracy and repeats by epoch, as PNG."""
+    """What Batch-attention gains over either other arm, paired by seed, and what it costs, by epoch, as PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    accuracy_axes, repeats_axes = figure.subplots(1, 2)
+    gain_axes, cost_axes = figure.subplots(1, 2)
     base = np.array([run.updates for run in runs["baseline"]])
     epochs = np.arange(1, base.shape[1] + 1)
-    for arm, style in zip(ARMS, ("-", "-", "--"), strict=True):
-        accuracy = 100 * np.array([run.accuracy for run in runs[arm]])
-        accuracy_axes.plot(epochs, accuracy.mean(axis=0), style, color=COLORS[arm], label=arm)
-        low, high = accuracy.min(axis=0), accuracy.max(axis=0)
-        accuracy_axes.fill_between(epochs, low, high, color=COLORS[arm], alpha=0.12, linewidth=0)
-        for edge in (low, high):
-            accuracy_axes.plot(epochs, edge, style, color=COLORS[arm], linewidth=0.6, alpha=0.7)
-        repeats = np.array([run.updates for run in runs[arm]]) - base
-        repeats_axes.plot(epochs, repeats.mean(axis=0), style, color=COLORS[arm], label=arm)
-    accuracy_axes.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy (band: all seeds)")
-    repeats_axes.set(xlabel="epoch", ylabel=f"extra updates to {base[0, 0]} batches", title="Repeats")
-    accuracy_axes.legend()
+    ours = 100 * np.array([run.accuracy for run in runs["attention"]])
+    labels = {"baseline": "than one visit a batch", "random": "than as many random repeats"}
+    for number, (arm, label) in enumerate(labels.items()):
+        gains = ours - 100 * np.array([run.accuracy for run in runs[arm]])
+        lows, highs = np.transpose([paired_interval(list(of_epoch)) for of_epoch in gains.T])
+        means = gains.mean(axis=0)
+        gain_axes.errorbar(
+            epochs + 0.2 * number - 0.1,
+            means,
+            [means - lows, highs - means],
+            fmt="o",
+            ms=4,
+            color=COLORS[arm],
+            label=label,
+        )
+    gain_axes.axhline(0, color="black", linewidth=0.8)
+    overhead = 100 * (np.array([run.updates for run in runs["attention"]]) / base - 1)
+    cost_axes.bar(epochs, overhead.mean(axis=0), yerr=overhead.std(axis=0, ddof=1), color=COLORS["attention"])
+    gain_axes.set(
+        xlabel="epoch", ylabel="points of test accuracy", title="Batch-attention is better by (95 % interval)"
+    )
+    cost_axes.set(xlabel="epoch", ylabel=f"repeats, % of {base[0, 0]} batches", title="and makes so many more updates")
+    gain_axes.legend(loc="lower left")
     figure.savefig(output, dpi=150)
 
 
@@ -267,7 +278,7 @@ def main() -> None:
     print_table(runs, console)
     print_findings(runs, console)
     plot(runs, arguments.output)
-    console.print(f"Accuracy and repeats by epoch: {arguments.output}", highlight=False, soft_wrap=True)
+    console.print(f"Gain and cost by epoch: {arguments.output}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
