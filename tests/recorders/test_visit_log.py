@@ -395,3 +395,11 @@ def test_a_line_whose_numbers_are_none_is_named(tmp_path, numbers):
     path.write_text(visit_line(0, 0, 1) + "\n" + visit_line(*numbers) + "\n")
     with pytest.raises(RecordError, match="line 2"):
         read_visits(path)
+
+
+def test_at_an_epochs_end_every_line_is_in_the_file(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    schedule = BatchAttentionSchedule(recorders=[JsonLinesRecorder(path)])
+    for _ in schedule.attend(range(5)):
+        schedule.decide(1.0)
+    assert len(read_visits(path)) == 5
