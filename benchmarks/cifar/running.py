@@ -111,7 +111,7 @@ def make_by_turns(setup: Setup, waiting: Queue, report: Report, finish: Callable
 def _finish(run: RunName, setup: Setup, waiting: Queue) -> None:
     """A run is recorded; let go of the states that nothing goes on from any more."""
     waiting.finish(run)
-    for each in (run, baseline_of(run)):
+    for each in {run, baseline_of(run), *needs(run)}:
         if not waiting.wants(each):
             setup.storage.forget_state(each)
 

@@ -12,23 +12,20 @@ the new one. The state holds the record too: it is what counts, and the record i
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from benchmarks.cifar.collecting import VISITS, collect, load_state
 from benchmarks.cifar.stopping import term_waits
 from benchmarks.errors import RecordsError, StorageError
-from benchmarks.reading import check_configuration, parse_record, read_configuration, read_lines
-from benchmarks.schema import Checked, Configuration, Epoch, OfRun, OfVisits, Run, RunFile, RunName
-
-VISITS = "visits.jsonl"
-
-Line = TypeVar("Line", bound=OfRun)
+from benchmarks.reading import read_configuration
+from benchmarks.schema import Checked, Configuration, OfRun, OfVisits, RunFile, RunName
 
 
 class Storage:
@@ -109,15 +106,7 @@ class Storage:
             RecordsError: If it is of another configuration, or cannot be read.
         """
         path = self._path(run, "state.pt")
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            text, loop_state = state["record"], state["loop"]
-        except Exception as error:  # torch.load raises many kinds
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RecordsError(f"{path} cannot be read: {reason} Delete it, and the run begins anew") from error
-        return self._parse(path, text), loop_state
+        return load_state(path, self._digest) if path.exists() else None
 
     def forget_state(self, run: RunName) -> None:
         """Nothing goes on from this run any more; its record stays."""
@@ -130,8 +119,6 @@ class Storage:
             RecordsError: If they are gone, as where only the records of a run were kept.
         """
         path = self._path(run, "record.json")
-        if path.exists():
-            return self._read(path).visits
         record = self._collect().get(run)
         if record is None or not record.visits:
             raise RecordsError(
@@ -185,35 +172,7 @@ class Storage:
         write_whole(self.folder / name, lambda file: file.write(text.encode()))
 
     def _collect(self) -> dict[RunName, RunFile]:
-        """All that is known of each run; visits are kept for attention runs alone once ``work`` is gone."""
-        collected: dict[RunName, RunFile] = {}
-        if (self.folder / "runs.jsonl").exists():
-            epochs: dict[RunName, list[Epoch]] = defaultdict(list)
-            for epoch in self._read_lines("epochs.jsonl", Epoch):
-                epochs[epoch.run].append(epoch)
-            has_visits = (self.folder / VISITS).exists()  # records of older versions have none
-            visits = {line.run: line.visits for line in self._read_lines(VISITS, OfVisits)} if has_visits else {}
-            for run in self._read_lines("runs.jsonl", Run):
-                collected[run.run] = RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, []))
-        for path in sorted(self._work.glob("*/record.json")):
-            record = self._read(path)
-            collected[record.run.run] = record
-        return collected
-
-    def _read_lines(self, name: str, kind: type[Line]) -> list[Line]:
-        path = self.folder / name
-        lines = read_lines(path, kind)
-        for line in lines:
-            check_configuration(path, line, self._digest)
-        return lines
-
-    def _read(self, path: Path) -> RunFile:
-        return self._parse(path, path.read_bytes())
-
-    def _parse(self, path: Path, text: str | bytes) -> RunFile:
-        record = parse_record(path, 1, text, RunFile)
-        check_configuration(path, record.run, self._digest)
-        return record
+        return collect(self.folder, self._work, self._digest)
 
     def _path(self, run: RunName, name: str) -> Path:
         return self._work / str(run) / name
@@ -261,6 +220,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if isinstance(error, RuntimeError):
+            # What torch says of a full disk is where it was in its file.
+            reason = f"{shutil.disk_usage(path.parent).free:,} bytes are free there ({reason})"
         raise StorageError(
             f"{path} cannot be written: {reason}. The epochs before are safe; make room or choose a folder that can be "
             "written, and give the same command again to go on"

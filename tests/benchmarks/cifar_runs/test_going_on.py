@@ -1,6 +1,7 @@
 """Commands that are given again, or later, for what is there already."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -145,3 +146,55 @@ def test_a_file_in_the_place_of_the_folder_is_refused(digits, tmp_path):
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(SystemExit, match="cannot be written"):
         run_benchmark(digits, tmp_path / "out", *SMALL)
+
+
+def copied(out, folder):
+    shutil.copytree(out, folder)
+    return folder
+
+
+def cut_last_line(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def drop_last_line(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut_last_line, drop_last_line, empty])
+@pytest.mark.parametrize("name", ["epochs.jsonl", "runs.jsonl", "visits.jsonl"])
+def test_damaged_records_are_made_anew_of_the_runs_own_folders(digits, out, tmp_path, name, damage):
+    folder = copied(out, tmp_path / "copy")
+    damage(folder / name)
+    run_benchmark(digits, folder, *WHOLE)
+    for file in ("epochs.jsonl", "runs.jsonl", "visits.jsonl"):
+        assert (folder / file).read_bytes() == (out / file).read_bytes()
+
+
+@pytest.mark.parametrize("damage", [cut_last_line, empty])
+def test_a_run_s_damaged_record_is_made_good_from_the_common_ones(digits, out, tmp_path, damage):
+    folder = copied(out, tmp_path / "copy")
+    damage(folder / "work" / "attention-first-noise0-seed0" / "record.json")
+    run_benchmark(digits, folder, *WHOLE)
+    assert (folder / "epochs.jsonl").read_bytes() == (out / "epochs.jsonl").read_bytes()
+
+
+def test_what_is_damaged_everywhere_is_said_with_what_to_delete(digits, out, tmp_path):
+    folder = copied(out, tmp_path / "copy")
+    empty(folder / "work" / "attention-first-noise0-seed0" / "record.json")
+    for name in ("runs.jsonl", "epochs.jsonl", "visits.jsonl"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(line for line in lines if json.loads(line)["arm"] != "attention"))
+    with pytest.raises(SystemExit, match=r"record.json.*Or delete .*attention-first-noise0-seed0, and this run begins"):
+        run_benchmark(digits, folder, *WHOLE)
+
+
+def test_epochs_that_are_missing_are_said_where_no_folder_of_the_run_has_them(digits, out, tmp_path):
+    moved = leave_only_records(out, tmp_path / "moved", arms=ARMS)
+    drop_last_line(moved / "epochs.jsonl")
+    with pytest.raises(SystemExit, match=r"epochs in epochs.jsonl, and runs.jsonl says \d+; take its line out"):
+        run_benchmark(digits, moved, *WHOLE)
