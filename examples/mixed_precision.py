@@ -4,25 +4,16 @@ One update is made from a window of micro-batches, so the schedule attends over 
 the mean over its samples, not scaled, from before the update. float16 on CUDA, bfloat16 elsewhere.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.windows import WindowLoss, windows
 
-Batch = list[Tensor]
 EPOCHS = 10
 ACCUMULATION_STEPS = 4
-
-
-def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    batches = iter(loader)
-    while window := list(islice(batches, size)):
-        yield window
 
 
 def main() -> None:
@@ -35,30 +26,30 @@ def main() -> None:
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    windows_per_epoch = -(-len(loader) // ACCUMULATION_STEPS)
+    windows_of_epoch = windows(loader, ACCUMULATION_STEPS)
     # It stays above zero: updates too small to lower a window's loss would repeat it in vain.
-    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * windows_per_epoch, eta_min=2e-3)
+    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows_of_epoch), eta_min=2e-3)
     # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
     schedule = BatchAttentionSchedule(k=1.2)
 
     for _ in range(EPOCHS):
-        for window in schedule.attend(windows(loader, ACCUMULATION_STEPS)):
+        for window in schedule.attend(windows_of_epoch):
             samples = sum(len(y) for _, y in window)
-            window_loss = torch.zeros((), device=device)
+            window_loss = WindowLoss()
             optimizer.zero_grad()
             for x, y in window:
                 with torch.autocast(device, dtype=dtype):
                     logits = model(x.to(device))
+                loss = nn.functional.cross_entropy(logits.float(), y.to(device))
                 # Over the window's samples, since the last micro-batch of an epoch is shorter.
-                loss = nn.functional.cross_entropy(logits.float(), y.to(device), reduction="sum") / samples
-                scaler.scale(loss).backward()
-                window_loss += loss.detach()
+                scaler.scale(loss * (len(y) / samples)).backward()
+                window_loss.add(loss, samples=len(y))
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
             scaler.step(optimizer)
             scaler.update()
-            if schedule.decide(window_loss) is Decision.ADVANCE:
+            if schedule.decide(window_loss.mean) is Decision.ADVANCE:
                 # Planned in windows, not updates: repeats must not use up the learning rate early.
                 lr_scheduler.step()
 

@@ -1,0 +1,305 @@
+"""Repeats inside a loop that belongs to somebody else, beside the same loop around ``attend``."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
+from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.windows import windows
+
+WINDOWS = 6
+
+
+def make_schedule(**options):
+    recorder = MemoryRecorder()
+    return BatchAttentionSchedule(**{"k": 1.0, "max_visits": 3, **options}, recorders=[recorder]), recorder
+
+
+def make_replay(**options):
+    schedule, recorder = make_schedule(**options)
+    return Replay(schedule), recorder
+
+
+def loss_at(epoch, position, visit):
+    return random.Random(f"{epoch} {position} {visit}").uniform(0.5, 1.5)
+
+
+def train_window(replay, losses, is_last=False, batch="batch"):
+    """One window of a single batch, with the loss of each visit."""
+    remaining = iter(losses)
+    replay.hold(batch)
+    replay.note(next(remaining))
+    for _ in replay.repeats(is_last=is_last):
+        replay.note(next(remaining))
+    assert next(remaining, None) is None
+
+
+def train_epoch(replay, epoch, first=0, last=WINDOWS, size=2, says_last=True):
+    """A trainer's epoch, or the part of it from one window to another; the windows' batches as they were seen."""
+    seen = []
+    for position in range(first, last):
+        visit = 1
+        for batch in range(size):
+            replay.hold([position, batch])
+            replay.note(loss_at(epoch, position, (visit, batch)), batch + 1)
+        seen.append(position)
+        for window in replay.repeats(is_last=says_last and position == WINDOWS - 1):
+            visit += 1
+            assert window == [[position, batch] for batch in range(size)]
+            for batch in range(size):
+                replay.note(loss_at(epoch, position, (visit, batch)), batch + 1)
+            seen.append(position)
+    return seen
+
+
+def expected(epochs, **options):
+    """The visits and the epochs of a loop around ``attend``."""
+    schedule, recorder = make_schedule(**options)
+    for epoch in range(epochs):
+        for window in schedule.attend(windows([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
+            losses = [loss_at(epoch, window[0][0], (schedule.visits + 1, batch)) for batch in range(2)]
+            schedule.decide((losses[0] + losses[1] * 2) / 3)
+    return recorder.visits, recorder.summaries, schedule.threshold
+
+
+OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"window": 4}, {"max_visits": 1}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("says_last", [True, False])
+def test_visits_are_those_of_a_loop_around_attend(options, says_last):
+    replay, recorder = make_replay(**options)
+    for epoch in range(4):
+        train_epoch(replay, epoch, says_last=says_last)
+        replay.end_epoch(finished=True)
+    assert (recorder.visits, recorder.summaries, replay.schedule.threshold) == expected(4, **options)
+    if options.get("max_visits") != 1:
+        assert any(visit.visit > 1 for visit in recorder.visits)
+
+
+@pytest.mark.parametrize("position", range(WINDOWS + 1))
+@pytest.mark.parametrize("says_last", [True, False])
+def test_a_run_resumed_after_any_window_has_the_same_tail(position, says_last):
+    replay, _ = make_replay()
+    for epoch in range(2):
+        replay.begin_epoch(WINDOWS, at=0)
+        train_epoch(replay, epoch, says_last=says_last)
+        replay.end_epoch(finished=True)
+    replay.begin_epoch(WINDOWS, at=0)
+    train_epoch(replay, 2, last=position, says_last=says_last)
+    # As a trainer's checkpoint, before any hook at the epoch's end.
+    state = json.loads(json.dumps(replay.schedule.state_dict()))
+
+    replay, recorder = make_replay()
+    replay.schedule.load_state_dict(state)
+    if position < WINDOWS:
+        replay.begin_epoch(WINDOWS, at=position)
+        train_epoch(replay, 2, first=position, says_last=says_last)
+        replay.end_epoch(finished=True)
+    for epoch in (3, 4):
+        replay.begin_epoch(WINDOWS, at=0)
+        train_epoch(replay, epoch, says_last=says_last)
+        replay.end_epoch(finished=True)
+    visits, summaries, threshold = expected(5)
+    tail = [visit for visit in visits if (visit.epoch, visit.batch) >= (2, position)]
+    assert recorder.visits == tail
+    assert recorder.summaries[-2:] == summaries[-2:]
+    assert replay.schedule.threshold == threshold
+
+
+def test_a_state_from_the_middle_of_repeats_goes_on_with_the_visits_made():
+    replay, _ = make_replay()
+    train_window(replay, [1.0], is_last=True)
+    replay.hold("batch")
+    replay.note(2.0)
+    repeats = replay.repeats()
+    next(repeats)
+    replay.note(2.0)
+    next(repeats)
+    state = replay.schedule.state_dict()
+    replay, recorder = make_replay()
+    replay.schedule.load_state_dict(state)
+    train_window(replay, [2.0], is_last=True)
+    assert [(visit.visit, visit.decision) for visit in recorder.visits] == [(3, "advance")]
+
+
+def test_an_epoch_that_was_cut_short_sets_no_threshold_and_begins_anew():
+    replay, recorder = make_replay()
+    train_window(replay, [1.0], is_last=True)
+    train_window(replay, [0.5])
+    replay.end_epoch(finished=False)
+    assert replay.schedule.threshold == 1.0
+    assert replay.schedule.batches == 1
+    train_window(replay, [0.8])
+    train_window(replay, [0.8], is_last=True)
+    assert [summary.mean_loss for summary in recorder.summaries] == [1.0, 0.8]
+
+
+def test_an_epoch_that_was_cut_short_can_be_gone_on_with():
+    replay, _ = make_replay()
+    train_window(replay, [1.0])
+    replay.end_epoch(finished=False)
+    state = replay.schedule.state_dict()
+    replay.schedule.load_state_dict(state)
+    replay.begin_epoch(2, at=1)
+    train_window(replay, [3.0], is_last=True)
+    assert replay.schedule.threshold == 2.0
+
+
+def test_a_state_of_another_mind_than_the_trainer_is_forgotten():
+    replay, recorder = make_replay()
+    train_window(replay, [5.0])
+    replay.schedule.load_state_dict(replay.schedule.state_dict())
+    replay.begin_epoch(3, at=0)
+    for is_last in (False, False, True):
+        train_window(replay, [1.0], is_last=is_last)
+    assert replay.schedule.threshold == 1.0
+    assert [visit.loss for visit in recorder.visits] == [1.0, 1.0, 1.0]
+
+
+def test_a_part_of_an_epoch_whose_beginning_was_not_seen_sets_no_threshold():
+    replay, _ = make_replay()
+    replay.begin_epoch(3, at=2)
+    train_window(replay, [5.0], is_last=True)
+    assert replay.schedule.threshold is None
+    replay.begin_epoch(2, at=0)
+    train_window(replay, [1.0])
+    train_window(replay, [1.0], is_last=True)
+    assert replay.schedule.threshold == 1.0
+
+
+def test_a_schedule_with_epochs_of_its_own_goes_on_over_the_trainer_s():
+    replay, _ = make_replay(window=3)
+    for _ in range(3):
+        replay.begin_epoch(2, at=0)
+        train_window(replay, [1.0])
+        train_window(replay, [1.0], is_last=True)
+        replay.schedule.load_state_dict(replay.schedule.state_dict())
+    assert replay.schedule.epoch == 2
+
+
+def test_batches_without_a_loss_do_not_count():
+    replay, recorder = make_replay()
+    replay.hold("left out")
+    replay.note(None)
+    replay.hold("trained on")
+    replay.note(1.0, 4)
+    assert list(replay.repeats()) == []
+    train_window(replay, [None])
+    assert [visit.loss for visit in recorder.visits] == [1.0]
+    assert not replay.is_in_window
+
+
+def test_a_window_that_came_to_no_update_is_no_visit():
+    replay, recorder = make_replay()
+    replay.hold("batch")
+    replay.note(7.0)
+    replay.skip()
+    replay.skip()
+    train_window(replay, [1.0], is_last=True)
+    assert [visit.loss for visit in recorder.visits] == [1.0]
+    assert replay.schedule.threshold == 1.0
+
+
+def test_a_window_that_is_under_way_as_the_epoch_ends_is_no_visit():
+    replay, recorder = make_replay()
+    train_window(replay, [1.0])
+    replay.hold("batch")
+    replay.note(7.0)
+    replay.end_epoch(finished=True)
+    assert replay.schedule.threshold == 1.0
+    train_window(replay, [0.5])
+    assert [visit.loss for visit in recorder.visits] == [1.0, 0.5]
+
+
+def test_an_epoch_without_any_visit_is_none():
+    replay, recorder = make_replay()
+    replay.hold("batch")
+    replay.skip(is_last=True)
+    assert recorder.summaries == []
+    train_window(replay, [1.0], is_last=True)
+    assert replay.schedule.epoch == 1
+
+
+# What is repeated
+
+
+def test_what_the_step_puts_into_a_batch_is_not_there_at_its_repeat():
+    replay, _ = make_replay()
+    train_window(replay, [1.0], is_last=True)
+    batch = {"ids": torch.ones(2)}
+    seen = []
+    replay.hold(batch)
+    batch["more"] = 1
+    replay.note(5.0)
+    for (again,) in replay.repeats():
+        seen.append(sorted(again))
+        assert again["ids"] is batch["ids"]
+        again["more"] = 1
+        replay.note(5.0)
+    assert seen == [["ids"], ["ids"]]
+
+
+@pytest.mark.filterwarnings("ignore:the loop changed tensors")
+def test_a_tensor_that_was_changed_in_place_is_not_trained_on_again():
+    replay, _ = make_replay()
+    train_window(replay, [1.0], is_last=True)
+    images = torch.ones(2, 3)
+    replay.hold([images])
+    images.mul_(2)
+    replay.note(5.0)
+    with pytest.raises(BatchChangedError, match=r"changed 1 of its tensors in place \(of shape \(2, 3\)\)"):
+        next(replay.repeats())
+
+
+def test_changes_in_place_are_warned_of_at_the_first_window():
+    replay, _ = make_replay()
+    images = torch.ones(2, 3)
+    replay.hold(images)
+    images.add_(1)
+    replay.note(1.0)
+    with pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"):
+        assert replay.decide() is Decision.ADVANCE
+
+
+def test_nothing_is_kept_where_nothing_may_ever_repeat():
+    replay, _ = make_replay(max_visits=1)
+    replay.hold([torch.ones(2)])
+    assert replay._held == []
+    replay.note(1.0)
+    assert replay.decide() is Decision.ADVANCE
+
+
+# Out of turn
+
+
+def test_a_decision_without_a_window_is_refused():
+    replay, _ = make_replay()
+    with pytest.raises(ProtocolError, match=r"before hold\(\)"):
+        replay.decide()
+
+
+def test_a_schedule_of_a_sampler_is_refused():
+    schedule = BatchAttentionSchedule()
+    BatchAttentionSampler(range(4), 2, schedule=schedule)
+    with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
+        Replay(schedule)
+
+
+def test_decisions_from_elsewhere_are_found_out():
+    replay, _ = make_replay()
+    replay.schedule.decide(1.0)
+    with pytest.raises(ProtocolError, match="outside a loop"):
+        replay.hold("batch")
+
+
+def test_ranks_that_nobody_said_are_to_decide_apart_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+    replay, _ = make_replay()
+    with pytest.raises(ProtocolError, match="MeanOverRanks"):
+        replay.hold("batch")

@@ -1,0 +1,182 @@
+"""What cannot be repeated exactly in Lightning is refused before the first update, with what to do instead."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils.data import DataLoader, RandomSampler
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.windows import windows
+from tests.trainers.lightning_runs import MARKS, make_loader, make_trainer, module_class
+
+pytestmark = MARKS
+Module = module_class("lightning.pytorch")
+
+
+def refusal(module=None, loader=None, callback=None, **options):
+    """What fit raises, with the weights as they were."""
+    module = module or Module()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer = make_trainer(callbacks=[callback or BatchAttention()], **options)
+    with pytest.raises(ProtocolError) as error:
+        trainer.fit(module, make_loader() if loader is None else loader)
+    assert all(map(torch.equal, module.parameters(), before))
+    assert not {"training_step", "optimizer_step"} & set(vars(trainer.strategy))
+    return str(error.value)
+
+
+def test_manual_optimization_and_several_optimizers_are_refused():
+    class Manual(Module):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.parameters(), 0.1)]
+
+    text = refusal(Manual())
+    assert "automatic_optimization=False" in text
+    assert "schedule.decide(loss)" in text
+
+
+def test_lbfgs_is_refused():
+    class Refined(Module):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    assert "use another optimizer" in refusal(Refined())
+
+
+def test_no_optimizer_is_refused():
+    class Without(Module):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def on_fit_start(self):
+            self.trainer.strategy.optimizers = []
+
+    assert "there are 0 optimizers" in refusal(Without())
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_a_step_that_fetches_batches_by_itself_is_refused():
+    class Fetching(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Linear(2, 2)
+
+        def training_step(self, dataloader_iter):
+            raise AssertionError
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    assert "Let it take (batch, batch_idx)" in refusal(Fetching())
+
+
+def test_a_strategy_that_accumulates_by_itself_is_refused():
+    class Accumulating(SingleDeviceStrategy):
+        @property
+        def handles_gradient_accumulation(self):
+            return True
+
+    text = refusal(strategy=Accumulating("cpu"), accelerator="auto")
+    assert "as DeepSpeed does" in text
+    assert "strategy='ddp'" in text
+
+
+def test_an_attended_loader_is_refused():
+    schedule = BatchAttentionSchedule()
+    text = refusal(loader=schedule.attend(make_loader()))
+    assert "Give it the loader itself" in text
+    # Within a collection, too.
+    assert text == refusal(loader={"first": [make_loader(), schedule.attend(make_loader())]})
+
+
+def test_windows_are_refused():
+    assert "Trainer(accumulate_grad_batches=size)" in refusal(loader=windows(make_loader(), 2))
+
+
+def test_a_sampler_of_ours_is_refused():
+    dataset = make_loader().dataset
+    sampler = BatchAttentionSampler(RandomSampler(dataset), 8, schedule=BatchAttentionSchedule())
+    text = refusal(loader=DataLoader(dataset, batch_sampler=sampler))
+    assert "BatchAttentionSampler" in text
+    assert "with batch_size= and shuffle=" in text
+    attention = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_sampler=attention))
+
+
+def test_ranks_without_reduce_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+    text = refusal(callback=BatchAttention(schedule=BatchAttentionSchedule()))
+    assert "reduce=MeanOverRanks()" in text
+    assert text == refusal(callback=BatchAttention(reduce="refuse"))
+    # Spelled out, or left to the callback, it is the user's word.
+    for callback in (BatchAttention(), BatchAttention(reduce=None)):
+        make_trainer(max_epochs=1, callbacks=[callback]).fit(Module(), make_loader())
+
+
+def test_the_schedule_of_a_sampler_is_refused():
+    schedule = BatchAttentionSchedule()
+    BatchAttentionSampler(range(4), 2, schedule=schedule)
+    with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
+        BatchAttention(schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these to the schedule"),
+        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "reduce": None}, "and also budget, reduce"),
+        ({"k": 0}, "k is 0"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
+        ({"reduce": "mean"}, "reduce is 'mean'"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        BatchAttention(**options)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+def test_a_sampler_of_ours_that_lightning_rebuilt_is_refused():
+    dataset = make_loader().dataset
+    sampler = BatchAttentionSampler(RandomSampler(dataset), 8, schedule=BatchAttentionSchedule())
+    text = refusal(loader=DataLoader(dataset, batch_sampler=sampler), overfit_batches=3)
+    assert "which it rebuilds" in text
+
+
+def test_a_state_of_other_options_is_refused(tmp_path):
+    trainer = make_trainer(max_epochs=1, callbacks=[BatchAttention(k=1.2)])
+    trainer.fit(Module(), make_loader())
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    trainer = make_trainer(callbacks=[BatchAttention(k=1.5)])
+    with pytest.raises(StateError, match="k"):
+        trainer.fit(Module(), make_loader(), ckpt_path=tmp_path / "state.ckpt")
+
+
+WITHOUT = """
+import sys
+import batch_sampler_attn
+assert not {"lightning", "pytorch_lightning", "torch"} & set(sys.modules)
+sys.modules.update({"lightning": None, "pytorch_lightning": None})
+try:
+    import batch_sampler_attn.lightning
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_without_lightning_the_message_says_what_to_install():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "batch_sampler_attn.lightning needs Lightning, which is not installed: "
+        "pip install 'batch-sampler-attn[lightning]'\n"
+    )
