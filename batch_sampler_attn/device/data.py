@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from batch_sampler_attn.device.identity import crc_of
 from batch_sampler_attn.device.transfer import copy_in
 from batch_sampler_attn.errors import OptionError
 
@@ -84,6 +85,11 @@ class ResidentData:
         self._within_batch = torch.arange(batch_size, device=self.device)
         self._uniforms: Tensor | None = None
 
+    @property
+    def read_ahead(self) -> int:
+        """How many batches the order's generator is ahead: it is drawn from as an epoch begins."""
+        return 0
+
     def reserve_uniforms(self, draws: int) -> None:
         """Keep ``draws`` numbers for every sample of an epoch, drawn with its order."""
         self._uniforms = torch.zeros(len(self.inputs), draws, device=self.device)
@@ -91,7 +97,7 @@ class ResidentData:
     def begin_epoch(self) -> None:
         """Draw a new order, into the same memory."""
         if self._shuffle:
-            copy_in(self.order, torch.randperm(len(self.inputs), generator=self.generator))
+            copy_in(self.order, self._draw_order(self.generator))
         if self._uniforms is not None:
             copy_in(self._uniforms, torch.rand(self._uniforms.shape, generator=self.generator))
 
@@ -99,6 +105,14 @@ class ResidentData:
         """Draw the order again, from the generator's state at the epoch's begin."""
         del cursor, staged
         self.begin_epoch()
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data, in the order of the epoch that was begun last, from others."""
+        return self._identity_in(self.order)
+
+    def identity_ahead(self, randomness: Tensor) -> dict[str, Any]:
+        """What ``identity`` would be in an epoch that begins with the generator in the state ``randomness``."""
+        return self._identity_in(self._draw_order(torch.Generator().set_state(randomness)).to(self.device))
 
     def stage(self, cursor: int) -> int:
         """How many batches are at hand, counted from the epoch's begin: all of them."""
@@ -116,6 +130,19 @@ class ResidentData:
     def sample(self, samples: int, uniforms: Tensor | None) -> Batch:
         """The first few samples as stored, with uniform numbers as given."""
         return Batch(self.inputs[:samples], self.targets[:samples], uniforms)
+
+    def _draw_order(self, generator: torch.Generator) -> Tensor:
+        samples = len(self.inputs)
+        return torch.randperm(samples, generator=generator) if self._shuffle else torch.arange(samples)
+
+    def _identity_in(self, order: Tensor) -> dict[str, Any]:
+        return {
+            "kind": type(self).__name__,
+            "samples": len(self.inputs),
+            "batch_size": self.batch_size,
+            "order": crc_of(order),
+            "targets": crc_of(self.targets.index_select(0, order[: self.batch_size])),
+        }
 
     def _gather(self, positions: Tensor) -> Batch:
         samples = self.order.index_select(0, positions)

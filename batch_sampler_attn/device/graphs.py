@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from batch_sampler_attn.device.capturing import capture
+from batch_sampler_attn.device.held import numbers_in_state, settings_of, stepped_tensors_of, tensors_of
 from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.errors import DeviceLoopError
 
@@ -24,21 +26,34 @@ class Graphs:
     only records. (A capture that first made throw-away updates would have to put all of these back in place.)
 
     A graph holds on to the addresses of tensors and to the values of numbers. Where the optimizer's numbers change,
-    as under a learning-rate schedule, the graphs are captured anew.
+    as under a learning-rate schedule, the graphs are captured anew. Where a tensor of the model or of the optimizer is
+    another one, lies elsewhere or otherwise, or is trained where it was not, all begins anew, with eager updates.
+    Whatever else Python decides on is fixed at the capture: dropout rates, attributes of the model and of the loss
+    function, hooks.
 
     Args:
         optimizer: Whose step is part of every update.
         stream: The stream to run and capture on; a graph's libraries keep workspaces for each stream. None captures
             nothing, and every update is made as it is.
         randomness: What updates draw from.
+        model: What is trained; None looks at the optimizer's parameters alone.
+        draws_afresh: Whether updates draw from ``randomness.fresh``.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, stream: torch.cuda.Stream | None, randomness: Randomness
+        self,
+        optimizer: torch.optim.Optimizer,
+        stream: torch.cuda.Stream | None,
+        randomness: Randomness,
+        model: nn.Module | None = None,
+        *,
+        draws_afresh: bool = False,
     ) -> None:
         self._optimizer = optimizer
+        self._model = nn.Module() if model is None else model
         self._stream = stream
         self._randomness = randomness
+        self._draws_afresh = draws_afresh
         # By name: an update has the loop's parts, these graphs among them, and none of them would be let go of.
         self._warm_ups: Counter[str] = Counter()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
@@ -46,7 +61,7 @@ class Graphs:
         self._pool: Any = None
         self._numbers: list[Any] = []
         self._settings: list[Any] = []
-        self._parameters: list[int] = []
+        self._tensors: list[Any] = []
 
     def is_warm(self, update: Callable[[], None]) -> bool:
         """Whether these updates are replays by now, if they are to be."""
@@ -61,23 +76,40 @@ class Graphs:
         if name not in self._graphs:
             if self._warm_ups[name] < WARM_UP_UPDATES or not has_state(self._optimizer):
                 self._warm_ups[name] += 1
-                self._numbers = _numbers_in_state(self._optimizer)
+                self._numbers = numbers_in_state(self._optimizer)
                 update()
                 return
-            check_optimizer_state(self._optimizer, self._stream.device, self._numbers)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            self._graphs[name] = capture(update, self._stream, self._pool, [self._randomness.fresh])
+            self._graphs[name] = self._capture(update, self._stream)
+            self._tensors = tensors_of(self._model, self._optimizer)
         self._graphs[name].replay()
 
-    def follow_optimizer(self) -> None:
-        """Let go of the graphs if a number or a parameter that they were captured with is another one by now."""
-        settings, parameters = _settings_of(self._optimizer), _parameters_of(self._optimizer)
-        if parameters != self._parameters:
+    def _capture(self, update: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        check_optimizer_state(self._optimizer, stream.device, self._numbers)
+        stepped, randomness = stepped_tensors_of(self._optimizer), self._randomness.state_dict()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            graph = capture(update, stream, self._pool, [self._randomness.fresh] if self._draws_afresh else [])
+            if stepped_tensors_of(self._optimizer) != stepped:
+                raise DeviceLoopError(
+                    f"{type(self._optimizer).__name__} puts new tensors in the place of its own in every step, and a "
+                    "captured step would go on with those of the capture; change them in place, or pass graph=False"
+                )
+        except BaseException:
+            # The generators that it drew from stay "capturing", and the other graphs draw from the same.
+            self.reset()
+            self._randomness.renew(randomness)
+            raise
+        return graph
+
+    def follow_changes(self) -> None:
+        """Let go of the graphs if what they were captured with is not what there is by now."""
+        settings = settings_of(self._optimizer)
+        if self._graphs and tensors_of(self._model, self._optimizer) != self._tensors:
             self.reset()
         elif settings != self._settings:
             self._let_go()
-        self._settings, self._parameters = settings, parameters
+        self._settings = settings
 
     def reset(self) -> None:
         """Begin anew, with eager updates: tensors that the graphs know were replaced, or a capture failed."""
@@ -94,36 +126,6 @@ class Graphs:
         self._pool = None
 
 
-def capture(
-    update: Callable[[], None], stream: torch.cuda.Stream, pool: Any, generators: Sequence[torch.Generator]
-) -> torch.cuda.CUDAGraph:
-    """The update as a graph, with its memory in ``pool``; nothing is trained.
-
-    ``generators`` are those that the update draws from, besides the device's default one.
-
-    Raises:
-        DeviceLoopError: If the update cannot be captured.
-    """
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    try:
-        # Only this thread's calls are watched: a DataLoader's thread pins memory meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            update()
-    except Exception as error:
-        # Ending a broken capture raises an error of its own, after the one that tells what happened.
-        cause = error.__context__ if isinstance(error.__context__, Exception) else error
-        if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
-            raise cause from None
-        raise DeviceLoopError(
-            f"the update cannot be captured as a CUDA graph: {str(cause).splitlines()[0]}. Nothing in the model, "
-            "the loss or the augmentation may read a value on the host (.item(), .cpu(), print, if on a tensor) or "
-            "take a shape from data (nonzero, boolean indexing). Change that, or pass graph=False"
-        ) from cause
-    return graph
-
-
 def has_state(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer has its state for every parameter that it steps, or keeps none.
 
@@ -131,12 +133,6 @@ def has_state(optimizer: torch.optim.Optimizer) -> bool:
     """
     stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return not optimizer.state or all(parameter in optimizer.state for parameter in stepped)
-
-
-def _numbers_in_state(optimizer: torch.optim.Optimizer) -> list[Any]:
-    """The numbers, other than tensors, in the optimizer's state."""
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    return [value for value in values if isinstance(value, (int, float))]
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer, device: torch.device, numbers_before: list[Any]) -> None:
@@ -147,27 +143,8 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, device: torch.device
     """
     tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     is_elsewhere = any(tensor.device.type != device.type for tensor in tensors)
-    if is_elsewhere or _numbers_in_state(optimizer) != numbers_before:
+    if is_elsewhere or numbers_in_state(optimizer) != numbers_before:
         raise DeviceLoopError(
             f"{type(optimizer).__name__} keeps a part of its state on the host, which a captured step does not change; "
             "use an optimizer that takes capturable=True, such as Adam, or SGD, or pass graph=False"
         )
-
-
-def _settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What a graph knows of each parameter group: numbers by value, tensors by address."""
-    return [
-        {name: _as_captured(value) for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Which parameters the optimizer has."""
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _as_captured(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return "tensor", value.data_ptr()
-    return tuple(map(_as_captured, value)) if isinstance(value, (tuple, list)) else value

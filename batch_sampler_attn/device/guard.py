@@ -54,6 +54,4 @@ class Guard:
         if before is None:
             self._parts.place.join()
             return
-        self._parts.graphs.reset()
-        self._parts.randomness.renew()
         saving.restore(self._parts, before)

@@ -41,7 +41,9 @@ def take_turns(loops: list[DeviceLoop]) -> Iterator[tuple[DeviceLoop, EpochSumma
     """Train loops by turns until none is left, and yield each epoch as it ends.
 
     Between one epoch and the next the caller may look at that loop's model, and may take loops out of ``loops``
-    and put others in: evaluation, checkpoints and a queue of runs go there.
+    and put others in: evaluation, checkpoints and a queue of runs go there. Where it is left early, by ``break`` or an
+    error, and closed (at the latest as nobody holds it any more), what the loops have in flight is waited for: each
+    of them can be saved, and gone on with.
 
     Args:
         loops: As for ``run_interleaved``; the caller removes a loop when it is done.
@@ -52,16 +54,21 @@ def take_turns(loops: list[DeviceLoop]) -> Iterator[tuple[DeviceLoop, EpochSumma
     Raises:
         OptionError: If two loops share what each has to have alone, or are on different devices.
     """
-    while loops:
-        _check_independence(loops)
+    try:
+        while loops:
+            _check_independence(loops)
+            for loop in loops:
+                loop.enqueue(UPDATES_A_TURN)
+            # Read only once every loop has work: a read waits for its own loop's stream alone.
+            ended = deque((loop, summary) for loop in loops if (summary := loop.settle()) is not None)
+            # A loop that the caller takes out here is to be let go of, with its memory, before others come in.
+            del loop
+            while ended:
+                yield ended.popleft()
+    finally:
+        # Left early, or by an error of one of them.
         for loop in loops:
-            loop.enqueue(UPDATES_A_TURN)
-        # Read only once every loop has work: a read waits for its own loop's stream alone.
-        ended = deque((loop, summary) for loop in loops if (summary := loop.settle()) is not None)
-        # A loop that the caller takes out here is to be let go of, with its memory, before others come in.
-        del loop
-        while ended:
-            yield ended.popleft()
+            loop.settle(now=True)
 
 
 def _check_independence(loops: Sequence[DeviceLoop]) -> None:

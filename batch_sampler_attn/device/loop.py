@@ -51,7 +51,9 @@ class DeviceLoop:
             host in every step whether to skip it; ``graph=False`` says that it may.
         channels_last: Lay out model and images with their channels last. The model is converted in place.
         tf32: Allow TF32 in this loop, or forbid it; None leaves PyTorch's settings alone.
-        graph: Capture updates as CUDA graphs; None does so on CUDA devices.
+        graph: Capture updates as CUDA graphs; None does so on CUDA devices. What Python decides on is fixed then:
+            dropout rates, attributes of model and ``loss_fn``, hooks. Parameters that are frozen, thawed, replaced or
+            laid out otherwise are noticed, and have the update captured again.
         seed: Of dropout, fresh augmentation, and all else that training draws on this loop's account.
         count_visits: Keep the number of visits to each batch, for ``visit_counts``.
 
@@ -101,7 +103,8 @@ class DeviceLoop:
         )
         randomness = Randomness(seed, device, data.generator)
         place = Place(device, randomness, tf32)
-        graphs = Graphs(optimizer, place.stream if is_graphed else None, randomness)
+        draws_afresh = augmentation is not None and augmentation.fresh
+        graphs = Graphs(optimizer, place.stream if is_graphed else None, randomness, model, draws_afresh=draws_afresh)
         self.parts = Parts(model, optimizer, data, recipe, host, counters, randomness, place, graphs, Progress())
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)
@@ -163,8 +166,8 @@ class DeviceLoop:
             The epoch's summary, with the number of times that the host waited for the cursor; with ``window``, that
             of the window that ended last.
 
-        Until updates are captured (on the CPU: until the cursor was first read), each call first copies model and
-        optimizer to the host, which waits for the device.
+        Until updates are captured, a shorter last batch's too, which takes some four epochs (on the CPU: until the
+        cursor was first read), each call first copies model and optimizer to the host, which waits for the device.
 
         Raises:
             DeviceLoopError: If the update cannot be captured, or the device's memory does not suffice. Until updates
@@ -216,12 +219,12 @@ class DeviceLoop:
         return saving.state_of(self.parts)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
+        """Go on where ``state_dict`` was taken; docs/what-may-change.md says what may be another here.
 
         Everything is loaded in place, so captured graphs stay valid, unless the optimizer has state for other
         parameters there than here, as before its first step: then updates are captured anew.
 
         Raises:
-            StateError: If it is of another version, model, optimizer or schedule.
+            StateError: If it is of another version, model, optimizer or schedule, or in mid-epoch of other data.
         """
         saving.load(self.parts, state_dict)

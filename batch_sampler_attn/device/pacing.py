@@ -31,7 +31,7 @@ class Pacing:
             self._begin_epoch()
         progress = parts.progress
         with parts.place.in_use(is_awaited=False):
-            parts.graphs.follow_optimizer()
+            parts.graphs.follow_changes()
             if progress.staged <= progress.cursor:
                 progress.staged = data.stage(progress.cursor)
             room = self._room()
@@ -58,7 +58,7 @@ class Pacing:
         progress.host_reads += 1
         progress.updates += progress.in_flight
         progress.in_flight = 0
-        if parts.graphs.is_warm(self._update.full_batch):
+        if all(map(parts.graphs.is_warm, self._update.kinds)):
             self._guard.stand_down()
         parts.host.state = state
         if state.visits >= MANY_VISITS and not self._has_warned:

@@ -53,11 +53,13 @@ class Randomness:
             if default is not None:
                 default.graphsafe_set_state(default_state)
 
-    def renew(self) -> None:
-        """Replace the device's generators, which a capture that failed leaves unusable; load a state next."""
+    def renew(self, state: dict[str, Any]) -> None:
+        """Replace the device's generators, which a capture that failed leaves unusable, by new ones in this state."""
         if self._cuda is not None:
             self.fresh = torch.Generator(self._device)
+            self.fresh.set_state(state["loop"]["fresh"])
             self._cuda = torch.Generator(self._device)
+            self._cuda.set_state(state["loop"]["cuda"])
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all generators."""
@@ -66,11 +68,11 @@ class Randomness:
             "data": None if self._data is None else self._data.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set them, in place."""
+    def load_state_dict(self, state: dict[str, Any], *, with_data: bool = True) -> None:
+        """Set them, in place; the data's too, if ``with_data``."""
         for name, generator in self._generators().items():
             generator.set_state(state["loop"][name].cpu())
-        if self._data is not None:
+        if self._data is not None and with_data:
             self._data.set_state(state["data"])
 
     def check(self, state: object) -> None:

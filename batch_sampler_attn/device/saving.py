@@ -11,9 +11,10 @@ from batch_sampler_attn import checkpoint
 from batch_sampler_attn.device import fitting, snapshot
 from batch_sampler_attn.device.arithmetic import COUNTS
 from batch_sampler_attn.device.data import ResidentData
+from batch_sampler_attn.device.identity import check_same_data
 from batch_sampler_attn.device.parts import Parts, Progress
 from batch_sampler_attn.device.staged import StagedData
-from batch_sampler_attn.errors import ProtocolError, StateError
+from batch_sampler_attn.errors import ProtocolError, StateError, shown
 
 _PROGRESS_KEYS = {field.name for field in fields_of(Progress)} - {"in_flight"}
 _STATE_KEYS = _PROGRESS_KEYS | {
@@ -24,8 +25,9 @@ _STATE_KEYS = _PROGRESS_KEYS | {
     "schedule",
     "randomness",
     "visit_counts",
-    "slots",
 }
+# Earlier releases did not save these.
+_ADDED_KEYS = {"slots", "data", "read_ahead"}
 
 # Twice of it is still a number that a device can count to.
 _MOST = 2**62
@@ -39,6 +41,7 @@ def state_of(parts: Parts) -> dict[str, Any]:
     with parts.place.on_stream():
         tensors = snapshot.take(parts.trained)
         visit_counts = parts.counters.read_tally()
+        identity = data.identity() if parts.progress.is_in_epoch else None
     return {
         "version": checkpoint.VERSION,
         **tensors,
@@ -46,6 +49,8 @@ def state_of(parts: Parts) -> dict[str, Any]:
         "randomness": parts.randomness.state_dict(),
         "visit_counts": visit_counts,
         "slots": data.slots if isinstance(data, StagedData) else None,
+        "data": identity,
+        "read_ahead": data.read_ahead,
         **{name: getattr(parts.progress, name) for name in _PROGRESS_KEYS},
     }
 
@@ -57,45 +62,57 @@ def load(parts: Parts, state_dict: object) -> None:
         before = snapshot.take(parts.trained)
     randomness = parts.randomness.state_dict()
     try:
-        _assign(parts, fields, progress)
-    except Exception:
+        is_in_place = _prepare(parts, fields, progress)
+    except BaseException:
         # Checks cannot know what a module of the user's own, or a data set, comes up with.
         with parts.place.on_stream():
             snapshot.put_back(before, parts.trained)
-        parts.graphs.reset()
         _go_to(parts, parts.progress)
         parts.randomness.load_state_dict(randomness)
         raise
+    _commit(parts, fields, progress, is_in_place=is_in_place)
 
 
 def restore(parts: Parts, state_dict: dict[str, Any]) -> None:
     """``load`` for a state that these very parts had, whatever was done to them since."""
-    _assign(parts, state_dict, _progress_in(state_dict))
+    # It is of this data, even where a data set makes up its targets afresh.
+    fields, progress = {**state_dict, "data": None}, _progress_in(state_dict)
+    _commit(parts, fields, progress, is_in_place=_prepare(parts, fields, progress))
 
 
-def _assign(parts: Parts, fields: dict[str, Any], progress: Progress) -> None:
-    """Load what was checked; what may still raise comes first."""
+def _prepare(parts: Parts, fields: dict[str, Any], progress: Progress) -> bool:
+    """Everything of loading that may still raise; return whether every tensor is where it was."""
+    _go_to(parts, progress)
     with parts.place.on_stream():
+        if progress.is_in_epoch:
+            check_same_data(fields["data"], parts.data.identity())
         try:
-            is_in_place = snapshot.put_back(fields, parts.trained)
+            return snapshot.put_back(fields, parts.trained)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # from what a module or an optimizer of the user's own does with a state
             raise StateError(f"the state is of another model, optimizer or scaler: {error}") from error
+
+
+def _commit(parts: Parts, fields: dict[str, Any], progress: Progress, *, is_in_place: bool) -> None:
     if not is_in_place:
         parts.graphs.reset()
-    _go_to(parts, progress)
     host, counters = parts.host, parts.counters
-    host.schedule.load_state_dict(fields["schedule"])
-    if progress.is_in_epoch:
-        host.open_pass()
-    parts.progress = progress
-    with parts.place.in_use():
+    try:
+        host.schedule.load_state_dict(fields["schedule"])
+    finally:
+        # Recorders of the user's own are told, and may raise: the state is loaded all the same.
         if progress.is_in_epoch:
-            counters.begin_epoch(host.state, host.deal())
-        counters.write(host.state, cursor=progress.cursor)
-        counters.write_tally(fields["visit_counts"])
-    parts.randomness.load_state_dict(fields["randomness"])
+            host.open_pass()
+        parts.progress = progress
+        with parts.place.in_use():
+            if progress.is_in_epoch:
+                counters.begin_epoch(host.state, host.deal())
+            counters.write(host.state, cursor=progress.cursor)
+            counters.write_tally(fields["visit_counts"])
+        # A loader that reads ahead by other numbers has drawn by other numbers, and is there where it was gone through.
+        is_ahead = progress.is_in_epoch and fields["read_ahead"] not in (None, parts.data.read_ahead)
+        parts.randomness.load_state_dict(fields["randomness"], with_data=not is_ahead)
 
 
 def _go_to(parts: Parts, progress: Progress) -> None:
@@ -118,10 +135,7 @@ def _check_state(parts: Parts, state_dict: object) -> tuple[dict[str, Any], Prog
     Raises:
         StateError: If it cannot be loaded here.
     """
-    if isinstance(state_dict, dict) and "slots" not in state_dict:
-        # Earlier releases did not save it.
-        state_dict = {**state_dict, "slots": None}
-    fields = checkpoint.check_keys("the loop's state", state_dict, _STATE_KEYS)
+    fields = checkpoint.check_keys("the loop's state", state_dict, _STATE_KEYS, _ADDED_KEYS)
     checkpoint.check_version(fields["version"])
     data = parts.data
     progress = _check_progress(fields, data.batches)
@@ -129,14 +143,21 @@ def _check_state(parts: Parts, state_dict: object) -> tuple[dict[str, Any], Prog
     for name in ("epoch", "skipped_batches", *COUNTS):
         _check_fits_device(name, getattr(state, name))
     if progress.is_in_epoch:
-        _check_slots(fields["slots"], progress, data)
+        _check_slots(fields, progress, data)
+    checkpoint.check_count("read_ahead", fields.get("read_ahead", 0))
     _check_visit_counts(fields["visit_counts"], data.batches)
     parts.randomness.check(fields["randomness"])
     if progress.is_in_epoch or progress.epoch_randomness is not None:
         parts.randomness.check(progress.epoch_randomness)
+    if progress.is_in_epoch:
+        check_same_data(fields.get("data"), data.identity_ahead(fields["epoch_randomness"]["data"]))
     fitting.check_model(fields["model"], parts.model)
     fitting.check_scaler(fields["scaler"], parts.recipe.scaler)
-    return {**fields, "optimizer": fitting.fit_optimizer(fields["optimizer"], parts.optimizer)}, progress
+    return {
+        **dict.fromkeys(_ADDED_KEYS),
+        **fields,
+        "optimizer": fitting.fit_optimizer(fields["optimizer"], parts.optimizer),
+    }, progress
 
 
 def _progress_in(fields: dict[str, Any]) -> Progress:
@@ -164,15 +185,19 @@ def _check_progress(fields: dict[str, Any], batches: int) -> Progress:
     return progress
 
 
-def _check_slots(saved: object, progress: Progress, data: ResidentData | StagedData) -> None:
+def _check_slots(fields: dict[str, Any], progress: Progress, data: ResidentData | StagedData) -> None:
     """Refuse a ring in which the batches at hand do not fit, or that would be filled at other times."""
-    if not isinstance(data, StagedData):
-        return
-    at_hand = progress.staged - progress.cursor
-    if at_hand > data.slots or (saved is not None and saved != data.slots):
+    saved, here = fields.get("slots"), data.slots if isinstance(data, StagedData) else None
+    if "slots" in fields and (type(saved) is not type(here) or saved != here):
         raise StateError(
-            f"the state was saved in mid-epoch with {at_hand} batches at hand in a ring of slots={saved or 'unknown'}, "
-            f"and here slots={data.slots}; construct StagedData with as many, or save between two epochs"
+            f"the state was saved in mid-epoch with slots={shown(saved)}, and here slots={here} (None stands for "
+            "ResidentData); construct the data as it was, or save between two epochs"
+        )
+    at_hand = progress.staged - progress.cursor
+    if here is not None and at_hand > here:
+        raise StateError(
+            f"the state was saved in mid-epoch with {at_hand} batches at hand in a ring of slots=unknown, and here "
+            f"slots={here}; construct StagedData with as many, or save between two epochs"
         )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler
 
 from batch_sampler_attn.device.data import Batch, check_batch_size
+from batch_sampler_attn.device.identity import crc_of
+from batch_sampler_attn.device.staged_checks import check_fits, check_loader, check_pair
 from batch_sampler_attn.device.transfer import copy_in
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
 
@@ -26,7 +28,8 @@ class StagedData:
         loader: A DataLoader that yields (inputs, targets), two tensors of ``batch_size`` samples, in the last batch at
             most so many; every batch of the same shape and type. Its ``len`` is the number of batches. To go on in
             mid-epoch it is gone through again from the epoch's begin, so a data set that draws random numbers itself
-            has to do so in worker processes. Without workers, the first sample is looked at once, here.
+            has to do so in worker processes; where other targets come then, the state is refused as one of other data.
+            Without workers, the first sample is looked at once, here.
         batch_size: Samples in a batch.
         device: The model's device.
         slots: Buffers in the ring; at least 2. Between two reads of the cursor at most so many batches are trained on.
@@ -51,6 +54,9 @@ class StagedData:
         self._iterator: Iterator[Any] = iter(())
         self._staged = 0
         self._draws = 0
+        self._uniform_draws: torch.Generator | None = None
+        # Of the targets of the batches that came in this epoch.
+        self._targets_crc = 0
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._uniforms: Tensor | None = None
         tail_size = self._find_tail_size()
@@ -65,6 +71,12 @@ class StagedData:
         if example is not None and self._is_tail_known:
             self._make_ring(*example)
 
+    @property
+    def read_ahead(self) -> int:
+        """How many batches the loader's workers, and with them its sampler, are ahead of what came."""
+        ahead: int = self.loader.num_workers * (self.loader.prefetch_factor or 0)
+        return ahead
+
     def reserve_uniforms(self, draws: int) -> None:
         """Keep ``draws`` numbers for every sample in the ring, drawn as it is filled."""
         self._draws = draws
@@ -75,15 +87,29 @@ class StagedData:
         if self._copies is not None:
             self._copies.wait_stream(torch.cuda.current_stream(self.device))
         self._iterator = iter(self.loader)
-        self._staged = 0
+        self._staged = self._targets_crc = 0
+        if self._draws and self.loader.generator is None:
+            # On a CPU dropout draws from torch's default generator in between, and not where an epoch is gone on with.
+            seed = int(torch.empty((), dtype=torch.int64).random_())
+            self._uniform_draws = torch.Generator().manual_seed(seed)
 
     def resume_epoch(self, cursor: int, staged: int) -> None:
         """Go through the loader again, past the first ``cursor`` batches, and fill the ring up to ``staged``."""
         self.begin_epoch()
-        for _ in itertools.islice(self._iterator, cursor):
+        for batch in itertools.islice(self._iterator, cursor):
+            self._note_targets(check_pair(f"batch {self._staged} of the loader", batch, DeviceLoopError)[1])
             self._staged += 1
             self._draw_uniforms()
         self._stage_up_to(staged)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data, as far as the epoch has been staged, from others."""
+        return {**self._known_ahead(), "targets": self._targets_crc}
+
+    def identity_ahead(self, randomness: object) -> dict[str, Any]:
+        """What is known of ``identity`` before the loader is gone through; None for what is not."""
+        del randomness
+        return self._known_ahead()
 
     def stage(self, cursor: int) -> int:
         """Fill the slots that the cursor has left; return how many batches are at hand, from the epoch's begin.
@@ -174,9 +200,10 @@ class StagedData:
             self._make_ring(*pair)
         slot = position % self.slots
         for name, part, buffers in zip(("inputs", "targets"), pair, self._ring(), strict=True):
-            _check_fits(name, position, part, buffers)
+            check_fits(name, position, part, buffers)
         for part, buffers in zip(pair, self._ring(), strict=True):
             copy_in(buffers[slot, : len(part)], part)
+        self._note_targets(pair[1])
         uniforms = self._draw_uniforms()
         if self._uniforms is not None and uniforms is not None:
             copy_in(self._uniforms[slot], uniforms)
@@ -197,68 +224,26 @@ class StagedData:
         if next(self._iterator, None) is not None:
             raise DeviceLoopError(f"the loader yields more batches than its len(), {self.batches}")
 
+    def _known_ahead(self) -> dict[str, Any]:
+        try:
+            samples = len(self.loader.dataset)
+        except TypeError:  # a data set by keys need not know
+            samples = None
+        return {
+            "kind": type(self).__name__,
+            "samples": samples,
+            "batch_size": self.batch_size,
+            "order": None,
+            "targets": None,
+        }
+
+    def _note_targets(self, targets: Tensor) -> None:
+        # Targets, since inputs may well be augmented otherwise by other workers. Those that a loader has put on the
+        # device stay there: to look at them is to wait.
+        if targets.device.type == "cpu":
+            self._targets_crc = crc_of(targets, self._targets_crc)
+
     def _draw_uniforms(self) -> Tensor | None:
         if not self._draws:
             return None
-        return torch.rand(self.batch_size, self._draws, generator=self.loader.generator)
-
-
-def check_loader(loader: object) -> int:
-    """The number of batches of a DataLoader that can be gone through again.
-
-    Raises:
-        OptionError: If it is none, or has no batch.
-    """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise OptionError(
-            f"loader is {type(loader).__name__}; pass a torch.utils.data.DataLoader of a data set with indices, or put "
-            "the tensors on the device and use ResidentData"
-        )
-    try:
-        batches = len(loader)
-    except TypeError as error:
-        raise OptionError(f"the loader has no len(), the number of its batches: {error}") from error
-    if batches < 1:
-        raise OptionError("the loader has no batch; is the data set empty, or smaller than a batch with drop_last?")
-    return batches
-
-
-def check_pair(what: str, batch: object, refusal: type[DeviceLoopError] | type[OptionError]) -> tuple[Tensor, Tensor]:
-    """The batch's two tensors.
-
-    Raises:
-        DeviceLoopError, OptionError: ``refusal``, if it is anything else.
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, targets = batch
-        are_tensors = isinstance(inputs, Tensor) and isinstance(targets, Tensor)
-        if are_tensors and inputs.dim() > 0 and targets.dim() > 0:
-            return inputs, targets
-    if isinstance(batch, dict):
-        got = f"a dictionary with {', '.join(map(repr, batch))}"
-    elif isinstance(batch, (tuple, list)):
-        got = f"{len(batch)} parts, {', '.join(map(_in_words, batch))}"
-    else:
-        got = _in_words(batch)
-    raise refusal(
-        f"{what} is {got}; it must be (inputs, targets), two tensors with the samples along their first dimension. Let "
-        "the data set return two, with targets as numbers, or give the DataLoader a collate_fn that makes a pair"
-    )
-
-
-def _in_words(part: object) -> str:
-    if isinstance(part, Tensor):
-        return f"a tensor of shape {tuple(part.shape)}"
-    if isinstance(part, (tuple, list)) and part:
-        return f"a {type(part).__name__} of {type(part[0]).__name__}"
-    return type(part).__name__
-
-
-def _check_fits(name: str, position: int, part: Tensor, buffers: Tensor) -> None:
-    # A copy into the ring would convert, and spread out, whatever can be.
-    shape, expected = tuple(part.shape[1:]), tuple(buffers.shape[2:])
-    if shape != expected or part.dtype is not buffers.dtype:
-        raise DeviceLoopError(
-            f"the {name} of batch {position} are of shape {shape} a sample and of type {part.dtype}; they must be of "
-            f"shape {expected} and of type {buffers.dtype}, as those before. Let the data set return all samples alike"
-        )
+        return torch.rand(self.batch_size, self._draws, generator=self.loader.generator or self._uniform_draws)

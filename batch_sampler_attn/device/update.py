@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -24,6 +27,12 @@ class Update:
         """Put every module in the mode that it is trained in, whatever was done to the model in between."""
         for module, is_training in self._modes.items():
             module.training = is_training
+
+    @property
+    def kinds(self) -> list[Callable[[], None]]:
+        """The updates that an epoch of this data consists of."""
+        data = self._parts.data
+        return [self.full_batch] * (data.full_batches > 0) + [self.tail_batch] * (data.tail_size > 0)
 
     def full_batch(self) -> None:
         """Train once on the full batch at the cursor."""
@@ -65,6 +74,21 @@ class Update:
             optimizer.step()
         else:
             scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            with _whole_step(scaler, optimizer):
+                scaler.step(optimizer)
+                scaler.update()
         self._parts.counters.visit(loss)
+
+
+@contextmanager
+def _whole_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Have a step that does not come to its end leave nothing that the next one would take for its own."""
+    try:
+        yield
+    except BaseException:
+        # On a fused optimizer for the time of its step; the next multiplies its scale by what it finds here.
+        for name in ("grad_scale", "found_inf"):
+            vars(optimizer).pop(name, None)
+        # Whether the gradients are unscaled, or the step is made: those of the next update are not, and it is not.
+        getattr(scaler, "_per_optimizer_states", {}).clear()
+        raise

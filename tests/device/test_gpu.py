@@ -94,7 +94,9 @@ def test_a_gradient_scaler_is_captured_too():
 
 def test_nothing_in_the_loop_waits_for_the_device():
     loop = make_loop()
-    loop.run_epoch()
+    # Until the tail is captured too, each call copies model and optimizer to the host.
+    for _ in range(5):
+        loop.run_epoch()
     torch.cuda.set_sync_debug_mode("error")
     try:
         loop.run_epoch()
@@ -262,6 +264,60 @@ def test_a_loop_whose_capture_failed_trains_once_what_was_wrong_is_mended():
     eager.model.load_state_dict(loop.model.state_dict())
     assert [loop.run_epoch() for _ in range(5)] == [eager.run_epoch() for _ in range(5)]
     assert are_equal(loop.model, eager.model)
+
+
+def test_a_tail_whose_capture_failed_is_undone_and_captured_once_what_was_wrong_is_mended():
+    class Asking(nn.Module):
+        is_asking = True
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(192, 4)
+            self.dropout = nn.Dropout(0.2)
+
+        def forward(self, x):
+            outputs = self.linear(self.dropout(x.flatten(1)))
+            is_asked = self.is_asking and len(x) < 8 and outputs.sum().item() > 1e9
+            return outputs * 1.0 if is_asked else outputs
+
+    loop, eager = (make_loop(model=Asking(), graph=graph) for graph in (None, False))
+    eager.model.load_state_dict(loop.model.state_dict())
+    summaries, failed = [], 0
+    while len(summaries) < 8:
+        before = copy.deepcopy(loop.model)
+        try:
+            summaries.append(loop.run_epoch())
+        except DeviceLoopError:
+            failed += 1
+            assert are_equal(loop.model, before)
+            loop.model.is_asking = False
+    assert failed == 1
+    assert summaries == [eager.run_epoch() for _ in range(8)]
+    assert are_equal(loop.model, eager.model)
+
+
+def freeze(model):
+    model[0].weight.requires_grad_(False)
+
+
+def lay_out_otherwise(model):
+    model.to(memory_format=torch.channels_last)
+
+
+def put_elsewhere(model):
+    model[5].weight.data = model[5].weight.data * 0.5
+
+
+@pytest.mark.parametrize("change", [freeze, lay_out_otherwise, put_elsewhere])
+def test_what_is_done_to_a_model_after_a_capture_is_followed(change):
+    loops = [make_loop(graph=graph) for graph in (None, False)]
+    for loop in loops:
+        for _ in range(5):
+            loop.run_epoch()
+        change(loop.model)
+        for _ in range(5):
+            loop.run_epoch()
+    assert are_equal(loops[0].model, loops[1].model)
 
 
 def test_an_optimizer_whose_state_the_host_keeps_is_refused_and_the_weights_stay():

@@ -7,9 +7,10 @@ import torch
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import graphs
-from batch_sampler_attn.device.graphs import WARM_UP_UPDATES, Graphs
+from batch_sampler_attn.device.graphs import WARM_UP_UPDATES
 from batch_sampler_attn.errors import DeviceLoopError
-from tests.device.helpers import are_equal, make_data, make_loop, without_reads
+from tests.device.helpers import are_equal, loop_with, make_data, make_loop, without_reads
+from tests.device.stand_in import pretend
 
 FULL_AND_TAIL = 2
 
@@ -17,60 +18,11 @@ FULL_AND_TAIL = 2
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def addresses(optimizer):
-    tensors = [value for state in optimizer.state.values() for value in state.values()]
-    return [
-        tensor.data_ptr()
-        for tensor in tensors + [group["lr"] for group in optimizer.param_groups]
-        if isinstance(tensor, torch.Tensor)
-    ]
-
-
-class Baked:
-    """Updates with the numbers, and at the addresses, that there were at the capture."""
-
-    def __init__(self, update, optimizer):
-        self.update = update
-        self.optimizer = optimizer
-        self.addresses = addresses(optimizer)
-        self.numbers = [group["lr"] for group in optimizer.param_groups]
-
-    def replay(self):
-        assert addresses(self.optimizer) == self.addresses
-        groups = self.optimizer.param_groups
-        now = [group["lr"] for group in groups]
-        for group, number in zip(groups, self.numbers, strict=True):
-            group["lr"] = number
-        self.update()
-        for group, number in zip(groups, now, strict=True):
-            group["lr"] = number
-
-
-class Stream:
-    device = torch.device("cpu")
-
-    def synchronize(self):
-        pass
-
-
 @pytest.fixture
 def captured(monkeypatch):
     """Makes loops that believe that they capture; the list tells of every capture."""
     captures = []
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-
-    def make(**options):
-        loop = new_loop(**options)
-        loop.parts.graphs = Graphs(loop.parts.optimizer, Stream(), loop.parts.randomness)
-
-        def capture(update, stream, pool, generators):
-            captures.append(update)
-            return Baked(update, loop.parts.optimizer)
-
-        monkeypatch.setattr(graphs, "capture", capture)
-        return loop
-
-    return make, captures
+    return lambda **options: pretend(new_loop(**options), captures, monkeypatch), captures
 
 
 def new_loop(lr=1e-2):
@@ -111,6 +63,39 @@ def test_a_state_with_other_tensors_has_updates_captured_anew(captured):
     assert all(group["lr"] is rate for group, rate in zip(loop.parts.optimizer.param_groups, rates, strict=True))
     assert [without_reads(loop.run_epoch()) for _ in range(6)] == expected
     assert len(captures) == 2 * FULL_AND_TAIL
+
+
+def test_a_state_from_before_the_first_update_has_the_first_updates_eager_again(captured):
+    make, captures = captured
+    loop, expected = make(), new_loop()
+    at_first = copy.deepcopy(loop.state_dict())
+    loop.run_updates(WARM_UP_UPDATES)
+    loop.load_state_dict(at_first)
+    # A capture now would make the optimizer's state, and every replay would make it again.
+    loop.run_updates(WARM_UP_UPDATES)
+    assert captures == []
+    expected.run_updates(WARM_UP_UPDATES)
+    for _ in range(3):
+        assert loop.run_epoch() == expected.run_epoch()
+    assert are_equal(loop.model, expected.model)
+
+
+def test_after_an_early_error_that_is_undone_the_first_updates_are_eager_again(monkeypatch):
+    calls, captures = [], []
+
+    def loss_fn(outputs, targets):
+        calls.append(outputs)
+        if len(calls) == 1 + WARM_UP_UPDATES:  # the first is a look at a few samples
+            raise ZeroDivisionError
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    loop = pretend(loop_with(loss_fn=loss_fn), captures, monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        loop.run_epoch()
+    loop.run_updates(WARM_UP_UPDATES)
+    assert captures == []
+    loop.run_updates(1)
+    assert len(captures) == 1
 
 
 def test_a_capture_that_fails_leaves_everything_as_before_the_call(captured, monkeypatch):
@@ -188,31 +173,3 @@ def test_an_update_is_not_captured_before_its_optimizer_state_exists():
     assert not graphs.has_state(optimizer)
     optimizer.step()
     assert graphs.has_state(optimizer)
-
-
-def test_what_a_broken_capture_says_first_is_quoted(monkeypatch):
-    class Graph:
-        def register_generator_state(self, generator):
-            pass
-
-    class Capturing:
-        def __init__(self, graph, **options):
-            assert options["capture_error_mode"] == "thread_local"
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *error):
-            raise RuntimeError("capture was invalidated")
-
-    def update():
-        raise error
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", Capturing)
-    error = RuntimeError("operation not permitted when stream is capturing")
-    with pytest.raises(DeviceLoopError, match="not permitted"):
-        graphs.capture(update, None, None, [torch.Generator()])
-    error = torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs.capture(update, None, None, [])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import StagedData
+from batch_sampler_attn.device import DeviceLoop, ResidentData, StagedData
 from batch_sampler_attn.errors import DeviceLoopError, ProtocolError
 from tests.device.helpers import are_equal, loop_with, make_data, make_loop, make_model, make_optimizer, same
 
@@ -95,3 +95,59 @@ def test_a_state_is_refused_while_updates_are_in_flight():
         loop.state_dict()
     assert loop.settle(now=True) is None
     assert loop.state_dict()["updates"] == loop.updates == 7 + 3
+
+
+class FailingSGD(torch.optim.SGD):
+    """A step that raises the errors of a list, one in each step, as long as there are any but None."""
+
+    errors: tuple = ()
+
+    def step(self, closure=None):
+        self.errors, error = self.errors[1:], self.errors[0] if self.errors else None
+        if error is not None:
+            raise error
+        return super().step(closure)
+
+
+def scaled_loop(*, fused, errors=()):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 1)
+    optimizer = FailingSGD(model.parameters(), lr=0.01, fused=fused)
+    optimizer.errors = errors
+    data = ResidentData(make_data(32)[0], torch.ones(32, 1), 8, generator=torch.Generator())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    options = {"autocast": torch.bfloat16, "scaler": scaler, "graph": None if fused else False}
+    return DeviceLoop(model, optimizer, nn.functional.mse_loss, data, schedule=BatchAttentionSchedule(1.0), **options)
+
+
+@pytest.mark.parametrize("after_epochs", [0, 1])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scaled_step_that_fails_leaves_no_scale_for_the_next_one(fused, error, after_epochs):
+    """Undone in the first call, or not undone later, or interrupted, which is never undone."""
+    loop, expected = scaled_loop(fused=fused), scaled_loop(fused=fused)
+    for _ in range(after_epochs):
+        assert loop.run_epoch() == expected.run_epoch()
+    loop.parts.optimizer.errors = (None, None, error)
+    with pytest.raises(type(error)):
+        loop.run_epoch()
+    assert not {"grad_scale", "found_inf"} & vars(loop.parts.optimizer).keys()
+    for _ in range(3):
+        assert loop.run_epoch().mean_loss == expected.run_epoch().mean_loss
+    assert are_equal(loop.model, expected.model)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scaled_step_that_fails_once_it_is_made_does_not_stand_in_the_way_of_the_next_one(fused, monkeypatch):
+    loop = scaled_loop(fused=fused)
+    scaler = loop.parts.recipe.scaler
+
+    def update():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scaler, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_epoch()
+    assert loop.run_epoch().batches == 4

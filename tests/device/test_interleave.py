@@ -10,7 +10,16 @@ from torch import nn
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import ResidentData, run_interleaved, take_turns
 from batch_sampler_attn.errors import OptionError
-from tests.device.helpers import CLASSES, are_equal, loop_with, make_data, make_loop, make_optimizer, without_reads
+from tests.device.helpers import (
+    CLASSES,
+    are_equal,
+    loop_with,
+    make_data,
+    make_loop,
+    make_model,
+    make_optimizer,
+    without_reads,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,6 +61,50 @@ def test_loops_that_come_and_go_between_epochs_have_the_results_that_each_has_al
             del waiting[:1]
     assert list(summaries.values()) == expected
     assert all(are_equal(loop.model, alone[seed].model) for loop, seed in names.items())
+
+
+def loops_of(samples, *, loss_fns=(None, None)):
+    made = []
+    for index, loss_fn in enumerate(loss_fns):
+        model = make_model(index)
+        data = ResidentData(*make_data(samples, index), 8, generator=torch.Generator().manual_seed(index))
+        parts = {"model": model, "optimizer": make_optimizer(model), "data": data}
+        made.append(loop_with(**parts, **({} if loss_fn is None else {"loss_fn": loss_fn})))
+    return made
+
+
+def test_loops_whose_turns_are_left_early_have_nothing_in_flight():
+    # So many batches that the second loop is in the middle of its epoch as the first one's ends.
+    def make():
+        return loops_of(48)[0], loops_of(8 * 100)[1]
+
+    short, long = make()
+    for loop, _ in take_turns([short, long]):
+        assert loop is short
+        break
+    assert [loop.state_dict()["is_in_epoch"] for loop in (short, long)] == [False, True]
+    short_alone, long_alone = make()
+    short_alone.run_epoch()
+    for loop, alone in ((short, short_alone), (long, long_alone)):
+        assert without_reads(loop.run_epoch()) == without_reads(alone.run_epoch())
+        assert are_equal(loop.model, alone.model)
+
+
+def test_loops_beside_one_that_fails_have_nothing_in_flight():
+    calls = []
+
+    def loss_fn(outputs, targets):
+        calls.append(outputs)
+        if len(calls) == 70:
+            raise ZeroDivisionError
+        return nn.functional.cross_entropy(outputs, targets)
+
+    loops = loops_of(8 * 100, loss_fns=[None, loss_fn])
+    with pytest.raises(ZeroDivisionError):
+        run_interleaved(loops, 1)
+    # The one that fails is as before its first call.
+    assert [loop.state_dict()["updates"] for loop in loops] == [100, 0]
+    assert [loop.run_epoch().batches for loop in loops] == [100, 100]
 
 
 def test_loops_that_share_a_model_are_refused():

@@ -50,6 +50,8 @@ JUNK = [
     (0.9,),
     b"",
     1j,
+    torch.zeros(2),
+    torch.tensor(1),
     object(),
 ]
 

@@ -157,6 +157,124 @@ def test_a_data_set_that_fails_while_a_state_is_loaded_leaves_the_loop_as_it_was
     assert same(loop.state_dict(), expected.state_dict())
 
 
+def test_numbers_for_augmentation_are_none_of_those_that_dropout_draws():
+    def make():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, CLASSES))
+        data = StagedData(DataLoader(TensorDataset(*make_data(80)), 8), 8, "cpu", slots=4)
+        augmentation = Augmentation(add_noise, draws=6)
+        return loop_with(
+            model=model, optimizer=torch.optim.Adam(model.parameters()), data=data, augmentation=augmentation
+        )
+
+    whole = make()
+    whole.run_updates(5)
+    resumed = make()
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert resumed.run_epoch() == whole.run_epoch()
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_model_that_cannot_take_a_state_leaves_the_loop_as_it_was(staged):
+    """What it draws next included, in mid-epoch and between epochs."""
+
+    class Choosy(nn.Linear):
+        def load_state_dict(self, state_dict, *rest, **options):
+            super().load_state_dict(state_dict, *rest, **options)
+            if state_dict["bias"][0] == 100:
+                raise ValueError("not with such a bias")
+
+    def make():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Dropout(0.5), Choosy(6, CLASSES))
+        model.load_state_dict = model[1].load_state_dict = lambda state, *rest, **options: Choosy.load_state_dict(
+            model[1], {name[2:]: value for name, value in state.items()}
+        )
+        generator = torch.Generator().manual_seed(3)
+        dataset = TensorDataset(*make_data(48))
+        data = (
+            StagedData(DataLoader(dataset, 8, sampler=RandomSampler(dataset, generator=generator)), 8, "cpu", slots=2)
+            if staged
+            else ResidentData(*dataset.tensors, 8, generator=generator)
+        )
+        augmentation = Augmentation(add_noise, draws=6)
+        return loop_with(
+            model=model, optimizer=torch.optim.Adam(model.parameters()), data=data, augmentation=augmentation
+        )
+
+    source = make()
+    source.run_epoch()
+    source.run_updates(3)
+    refusable = copy.deepcopy(source.state_dict())
+    refusable["model"]["1.bias"][0] = 100
+    for updates in (2, 6):
+        loop, expected = make(), make()
+        for each in (loop, expected):
+            each.run_updates(updates)
+        assert "not with such a bias" in refused(loop, refusable)
+        for _ in range(2):
+            assert loop.run_epoch() == expected.run_epoch()
+        assert same(loop.state_dict(), expected.state_dict())
+
+
+def test_an_interrupt_while_a_state_is_loaded_leaves_the_loop_as_it_was():
+    class Interrupted(TensorDataset):
+        interrupts = ()
+
+        def __getitem__(self, index):
+            if self.interrupts:
+                raise self.interrupts.pop()
+            return super().__getitem__(index)
+
+    def make():
+        generator = torch.Generator().manual_seed(3)
+        dataset = Interrupted(*make_data(48))
+        loader = DataLoader(dataset, 8, sampler=RandomSampler(dataset, generator=generator))
+        return loop_with(data=StagedData(loader, 8, "cpu", slots=4), schedule=BatchAttentionSchedule(1.0))
+
+    source = make()
+    source.run_epoch()
+    source.run_updates(3)
+    loop, expected = make(), make()
+    for each in (loop, expected):
+        each.run_updates(2)
+    loop.parts.data.loader.dataset.interrupts = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        loop.load_state_dict(source.state_dict())
+    assert loop.run_epoch() == expected.run_epoch()
+    assert same(loop.state_dict(), expected.state_dict())
+
+
+def test_a_recorder_that_raises_does_not_keep_a_state_from_being_loaded_whole():
+    class Complaining:
+        def on_visit(self, *visit):
+            pass
+
+        def on_epoch_end(self, summary):
+            pass
+
+        def on_state_loaded(self, epoch, visits):
+            raise OSError("the disk is full")
+
+        def flush(self):
+            pass
+
+    def make(*recorders):
+        return make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0, recorders=list(recorders)))
+
+    whole = make()
+    whole.run_epoch()
+    whole.run_updates(3)
+    loop = make(Complaining())
+    with pytest.raises(OSError, match="the disk is full"):
+        loop.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert loop.run_epoch() == whole.run_epoch()
+    assert same(loop.state_dict(), whole.state_dict())
+
+
 def test_an_order_drawn_from_the_samplers_own_generator_goes_on_too():
     def make():
         dataset = TensorDataset(torch.arange(24.0).reshape(12, 2), torch.zeros(12, 1))

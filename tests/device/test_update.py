@@ -10,7 +10,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData
 from batch_sampler_attn.device.randomness import precision, precision_settings
-from tests.device.helpers import CLASSES, add_noise, loop_with, make_data, make_loop, make_optimizer
+from tests.device.helpers import (
+    CLASSES,
+    ORDER_SEED,
+    SEED,
+    add_noise,
+    are_equal,
+    loop_with,
+    make_data,
+    make_loop,
+    make_optimizer,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,6 +107,22 @@ def test_modules_that_were_in_evaluation_mode_stay_frozen():
     loop.run_epoch()
     assert torch.equal(frozen[1].running_mean, statistics)
     assert frozen[3].training
+
+
+def test_a_model_that_is_in_evaluation_mode_throughout_is_trained_throughout():
+    """As one is that was evaluated just before."""
+    inputs, targets = make_data(50)
+    evaluated, expected = make_loop(inputs, targets).model, make_loop(inputs, targets)
+    evaluated.eval()
+    loop = loop_with(
+        model=evaluated,
+        optimizer=make_optimizer(evaluated),
+        data=ResidentData(inputs, targets, 8, generator=torch.Generator().manual_seed(ORDER_SEED)),
+        seed=SEED,
+    )
+    assert loop.run_epoch() == expected.run_epoch()
+    assert all(module.training for module in evaluated.modules())
+    assert are_equal(evaluated, expected.model)
 
 
 class Setting:

@@ -88,6 +88,19 @@ def test_the_control_repeats_a_batch_whose_loss_is_not_finite_as_often_as_planne
     assert without_reads(summary) == without_reads(on_host.last_summary)
 
 
+def test_dealt_repeats_leave_no_threshold_behind():
+    """Neither on the device nor on a host that goes on with the schedule."""
+    schedule = EqualComputeControl([[2, 3, 2, 2, 2, 2, 4]] * 3)
+    loop = make_loop(*make_data(50), schedule=schedule)
+    loop.run_updates(4)
+    assert (schedule.summary.repeats > 0, schedule.threshold, schedule.summary.threshold) == (True, None, None)
+    assert (loop.run_epoch().threshold, schedule.threshold) == (None, None)
+    for _ in schedule.attend(range(7)):
+        schedule.decide(1.0)
+        assert schedule.threshold is None
+    assert schedule.last_summary.threshold is None
+
+
 def test_a_run_saved_in_mid_epoch_goes_on_with_its_visits_and_with_those_dealt():
     inputs, targets = make_data(50)
     dealt = [[3, 1, 2, 1, 1, 4, 1]] * 3
