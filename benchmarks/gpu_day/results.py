@@ -1,0 +1,100 @@
+"""A day's results: a few files of a size that travels, and a short table."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu_day.measuring import missing, read_rows
+from benchmarks.gpu_day.plan import Plan
+from benchmarks.studies.device_loop import show
+
+# What comes back from a machine that is lent.
+MOST_FILES = 8
+MOST_BYTES = 16 * 2**20
+TABLE = "table.txt"
+_RECORDS = ("configuration.json", "runs.jsonl", "epochs.jsonl", "visits.jsonl")
+# As they are called in the folder that is worked in, and in that of the results. With the table there are eight.
+FILES = {
+    "tests.txt": "tests.txt",
+    "rows.jsonl": "rows.jsonl",
+    "records.log": "records.log",
+    **{f"records/{name}": name for name in _RECORDS},
+}
+
+
+def take_up(results: Path, work: Path) -> None:
+    """Put results of an earlier call where they are gone on from, unless there are some."""
+    for inside, name in FILES.items():
+        source, target = results / name, work / inside
+        if source.exists() and not target.exists() and not inside.endswith(".log"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def hand_over(work: Path, results: Path) -> list[str]:
+    """Copy the results; return the names of those that are too large to travel."""
+    results.mkdir(parents=True, exist_ok=True)
+    too_large = []
+    for inside, name in FILES.items():
+        source = work / inside
+        if not source.exists():
+            continue
+        if source.stat().st_size > MOST_BYTES:
+            too_large.append(name)
+        else:
+            shutil.copyfile(source, results / name)
+    return too_large
+
+
+def write_table(plan: Plan, work: Path, results: Path, too_large: list[str]) -> str:
+    """The short table, as text; it is written beside the results too."""
+    path = results / TABLE
+    with path.open("w", encoding="utf-8") as file:
+        console = Console(file=file, width=120, color_system=None)
+        console.print(f"GPU tests: {_of_tests(work / 'tests.txt')}", highlight=False, markup=False)
+        _show_rows(plan, read_rows(work / "rows.jsonl"), console)
+        _show_records(work / "records", console)
+        for name in too_large:
+            console.print(f"{name} is larger than {MOST_BYTES >> 20} MiB, and stays in {work}", markup=False)
+    return path.read_text(encoding="utf-8")
+
+
+def _of_tests(path: Path) -> str:
+    if not path.exists():
+        return "have not come to their end yet"
+    counts, status = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][-2:]
+    return f"{counts.strip('= ')}, {status}"
+
+
+def _show_rows(plan: Plan, rows: list[dict[str, Any]], console: Console) -> None:
+    show([row for row in rows if row["kind"] != "failed"], console)
+    for row in rows:
+        if row["kind"] == "failed":
+            console.print(f"{row['item']} failed: {row['why']}", markup=False)
+    left = missing(plan.items(), rows)
+    if left:
+        console.print(f"{len(left)} measurements are still to be made; the same command goes on", markup=False)
+
+
+def _show_records(records: Path, console: Console) -> None:
+    table = Table("records", "seed", "epochs", "updates", "seconds", "accuracy", "finished")
+    is_finished = {_name(run): run["is_finished"] for run in read_rows(records / "runs.jsonl")}
+    epochs: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for epoch in read_rows(records / "epochs.jsonl"):
+        epochs[_name(epoch)].append(epoch)
+    for name, of_run in sorted(epochs.items(), key=lambda item: (item[0][1], item[0][0])):
+        updates, seconds = sum(epoch["updates"] for epoch in of_run), sum(epoch["seconds"] for epoch in of_run)
+        accuracy = f"{100 * of_run[-1]['accuracy']:.2f} %"
+        finished = "yes" if is_finished.get(name) else "no"
+        table.add_row(name[0], str(name[1]), str(len(of_run)), f"{updates:,}", f"{seconds:.0f}", accuracy, finished)
+    console.print(table if epochs else "no epoch of ResNet34 is recorded yet")
+
+
+def _name(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["arm"], line["seed"], line["epoch_loss"], line["label_noise"]

@@ -1,0 +1,177 @@
+"""The command for the day that there is a GPU, run on the CPU: it goes on, keeps to its time, says how it went."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.gpu_day import results, steps
+from benchmarks.gpu_day.measuring import append_rows, missing, read_rows
+from benchmarks.gpu_day.plan import DRY, FULL, Item
+from benchmarks.gpu_day.results import MOST_FILES, hand_over, take_up, write_table
+from benchmarks.gpu_day.steps import Day, Ended
+
+
+def command(*options):
+    return [sys.executable, "-m", "benchmarks.gpu_day", *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """The folder of a dry run, and what it printed."""
+    folder = tmp_path_factory.mktemp("gpu_day")
+    options = ("--out", folder / "out", "--work", folder / "work", "--dry-run")
+    done = subprocess.run(command(*options), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_a_dry_run_does_all_of_it_and_prints_the_table_last(dry):
+    folder, printed = dry
+    table = (folder / "out" / "table.txt").read_text()
+    assert printed.strip().endswith(table.strip())
+    assert "skipped" in table
+    assert "exit status 0" in table
+    for words in (
+        "eager, loss.item()",
+        "captured against eager",
+        "2 at once",
+        "attention",
+        "baseline",
+        "random",
+        "longer",
+    ):
+        assert words in table
+    assert "still to be made" not in table
+
+
+def test_results_are_files_that_travel(dry):
+    files = list((dry[0] / "out").iterdir())
+    assert len(files) <= MOST_FILES
+    assert {path.name for path in files} >= {"tests.txt", "rows.jsonl", "runs.jsonl", "epochs.jsonl", "table.txt"}
+    runs = [json.loads(line) for line in (dry[0] / "out" / "runs.jsonl").read_text().splitlines()]
+    assert len(runs) == 4
+    assert all(run["is_finished"] for run in runs)
+
+
+def test_no_more_files_are_handed_over_than_travel():
+    assert len({*results.FILES.values(), results.TABLE}) <= MOST_FILES
+
+
+def test_measurements_and_tests_that_are_made_are_not_made_again(dry, tmp_path):
+    """From the results alone, as on another machine."""
+    folder, _ = dry
+    take_up(folder / "out", tmp_path / "work")
+    day = Day(DRY, tmp_path / "work", 600, is_dry=True)
+    commands = []
+    day.run = lambda command, log: commands.append(command) or Ended(0, "")
+    day.test()
+    day.measure()
+    assert commands == []
+    day.make_records("nothing", tmp_path)
+    ((name, *options),) = commands
+    assert name == "benchmarks.cifar"
+    assert options[:2] == ["--device", "cpu"]
+    assert options[-2:] == ["--out", str(tmp_path / "work" / "records")]
+    assert (tmp_path / "work" / "records" / "runs.jsonl").read_bytes() == (folder / "out" / "runs.jsonl").read_bytes()
+
+
+def test_what_is_there_is_not_replaced_by_earlier_results(dry, tmp_path):
+    (tmp_path / "tests.txt").write_text("2 passed\n\nexit status 0\n")
+    take_up(dry[0] / "out", tmp_path)
+    assert (tmp_path / "tests.txt").read_text().startswith("2 passed")
+
+
+def test_a_measurement_that_breaks_its_process_is_recorded_and_the_others_are_made(tmp_path):
+    day, first = Day(FULL, tmp_path, 600, is_dry=False), next(FULL.items())
+
+    def run(command, log):
+        record = tmp_path / "rows.jsonl"
+        for item in missing(FULL.items(), read_rows(record)):
+            if item == first:
+                return Ended(1, "Traceback\nRuntimeError: CUDA error: an illegal memory access\n")
+            append_rows(record, item, [{"kind": "together", "model": item.model, "runs": 1, "milliseconds": []}], {})
+        return Ended(0, "")
+
+    day.run = run
+    day.measure()
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [row["why"] for row in rows if row["kind"] == "failed"] == [
+        "RuntimeError: CUDA error: an illegal memory access"
+    ]
+    assert not missing(FULL.items(), rows)
+    assert f"{first.key} failed: RuntimeError" in write_table(FULL, tmp_path, tmp_path, []).replace("\n", " ")
+
+
+def test_a_command_is_ended_in_order_when_the_time_is_over(tmp_path, monkeypatch):
+    script = (
+        "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('recorded')))\ntime.sleep(60)"
+    )
+    (tmp_path / "slow_one.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(steps, "GRACE_SECONDS", 5.0)
+    day, begun = Day(DRY, tmp_path / "work", 8, is_dry=True), time.monotonic()
+    ended = day.run(("slow_one",), tmp_path / "log")
+    assert ended.status is None
+    assert "recorded" in ended.output
+    assert time.monotonic() - begun < 20
+
+
+def test_nothing_is_begun_when_there_is_no_time_left(tmp_path):
+    day = Day(DRY, tmp_path / "work", steps.GRACE_SECONDS, is_dry=True)
+    day.run = lambda command, log: pytest.fail("something was begun")
+    day.test()
+    day.measure()
+    day.make_records("nothing", tmp_path)
+    text = write_table(DRY, tmp_path / "work", tmp_path, [])
+    assert "have not come to their end yet" in text
+    assert "3 measurements are still to be made" in text
+    assert "no epoch" in text
+
+
+def test_tests_whose_time_was_over_are_run_again(tmp_path):
+    day = Day(DRY, tmp_path, 600, is_dry=True)
+    day.run = lambda command, log: Ended(None, "half")
+    day.test()
+    assert not (tmp_path / "tests.txt").exists()
+    day.run = lambda command, log: Ended(1, "1 failed, 2 passed\n")
+    day.test()
+    assert "1 failed, 2 passed, exit status 1" in write_table(DRY, tmp_path, tmp_path, [])
+
+
+def test_a_file_that_is_too_large_to_travel_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MOST_BYTES", 10)
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    (work / "tests.txt").write_text("12 passed\n\nexit status 0\n")
+    too_large = hand_over(work, out)
+    assert too_large == ["tests.txt"]
+    assert not (out / "tests.txt").exists()
+    assert "tests.txt is larger than" in write_table(DRY, work, out, too_large)
+
+
+def test_the_most_telling_measurement_comes_first_and_each_has_a_key_of_its_own():
+    items = list(FULL.items())
+    assert items[0].setting == {"tf32": True, "channels_last": True}
+    assert items[-1].kind == "equality"
+    assert len({item.key for item in items}) == len(items) == 9
+
+
+def test_a_line_that_was_cut_off_is_none(tmp_path):
+    record, item = tmp_path / "rows.jsonl", Item("equality", "resnet34", 20)
+    append_rows(record, item, [{"kind": "equality"}], {})
+    with record.open("a") as file:
+        file.write('{"item": "toge')
+    assert [row["item"] for row in read_rows(record)] == [item.key]
+
+
+def test_without_a_gpu_the_command_says_so(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(command("--out", tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--dry-run" in done.stderr

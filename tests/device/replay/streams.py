@@ -1,0 +1,151 @@
+"""Streams, events and graphs that do what they are given late, or at once, but always in order."""
+
+from collections import deque
+
+# Where the host takes rubbish for a number, it may go on for ever.
+MOST_ENQUEUED = 20_000
+
+
+class Event:
+    """A place in a stream's work."""
+
+    def __init__(self, machine, **options):
+        self.machine = machine
+        self.stream = None
+        self.is_over = True
+
+    def record(self, stream=None):
+        self.machine.refuse_in_capture("recording an event to wait for")
+        self.stream = self.machine.current if stream is None else stream
+        self.is_over = False
+        self.stream.enqueue(self)
+
+    def synchronize(self):
+        self.machine.refuse_in_capture("waiting for an event")
+        self.machine.waits += 1
+        self.stream.run_until(self)
+
+
+class Stream:
+    """Work that is done in order, when somebody waits for it; at once, if the machine's pace has it so."""
+
+    def __init__(self, machine, number):
+        self.machine = machine
+        self.number = number
+        self.device = machine.device
+        self.work = deque()
+
+    def enqueue(self, item):
+        """``item`` is an event, a pair ("wait", event), or a function that is called."""
+        self.work.append(item)
+        self.machine.enqueued += 1
+        if self.machine.enqueued > MOST_ENQUEUED:
+            raise OverflowError("more is enqueued than any training here takes")
+        self.machine.go_on()
+
+    def wait_stream(self, other):
+        self.machine.refuse_in_capture("waiting for another stream")
+        if other is self:
+            return
+        event = Event(self.machine)
+        event.stream, event.is_over = other, False
+        other.work.append(event)
+        self.enqueue(("wait", event))
+
+    def wait_event(self, event):
+        self.enqueue(("wait", event))
+
+    def record_event(self, event=None):
+        event = event or Event(self.machine)
+        event.record(self)
+        return event
+
+    def synchronize(self):
+        self.machine.refuse_in_capture("waiting for a stream")
+        self.machine.waits += 1
+        self.finish()
+
+    def finish(self):
+        while self.work:
+            self._step()
+
+    def run_until(self, event):
+        while not event.is_over:
+            self._step()
+
+    def go_on(self):
+        """Do what can be done without anything that another stream has not done of itself."""
+        is_moving = False
+        while self.work and not (isinstance(self.work[0], tuple) and not self.work[0][1].is_over):
+            self._step()
+            is_moving = True
+        return is_moving
+
+    def _step(self):
+        item = self.work.popleft()
+        if isinstance(item, Event):
+            item.is_over = True
+        elif isinstance(item, tuple):
+            item[1].stream.run_until(item[1])
+        else:
+            item()
+
+
+class Graph:
+    """What was done while it was captured, with the memory that it was done to."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.work = []
+        self.states = []
+        self.draws = []
+
+    def register_generator_state(self, generator):
+        self.states.append(generator.state)
+
+    def replay(self):
+        self.machine.refuse_in_capture("a replay")
+        draws = [(state, state.take(state_draws)) for state, state_draws in self.draws]
+        bases = {id(state): base for state, base in draws}
+        work = self.work
+
+        def run():
+            for item in work:
+                item(bases)
+
+        self.machine.enqueued += len(work)
+        self.machine.current.enqueue(run)
+
+    def register(self, state):
+        self.states.append(state)
+        state.begin_capture()
+
+    def begin(self, default):
+        if default.state not in self.states:
+            self.states.append(default.state)
+        for state in self.states:
+            state.begin_capture()
+
+    def end(self):
+        self.draws = [(state, state.end_capture()) for state in self.states]
+
+
+class Capturing:
+    """``torch.cuda.graph``: what is called inside is kept, and not done."""
+
+    def __init__(self, machine, graph, pool=None, stream=None, capture_error_mode="global"):
+        self.machine, self.graph, self.stream = machine, graph, stream
+
+    def __enter__(self):
+        self.machine.synchronize()
+        self.before, self.machine.current = self.machine.current, self.stream
+        self.graph.begin(self.machine.default_generator)
+        self.machine.capturing = self.graph
+
+    def __exit__(self, kind, error, trace):
+        self.machine.capturing = None
+        self.machine.current = self.before
+        if kind is not None:
+            # The generators stay in capture, as CUDA's do.
+            raise RuntimeError("the capture was invalidated")
+        self.graph.end()
