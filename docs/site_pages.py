@@ -1,0 +1,226 @@
+"""What the site is made of besides the pages in docs/: a hook of MkDocs.
+
+The changelog, the reports and the examples stand elsewhere in the repository, where their own readers and commands look
+for them. They become pages here as they are. Links between all of these work in the repository and on the site alike,
+and names of the package that a page mentions lead to the reference.
+"""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "batch_sampler_attn"
+
+# Folders and files of the repository, and where they are on the site; the longest that fits counts.
+PLACES = {
+    "docs/": "",
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples/": "examples/",
+    "benchmarks/README.md": "evidence/benchmarks.md",
+    "benchmarks/records/report/": "evidence/report/",
+    "benchmarks/records/selection-report/": "evidence/selection-report/",
+}
+# What is taken from these folders besides Markdown: figures.
+FIGURES = (".png", ".svg")
+
+# What examples printed and drew, NAME.txt and NAME.png, where somebody kept it.
+OUTPUTS = ROOT / "docs" / "outputs"
+
+# What guides call their objects, and of which class these are: `schedule.skip()` leads to the method's entry.
+OBJECTS = {
+    "schedule": "BatchAttentionSchedule",
+    "sampler": "BatchAttentionSampler",
+    "attention": "SampleAttention",
+    "loop": "DeviceLoop",
+    "recorder": "MemoryRecorder",
+}
+
+# Methods of the schedule that guides call by their names alone.
+METHODS = ("abandon_epoch", "attend", "decide", "end_epoch", "report")
+
+_LINK = re.compile(r"(?P<text>!?\[[^\]\n]*\]\()(?P<target>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
+_FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
+_SUMMARY = re.compile(r"<!-- found: (?P<path>\S+) -->")
+_CODE = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)|<code>(?P<words>[^<>]+)</code>", re.DOTALL)
+_DIAGRAM = re.compile(r"```mermaid\ngraph TD\n(.*?)```\n", re.DOTALL)
+_REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the examples in the navigation."""
+    for part in config.nav or []:
+        if "Examples" in part:
+            part["Examples"] = ["examples/index.md", *(place_of(example) for example in _examples())]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what stands elsewhere."""
+    # Besides a page that has the same place, such as index.md, the file in docs/ counts.
+    for source in _sources():
+        place = place_of(source)
+        if place is not None and files.get_file_from_path(place) is None:
+            files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    for example in _examples():
+        files.append(File.generated(config, place_of(example) or "", content=example_page(ROOT / example)))
+    files.append(File.generated(config, "examples/index.md", content=examples_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in what the reports found, and lead links to where their targets are on the site."""
+    source = repository_path(page.file)
+    markdown = _SUMMARY.sub(lambda match: found(ROOT / match["path"], match["path"], page.file.src_uri), markdown)
+    markdown = _DIAGRAM.sub(lambda match: arrows(match[1]), markdown)
+    parts = _FENCE.split(markdown)
+    # Every other part is code.
+    parts[::2] = [_LINK.sub(lambda link: moved(link, source, page, config, files), part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead names of the package, where they stand as code in a sentence, to the reference."""
+    del page, config, files
+    known = reference_names()
+
+    def linked(match: re.Match[str]) -> str:
+        words = match["words"]
+        identifier = words and _identifier(words, known)
+        if not identifier:
+            return match[0]
+        return f'<autoref identifier="{identifier}" optional><code>{words}</code></autoref>'
+
+    return _CODE.sub(linked, html)
+
+
+def place_of(path: str) -> str | None:
+    """Where a file of the repository is on the site; None if it is not."""
+    fitting = [source for source in PLACES if path == source or (source.endswith("/") and path.startswith(source))]
+    if not fitting:
+        return None
+    source = max(fitting, key=len)
+    place = PLACES[source] + path.removeprefix(source) if source.endswith("/") else PLACES[source]
+    return place.removesuffix(".py") + ".md" if path.startswith("examples/") else place
+
+
+def repository_path(file: File) -> str:
+    """Where a page of the site is in the repository; of an example's, where the example is."""
+    if file.abs_src_path is not None:
+        return Path(file.abs_src_path).relative_to(ROOT).as_posix()
+    return file.src_uri.removesuffix(".md") + ".py"
+
+
+def reference_names() -> dict[str, str]:
+    """What users call names of the package, and the reference does: ``{"Decision": "batch_sampler_attn.Decision"}``.
+
+    A name that two areas have leads nowhere, and nor does one that is a word of every day, such as ``windows``.
+    """
+    pages = (page for page in sorted((ROOT / "docs" / "reference").glob("*.md")) if page.stem != "extending")
+    entries = [name for page in pages for name in _REFERENCE.findall(page.read_text(encoding="utf-8"))]
+    called = [name.rpartition(".")[2] for name in entries]
+    known = {
+        call: name
+        for call, name in zip(called, entries, strict=True)
+        if called.count(call) == 1 and not (call.islower() and call.isalpha())
+    }
+    return {**known, **{method: f"{known['BatchAttentionSchedule']}.{method}" for method in METHODS}}
+
+
+def moved(link: re.Match[str], source: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A link in the repository, as it is on the site; its text alone, if there is nowhere to lead to."""
+    target, anchor = link["target"], link["anchor"] or ""
+    if not target or ":" in target or target.startswith("/"):
+        return link[0]
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    place = place_of(path)
+    if place is None or files.get_file_from_path(place) is None:
+        # A page that another hook or this one has made is linked to by its place; MkDocs says if there is none.
+        if not (ROOT / path).exists():
+            return link[0]
+        if not path.startswith(PACKAGE):
+            url = (config.repo_url or "").rstrip("/")
+            return f"{link['text']}{url}/blob/HEAD/{path}{anchor})" if url else link["text"].strip("![](")
+        place, anchor = "reference/index.md", ""
+    return f"{link['text']}{posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
+
+
+def found(report: Path, path: str, page: str) -> str:
+    """The quotation that a report begins with: what was found, in its own words."""
+    lines = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("> ")]
+    if not lines:
+        raise PluginError(f"{page}: {path} does not begin with what was found, in lines that begin with '> '")
+    return "\n".join(lines)
+
+
+def arrows(diagram: str) -> str:
+    """A Mermaid diagram as a table: it needs no script from elsewhere, and can be read on a phone and searched."""
+    ends: dict[str, list[str]] = {}
+    for start, end in re.findall(r"(\w+) --> (\w+)", diagram):
+        ends.setdefault(start, []).append(f"`{end}`")
+    rows = [f"| `{start}` | {', '.join(there)} |" for start, there in ends.items()]
+    return "\n".join(["| room | imports |", "| --- | --- |", *rows]) + "\n"
+
+
+def example_page(path: Path) -> str:
+    """An example: what it says of itself, how it is started, what it printed and drew where that was kept, its code."""
+    code = path.read_text(encoding="utf-8")
+    title, _, rest = (ast.get_docstring(ast.parse(code)) or "").partition("\n")
+    command = "torchrun --standalone --nproc-per-node 2" if "torchrun" in rest else "python"
+    # The command stands below, as of every example.
+    rest = "\n".join(line for line in rest.splitlines() if not line.startswith("torchrun"))
+    rest = re.sub(r"^ {4}(\S+(?: \S+)*) {2,}(?=\S)", r"- **\1**: ", rest, flags=re.MULTILINE)
+    parts = [f"# {path.name}", title, rest, f"```bash\n{command} examples/{path.name}\n```"]
+    printed, drawn = OUTPUTS / f"{path.stem}.txt", OUTPUTS / f"{path.stem}.png"
+    if printed.exists():
+        parts += ["## What it prints", f"```text\n{printed.read_text(encoding='utf-8')}```"]
+    if drawn.exists():
+        parts += [f"![What {path.name} draws](../outputs/{drawn.name})"]
+    body = code.partition('"""')[2].partition('"""')[2].lstrip("\n")
+    return "\n\n".join([*parts, "## Its code", f"```python\n{body}```"]) + "\n"
+
+
+def examples_page() -> str:
+    """All examples, each with the first line of what it says of itself."""
+    lines = [
+        "# Examples",
+        "",
+        "Whole scripts, each run by the tests. All of their data comes with scikit-learn or Python.",
+        "",
+    ]
+    for example in _examples():
+        words = ast.get_docstring(ast.parse((ROOT / example).read_text(encoding="utf-8"))) or ""
+        lines.append(f"- [{Path(example).name}]({Path(example).stem}.md): {words.partition(chr(10))[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def _identifier(words: str, known: dict[str, str]) -> str | None:
+    """What the reference calls the code ``words``; None if it has no entry of its own."""
+    if words.startswith(f"{PACKAGE}."):
+        return words
+    head, _, member = re.sub(r"\(.*\)$", "", words).partition(".")
+    if not member:
+        return known.get(head)
+    owner = known.get(OBJECTS.get(head, head))
+    return f"{owner}.{member}" if owner and member.isidentifier() else None
+
+
+def _examples() -> list[str]:
+    return [f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py"))]
+
+
+def _sources() -> list[str]:
+    paths = [ROOT / source for source in PLACES if not source.endswith("/")]
+    for folder in ("benchmarks/records/report", "benchmarks/records/selection-report", "examples"):
+        paths += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", *FIGURES)]
+    return [path.relative_to(ROOT).as_posix() for path in paths if path.exists()]
