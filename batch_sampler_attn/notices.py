@@ -83,6 +83,15 @@ def nothing_repeats(k: float, epochs: int, shares: dict[float, float]) -> None:
     )
 
 
+def budget_held_back(budget: float, epochs: int, batches: int) -> None:
+    """A budget has not been enough for a single repeat."""
+    warn(
+        f"budget={budget} has let nothing repeat in {epochs} epochs, though {batches} batches had a loss above the "
+        f"threshold: a batch can repeat once {1 / budget:.0f} batches of its epoch were begun, and these came before. "
+        "Shuffle the data, or raise the budget (said once)"
+    )
+
+
 def costly_epoch(epoch: int, overhead: float, k: float) -> None:
     """An epoch took more than twice the updates of plain training."""
     warn(

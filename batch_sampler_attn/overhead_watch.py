@@ -35,6 +35,8 @@ class OverheadWatch:
         self._limits: list[float] = []
         # How many first losses lie above so many of the thresholds at these lower k, and no more.
         self._above = [0] * (len(self._lower_ks) + 1)
+        # How many lie above the threshold in force, and were not repeated for want of a budget.
+        self._held_back = 0
 
     def note_loss(self, loss: float, threshold: float) -> None:
         """The loss of a batch's first visit, and the threshold in force."""
@@ -43,6 +45,7 @@ class OverheadWatch:
             floor = self._options.floor
             self._limits = [floor + k * (threshold - floor) / self._options.k for k in self._lower_ks]
         self._above[bisect_left(self._limits, loss)] += 1
+        self._held_back += loss > threshold
 
     def note_epoch(self, summary: EpochSummary) -> None:
         """An epoch came to its end."""
@@ -61,6 +64,9 @@ class OverheadWatch:
             self._quiet_epochs += 1
             if self._quiet_epochs == _QUIET_EPOCHS:
                 self.is_quiet = False
+                if self._held_back and options.budget is not None:
+                    notices.budget_held_back(options.budget, _QUIET_EPOCHS, self._held_back)
+                    return
                 batches = sum(self._above)
                 shares = {k: sum(self._above[at:]) / batches for at, k in enumerate(self._lower_ks, start=1)}
                 notices.nothing_repeats(options.k, _QUIET_EPOCHS, shares)

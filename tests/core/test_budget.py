@@ -251,3 +251,10 @@ def test_an_epoch_of_more_than_twice_the_updates_is_told_once_with_the_way_out()
     assert "budget=0.2" in said[0][1]
     assert "300%" in said[0][1]
     assert not train(BatchAttentionSchedule(0.5, max_visits=4, budget=0.2), 5, [1.0] * 30)
+
+
+def test_a_budget_that_held_every_repeat_back_is_told_of_by_its_name():
+    ((epoch, text),) = train(BatchAttentionSchedule(budget=0.1), 8, [1.0, 1.0, 9.0] + [1.0] * 21)
+    assert epoch == 5
+    assert "budget=0.1 has let nothing repeat in 5 epochs, though 5 batches had a loss above" in text
+    assert "once 10 batches of its epoch were begun" in text
