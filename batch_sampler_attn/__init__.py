@@ -12,7 +12,7 @@ from batch_sampler_attn.samples import SampleAttention, SampleSummary
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.summary import EpochSummary
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BatchAttentionSchedule",
