@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from batch_sampler_attn.errors import LossError, shown
@@ -33,7 +34,7 @@ def as_float(loss: object) -> float:
             f"got a masked loss, {shown(loss)}, which has no value; {_ALLOWED}. Fill it in, or leave it out"
         )
     item = getattr(loss, "item", None)
-    value = item() if callable(item) else loss
+    value = _read(loss, item) if callable(item) else loss
     # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
     # complex and containers have not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
@@ -96,6 +97,21 @@ def _is_masked(loss: object) -> bool:
     return not callable(mask) and bool(mask)
 
 
+def _read(loss: object, read: Callable[[], Any]) -> Any:
+    """``read()``, where the loss has a value already; with JAX, that is outside of the functions that it traces."""
+    try:
+        return read()
+    except Exception as error:
+        if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
+            raise
+        raise LossError(
+            f"got a JAX tracer, {shown(loss)}, which has no value yet: this was called inside a function that jax.jit, "
+            "or another transformation such as vmap or scan, traces before it runs. Return the loss from that "
+            "function, and call decide outside of it, on what it returns: loss, state = update(state, batch); "
+            "schedule.decide(loss)"
+        ) from error
+
+
 def _hint(loss: object) -> str:
     return ". To leave this batch out, call schedule.skip()" if loss is None else ""
 
@@ -128,7 +144,7 @@ def as_floats(losses: object) -> list[float]:
             f"got losses of shape {tuple(shape)}; they must be of shape (batch,), one for each sample. {hint}"
         )
     tolist = getattr(losses, "tolist", None)
-    values = tolist() if callable(tolist) else losses
+    values = _read(losses, tolist) if callable(tolist) else losses
     if not isinstance(values, (list, tuple)):
         raise LossError(
             f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape "

@@ -17,6 +17,7 @@ PRINTING_EPOCHS = [
     "checkpoint_resume.py",
     "ddp.py",
     "device_loop.py",
+    "jax_optax.py",
     "mixed_precision.py",
     "numpy_loop.py",
     "sklearn_partial_fit.py",
@@ -24,6 +25,7 @@ PRINTING_EPOCHS = [
 PRINTING_ACCURACY = [
     "ddp.py",
     "device_loop.py",
+    "jax_optax.py",
     "mixed_precision.py",
     "numpy_loop.py",
     "sample_attention.py",

@@ -1,0 +1,168 @@
+"""What cannot be repeated exactly in Keras is refused before the first update, with what to do instead.
+
+Run by test_keras.py, in a process for each backend.
+"""
+
+import keras
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.keras import BatchAttention
+from batch_sampler_attn.windows import windows
+from tests.trainers.keras_runs import BACKEND, Batches, Case, compiled, make_data, make_loss, make_model, weights_of
+
+
+def refusal(model=None, x=None, error=ProtocolError, **options):
+    """What fit raises, with the weights as they were."""
+    model = model or compiled(Case(), make_model(Case()))
+    before = weights_of(model)
+    with pytest.raises(error) as refused:
+        BatchAttention(model, k=1.2).fit(Batches() if x is None else x, verbose=0, **options)
+    assert np.array_equal(weights_of(model), before)
+    assert "train_step" not in vars(model)
+    assert int(model.optimizer.iterations) == 0
+    return str(refused.value)
+
+
+def torch_data():
+    import torch
+
+    return TensorDataset(*map(torch.from_numpy, make_data()[:2]))
+
+
+def test_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "tensorflow")
+    text = refusal()
+    assert "Keras runs on 'tensorflow'; BatchAttention.fit is for torch and jax: set KERAS_BACKEND before" in text
+    assert "model.train_on_batch" in text
+
+
+def test_several_steps_in_one_execution_are_refused():
+    text = refusal(compiled(Case(compiled={"steps_per_execution": 2}), make_model(Case())))
+    assert "steps_per_execution=2" in text
+    assert "Compile it with steps_per_execution=1" in text
+
+
+def test_accumulation_is_refused():
+    model = make_model(Case())
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), make_loss())
+    assert "gradient_accumulation_steps=2" in refusal(model)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3))
+    model.compile(optimizer, make_loss())
+    assert "Use batches of 3 times as many samples" in refusal(model)
+
+
+def test_data_that_are_attended_already_are_refused():
+    schedule = BatchAttentionSchedule()
+    loader = DataLoader(torch_data(), 8)
+    assert "Give it the loader itself" in refusal(x=schedule.attend(loader))
+    assert "give it a loader, of batches so many times as large" in refusal(x=windows(loader, 2))
+
+    def generator():
+        yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)
+
+    assert "before decide() was told the loss" in refusal(x=generator(), shuffle=False)
+
+
+def test_a_sampler_of_ours_is_refused():
+    data = torch_data()
+    sampler = BatchAttentionSampler(RandomSampler(data), 8, schedule=BatchAttentionSchedule())
+    text = refusal(x=DataLoader(data, batch_sampler=sampler))
+    assert "the loader has a BatchAttentionSampler, which Keras tells no losses" in text
+    attention = SampleAttention(len(data), 8, leave_out=0.5, epochs=4)
+    assert "has a SampleAttention" in refusal(x=DataLoader(data, batch_sampler=attention))
+    with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
+        BatchAttention(make_model(Case()), schedule=sampler.schedule)
+
+
+def test_a_list_of_callbacks_that_is_made_already_is_refused():
+    assert "give a list of callbacks" in refusal(callbacks=keras.callbacks.CallbackList())
+
+
+def test_a_model_that_has_no_metric_of_its_loss_is_refused():
+    class Silent(keras.Model):
+        @property
+        def metrics(self):
+            return []
+
+    assert "Silent has no metric named 'loss' (its metrics: none)" in refusal(
+        compiled(Case(), make_model(Case(), Silent))
+    )
+
+
+def test_ranks_without_reduce_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+    assert "reduce=MeanOverRanks()" in refusal()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_several_processes_of_jax_are_refused(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert "JAX runs on 2 processes" in refusal()
+
+
+def test_nnx_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+    assert "leave KERAS_NNX_ENABLED out" in refusal()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_a_decision_inside_of_the_compiled_step_is_refused():
+    schedule = BatchAttentionSchedule()
+
+    class Deciding(keras.Model):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            schedule.decide(loss)
+            return loss
+
+    model = compiled(Case(), make_model(Case(), Deciding))
+    with pytest.raises(TypeError, match="call decide outside of it"):
+        model.fit(Batches(), verbose=0)
+    assert schedule.batches == 0
+
+
+def test_a_model_that_is_not_compiled_is_refused_in_keras_s_words():
+    with pytest.raises(ValueError, match="compile"):
+        BatchAttention(make_model(Case())).fit(Batches())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these to the schedule"),
+        ({"k": 0}, "k is 0"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        BatchAttention(make_model(Case()), **options)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(OptionError, match=r"model is 1.2; it must be a keras.Model"):
+        BatchAttention(1.2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: None,
+        lambda state: state["schedule"],
+        lambda state: {**state, "version": 2},
+        lambda state: {**state, "repeats": -1},
+        lambda state: {**state, "repeats": True},
+        lambda state: {**state, "schedule": {}},
+        lambda state: BatchAttention(make_model(Case()), k=1.5).state_dict(),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(damage):
+    attention = BatchAttention(make_model(Case()), k=1.2)
+    before = attention.state_dict()
+    with pytest.raises(StateError):
+        attention.load_state_dict(damage(attention.state_dict()))
+    assert attention.state_dict() == before
