@@ -1,0 +1,226 @@
+"""What cannot be repeated exactly in a Trainer is refused before the first update, with what to do instead."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.accelerate import sampler_of_ours
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.transformers import BatchAttentionMixin
+from batch_sampler_attn.transformers.refusals import check_trainer
+from batch_sampler_attn.windows import windows
+from tests.trainers.transformers_runs import (
+    MARKS,
+    Case,
+    MyTrainer,
+    by_trainer,
+    make_arguments,
+    make_dataset,
+    make_model,
+)
+
+pytestmark = MARKS
+
+
+def make_trainer(folder, trainer_class=MyTrainer, model="classifier", schedule=None, accumulation=1, **options):
+    case = Case(model, accumulation)
+    return trainer_class(
+        model=make_model(model),
+        args=make_arguments(case, folder),
+        train_dataset=make_dataset(model),
+        schedule=schedule or BatchAttentionSchedule(),
+        **options,
+    )
+
+
+def refusal(trainer):
+    """What train raises, with the weights as they were."""
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ProtocolError) as error:
+        trainer.train()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    return str(error.value)
+
+
+def with_loader(make_loader):
+    class OfALoader(MyTrainer):
+        def get_train_dataloader(self):
+            return make_loader(super().get_train_dataloader())
+
+    return OfALoader
+
+
+def test_lbfgs_is_refused(tmp_path):
+    optimizers = torch.optim.LBFGS(torch.nn.Linear(2, 2).parameters()), None
+    assert "use another optimizer" in refusal(make_trainer(tmp_path, optimizers=optimizers))
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2
+    text = refusal(trainer)
+    assert "torchrun" in text
+    assert "reduce=MeanOverRanks()" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (DistributedType.DEEPSPEED, "DeepSpeed"),
+        (DistributedType.FSDP, "FSDP"),
+        (DistributedType.MEGATRON_LM, "Megatron-LM"),
+    ],
+)
+def test_updates_that_are_made_elsewhere_are_refused(kind, name, tmp_path):
+    trainer = make_trainer(tmp_path)
+    # Without being installed, or with one process, none of them can be set up.
+    trainer.accelerator = SimpleNamespace(distributed_type=kind)
+    text = refusal(trainer)
+    assert f"the trainer uses {name}" in text
+    assert "torchrun" in text
+
+
+def test_a_model_that_was_sharded_as_it_was_loaded_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.is_distributed_loading_by_transformers = True
+    assert "sharding at load time" in refusal(trainer)
+
+
+@pytest.mark.parametrize("reduce", ["refuse", None])
+def test_ranks_without_reduce_are_refused(reduce, tmp_path):
+    trainer = make_trainer(tmp_path, schedule=BatchAttentionSchedule(reduce=reduce))
+    ranks = SimpleNamespace(n_gpu=0, world_size=2)
+    with pytest.raises(ProtocolError, match="one of 2 that share gradients") as error:
+        check_trainer(SimpleNamespace(args=ranks, accelerator=trainer.accelerator, schedule=trainer.schedule))
+    assert "reduce=MeanOverRanks()" in str(error.value)
+
+
+def test_an_attended_loader_is_refused(tmp_path):
+    text = refusal(make_trainer(tmp_path, with_loader(BatchAttentionSchedule().attend)))
+    assert "Return the loader itself" in text
+
+
+def test_windows_are_refused(tmp_path):
+    text = refusal(make_trainer(tmp_path, with_loader(lambda loader: windows(loader, 2))))
+    assert "TrainingArguments(gradient_accumulation_steps=size)" in text
+
+
+def test_a_sampler_of_ours_is_refused(tmp_path):
+    dataset = make_dataset("classifier")
+
+    class Prepared(MyTrainer):
+        sampler = None
+
+        def get_train_dataloader(self):
+            return self.accelerator.prepare(DataLoader(dataset, batch_sampler=self.sampler))
+
+    Prepared.sampler = BatchAttentionSampler(range(len(dataset)), 8, schedule=BatchAttentionSchedule())
+    text = refusal(make_trainer(tmp_path, Prepared))
+    assert "BatchAttentionSampler" in text
+    assert "batch_size= and shuffle=" in text
+    Prepared.sampler = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    assert "SampleAttention" in refusal(make_trainer(tmp_path, Prepared))
+    assert sampler_of_ours(DataLoader(dataset, batch_size=8)) is None
+
+
+def test_a_compute_loss_that_does_not_say_what_it_divides_by_is_refused(tmp_path):
+    class Own(MyTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs)["loss"]
+
+    text = refusal(make_trainer(tmp_path, Own, "gpt2", accumulation=2))
+    assert "Own has a compute_loss of its own" in text
+    assert "loss_is_scaled_for_ga = True" in text
+
+
+def test_a_step_without_one_loss_is_refused(tmp_path):
+    class Twice(MyTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs)["loss"]
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            for _ in range(2):
+                loss = self.compute_loss(model, inputs)
+                loss.backward()
+            return loss.detach()
+
+    class Never(MyTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = model(**inputs)["loss"]
+            loss.backward()
+            return loss.detach()
+
+    assert "Twice.training_step called compute_loss 2 times" in refusal(make_trainer(tmp_path, Twice))
+    assert "called compute_loss 0 times" in refusal(make_trainer(tmp_path, Never))
+
+
+def test_a_trainer_that_makes_its_batches_in_its_step_is_refused(tmp_path):
+    generating = type("GeneratingTrainer", (Trainer,), {"_prepare_inputs": lambda self, inputs: inputs})
+    generating.__module__ = "trl.trainer.generating_trainer"
+    trainer = make_trainer(tmp_path, type("Own", (BatchAttentionMixin, generating), {}))
+    text = refusal(trainer)
+    assert "GeneratingTrainer makes its batches inside the training step" in text
+    assert "SFTTrainer" in text
+
+
+def test_the_schedule_of_a_sampler_is_refused(tmp_path):
+    schedule = BatchAttentionSchedule()
+    BatchAttentionSampler(range(4), 2, schedule=schedule)
+    with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
+        make_trainer(tmp_path, schedule=schedule)
+
+
+def test_what_is_no_schedule_is_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"schedule is 1.2; it must be a BatchAttentionSchedule"):
+        make_trainer(tmp_path, schedule=1.2)
+
+
+def test_a_state_of_other_options_is_refused(tmp_path):
+    by_trainer(Case(), tmp_path, num_train_epochs=1, save_strategy="epoch")
+    with pytest.raises(StateError, match="k"):
+        by_trainer(Case(options={"k": 1.5}), tmp_path, resume=True)
+
+
+def test_a_batch_whose_samples_cannot_be_counted_is_refused_with_how_to_count_them(tmp_path):
+    class Lists(MyTrainer):
+        def get_train_dataloader(self):
+            batches = [{"rows": batch["inputs"].tolist()} for batch in super().get_train_dataloader()]
+            return DataLoader(batches, batch_size=None)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            rows = torch.tensor(inputs["rows"])
+            return model(rows, torch.zeros(len(rows), dtype=torch.long))["loss"]
+
+    with pytest.raises(OptionError, match="samples=lambda batch"):
+        make_trainer(tmp_path, Lists, accumulation=2).train()
+    trainer = make_trainer(tmp_path, Lists, accumulation=2, samples=lambda batch: len(batch["rows"]))
+    trainer.train()
+    assert trainer.schedule.epoch == 4
+
+
+WITHOUT = """
+import sys
+import batch_sampler_attn
+assert not {"transformers", "accelerate"} & set(sys.modules)
+sys.modules["transformers"] = None
+try:
+    import batch_sampler_attn.transformers
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_without_transformers_the_message_says_what_to_install():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "batch_sampler_attn.transformers needs transformers, which is not installed: "
+        "pip install 'batch-sampler-attn[transformers]'\n"
+    )
