@@ -1,0 +1,102 @@
+"""The examples for text, images and tables: five arms, paired by seed, and what the tables say of them."""
+
+import functools
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.project.test_examples import EXAMPLES, run
+
+# The score that counts: whether less of it is better.
+IS_LOW_GOOD = {"language_model.py": True, "segmentation.py": False, "tabular_regression.py": True}
+ARMS = ("plain", "batch attention", "random repeats", "sample attention", "random samples")
+# Long enough for samples to be left out: in neither the first epoch nor the last.
+LONGER = ("tabular_regression.py", 5)
+EVERY_SCRIPT = [(name, 2) for name in IS_LOW_GOOD] + [LONGER]
+
+
+@functools.cache
+def output(name, epochs):
+    return run(str(EXAMPLES / name), "--seeds", "2", "--epochs", str(epochs))
+
+
+def rows(text, title):
+    """The cells of each line of the table under a title, by the first of them."""
+    below = text.partition(title)[2].partition("└")[0]
+    lines = [line.strip("│").split("│") for line in below.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def arms(name, epochs):
+    """Of each arm: its mean scores, updates and samples left out."""
+    found = {}
+    for arm, *scores, updates, left_out in rows(output(name, epochs), "Test, last epoch"):
+        found[arm] = [float(score.partition(" ")[0]) for score in scores], float(updates), int(left_out)
+    return found
+
+
+@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
+def test_every_arm_is_printed_and_learns_more_than_a_constant(name, epochs):
+    found = arms(name, epochs)
+    assert tuple(found) == (*ARMS, "a constant")
+    constant = found["a constant"][0][0]
+    for arm in ARMS:
+        score = found[arm][0][0]
+        assert score < constant if IS_LOW_GOOD[name] else score > constant
+
+
+@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
+def test_each_arm_takes_as_many_updates_as_it_promises(name, epochs):
+    updates = {arm: updates for arm, (_, updates, _) in arms(name, epochs).items()}
+    assert updates["plain"] == updates["sample attention"] == updates["random samples"]
+    assert updates["random repeats"] == updates["batch attention"]
+    assert updates["plain"] <= updates["batch attention"] <= 1.2 * updates["plain"]
+
+
+@pytest.mark.parametrize("name", ["language_model.py", "tabular_regression.py"])
+def test_batch_attention_repeats_from_the_second_epoch_on(name):
+    found = arms(name, 2)
+    assert found["batch attention"][1] > found["plain"][1]
+    assert found["batch attention"][0] != found["random repeats"][0]
+
+
+@pytest.mark.parametrize("name", IS_LOW_GOOD)
+def test_arms_that_have_left_out_nothing_yet_are_plain_training_to_the_last_digit(name):
+    found = arms(name, 2)
+    assert found["sample attention"] == found["random samples"] == found["plain"]
+    assert found["plain"][2] == 0
+    assert "sample attention, at 0.0% more updates than plain, is the same as plain in every run" in output(name, 2)
+
+
+def test_samples_are_left_out_of_both_arms_of_samples_and_of_no_other():
+    left_out = {arm: left_out for arm, (_, _, left_out) in arms(*LONGER).items()}
+    assert {arm for arm, samples in left_out.items() if samples} == {"sample attention", "random samples"}
+
+
+@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
+def test_the_sentences_say_what_the_intervals_show(name, epochs):
+    text = output(name, epochs)
+    sentences = re.findall(r"^.+: batch attention, at .+ is .+; sample attention, .+ is .+\.$", text, re.M)
+    assert len(sentences) == 2
+    said = [re.findall(r"(ahead of|behind|not told apart from|the same as) (?:plain|random)", s) for s in sentences]
+    seen = 0
+    for _, *gains in rows(text, "Paired gains"):
+        if gains == ["", ""]:  # the arm whose gains follow
+            continue
+        for score, gain in enumerate(gains):
+            mean, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", gain).groups())
+            assert low <= mean <= high
+            expected = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+            assert said[score][seen] in (expected, "the same as" if low == high == 0 else expected)
+        seen += 1
+    assert seen == 4
+
+
+@pytest.mark.parametrize("arguments", [("--seeds", "1"), ("--epochs", "1")])
+def test_fewer_than_two_of_a_kind_are_refused(arguments):
+    command = [sys.executable, str(EXAMPLES / "tabular_regression.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "use at least 2 of each" in done.stderr
