@@ -8,8 +8,8 @@
     random samples     about as many sit out, whichever they are: the control of sample attention
 
 A seed fixes the initial weights and the order of each pass, in every arm alike; the data stay the same, and so does
-what the intervals speak of. Tasks were made so hard that plain training still is above a constant in both scores; no option
-of an arm was chosen by test results, and those of the last epoch are compared.
+what the intervals speak of. Tasks were made so hard that plain training still is above a constant in both scores; no
+option of an arm was chosen by test results, and those of the last epoch are compared.
 """
 
 from __future__ import annotations
