@@ -1,6 +1,7 @@
 """The control at equal compute."""
 
 import math
+import warnings
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,13 @@ def test_more_epochs_or_batches_than_were_counted_are_refused():
     control = EqualComputeControl([[1]])
     with pytest.raises(ProtocolError, match="has 1 epochs"):
         run(control, [[1], [1]])
+
+
+def test_negative_losses_are_no_matter_to_a_control():
+    control = EqualComputeControl([[1, 2]] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            for _ in control.attend(range(2)):
+                control.decide(-1.0)
+    assert control.last_summary.mean_loss == -1.0
