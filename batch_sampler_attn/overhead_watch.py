@@ -50,9 +50,9 @@ class OverheadWatch:
     def note_epoch(self, summary: EpochSummary) -> None:
         """An epoch came to its end."""
         options, mean_loss = self._options, summary.mean_loss
-        # A control's never does.
-        sets_threshold = mean_loss is not None and summary.epoch + 1 >= options.warmup_epochs
-        if sets_threshold and mean_loss < options.floor and options.k > 1 and options.max_visits != 1:
+        # A control's mean never sets a threshold.
+        is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
+        if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
             if options.floor:
                 notices.mean_below_floor(mean_loss, summary.epoch, options.floor)
             else:

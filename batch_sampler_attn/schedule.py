@@ -282,8 +282,8 @@ class BatchAttentionSchedule(Driven):
         """Everything needed to go on from here, as plain JSON types.
 
         It may be taken between any two visits. Taken after a loop was left early, it goes on with that epoch; call
-        ``abandon_epoch`` before, if the epoch was left on purpose. After an interrupt (Ctrl-C) that struck in ``decide``
-        itself, a part of that one visit may be missing in it, or it may be refused on load.
+        ``abandon_epoch`` before, if the epoch was left on purpose. After an interrupt (Ctrl-C) in ``decide`` itself, a
+        part of that one visit may be missing in it, or it may be refused on load.
         """
         for recorder in self.epochs.recorders:
             recorder.flush()
