@@ -12,7 +12,6 @@ import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
-from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.recorders import MemoryRecorder
 
 
@@ -184,35 +183,6 @@ def test_a_loss_that_could_be_masked_and_is_not_is_a_loss(loss):
 def test_a_vector_is_told_to_be_reduced():
     with pytest.raises(LossError, match=r"shape \(32,\).*loss\.mean\(\)"):
         BatchAttentionSchedule().decide(torch.zeros(32))
-
-
-@pytest.mark.parametrize("transform", ["jit", "vmap"])
-def test_a_tracer_of_jax_is_told_where_to_decide(transform):
-    jax = pytest.importorskip("jax")
-    schedule = BatchAttentionSchedule()
-
-    def update(x):
-        schedule.decide((x**2).sum())
-
-    with pytest.raises(LossError, match=r"JAX tracer, .*float32\[\].* no value yet.* call decide outside of it"):
-        getattr(jax, transform)(update)(numpy.ones((2, 3), numpy.float32))
-    assert schedule.batches == 0
-    # The losses of samples, likewise.
-    with pytest.raises(LossError, match="JAX tracer"):
-        jax.jit(lambda x: as_floats(x))(numpy.ones(3, numpy.float32))
-
-
-def test_a_loss_that_jax_differentiates_and_does_not_trace_has_its_value():
-    jax = pytest.importorskip("jax")
-    schedule = BatchAttentionSchedule()
-
-    def loss_of(x):
-        loss = (x**2).sum()
-        schedule.decide(loss)
-        return loss
-
-    jax.grad(loss_of)(numpy.ones(3, numpy.float32))
-    assert schedule.summary.mean_loss == 3.0
 
 
 def test_an_error_of_another_library_s_stays_as_it_is():
