@@ -80,8 +80,12 @@ def afresh(batch: Any, versions: Versions | None = None) -> Any:
         return batch
 
 
-def check_unchanged(versions: Versions) -> None:
+def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None:
     """Refuse to repeat what was changed in place since it was noted.
+
+    Args:
+        versions: As they were noted.
+        may_use_sampler: Whether a ``BatchAttentionSampler`` would be another way out.
 
     Raises:
         BatchChangedError: If a tensor was.
@@ -90,11 +94,12 @@ def check_unchanged(versions: Versions) -> None:
         shapes = [
             str(tuple(getattr(tensor, "shape", ()))) for tensor, version in versions if tensor._version != version
         ]
+        sampler = ", or use a BatchAttentionSampler, which fetches a batch anew for each repeat"
         raise BatchChangedError(
             f"the batch is to be repeated, but its last visit changed {len(shapes)} of its tensors in place (of shape "
             f"{', '.join(dict.fromkeys(shapes))}), so that a repeat would train on something else. Change a copy "
-            "instead (images = images.clone() first, or operations without a final underscore), or use a "
-            "BatchAttentionSampler, which fetches a batch anew for each repeat"
+            "instead (images = images.clone() first, or operations without a final underscore)"
+            + (sampler if may_use_sampler else "")
         )
 
 

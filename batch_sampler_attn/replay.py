@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batch_sampler_attn import notices
-from batch_sampler_attn.afresh import Versions, afresh, is_changed
-from batch_sampler_attn.errors import BatchChangedError, ProtocolError
+from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.passes import Pass, Phase
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -174,7 +174,7 @@ class Replay:
         self._loss = WindowLoss()
         is_first, self._has_looked_for_changes = not self._has_looked_for_changes, True
         if decision is Decision.REPEAT:
-            self._check_unchanged()
+            check_unchanged(self._versions, may_use_sampler=False)
             current.offer()
             return decision
         if is_first and is_changed(self._versions):
@@ -229,13 +229,3 @@ class Replay:
     def _let_go(self) -> None:
         self._held, self._versions, self._loss = [], [], WindowLoss()
         self._is_under_way = False
-
-    def _check_unchanged(self) -> None:
-        changed = [tensor for tensor, version in self._versions if tensor._version != version]
-        if changed:
-            shapes = ", ".join(dict.fromkeys(str(tuple(getattr(tensor, "shape", ()))) for tensor in changed))
-            raise BatchChangedError(
-                f"the batch is to be repeated, but the training step changed {len(changed)} of its tensors in place "
-                f"(of shape {shapes}), so that a repeat would train on something else. Change a copy instead: "
-                "images = images.clone() first, or operations without a final underscore"
-            )
