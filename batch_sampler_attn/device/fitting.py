@@ -23,6 +23,7 @@ _ADDED = IMPLEMENTATION | {"maximize", "nesterov", "decoupled_weight_decay", "pa
 # A step of 1e30 leaves single precision; a whole number of this size leaves a double's exactness.
 _MOST = 1e30
 _MOST_WHOLE = 2**53
+_MANY_STEPS = 1_000_000
 
 
 def check_model(saved: object, model: nn.Module) -> None:
@@ -127,7 +128,7 @@ def _fit_group(saved: object, ours: dict[str, Any], optimizer: torch.optim.Optim
             "optimizer as it was"
         )
     if _is_accepted(optimizer, ours) and not _is_accepted(optimizer, fitted):
-        raise StateError(f"{kind} takes no such options as are in the state: {fitted}")
+        raise StateError(f"{kind} can make no steps with the options in the state: {fitted}")
     return {**ours, **fitted}
 
 
@@ -151,15 +152,23 @@ def _fit_option(name: str, value: object, ours: object) -> Any:
 
 
 def _is_accepted(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> bool:
-    """Whether the optimizer's own constructor takes these options; others than torch's are not asked."""
+    """Whether the optimizer can be made and make steps with these options; others than torch's are not asked."""
     kind: Any = type(optimizer)
-    if not kind.__module__.startswith("torch.optim."):
+    if not f"{kind.__module__}.".startswith("torch.optim."):
         return True
     names = set(inspect.signature(kind).parameters) - IMPLEMENTATION - {"params", "lr"}
     # Schedulers may bring a learning rate to where no constructor would.
     asked = {name: value for name, value in options.items() if name in names}
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    parameter.grad = torch.zeros_like(parameter)
     try:
-        kind([nn.Parameter(torch.zeros(1, 1))], lr=1e-3, **asked)
+        twin = kind([parameter], lr=1e-3, **asked)
+        twin.step()
+        # Powers of the number of steps leave a float's range only later.
+        for entry in twin.state.values():
+            if "step" in entry:
+                entry["step"] = entry["step"] + _MANY_STEPS
+        twin.step()
     except Exception:  # whatever is wrong with them
         return False
     return True
@@ -212,7 +221,9 @@ def _fit_entry(index: int, saved: object, example: dict[str, Any] | None) -> dic
         number = None if isinstance(value, Tensor) else _as_number(value)
         if isinstance(expected, Tensor) and expected.numel() == 1 and number is not None and abs(number) < _MOST:
             # Older releases of torch kept a number.
-            kept[name] = value = torch.full_like(expected, number, device="cpu")
+            kept[name] = value = (
+                torch.tensor(float(number), dtype=torch.float64).to(expected.dtype).view(expected.shape)
+            )
         if example is not None:
             _check_entry(f"{name} for parameter {index} of the optimizer", value, expected)
         steps = _as_number(value) if name == "step" else 0
