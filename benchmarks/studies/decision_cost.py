@@ -1,4 +1,4 @@
-"""What a decision and a list of indices cost, against the plainest code that does the same.
+"""What a decision, a visit and a list of indices cost, against the plainest code that does the same.
 
     python -m benchmarks.studies.decision_cost [--record FILE]
 
@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 from torch.utils.data import BatchSampler, RandomSampler
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EpochSummary
 from benchmarks.environment import describe_environment, one_line
 
 DECISIONS = 20_000
@@ -29,7 +29,8 @@ BATCH_SIZE = 32
 def make_losses() -> list[float]:
     """Losses of which about one in eight is above the threshold that their own mean sets at k = 1.2."""
     rng = random.Random(0)
-    return [rng.lognormvariate(0.0, 0.2) for _ in range(DECISIONS)]
+    # The last one ends its batch.
+    return [*(rng.lognormvariate(0.0, 0.2) for _ in range(DECISIONS - 1)), 0.0]
 
 
 def nothing(losses: list[float]) -> None:
@@ -68,14 +69,12 @@ def decide(schedule: BatchAttentionSchedule, losses: list[float]) -> tuple[int, 
     decide = schedule.decide
     for loss in losses:
         decide(loss)
-    summary = schedule.summary
-    return (
-        summary.batches,
-        summary.repeats,
-        summary.most_visits,
-        summary.capped_batches,
-        summary.nonfinite_losses,
-    )
+    return counts(schedule.summary)
+
+
+def counts(summary: EpochSummary) -> tuple[int, ...]:
+    """What both sides must agree on."""
+    return (summary.batches, summary.repeats, summary.most_visits, summary.capped_batches, summary.nonfinite_losses)
 
 
 def compare_decisions(rounds: int) -> dict[str, Any]:
@@ -94,11 +93,48 @@ def compare_decisions(rounds: int) -> dict[str, Any]:
         inline=lambda: inline(losses, threshold, 100),
         decide=lambda: decide(schedule, losses),
     )
-    per_decision = {
-        name: [(taken - empty) / DECISIONS * 1e9 for taken, empty in zip(seconds[name], seconds["loop"], strict=True)]
-        for name in ("inline", "decide")
-    }
-    return {"comparison": "decision", "unit": "ns", "samples": None, "times": per_decision}
+    times = {name: less(seconds[name], seconds["loop"]) for name in ("inline", "decide")}
+    return {"comparison": "decision", "unit": "ns", "samples": None, "times": times}
+
+
+def compare_visits(rounds: int) -> dict[str, Any]:
+    """Nanoseconds a visit of a whole epoch, inline and through ``attend`` and ``decide`` together."""
+    losses = make_losses()
+    schedule = BatchAttentionSchedule(1.2)
+    schedule.decide(statistics.fmean(losses))
+    schedule.end_epoch()
+    state, threshold = schedule.state_dict(), schedule.threshold
+    assert threshold is not None
+    accounted = inline(losses, threshold, 100)
+
+    def attend() -> tuple[int, ...]:
+        schedule.load_state_dict(state)
+        loss, decide = iter(losses).__next__, schedule.decide
+        for _ in schedule.attend(range(accounted[0])):
+            decide(loss())
+        return counts(schedule.last_summary)
+
+    def nothing_but_a_call() -> None:
+        loss = iter(losses).__next__
+        for _ in losses:
+            loss()
+
+    if attend() != accounted:
+        raise SystemExit("the two sides account differently; the comparison would be meaningless")
+    seconds = alternate(
+        rounds,
+        loop=lambda: nothing(losses),
+        inline=lambda: inline(losses, threshold, 100),
+        calls=nothing_but_a_call,
+        attend=attend,
+    )
+    times = {"inline": less(seconds["inline"], seconds["loop"]), "attend": less(seconds["attend"], seconds["calls"])}
+    return {"comparison": "visit", "unit": "ns", "samples": None, "times": times}
+
+
+def less(seconds: list[float], empty: list[float]) -> list[float]:
+    """Nanoseconds a loss, round by round, without those of the empty loop."""
+    return [(taken - nothing) / DECISIONS * 1e9 for taken, nothing in zip(seconds, empty, strict=True)]
 
 
 def compare_index_lists(samples: int, rounds: int) -> dict[str, Any]:
@@ -157,7 +193,7 @@ def measure(*, rounds: int = 31, record: Path | None = None) -> None:
     """
     environment = describe_environment()
     print(one_line(environment))
-    compared = [compare_decisions(rounds)]
+    compared = [compare_decisions(rounds), compare_visits(rounds)]
     compared += [compare_index_lists(samples, rounds) for samples in (50_000, 1_281_167)]
     for each in compared:
         print("\n".join(describe(each)))

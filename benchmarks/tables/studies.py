@@ -71,6 +71,8 @@ def decision_cost_table() -> str:
         slow, fast = statistics.median(ours), statistics.median(plain)
         if record["comparison"] == "decision":
             what, said = "one decision: inline accounting, `decide`", f"{slow / fast:.1f} times the cost"
+        elif record["comparison"] == "visit":
+            what, said = "one visit: the same, `attend` and `decide` together", f"{slow / fast:.1f} times the cost"
         else:
             what = f"a batch of indices, {record['samples']:,} samples: torch's `BatchSampler`, ours"
             said = f"{fast / slow:.1f} times as fast"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from batch_sampler_attn import BatchAttentionSchedule
-from benchmarks.studies import decision_cost, digits, loss_selection, visits_to_fit
+from benchmarks.studies import decision_cost, device_loop, digits, loss_selection, visits_to_fit
 from benchmarks.studies import quickstart as study
 from benchmarks.tables.newest import find_newest
 
@@ -118,6 +118,19 @@ def test_the_cost_of_a_decision_is_appended_to_the_record(tmp_path, monkeypatch,
     for _ in range(2):
         decision_cost.measure(rounds=2, record=tmp_path / "times.jsonl")
     lines = read_lines(tmp_path / "times.jsonl")
-    assert [line["samples"] for line in lines] == [None, 50_000, 1_281_167] * 2
-    assert {name: len(times) for name, times in lines[0]["times"].items()} == {"inline": 2, "decide": 2}
+    assert [line["samples"] for line in lines] == [None, None, 50_000, 1_281_167] * 2
+    times = [{name: len(values) for name, values in line["times"].items()} for line in lines[:2]]
+    assert times == [{"inline": 2, "decide": 2}, {"inline": 2, "attend": 2}]
     assert capsys.readouterr().out.count("decide / inline") == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of what a CPU leaves out")
+def test_the_device_loop_is_measured_on_a_cpu_as_far_as_it_can_be(tmp_path, capsys):
+    record = tmp_path / "device.jsonl"
+    device_loop.measure(record, models=("mobilenetv3_small_050",), batches=2, rounds=1, runs=(1, 2))
+    lines = read_lines(record)
+    measured = [(line["row"], len(line["milliseconds"])) for line in lines if line["kind"] == "update"]
+    assert measured == [(row, int(row == device_loop.ROWS[0])) for row in device_loop.ROWS] * 2
+    assert [line["runs"] for line in lines if line["kind"] == "together"] == [1, 2]
+    assert [line["is_equal"] for line in lines if line["kind"] == "equality"] == [None]
+    assert "not measured" in capsys.readouterr().out
