@@ -12,7 +12,8 @@ One value of each option is run, fixed beforehand, and none was chosen by these 
 probability of leaving out InfoBatch's. The last, plain share of training is SampleAttention's default of 15 %, in whole
 epochs (InfoBatch's is 12.5 %). left_out_weighted is our reading of InfoBatch, and selective_backprop our reading of
 Composer's Selective Backprop, at every update of its share of training. selective_backprop_composer calls Composer
-itself, with its defaults, and is made only where --arms names it, for it needs the package mosaicml.
+itself, and infobatch InfoBatch itself, with their defaults; they are made only where --arms names them, for they need
+the packages mosaicml and infobatch (the latter from a checkout of github.com/NUS-HPC-AI-Lab/InfoBatch).
 
 Processes may share one --out. Give them other --seeds, or a --share each: a run that two begin is kept once.
 
@@ -38,7 +39,6 @@ from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError, PlanError
 from benchmarks.selection.arms import ARMS, PEERS, applies
 from benchmarks.selection.records import Folder, Plan, Run
-from benchmarks.selection.selective import load_composer
 from benchmarks.selection.settings import SETTINGS, Task, make_task
 from benchmarks.selection.training import BATCH_SIZE, train
 
@@ -131,16 +131,17 @@ def describe_run(arm: str) -> dict[str, Any]:
     """What a run is made on, with the version of a package that the arm calls."""
     environment = describe_environment("cpu")
     if arm in PEERS:
-        environment["packages"][PEERS[arm]] = importlib.metadata.version(PEERS[arm])
+        package = PEERS[arm].package
+        environment["packages"][package] = importlib.metadata.version(package)
     return environment
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Make the runs that are missing."""
     planned = plan_runs(options)
-    if any(arm in PEERS for _, _, arm in planned):
+    for arm in {arm for _, _, arm in planned} & PEERS.keys():
         # Before the first run, rather than hours later.
-        load_composer()
+        PEERS[arm].load()
     torch.set_num_threads(options.threads)
     data = load_images(options.data, options.data_dir, console.print)
     folder = Folder(options.out)

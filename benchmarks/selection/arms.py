@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
-from benchmarks.selection.selective import COMPOSER_PACKAGE, Composers, OurReading, Rule
+from benchmarks.selection.choices import Arm, Choice
+from benchmarks.selection.infobatch import INFOBATCH_PACKAGE, InfoBatch, load_infobatch
+from benchmarks.selection.selective import COMPOSER_PACKAGE, Composers, OurReading, Rule, load_composer
 
 # The paper's K, section 4.2.
 K = 1.2
@@ -20,43 +22,6 @@ LEAVE_OUT = 0.5
 PLAIN_SHARE = 0.15
 MAX_VISITS = 2
 BUDGET = 0.15
-
-
-class Choice(NamedTuple):
-    """One update's samples.
-
-    Attributes:
-        indices: (batch,), into the training images.
-        draw: Of augmentation: the same number augments alike.
-        weights: (batch,), of the losses; None for all alike.
-        looks_first: Whether ``keep`` is to be asked which samples are trained on.
-    """
-
-    indices: Tensor
-    draw: int
-    weights: Tensor | None = None
-    looks_first: bool = False
-
-
-class Arm(Protocol):
-    """Chooses samples.
-
-    Attributes:
-        extra_updates: Repeats, or batches of pooled samples, so far.
-        left_out: Samples left out so far.
-    """
-
-    extra_updates: int
-    left_out: int
-
-    def choose(self, update: int) -> Choice:
-        """The samples of an update."""
-
-    def keep(self, losses: Tensor) -> Tensor:
-        """Which of them to train on, from their losses."""
-
-    def report(self, losses: Tensor) -> None:
-        """The losses of the samples that were trained on, before the update."""
 
 
 class Samples:
@@ -201,6 +166,18 @@ class FrequencySampler:
         yield from rng.choices(range(samples), cum_weights=self._weights, k=samples)
 
 
+class Peer(NamedTuple):
+    """Somebody else's package, which the benchmarks do not bring.
+
+    Attributes:
+        package: Its name where packages are installed from.
+        load: Imports it, or raises a ``PlanError``.
+    """
+
+    package: str
+    load: Callable[[], object]
+
+
 Make = Callable[[Tensor, int, int, int], Arm]
 
 
@@ -246,6 +223,7 @@ ARMS: dict[str, Make] = {
     "pooled_random": _samples(leave_out=0.0, choose="random", **_POOL),
     "selective_backprop": _selective(OurReading),
     "selective_backprop_composer": _selective(Composers),
+    "infobatch": lambda labels, batch_size, updates, seed: InfoBatch(len(labels), batch_size, updates, seed),
     "repeated": _repeats(fresh=False),
     "repeated_fresh": _repeats(fresh=True),
     "repeated_budget": _repeats(fresh=False, budget=BUDGET),
@@ -255,7 +233,10 @@ ARMS: dict[str, Make] = {
 # These need labels that tell of the imbalance.
 _ONLY_WHERE_LABELS_TELL = {"sqrt_frequency", "sqrt_frequency+left_out"}
 # The package that an arm calls, which the benchmarks do not bring; such arms are made where they are asked for.
-PEERS = {"selective_backprop_composer": COMPOSER_PACKAGE}
+PEERS = {
+    "selective_backprop_composer": Peer(COMPOSER_PACKAGE, load_composer),
+    "infobatch": Peer(INFOBATCH_PACKAGE, load_infobatch),
+}
 # The arm that chooses as many at random, for each that chooses by loss.
 TWINS = {
     "left_out": "left_out_random",

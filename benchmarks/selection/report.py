@@ -46,7 +46,11 @@ _ARMS = (
     "it trains on, at every update between 50 and 90 % of training; by Composer's defaults, every other of these "
     "updates would be plain."
 )
-_COMPOSER = " `selective_backprop_composer` calls Composer {versions} itself, with its defaults."
+_PEERS = {
+    "selective_backprop_composer": "`selective_backprop_composer` calls Composer {versions} itself, with its defaults.",
+    "infobatch": "`infobatch` calls InfoBatch {versions} itself, with its defaults: the samples left out are by its own "
+    "count. Its sampler, which counts epochs, is not used; pruning ends after 87.5 % of the updates.",
+}
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -202,10 +206,12 @@ def _compare_doses(results: Results) -> str:
 
 
 def _name_peers(runs: Sequence[Run]) -> str:
-    versions = {
-        run.environment["packages"].get(package) for arm, package in PEERS.items() for run in runs if run.arm == arm
-    }
-    return _COMPOSER.format(versions=", ".join(sorted(map(str, versions)))) if versions else ""
+    said = []
+    for arm, words in _PEERS.items():
+        versions = {str(run.environment["packages"].get(PEERS[arm].package)) for run in runs if run.arm == arm}
+        if versions:
+            said.append(" " + words.format(versions=", ".join(sorted(versions))))
+    return "".join(said)
 
 
 def _points(values: Sample) -> str:

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from benchmarks.selection.arms import Arm
+from benchmarks.selection.choices import Arm
 from benchmarks.selection.settings import Task
 
 BATCH_SIZE = 64

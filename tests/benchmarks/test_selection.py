@@ -70,6 +70,45 @@ def composer(monkeypatch):
 
 
 @pytest.fixture
+def infobatch(monkeypatch):
+    """A stand-in for InfoBatch's module, with the names and signatures of version 0.1.0."""
+
+    class InfoBatch:
+        def __init__(self, dataset, num_epochs, prune_ratio=0.5, delta=0.875):
+            self.weights = torch.ones(len(dataset))
+            self.scores, self.pruned, self.active, self.kept = 3 * self.weights, 0, None, 1 - prune_ratio
+
+        def prune(self):
+            is_fit = self.scores < self.scores.mean()
+            fit, others = is_fit.nonzero()[:, 0].numpy(), (~is_fit).nonzero()[:, 0].tolist()
+            stay = np.random.choice(fit, int(self.kept * len(fit)), replace=False)  # noqa: NPY002
+            self.reset_weights()
+            self.weights[stay] = 1 / self.kept
+            self.pruned += len(fit) - len(stay)
+            return np.random.permutation([*others, *stay]).tolist()  # noqa: NPY002
+
+        def no_prune(self):
+            return np.random.permutation(len(self.scores)).tolist()  # noqa: NPY002
+
+        def reset_weights(self):
+            self.weights[:] = 1
+
+        def get_pruned_count(self):
+            return self.pruned
+
+        def set_active_indices(self, indices):
+            self.active = indices
+
+        def update(self, values):
+            self.scores[self.active] = values.clone()
+            return values.mul_(self.weights[self.active]).mean()
+
+    module = types.ModuleType("infobatch")
+    module.InfoBatch = InfoBatch
+    monkeypatch.setitem(sys.modules, "infobatch", module)
+
+
+@pytest.fixture
 def no_composer(monkeypatch):
     for name in ("composer", "composer.algorithms", "composer.algorithms.selective_backprop"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -80,7 +119,7 @@ def command(folder, *more):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_makes_exactly_the_updates_asked_for_and_the_same_ones_again(data, arm, composer):
+def test_every_arm_makes_exactly_the_updates_asked_for_and_the_same_ones_again(data, arm, composer, infobatch):
     task = make_task(data, "long_tail", 3, imbalance=5.0)
     both = [train(task, ARMS[arm](task.labels, BATCH_SIZE, 40, 3), 3, 40) for _ in range(2)]
     assert both[0]._replace(seconds=0) == both[1]._replace(seconds=0)
@@ -98,7 +137,8 @@ def test_every_arm_of_a_seed_begins_with_the_same_batch_and_weights(data, compos
     first = {
         arm: ARMS[arm](task.labels, BATCH_SIZE, 40, 1).choose(0).indices.tolist()
         for arm in ARMS
-        if applies(arm, "balanced")
+        # InfoBatch draws an order of its own.
+        if applies(arm, "balanced") and arm != "infobatch"
     }
     assert len(set(map(tuple, first.values()))) == 1
     weights = [make_network(10, seed)[0].weight for seed in (1, 1, 2)]
@@ -119,6 +159,33 @@ def test_selective_backprop_keeps_half_and_more_often_the_worse_fitted(rule, com
     often = np.bincount(losses[torch.cat(kept)].int().numpy(), minlength=128) / 300
     assert often[:13].mean() < 0.2
     assert 0.6 < often[-13:].mean() < 0.9
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_infobatch_leaves_out_well_fitted_samples_and_weighs_those_that_stay_until_the_last_eighth(infobatch):
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    updates = 80
+    arm = ARMS["infobatch"](torch.zeros(100, dtype=torch.int64), 10, updates, 0)
+    seen = []
+    for update in range(updates):
+        choice = arm.choose(update)
+        seen.append((choice, arm.left_out))
+        # Those below 50 are well fitted; what is told is not to be changed by InfoBatch's weights.
+        losses = (choice.indices >= 50).float()
+        arm.report(losses)
+        assert losses.unique().tolist() in ([0.0], [1.0], [0.0, 1.0])
+    first = [choice for choice, _ in seen[:10]]
+    assert sorted(torch.cat([choice.indices for choice in first]).tolist()) == list(range(100))
+    assert all(choice.weights.tolist() == [1.0] * 10 for choice in first)
+    # A pruned pass has 75 samples.
+    second = torch.cat([choice.indices for choice, _ in seen[10:17]])
+    weights = torch.cat([choice.weights for choice, _ in seen[10:17]])
+    assert ((second < 50) == (weights == 2.0)).all()
+    assert arm.left_out % 25 == 0
+    assert arm.left_out >= 150
+    # None is left out in a pass that begins after 70 of the updates.
+    assert seen[-1][1] == seen[72][1]
+    assert seen[-1][0].weights.tolist() == [1.0] * 10
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
