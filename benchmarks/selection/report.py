@@ -48,8 +48,8 @@ _ARMS = (
 )
 _PEERS = {
     "selective_backprop_composer": "`selective_backprop_composer` calls Composer {versions} itself, with its defaults.",
-    "infobatch": "`infobatch` calls InfoBatch {versions} itself, with its defaults: the samples left out are by its own "
-    "count. Its sampler, which counts epochs, is not used; pruning ends after 87.5 % of the updates.",
+    "infobatch": "`infobatch` calls InfoBatch {versions} itself, with its defaults: the samples left out are by "
+    "its own count. Its sampler, which counts epochs, is not used; pruning ends after 87.5 % of the updates.",
 }
 
 
