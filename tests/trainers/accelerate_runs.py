@@ -23,14 +23,13 @@ from batch_sampler_attn import Decision
 from batch_sampler_attn.accelerate import attend, remaining
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.windows import WindowLoss
-from tests.trainers.accelerate_forks import KILLED, fork, free_port, in_a_fork, wait
+from tests.trainers.forks import KILLED, RANKS, in_a_fork, on_ranks
 from tests.trainers.plain_loop import Run, finish, make_schedule, plain_loop
 
 # Marks for every module of tests here.
 MARKS = [pytest.mark.usefixtures("one_thread")]
 
 EPOCHS = 4
-RANKS = 2
 # Batches of 8, the last of 4: 7 in all, so that windows of 2 and of 3 have a partial last one.
 SAMPLES = 52
 
@@ -208,9 +207,7 @@ def rank_parts():
     return network, optimizer
 
 
-def on_a_rank(rank, port, accumulation):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(RANKS))
-    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(RANKS))
+def on_a_rank(_, accumulation):
     case = Case(accumulation)
     accelerator = make_accelerator(case)
     assert accelerator.num_processes == RANKS
@@ -241,18 +238,10 @@ def in_one_process(accumulation):
     )
 
 
-def train_on_ranks(folder, accumulation):
-    port = free_port()
-    children = [
-        fork(on_a_rank, rank, port, accumulation, result=folder / f"rank{rank}-{accumulation}.pt")
-        for rank in range(RANKS)
-    ]
-    assert [wait(child) for child in children] == [0] * RANKS
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    resume_each(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    resume_each(folder)
     for accumulation in (1, 2):
-        train_on_ranks(Path(sys.argv[1]), accumulation)
+        on_ranks(on_a_rank, accumulation, results=folder / str(accumulation))

@@ -6,7 +6,6 @@ Importing Lightning takes seconds, so one process imports it, and each training 
 """
 
 import os
-import socket
 import sys
 import warnings
 from pathlib import Path
@@ -17,14 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from batch_sampler_attn import Decision
 from batch_sampler_attn.lightning import BatchAttention
-from batch_sampler_attn.recorders import Recorder
+from tests.trainers.forks import KILLED, RANKS, KillAtVisit, in_a_fork, on_ranks
 from tests.trainers.lightning_runs import EPOCHS, Case, loss_of, make_loader, make_network, make_trainer, module_class
 from tests.trainers.plain_loop import finish, make_schedule, plain_loop
 
-KILLED = 3
-RANKS = 2
 CASE = Case(accumulation=2)
 WINDOWS = 4
 
@@ -83,15 +79,6 @@ class Randomness(Callback):
             torch.set_rng_state(self.state)
 
 
-class KillAtVisit(Recorder):
-    def __init__(self, *where):
-        self.where = where
-
-    def on_visit(self, epoch, batch, visit, loss, decision, indices):
-        if (epoch, batch, visit) == self.where and decision is Decision.REPEAT:
-            os._exit(KILLED)
-
-
 class KillAfterCheckpoint(ModelCheckpoint):
     """Writes a checkpoint after each step, and after one of them its process ends."""
 
@@ -132,10 +119,9 @@ def resume_each(folder):
         assert in_a_fork(train, folder / name / "on", resumed_from=last, result=folder / f"{name}.pt") == 0, name
 
 
-def on_a_rank(rank, port, accumulation):
+def on_a_rank(rank, accumulation):
     """A rank's run in Lightning, with a callback that is told nothing of ranks."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(RANKS))
-    os.environ.update(LOCAL_RANK=str(rank), GROUP_RANK="0", LOCAL_WORLD_SIZE=str(RANKS), TORCHELASTIC_RUN_ID="here")
+    os.environ.update(GROUP_RANK="0", TORCHELASTIC_RUN_ID="here")
     recorder = make_schedule()[1]
     callback = BatchAttention(k=0.97, max_visits=4, recorders=[recorder])
     module = module_class("lightning.pytorch")("sgd")
@@ -195,41 +181,10 @@ def in_one_process(accumulation):
     )
 
 
-def train_on_ranks(folder, accumulation):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [
-        fork(on_a_rank, rank, port, accumulation, result=folder / f"rank{rank}-{accumulation}.pt")
-        for rank in range(RANKS)
-    ]
-    assert [wait(child) for child in children] == [0] * RANKS
-
-
-def fork(function, *arguments, result, **options):
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.save(function(*arguments, **options), result)
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return child
-
-
-def wait(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def in_a_fork(function, *arguments, **options):
-    return wait(fork(function, *arguments, **options))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    resume_each(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    resume_each(folder)
     for accumulation in (1, 2):
-        train_on_ranks(Path(sys.argv[1]), accumulation)
+        on_ranks(on_a_rank, accumulation, results=folder / str(accumulation))

@@ -1,14 +1,9 @@
 """A loop by hand around accelerate, beside the plain loop: the same visits, losses and weights; and what is refused."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
@@ -17,9 +12,7 @@ from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Sa
 from batch_sampler_attn.accelerate import attend
 from batch_sampler_attn.errors import OptionError, ProtocolError
 from tests.trainers.accelerate_runs import (
-    KILLS,
     MARKS,
-    RANKS,
     RESUMED,
     Case,
     by_accelerate,
@@ -29,9 +22,9 @@ from tests.trainers.accelerate_runs import (
     make_dataset,
     make_loader,
 )
+from tests.trainers.in_processes import check_ranks, check_tail, load, make
 
 pytestmark = MARKS
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -53,42 +46,20 @@ def test_a_run_is_that_of_the_plain_loop(case):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "tests.trainers.accelerate_runs", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return path
+    return make("accelerate_runs", tmp_path_factory.mktemp("runs"))
 
 
-def load(folder, name):
-    return torch.load(folder / f"{name}.pt", weights_only=False)
-
-
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill):
-    whole, resumed = load(folder, "whole"), load(folder, kill)
-    tail = len(resumed.visits)
-    assert 0 < tail < len(whole.visits)
-    assert resumed.visits == whole.visits[-tail:]
-    assert resumed.rates == whole.rates[-tail:]
-    assert resumed.threshold == whole.threshold
-    assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
-    assert torch.equal(resumed.weights, whole.weights)
-    # Where it went on: in mid-epoch, at an epoch's begin, and at a window that was being repeated.
-    epoch, window, visit = resumed.visits[0][:3]
-    assert (epoch, window, visit) == {"mid-epoch": (1, 2, 1), "last-step": (2, 0, 1), "repeats": (2, window, 3)}[kill]
+# Where it goes on: in mid-epoch, at an epoch's begin, and at a window that was being repeated.
+@pytest.mark.parametrize(
+    ("kill", "where"), [("mid-epoch", (1, 2, 1)), ("last-step", (2, 0, 1)), ("repeats", (2, 0, 3))]
+)
+def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill, where):
+    check_tail(load(folder, "whole"), load(folder, kill), where)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_ranks_train_as_one_process_does_on_their_joined_batches(folder, accumulation):
-    ranks = [load(folder, f"rank{rank}-{accumulation}") for rank in range(RANKS)]
-    expected = in_one_process(accumulation)
-    assert all(rank == ranks[0] for rank in ranks)
-    assert [visit[:3] + visit[4:] for visit in ranks[0].visits] == [visit[:3] + visit[4:] for visit in expected.visits]
-    torch.testing.assert_close(torch.tensor(ranks[0].rates), torch.tensor(expected.rates), rtol=1e-9, atol=0)
-    torch.testing.assert_close(ranks[0].weights, expected.weights, rtol=1e-9, atol=1e-12)
-    assert expected.repeats > 1
+    check_ranks(folder, str(accumulation), in_one_process(accumulation), rtol=1e-9, atol=1e-12)
 
 
 # What is refused

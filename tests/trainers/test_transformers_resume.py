@@ -1,34 +1,21 @@
 """Trainings of a Trainer that were killed and go on in another process, or run on two ranks."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from batch_sampler_attn.errors import BatchAttentionWarning
-from tests.trainers.transformers_processes import CASE, KILLS, RANKS, WINDOWS, in_one_process
+from tests.trainers.in_processes import check_ranks, check_tail, load, make
+from tests.trainers.transformers_processes import CASE, WINDOWS, in_one_process
 from tests.trainers.transformers_runs import BATCHES, EPOCHS, MARKS, Case, by_hand, by_trainer
 
 pytestmark = MARKS
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "tests.trainers.transformers_processes", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
-def load(folder, name):
-    return torch.load(folder / f"{name}.pt", weights_only=False)
+    return make("transformers_processes", tmp_path_factory.mktemp("runs"))
 
 
 def test_the_whole_run_is_that_of_the_plain_loop(folder, tmp_path):
@@ -37,33 +24,20 @@ def test_the_whole_run_is_that_of_the_plain_loop(folder, tmp_path):
     assert steps == EPOCHS * WINDOWS
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill):
-    whole, steps = load(folder, "whole")
-    resumed, resumed_steps = load(folder, kill)
-    tail = len(resumed.visits)
-    assert 0 < tail < len(whole.visits)
-    assert resumed.visits == whole.visits[-tail:]
-    assert resumed.rates == whole.rates[-tail:]
-    assert resumed.threshold == whole.threshold
-    assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
-    assert torch.equal(resumed.weights, whole.weights)
+# Where it goes on: in mid-epoch, at an epoch's begin, and at a window that was being repeated.
+@pytest.mark.parametrize(
+    ("kill", "where"), [("mid-epoch", (1, 2, 1)), ("last-step", (2, 0, 1)), ("repeats", (2, 1, 1))]
+)
+def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill, where):
+    (whole, steps), (resumed, resumed_steps) = load(folder, "whole"), load(folder, kill)
+    check_tail(whole, resumed, where)
     assert resumed_steps == steps
-    # Where it went on: in mid-epoch, at an epoch's begin, and at a window that was being repeated.
-    epoch, window, visit = resumed.visits[0][:3]
-    assert (epoch, window, visit) == {"mid-epoch": (1, 2, 1), "last-step": (2, 0, 1), "repeats": (2, 1, 1)}[kill]
 
 
 @pytest.mark.parametrize(("model", "accumulation"), [("classifier", 2), ("gpt2", 1)])
 def test_two_ranks_train_as_one_process_does_on_their_joined_batches(folder, model, accumulation, tmp_path):
-    ranks = [load(folder, f"rank{rank}-{model}-{accumulation}") for rank in range(RANKS)]
     expected = in_one_process(model, accumulation, tmp_path)
-    assert all(rank == ranks[0] for rank in ranks)
-    assert [visit[:3] + visit[4:] for visit in ranks[0].visits] == [visit[:3] + visit[4:] for visit in expected.visits]
-    losses = [torch.tensor([visit[3] for visit in run.visits]) for run in (ranks[0], expected)]
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
-    torch.testing.assert_close(ranks[0].weights, expected.weights, rtol=1e-6, atol=1e-9)
-    assert expected.repeats > 1
+    check_ranks(folder, f"{model}-{accumulation}", expected, rtol=1e-6, atol=1e-9)
 
 
 # In one process

@@ -14,10 +14,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from batch_sampler_attn import Decision
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.recorders import Recorder
-from tests.trainers.accelerate_forks import KILLED, fork, free_port, in_a_fork, wait
+from tests.trainers.forks import KILLED, RANKS, KillAtVisit, in_a_fork, on_ranks
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.transformers_runs import (
     Case,
@@ -30,7 +28,6 @@ from tests.trainers.transformers_runs import (
     make_model,
 )
 
-RANKS = 2
 CASE = Case(accumulation=2)
 WINDOWS = 4
 
@@ -40,15 +37,6 @@ KILLS = {
     "last-step": {"at_step": 2 * WINDOWS},
     "repeats": {"at_visit": (2, 1, 2)},
 }
-
-
-class KillAtVisit(Recorder):
-    def __init__(self, *where):
-        self.where = where
-
-    def on_visit(self, epoch, batch, visit, loss, decision, indices):
-        if (epoch, batch, visit) == self.where and decision is Decision.REPEAT:
-            os._exit(KILLED)
 
 
 class KillAfterCheckpoint(TrainerCallback):
@@ -118,10 +106,8 @@ def rank_case(model, accumulation):
     return Case(model, accumulation, arguments={"optim": "sgd", "learning_rate": 0.1})
 
 
-def on_a_rank(rank, port, model, accumulation, folder):
+def on_a_rank(rank, model, accumulation, folder):
     """A rank's run."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(RANKS))
-    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(RANKS))
     schedule, recorder = make_schedule(reduce=MeanOverRanks(timeout_seconds=60))
     arguments = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"}
     trainer = MyTrainer(
@@ -146,20 +132,10 @@ def in_one_process(model, accumulation, folder):
     return by_it(rank_case(model, accumulation), folder, loader=batches, model=undropped(model))
 
 
-def train_on_ranks(folder, model, accumulation):
-    port = free_port()
-    children = [
-        fork(
-            on_a_rank, rank, port, model, accumulation, folder, result=folder / f"rank{rank}-{model}-{accumulation}.pt"
-        )
-        for rank in range(RANKS)
-    ]
-    assert [wait(child) for child in children] == [0] * RANKS
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    resume_each(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    resume_each(folder)
     for model, accumulation in (("classifier", 2), ("gpt2", 1)):
-        train_on_ranks(Path(sys.argv[1]), model, accumulation)
+        on_ranks(on_a_rank, model, accumulation, folder, results=folder / f"{model}-{accumulation}")
