@@ -11,7 +11,8 @@ initial weights; all arms of a seed have the same. The test set is all of CIFAR-
 One value of each option is run, fixed beforehand, and none was chosen by these results. K is the paper's and the
 probability of leaving out InfoBatch's. The last, plain share of training is SampleAttention's default of 15 %, in whole
 epochs (InfoBatch's is 12.5 %). left_out_weighted is our reading of InfoBatch, and selective_backprop our reading of
-Composer's Selective Backprop, at every update of its share of training. selective_backprop_composer calls Composer
+Composer's Selective Backprop, at every update of its share of training; plain_longer is plain training with as many
+more updates as its looking costs. selective_backprop_composer calls Composer
 itself, and infobatch InfoBatch itself, with their defaults; they are made only where --arms names them, for they need
 the packages mosaicml and infobatch (the latter from a checkout of github.com/NUS-HPC-AI-Lab/InfoBatch).
 
@@ -37,7 +38,7 @@ from rich.markup import escape
 from benchmarks.cifar.images import load_images
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError, PlanError
-from benchmarks.selection.arms import ARMS, PEERS, applies
+from benchmarks.selection.arms import ARMS, PEERS, applies, updates_of
 from benchmarks.selection.records import Folder, Plan, Run
 from benchmarks.selection.settings import SETTINGS, Task, make_task
 from benchmarks.selection.training import BATCH_SIZE, train
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 (setting, seed),
                 make_enough(make_task(data, setting, seed, options.imbalance, options.images)),
             )
-        outcome = train(task, ARMS[arm](task.labels, BATCH_SIZE, options.updates, seed), seed, options.updates)
+        updates = updates_of(arm, options.updates)
+        outcome = train(task, ARMS[arm](task.labels, BATCH_SIZE, updates, seed), seed, updates)
         folder.add(
             Run(
                 setting=setting,

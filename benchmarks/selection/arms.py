@@ -12,7 +12,7 @@ from torch import Tensor
 from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
 from benchmarks.selection.choices import Arm, Choice
 from benchmarks.selection.infobatch import INFOBATCH_PACKAGE, InfoBatch, load_infobatch
-from benchmarks.selection.selective import COMPOSER_PACKAGE, Composers, OurReading, Rule, load_composer
+from benchmarks.selection.selective import COMPOSER_PACKAGE, SELECTING, Composers, OurReading, Rule, load_composer
 
 # The paper's K, section 4.2.
 K = 1.2
@@ -214,6 +214,7 @@ def _by_frequency(**options: Any) -> Make:
 _POOL = {"k": K, "max_visits": MAX_VISITS}
 ARMS: dict[str, Make] = {
     "plain": _samples(leave_out=0.0),
+    "plain_longer": _samples(leave_out=0.0),
     "left_out": _samples(leave_out=LEAVE_OUT),
     "left_out_weighted": _samples(leave_out=LEAVE_OUT, weighted=True),
     "left_out_random": _samples(leave_out=LEAVE_OUT, choose="random"),
@@ -246,8 +247,21 @@ TWINS = {
 }
 # The arm that another adds to, whose gain is not the other's.
 BASES = {"sqrt_frequency+left_out": "sqrt_frequency"}
+# Selective Backprop runs the network on two more batches before an update that selects. A backward pass is reckoned as
+# two forward ones, so that plain training makes so many times as many updates at its cost.
+_SELECTIVE_COST = 1 + (SELECTING[1] - SELECTING[0]) * 2 / 3
+LONGER = {"plain_longer": _SELECTIVE_COST}
+# Plain training at the cost of an arm that costs more an update.
+AS_COSTLY = {"selective_backprop": "plain_longer"}
 # What an arm is compared with besides plain training.
-CONTROLS = TWINS | BASES
+CONTROLS = TWINS | BASES | AS_COSTLY
+# These are for the comparison alone.
+ONLY_CONTROLS = {*TWINS.values(), *AS_COSTLY.values()}
+
+
+def updates_of(arm: str, updates: int) -> int:
+    """How many updates an arm makes in a study of so many: as many, but for plain training at another arm's cost."""
+    return round(updates * LONGER.get(arm, 1.0))
 
 
 def applies(arm: str, setting: str) -> bool:

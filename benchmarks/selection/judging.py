@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.report.statistics import LEAST_RUNS, Sample, sample
-from benchmarks.selection.arms import CONTROLS
+from benchmarks.selection.arms import CONTROLS, ONLY_CONTROLS
 from benchmarks.selection.records import Run
 
 # An arm that is said to pay has been run with so many seeds.
@@ -24,6 +24,7 @@ class Verdict(enum.Enum):
     HARMS = "harms"
     CANNOT_BE_TOLD = "cannot be told"
     NOT_ENOUGH_RUNS = "not enough runs"
+    CONTROL = "a control"
 
 
 class Finding(NamedTuple):
@@ -34,7 +35,8 @@ class Finding(NamedTuple):
         arm: The arm.
         values: Accuracy, in per cent, of its runs.
         gain: Accuracy less plain training's, paired by seed.
-        control: The arm that chooses as many at random, or that this one adds to; None for arms that have none.
+        control: The arm that chooses as many at random, that this one adds to, or that is plain at its cost; None for
+            arms that have none.
         over_control: Accuracy less the control's, paired by seed; None without control.
         verdict: What to make of it.
     """
@@ -102,7 +104,7 @@ def judge(results: Results) -> list[Finding]:
                 continue
             control = CONTROLS.get(arm)
             over_control = None if control is None else results.differences(setting, arm, control, accuracy)
-            verdict = _verdict(gain, over_control)
+            verdict = Verdict.CONTROL if arm in ONLY_CONTROLS else _verdict(gain, over_control)
             values = results.values(setting, arm, accuracy)
             findings.append(Finding(setting, arm, values, gain, control, over_control, verdict))
     return findings

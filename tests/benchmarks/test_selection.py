@@ -189,6 +189,19 @@ def test_infobatch_leaves_out_well_fitted_samples_and_weighs_those_that_stay_unt
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
+def test_plain_training_at_selective_backprops_cost_makes_as_many_more_updates_as_its_looking_costs(folder):
+    assert (
+        command(folder, "--arms", "plain", "plain_longer", "selective_backprop", "--settings", "noisy", "--seeds", "0")
+        == 0
+    )
+    runs = {run.arm: run for run in Folder(folder).read_runs()}
+    assert runs["selective_backprop"].updates == runs["plain"].updates == UPDATES
+    # Forward once and backward at twice that, of what is trained on; forward alone of what is looked at.
+    cost = {arm: 2 * BATCH_SIZE * run.updates + run.forward_samples for arm, run in runs.items()}
+    assert cost["plain"] < cost["selective_backprop"]
+    assert abs(cost["plain_longer"] - cost["selective_backprop"]) <= 3 * BATCH_SIZE
+
+
 def test_a_run_with_a_peer_says_its_version(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda package: f"of {package}")
     assert describe_run("selective_backprop_composer")["packages"]["mosaicml"] == "of mosaicml"
