@@ -47,7 +47,5 @@ class EpochSummary:
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
-        return (
-            f"epoch {self.epoch}: {self.batches} batches, {self.repeats} repeats "
-            f"(overhead {self.overhead:.0%}), {mean_loss}"
-        )
+        repeats = "1 repeat" if self.repeats == 1 else f"{self.repeats} repeats"
+        return f"epoch {self.epoch}: {self.batches} batches, {repeats} (overhead {self.overhead:.0%}), {mean_loss}"

@@ -8,6 +8,7 @@ and names of the package that a page mentions lead to the reference.
 from __future__ import annotations
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -30,12 +31,32 @@ PLACES = {
     "benchmarks/README.md": "evidence/benchmarks.md",
     "benchmarks/records/report/": "evidence/report/",
     "benchmarks/records/selection-report/": "evidence/selection-report/",
+    # One folder a day, of which only the figure is shown.
+    **{
+        path.relative_to(ROOT).as_posix(): f"examples/{path.parent.name}.png"
+        for path in sorted((ROOT / "benchmarks" / "records").glob("????-??-??-quickstart/figure.png"))
+    },
 }
 # What is taken from these folders besides Markdown: figures.
 FIGURES = (".png", ".svg")
 
-# What examples printed and drew, NAME.txt and NAME.png, where somebody kept it.
+# What examples printed, NAME.txt, where it was kept: python docs/keep_outputs.py.
 OUTPUTS = ROOT / "docs" / "outputs"
+# The examples' subjects, in the order of the gallery; those in none come last.
+SUBJECTS = {
+    "Does it help? Each with the control": (
+        "quickstart",
+        "language_model",
+        "segmentation",
+        "tabular_regression",
+        "paired_arms",
+    ),
+    "Attention to samples": ("sample_attention",),
+    "Loops and frameworks": ("numpy_loop", "sklearn_partial_fit", "jax_optax", "mixed_precision", "device_loop"),
+    "Data, checkpoints and ranks": ("augmented_dataloader", "checkpoint_resume", "ddp"),
+}
+# The sentences that an example of the first kind ends with.
+_FINDING = re.compile(r"^[^│\n]*\b(?:is|are) (?:the same as|ahead of|behind|not told apart from)\b.*$", re.MULTILINE)
 
 # What guides call their objects, and of which class these are: `schedule.skip()` leads to the method's entry.
 OBJECTS = {
@@ -181,27 +202,62 @@ def example_page(path: Path) -> str:
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith("torchrun"))
     rest = re.sub(r"^ {4}(\S+(?: \S+)*) {2,}(?=\S)", r"- **\1**: ", rest, flags=re.MULTILINE)
     parts = [f"# {path.name}", title, rest, f"```bash\n{command} examples/{path.name}\n```"]
-    printed, drawn = OUTPUTS / f"{path.stem}.txt", OUTPUTS / f"{path.stem}.png"
+    printed = OUTPUTS / f"{path.stem}.txt"
     if printed.exists():
         parts += ["## What it prints", f"```text\n{printed.read_text(encoding='utf-8')}```"]
-    if drawn.exists():
-        parts += [f"![What {path.name} draws](../outputs/{drawn.name})"]
+    if drawn := _drawn(path.stem):
+        parts += [
+            f"## What it draws, with {_seeds(drawn)} seeds",
+            f"![What {path.name} draws]({posixpath.relpath(drawn, 'examples')})",
+        ]
     body = code.partition('"""')[2].partition('"""')[2].lstrip("\n")
     return "\n\n".join([*parts, "## Its code", f"```python\n{body}```"]) + "\n"
 
 
 def examples_page() -> str:
-    """All examples, each with the first line of what it says of itself."""
-    lines = [
-        "# Examples",
-        "",
-        "Whole scripts, each run by the tests. All of their data comes with scikit-learn or Python.",
-        "",
+    """All examples by subject, each with what it says of itself first, and what it found."""
+    subjects = {subject: [name for name in names if _is_example(name)] for subject, names in SUBJECTS.items()}
+    subjects["Others"] = [
+        Path(example).stem
+        for example in _examples()
+        if all(Path(example).stem not in names for names in subjects.values())
     ]
-    for example in _examples():
-        words = ast.get_docstring(ast.parse((ROOT / example).read_text(encoding="utf-8"))) or ""
-        lines.append(f"- [{Path(example).name}]({Path(example).stem}.md): {words.partition(chr(10))[0]}")
-    return "\n".join(lines) + "\n"
+    parts = ["# Examples", "Whole scripts, each run by the tests. All of their data comes with scikit-learn or Python."]
+    for subject, names in subjects.items():
+        if names:
+            parts += [f"## {subject}", *map(_entry, names)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str) -> str:
+    code = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    words = (ast.get_docstring(ast.parse(code)) or "").partition("\n")[0]
+    printed = OUTPUTS / f"{name}.txt"
+    said = _FINDING.findall(printed.read_text(encoding="utf-8")) if printed.exists() else []
+    drawn = _drawn(name)
+    picture = (
+        f"[![What {name}.py draws, with {_seeds(drawn)} seeds]({posixpath.relpath(drawn, 'examples')})]({name}.md)"
+        if drawn
+        else ""
+    )
+    quoted = "\n".join(f"> {sentence}\n>" for sentence in said)
+    return "\n\n".join(filter(None, [f"**[{name}.py]({name}.md)**: {words}", quoted, picture]))
+
+
+def _drawn(name: str) -> str | None:
+    """The figure of an example's newest records, by its place in the repository; None if there is none."""
+    figures = sorted((ROOT / "benchmarks" / "records").glob(f"????-??-??-{name}/figure.png"))
+    return figures[-1].relative_to(ROOT).as_posix() if figures else None
+
+
+def _seeds(figure: str) -> int:
+    """How many seeds the records beside a figure have."""
+    lines = (ROOT / figure).with_name("runs.jsonl").read_text(encoding="utf-8").splitlines()
+    return len({json.loads(line)["seed"] for line in lines})
+
+
+def _is_example(name: str) -> bool:
+    return (ROOT / "examples" / f"{name}.py").exists()
 
 
 def _identifier(words: str, known: dict[str, str]) -> str | None:

@@ -1,9 +1,9 @@
-"""Write the tables of README.md and benchmarks/README.md from the raw records.
+"""Write what is generated in README.md and in the documentation from the raw records.
 
-    python -m benchmarks.tables           # rewrite what stands between markers, and the report of CIFAR
+    python -m benchmarks.tables           # rewrite what stands between markers, and the reports
     python -m benchmarks.tables --check   # exit with 1 if that would change anything
 
-A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each table.
+A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each part.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.report import markdown
-from benchmarks.report.document import Box
 from benchmarks.report.page import write_report
-from benchmarks.selection import report as selection
-from benchmarks.selection.judging import Results, judge
-from benchmarks.tables import cifar, studies
-from benchmarks.tables.newest import RECORDS, ROOT, find_newest
+from benchmarks.selection.report import FIGURE
+from benchmarks.tables import cifar, costs, quickstart, selection, studies
+from benchmarks.tables.newest import RECORDS, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = (
@@ -30,29 +28,32 @@ PAGES = (
     ROOT / "benchmarks" / "README.md",
     DOCS / "what-your-loss-measures.md",
     DOCS / "ranks.md",
+    DOCS / "evidence" / "costs.md",
 )
 REPORT = RECORDS / "report"
 SELECTION_REPORT = RECORDS / "selection-report"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[], str]] = {
-    "quickstart": studies.quickstart_table,
+    "quickstart": quickstart.quickstart_table,
+    "quickstart-found": quickstart.quickstart_found,
     "quickstart-time": studies.quickstart_time,
     "loss-selection": studies.loss_selection_table,
-    "decision-cost": studies.decision_cost_table,
-    "time-overhead": studies.time_overhead_table,
-    "sample-cost": studies.sample_cost,
-    "ranks-cost": studies.ranks_cost,
+    "costs-found": costs.costs_found,
+    "decision-cost": costs.decision_cost_table,
+    "time-overhead": costs.time_overhead_table,
+    "sample-cost": costs.sample_cost,
+    "ranks-cost": costs.ranks_cost,
     "visits-to-fit": studies.visits_to_fit_table,
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,
     "cifar-found": cifar.cifar_found,
-    "selection-found": lambda: selection_found(),
+    "selection-found": selection.selection_found,
 }
 
 
 def fill_in(page: str) -> str:
-    """The page with every marked table made anew."""
+    """The page with every marked part made anew."""
     return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
 
 
@@ -72,22 +73,15 @@ def is_report_stale(*, rewrite: bool) -> bool:
 
 def is_selection_report_stale(*, rewrite: bool) -> bool:
     """The same, for the report of benchmarks.selection."""
-    runs = selection.read([find_newest("selection")])
     with tempfile.TemporaryDirectory() as folder:
-        new = markdown.render(selection.compose(runs, Path(folder)))
+        new = markdown.render(selection.selection_report(Path(folder)))
         old = SELECTION_REPORT / "report.md"
         is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
         if is_stale and rewrite:
             SELECTION_REPORT.mkdir(exist_ok=True)
             old.write_text(new, encoding="utf-8")
-            shutil.copy(Path(folder) / selection.FIGURE, SELECTION_REPORT)
+            shutil.copy(Path(folder) / FIGURE, SELECTION_REPORT)
     return is_stale
-
-
-def selection_found() -> str:
-    """What pays where."""
-    runs = selection.read([find_newest("selection")])
-    return markdown.render_block(Box(selection.sum_up(judge(Results(runs)), runs)))
 
 
 def main() -> None:

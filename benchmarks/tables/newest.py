@@ -34,7 +34,8 @@ def quartiles(values: list[float], unit: str) -> str:
     """A median with its quartiles, as text."""
     low, _, high = statistics.quantiles(values, n=4)
     digits = 0 if unit == "ns" else 2
-    return f"{statistics.median(values):.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+    median = f"{statistics.median(values):.{digits}f} {unit}".rstrip()
+    return f"{median} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def render(table: Table) -> str:

@@ -6,50 +6,10 @@ import statistics
 from collections import Counter, defaultdict
 
 from benchmarks.environment import one_line
-from benchmarks.report import markdown
 from benchmarks.report.document import Table
 from benchmarks.report.statistics import sample
 from benchmarks.report.wording import mean_and_deviation
-from benchmarks.studies import time_overhead
-from benchmarks.tables.newest import quartiles, read_newest, render
-
-# Of the quick start.
-ARMS = ("baseline", "attention", "random")
-
-
-def quickstart_table() -> str:
-    """Accuracy, macro-F1, updates and overhead of the three arms, and what the paired differences say."""
-    records = read_newest("quickstart")
-    by_arm = {arm: sorted((r for r in records if r["arm"] == arm), key=lambda r: r["seed"]) for arm in ARMS}
-    base_updates = [sum(record["updates"]) for record in by_arm["baseline"]]
-    rows = [["arm", "test accuracy, %", "macro-F1, %", "updates", "overhead, %"]]
-    for arm, runs in by_arm.items():
-        updates = [sum(record["updates"]) for record in runs]
-        overhead = [100 * (extra / base - 1) for extra, base in zip(updates, base_updates, strict=True)]
-        rows.append(
-            [
-                arm,
-                mean_and_deviation(sample([100 * record["accuracy"][-1] for record in runs]), 2),
-                mean_and_deviation(sample([100 * record["macro_f1"][-1] for record in runs]), 2),
-                f"{statistics.fmean(updates):.0f}",
-                mean_and_deviation(sample(overhead), 1),
-            ]
-        )
-    findings = []
-    for other in ("baseline", "random"):
-        differences = [
-            100 * (ours["accuracy"][-1] - theirs["accuracy"][-1])
-            for ours, theirs in zip(by_arm["attention"], by_arm[other], strict=True)
-        ]
-        low, high = sample(differences).interval
-        difference = f"{statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})"
-        findings.append(f"attention is {_verdict(low, high)} {other}, {difference}")
-    epochs, seeds = len(records[0]["accuracy"]), len(base_updates)
-    caption = (
-        f"Last of {epochs} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in accuracy with "
-        f"95 % intervals: {'; '.join(findings)}. {one_line(records[0]['environment'])}."
-    )
-    return render(Table(rows[0], rows[1:], caption))
+from benchmarks.tables.newest import read_newest, render
 
 
 def quickstart_time() -> str:
@@ -60,56 +20,6 @@ def quickstart_time() -> str:
         seconds = [line["seconds"] for line in lines if line["beside"] == beside]
         said.append(f"{statistics.median(seconds):.0f} s beside {beside} (n = {len(seconds)})")
     return f"Once installed it took {' and '.join(said)}. {one_line(lines[0]['environment'])}."
-
-
-def decision_cost_table() -> str:
-    """Medians of both sides of each comparison, and their ratio."""
-    records = read_newest("decision-cost")
-    rows = [["what", "plain", "ours", "ratio of medians"]]
-    for record in records:
-        (_, plain), (_, ours) = record["times"].items()
-        slow, fast = statistics.median(ours), statistics.median(plain)
-        if record["comparison"] == "decision":
-            what, said = "one decision: inline accounting, `decide`", f"{slow / fast:.1f} times the cost"
-        elif record["comparison"] == "visit":
-            what, said = "one visit: the same, `attend` and `decide` together", f"{slow / fast:.1f} times the cost"
-        else:
-            what = f"a batch of indices, {record['samples']:,} samples: torch's `BatchSampler`, ours"
-            said = f"{fast / slow:.1f} times as fast"
-        unit = {"ns": "ns", "us": "µs"}[record["unit"]]
-        rows.append([what, quartiles(plain, unit), quartiles(ours, unit), said])
-    caption = f"Median (quartiles), n = {len(records[0]['times']['inline'])} alternating rounds."
-    return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
-
-
-def sample_cost() -> str:
-    """What attention to samples costs a step."""
-    (record,) = read_newest("sample-cost")
-    times = {name: statistics.median(values) for name, values in record["times"].items()}
-    rounds = len(record["times"]["plain"])
-    return (
-        f"A step of attention to samples takes {times['attention'] / times['plain']:.3f} times as long as one of a "
-        f"plain loop that reads its loss ({times['attention']:.2f} and {times['plain']:.2f} ms, medians of {rounds} "
-        f"alternating rounds of 40 steps; a small network, batches of 64 images, one thread, load average "
-        f"{record['load_average']:.1f}). {one_line(record['environment'])}."
-    )
-
-
-def ranks_cost() -> str:
-    """What deciding alike on two ranks costs an update."""
-    (record,) = read_newest("ranks-cost")
-    rows = [["images of a rank in a batch", "DDP alone, ms an update", "report() and decide()", "one decide(loss)"]]
-    for batch_size, of_size in record["times_ms"].items():
-        alone = statistics.median(of_size["DDP alone"])
-        ratios = [statistics.median(of_size[arm]) / alone for arm in ("two calls", "one call")]
-        rows.append([batch_size, quartiles(of_size["DDP alone"], ""), *(f"{ratio:.3f} times" for ratio in ratios)])
-    rounds = len(of_size["DDP alone"])
-    caption = (
-        f"Median (quartiles) and ratios of medians, {rounds} rounds in which the three loops take turns; two gloo "
-        f"ranks of one machine, one thread each, a small network, nothing repeated; load average "
-        f"{record['load_average']:.1f}."
-    )
-    return render(Table(rows[0], rows[1:], f"{caption} {one_line(record['environment'])}."))
 
 
 def visits_to_fit_table() -> str:
@@ -136,29 +46,6 @@ def visits_to_fit_table() -> str:
     seeds = len({record["seed"] for record in records})
     caption = f"Visits to one batch in one epoch; {records[0]['epochs']} epochs, n = {seeds} seeds a row."
     return render(Table(rows[0], rows[1:], f"{caption} {one_line(records[0]['environment'])}."))
-
-
-def time_overhead_table() -> str:
-    """What attention costs in seconds, an epoch of each arm by turns."""
-    lines = read_newest("time-overhead")
-    head = ["seed", "more updates, %", "more seconds, %", "an update, attention to baseline", "in the schedule, %"]
-    rows: list[list[str]] = []
-    for seed in sorted({line["seed"] for line in lines}):
-        found = time_overhead.summarize([line for line in lines if line["seed"] == seed])
-        percents = [f"{100 * found[name]:.1f}" for name in ("more_updates", "more_seconds")]
-        rows.append([str(seed), *percents, f"{found['update_ratio']:.3f}", f"{100 * found['schedule_share']:.3f}"])
-    first, epochs = lines[0], max(line["epoch"] for line in lines)
-    # The first minutes' load average still holds what was there before.
-    loads = [line["load_average"] for line in lines[len(lines) // 2 :]]
-    threads = f"{first['threads']} CPU threads" if first["threads"] > 1 else "one CPU thread"
-    caption = (
-        f"{first['model']} on {first['images']:,} images of {markdown.escape(first['data'])}, {epochs} epochs, one of "
-        f"each arm by turns, {threads}, load average "
-        f"{min(loads):.1f} to {max(loads):.1f} in the second half; seconds without evaluation. An update: ratio of "
-        "medians over epochs. In the schedule: the share of attention's seconds that attend and decide take. "
-        f"{one_line(first['environment'])}."
-    )
-    return render(Table(head, rows, caption))
 
 
 _REPORTED = {
@@ -190,10 +77,3 @@ def loss_selection_table() -> str:
         "on Python's manual and on scikit-learn's digits (`python -m benchmarks.studies.loss_selection`)."
     )
     return render(Table(head, rows, f"{caption} {one_line(lines[0]['environment'])}."))
-
-
-def _verdict(low: float, high: float) -> str:
-    """What an interval of differences says of one arm and another."""
-    if low > 0:
-        return "better than"
-    return "worse than" if high < 0 else "not told apart from"

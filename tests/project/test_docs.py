@@ -199,6 +199,26 @@ def test_names_of_the_package_in_a_sentence_lead_to_the_reference(site):
     assert "../../reference/schedule/#batch_sampler_attn.BatchAttentionSchedule.skip" in links
 
 
+def test_defaults_are_shown_by_their_values(site):
+    text = re.sub(r"<[^>]+>", "", (site / "reference" / "schedule" / "index.html").read_text(encoding="utf-8"))
+    assert "max_visits: int | None = 100," in text
+    for path in (site / "reference").rglob("*.html"):
+        shown = re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))
+        assert not re.findall(r"\w: [\w |]+ = [A-Z_]{3,}\b", shown), path
+
+
+def test_the_gallery_leads_to_every_example_with_what_it_printed_and_found(site):
+    gallery = site / "examples" / "index.html"
+    links = PageReader(gallery).links
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"{path.stem}/" in links, path
+        if "__main__" in path.read_text(encoding="utf-8"):
+            assert "What it prints" in (site / "examples" / path.stem / "index.html").read_text(encoding="utf-8"), path
+    text = gallery.read_text(encoding="utf-8")
+    assert text.count("sample attention, at 0.0% more updates") == 6  # two scores of three examples
+    assert "quickstart.png" in text
+
+
 def test_links_between_pages_work_in_the_repository_too():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text(encoding="utf-8")):

@@ -70,7 +70,9 @@ def output(name):
 
 def epochs(text):
     """Each printed epoch: its number, batches, repeats, overhead in percent and mean loss."""
-    lines = re.findall(r"^epoch (\d+): (\d+) \w+, (\d+) repeats \(overhead (\d+)%\), mean loss (\d+\.\d+)$", text, re.M)
+    lines = re.findall(
+        r"^epoch (\d+): (\d+) \w+, (\d+) repeats? \(overhead (\d+)%\), mean loss (\d+\.\d+)$", text, re.M
+    )
     return [
         (int(epoch), int(batches), int(repeats), int(overhead), float(loss))
         for epoch, batches, repeats, overhead, loss in lines

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
+PAGES += ROOT.glob("benchmarks/records/*/*.md")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -42,6 +45,25 @@ def context(tmp_path, monkeypatch):
 
 def test_the_blocks_are_found():
     assert len(BLOCKS) == 3
+
+
+def test_it_is_short_opens_with_the_two_commands_and_has_one_picture():
+    assert len(README.splitlines()) <= 130
+    first, second = re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert "examples/quickstart.py" in first
+    assert "-m pytest" in second
+    assert README.count("![") == 1
+
+
+def test_every_file_that_it_leads_to_is_there():
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if ":" not in target]
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_no_page_shows_a_backtick_as_it_is():
+    assert len(PAGES) > 30
+    assert [path.name for path in PAGES if r"\`" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.filterwarnings(

@@ -14,6 +14,7 @@ IMPORTS = runpy.run_path(str(ROOT / "docs" / "draw_imports.py"))
 
 # Of Python, named tuples, torch and the classes of users: nobody here can give them other names.
 OTHERS = {
+    "_BaseDataLoaderIter",
     "_asdict",
     "_exit",
     "_fields",
