@@ -21,7 +21,8 @@ from benchmarks.report import markdown
 from benchmarks.report.document import Block, Box, Document, Paragraph, Picture, Section, Table
 from benchmarks.report.statistics import CONFIDENCE, Sample
 from benchmarks.report.wording import mean_and_deviation
-from benchmarks.selection.arms import AS_COSTLY, BASES, CONTROLS, LONGER, PEERS, TWINS
+from benchmarks.selection.arms import AS_COSTLY, BASES, CONTROLS, PEERS, TWINS
+from benchmarks.selection.findings import PEER, say_what_is_found
 from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Measure, Results, Verdict, accuracy, judge
 from benchmarks.selection.records import Folder, Run
 
@@ -71,34 +72,6 @@ def read(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def usual_updates(runs: Sequence[Run]) -> int:
-    """Those of every arm but plain training at another's cost."""
-    return next((run.updates for run in runs if run.arm not in LONGER), 0)
-
-
-def sum_up(findings: Sequence[Finding], runs: Sequence[Run]) -> list[str]:
-    """What pays where, in a few sentences."""
-    compared = [finding for finding in findings if finding.verdict is not Verdict.CONTROL]
-    seeds = len({run.seed for run in runs})
-    said = [
-        f"{len(runs)} runs of a small network, every arm with exactly {usual_updates(runs):,} updates; {seeds} "
-        f"{'seeds' if seeds > 1 else 'seed'} at most."
-    ]
-    for verdict, words in ((Verdict.PAYS, "pays"), (Verdict.HARMS, "harms")):
-        found = [finding for finding in compared if finding.verdict is verdict]
-        if found:
-            shown = "; ".join(f"`{each.arm}` on {each.setting} ({_points(each.gain)})" for each in found)
-            said.append(f"What {words}, in points of accuracy over plain training: {shown}.")
-        else:
-            said.append(f"Nothing is found that {words}.")
-    open_ones = [
-        finding for finding in compared if finding.verdict in (Verdict.CANNOT_BE_TOLD, Verdict.NOT_ENOUGH_RUNS)
-    ]
-    few = sum(finding.verdict is Verdict.NOT_ENOUGH_RUNS for finding in open_ones)
-    said.append(f"Of {len(compared)} comparisons, {len(open_ones)} are open, {few} of these for want of runs.")
-    return said
-
-
 def compose(runs: Sequence[Run], to: Path) -> Document:
     """The report, with its figure drawn into ``to``."""
     results = Results(runs)
@@ -127,7 +100,7 @@ def compose(runs: Sequence[Run], to: Path) -> Document:
     ]
     counts = {run.setting: run.counts for run in runs}
     sections = [_section(results, setting, findings, counts[setting]) for setting in results.settings]
-    return Document("Samples worth an update", Box(sum_up(findings, runs)), opening, sections)
+    return Document("Samples worth an update", Box(say_what_is_found(runs)), opening, sections)
 
 
 def _section(results: Results, setting: str, findings: Sequence[Finding], counts: Sequence[int]) -> Section:
@@ -180,10 +153,11 @@ def _other_measures(results: Results, setting: str) -> Table:
             row.append("-" if control is None else _points(results.differences(setting, arm, control, measure)))
         seen = results.values(setting, arm, lambda run: run.forward_samples)
         left_out = results.values(setting, arm, lambda run: run.left_out)
-        rows.append([*row, f"{seen.mean:,.0f}", f"{left_out.mean:,.0f}"])
+        ahead = "-" if arm == PEER else _points(results.differences(setting, arm, PEER, accuracy))
+        rows.append([*row, ahead, f"{seen.mean:,.0f}", f"{left_out.mean:,.0f}"])
     head = ["arm", *(text for name in measures for text in (f"{name}, %", "less its control"))]
     return Table(
-        [*head, "samples looked at", "left out"],
+        [*head, f"accuracy less {PEER}", "samples looked at", "left out"],
         rows,
         "The rarest third is the mean recall of the three kinds with the fewest images, the worst the lowest recall of "
         "a kind."

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from benchmarks.selection import findings
 from benchmarks.selection.arms import ARMS, ONLY_CONTROLS
 from benchmarks.selection.settings import SETTINGS
-from benchmarks.tables import selection
 from tests.benchmarks.test_selection import made_up, noise
 
 
@@ -14,16 +14,16 @@ def say(gain, seeds, twins_gain=0.0, setting="noisy"):
     plain = 50 + noise(0, seeds)
     values = {"plain": plain, "left_out": plain + gain + noise(1, seeds)}
     values["left_out_random"] = plain + twins_gain + noise(2, seeds)
-    return selection.say_what_is_found(made_up(values, setting))
+    return findings.say_what_is_found(made_up(values, setting))
 
 
 def test_every_arm_and_every_setting_is_said_in_words():
-    assert set(selection.ARMS) == ARMS.keys() - {"plain"} - ONLY_CONTROLS
-    assert set(selection.SETTINGS) == set(SETTINGS)
+    assert set(findings.ARMS) == ARMS.keys() - {"plain"} - ONLY_CONTROLS
+    assert set(findings.SETTINGS) == set(SETTINGS)
 
 
 def test_what_pays_is_said_in_words_with_its_name_its_setting_and_its_interval():
-    runs, pays, harms, counted = say(2.0, 8)
+    runs, pays, harms, counted = say(2.0, 8)[:4]
     assert runs == "24 runs of a small network, every arm with exactly 100 updates; 8 seeds at most."
     shown = r"on 10 % of labels redrawn (\S+) \((\S+) to (\S+)\)\."
     found = re.search(rf"^Found to pay, .+: samples .+ left out half the time \(left_out\), {shown}$", pays)
@@ -50,5 +50,18 @@ def test_what_harms_is_said_with_fewer_seeds_too_and_one_seed_is_one():
 
 def test_an_arm_that_nobody_has_put_into_words_is_called_by_its_name():
     plain = 50 + noise(0)
-    said = selection.say_what_is_found(made_up({"plain": plain, "brand_new": plain + 5 + noise(1)}, "elsewhere"))
+    said = findings.say_what_is_found(made_up({"plain": plain, "brand_new": plain + 5 + noise(1)}, "elsewhere"))
     assert ": brand_new, on elsewhere +" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [(-3.0, "ahead on 10 % of labels redrawn"), (3.0, "behind on 10 % of labels redrawn"), (0.0, "told apart nowhere")],
+)
+def test_what_pays_is_compared_with_selective_backprop(behind, said):
+    plain = 50 + noise(0)
+    values = {"plain": plain, "left_out": plain + 4 + noise(1), "left_out_random": plain + noise(2)}
+    values |= {"selective_backprop": plain + 4 + behind + noise(3), "plain_longer": plain + 9}
+    last = findings.say_what_is_found(made_up(values, "noisy"))[-1]
+    assert last.startswith("Against selective_backprop, for as many updates, though ")
+    assert f"left_out is {said}" in last
