@@ -75,11 +75,14 @@ def epoch_without_end(batches: int) -> None:
 
 def nothing_repeats(k: float, epochs: int, shares: dict[float, float]) -> None:
     """K is so high that nothing ever repeats."""
-    lower = ", ".join(f"k={lower} {share:.1%}" for lower, share in shares.items())
+    lower = ", ".join(f"k={lower} {share:.1%}" for lower, share in shares.items() if share)
+    if lower:
+        advice = f"Of the batches, a lower k would have repeated: {lower}. Use one of these, or wait"
+    else:
+        advice = "No lower k would have repeated any. Wait"
     warn(
         f"k={k} has repeated nothing in {epochs} epochs: no batch had a loss above {k} times the mean of the epoch "
-        f"before. Of the batches, a lower k would have repeated: {lower}. Use one of these, or wait: batches "
-        "differ more as training goes on (said once)"
+        f"before. {advice}: batches differ more as training goes on (said once)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections import defaultdict
@@ -32,12 +33,21 @@ class _Epoch(NamedTuple):
     threshold: float | None
 
 
+class RunFigure(Figure):
+    """A figure of matplotlib's that a notebook shows as it is, with no ``%matplotlib inline`` before."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
+
+
 def plot_run(
     run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord],
     images: Callable[[int], Any] | None = None,
     *,
     n: int = 10,
-) -> Figure:
+) -> RunFigure:
     """Draw a run: losses and threshold, repeats and overhead by epoch; below, the samples most often repeated.
 
     Args:
@@ -49,8 +59,8 @@ def plot_run(
         n: Images at most.
 
     Returns:
-        A figure of matplotlib's: ``plot_run(recorder).savefig("run.png")``. In a notebook it is shown after
-        ``%matplotlib inline``.
+        A figure of matplotlib's: ``plot_run(recorder).savefig("run.png")``. As the last thing in a notebook's cell it
+        is shown.
 
     Raises:
         RecordError: If there is no visit, or images are asked for of visits without indices, or the file is not a
@@ -66,7 +76,7 @@ def plot_run(
         raise RecordError("there is no visit to draw; give the schedule the recorder, and train for an epoch")
     epochs = _by_epoch(visits, thresholds)
     samples = [] if images is None else most_repeated_samples(visits, n)
-    figure = Figure(figsize=(7, 7 if samples else 5), layout="constrained")
+    figure = RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
     above, *below = figure.subfigures(2 if samples else 1, 1, height_ratios=[5, 2] if samples else [1], squeeze=False)[
         :, 0
     ]

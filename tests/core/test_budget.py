@@ -6,7 +6,6 @@ import random
 import warnings
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,6 +198,7 @@ def test_a_mean_below_the_floor_is_warned_of():
 
 @pytest.mark.parametrize(("smoothing", "classes"), [(0.0, 10), (0.1, 10), (0.2, 100), (1.0, 4), (0.3, 2)])
 def test_the_floor_under_label_smoothing_is_the_loss_of_a_perfect_fit(smoothing, classes):
+    torch = pytest.importorskip("torch")
     target = torch.full((classes,), smoothing / classes, dtype=torch.float64)
     target[1] += 1 - smoothing
     logits = target.log().clamp(min=-1e3).reshape(1, -1)
@@ -234,6 +234,14 @@ def test_five_epochs_without_a_repeat_are_told_once_with_what_lower_ks_would_hav
     assert "k=1.2 has repeated nothing in 5 epochs" in text
     assert "k=1.1 12.5%" in text
     assert "k=1.05 75.0%" in text
+
+
+def test_no_lower_k_is_offered_where_none_would_have_repeated_anything():
+    ((_, text),) = train(BatchAttentionSchedule(1.2), 6, [1.0] * 24)
+    assert "No lower k would have repeated any. Wait" in text
+    # k=1 alone would have repeated the 12 that are above the mean.
+    ((_, text),) = train(BatchAttentionSchedule(1.2), 6, [1.0] * 12 + [0.99] * 12)
+    assert "would have repeated: k=1.0 50.0%. Use one" in text
 
 
 @pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02}])

@@ -49,6 +49,8 @@ def test_losses_thresholds_and_repeats_are_the_recorded_ones(tmp_path):
 
     figure.savefig(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
+    # What a notebook asks of the last thing in a cell.
+    assert figure._repr_png_().startswith(b"\x89PNG")
     for other in (tmp_path / "visits.jsonl", str(tmp_path / "visits.jsonl"), recorder.visits):
         again = plot_run(other)
         assert bars(again) == bars(figure)
