@@ -95,10 +95,10 @@ class Agreement:
         """
         if self._refuses_ranks and (ranks := ranks_of_process_group()) > 1:
             raise ProtocolError(
-                f"this process is one of {ranks} in an initialized process group, and the schedule would decide by "
-                "this rank's losses alone: as soon as ranks decide differently they wait for each other for ever. Make "
-                "it with BatchAttentionSchedule(..., reduce=MeanOverRanks()) from batch_sampler_attn.distributed; or, "
-                "if ranks share no gradients, with reduce=None"
+                f"this process is one of {ranks} in an initialized process group, and would decide by this rank's "
+                "losses alone: as soon as ranks decide differently they wait for each other for ever. Give "
+                "reduce=MeanOverRanks() from batch_sampler_attn.distributed where the schedule (or SampleAttention) is "
+                "made; or, if ranks share no gradients, reduce=None"
             )
 
     def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:

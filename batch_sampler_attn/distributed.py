@@ -144,7 +144,8 @@ class MeanOverRanks:
         """The group for these messages alone, and the device that it takes them from."""
         if self._own_group is None:
             group = dist.new_group(
-                dist.get_process_group_ranks(self.group),
+                # PyTorch before 2.7 takes no None for all ranks here.
+                dist.get_process_group_ranks(dist.group.WORLD if self.group is None else self.group),
                 timeout=timedelta(seconds=self.timeout_seconds),
                 backend=dist.get_backend_config(self.group),
                 use_local_synchronization=True,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from batch_sampler_attn import notices, rule
 from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.criteria import Criterion
-from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, shown
+from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, counted, shown
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.recorders.recorder import Recorder
@@ -192,7 +192,8 @@ class Epochs:
         if self.state.progress not in (0, self._accounted):
             raise ProtocolError(
                 "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
-                f"{self.state.batches} batches and {self.state.repeats} repeats would count in the epoch that is "
+                f"{counted(self.state.batches, 'batch', 'batches')} and "
+                f"{counted(self.state.repeats, 'repeat', 'repeats')} would count in the epoch that is "
                 "about to begin. Forget them with schedule.abandon_epoch(), or, if they are an epoch of a hand-written "
                 "loop, end it with schedule.end_epoch()"
             )

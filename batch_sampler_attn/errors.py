@@ -65,6 +65,11 @@ class BatchAttentionWarning(UserWarning):
     """Training goes on, but something in the losses or in the loop deserves a look."""
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number with its noun: "1 batch", "2 batches"."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def shown(value: object) -> str:
     """``repr(value)`` for a message: short, and without an error of its own."""
     try:

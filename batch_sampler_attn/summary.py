@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from batch_sampler_attn.errors import counted
 from batch_sampler_attn.tables import html_table
 
 
@@ -47,5 +48,5 @@ class EpochSummary:
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
-        repeats = "1 repeat" if self.repeats == 1 else f"{self.repeats} repeats"
-        return f"epoch {self.epoch}: {self.batches} batches, {repeats} (overhead {self.overhead:.0%}), {mean_loss}"
+        batches, repeats = counted(self.batches, "batch", "batches"), counted(self.repeats, "repeat", "repeats")
+        return f"epoch {self.epoch}: {batches}, {repeats} (overhead {self.overhead:.0%}), {mean_loss}"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from batch_sampler_attn.errors import RecordError
+from batch_sampler_attn.errors import RecordError, counted
 from batch_sampler_attn.recorders.analysis import most_repeated_samples
 from batch_sampler_attn.recorders.memory import MemoryRecorder
 from batch_sampler_attn.recorders.reading import read_visits
@@ -87,7 +87,7 @@ def plot_run(
         for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
             axes.imshow(_displayable(images(sample)), cmap="gray")
             axes.set_axis_off()
-            axes.set_title(f"{sample}\n{count} repeats", fontsize=8)
+            axes.set_title(f"{sample}\n{counted(count, 'repeat', 'repeats')}", fontsize=8)
         below[0].suptitle("samples whose batches were repeated most", fontsize=10)
     return figure
 

@@ -6,19 +6,18 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from batch_sampler_attn import checkpoint
 from batch_sampler_attn.agreement import Agreement, ReduceOption
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.samples.batch import SampleBatch
 from batch_sampler_attn.samples.delivery import SampleDelivery
 from batch_sampler_attn.samples.epoch import SampleEpochs
-from batch_sampler_attn.samples.loaders import check_loader, check_sampler
+from batch_sampler_attn.samples.loaders import check_loader, check_ranks
 from batch_sampler_attn.samples.options import Choose, Remember, SampleOptions
+from batch_sampler_attn.samples.samplers import check_sampler, samples_in_a_pass
 from batch_sampler_attn.samples.summary import SampleSummary
+from batch_sampler_attn.samples.weighing import weighted_mean
 from batch_sampler_attn.shards import Shard, shard_of
-
-_STATE_KEYS = {"version", "options", "epoch", "mean_loss", "counts", "losses", "visits", "stream", "pool", "flight"}
 
 
 class SampleAttention:
@@ -44,7 +43,7 @@ class SampleAttention:
         max_visits: The most visits to one sample in an epoch that pooling may bring it to.
         leave_out: Probability that a well-fitted sample is left out of a pass; 0 leaves none out.
         weighted: Weigh the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
-        updates: Batches in an epoch; None takes as many as plain training, ``ceil(samples / batch_size)``.
+        updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Of the whole training, which says when its last share begins; None for no such share.
         plain_share: Of training, at its end, that sees all data plainly: the nearest number of epochs, one at least.
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
@@ -82,7 +81,7 @@ class SampleAttention:
         k: float | None = None,
         max_visits: int = 2,
         leave_out: float = 0.5,
-        weighted: bool = False,
+        weighted: bool = True,
         updates: int | None = None,
         epochs: int | None = None,
         plain_share: float = 0.15,
@@ -95,7 +94,8 @@ class SampleAttention:
         world_size: int | None = None,
         reduce: ReduceOption = "refuse",
     ) -> None:
-        shard = shard_of(sampler, rank, world_size) or Shard()
+        self._told_shard = shard_of(sampler, rank, world_size)
+        shard = self._told_shard or Shard()
         options = SampleOptions(
             samples=samples,
             batch_size=batch_size,
@@ -112,9 +112,9 @@ class SampleAttention:
             seed=seed,
         )
         options.check(ranks=shard.ranks)
-        if updates is None:
-            options.updates = -(-options.samples // (options.batch_size * shard.ranks))
         check_sampler(sampler)
+        if updates is None:
+            options.updates = -(-samples_in_a_pass(sampler, options.samples) // (options.batch_size * shard.ranks))
         self._epochs = SampleEpochs(options, sampler, shard, Agreement(reduce))
         self._delivery = SampleDelivery(self._epochs)
         self._was_loaded = False
@@ -180,12 +180,15 @@ class SampleAttention:
         Raises:
             ProtocolError: If none has ended yet.
         """
-        if self._delivery.last_summary is None:
+        summary = self._epochs.place.last_summary
+        if summary is None:
             raise ProtocolError("no epoch has ended yet; .summary tells of the one in progress")
-        return self._delivery.last_summary
+        return summary
 
     def loss_of(self, sample: int) -> float:
-        """The loss that is remembered of a sample; NaN if it was never seen."""
+        """The loss that is remembered of a sample, by its index in the data set; NaN if it was never seen."""
+        if not 0 <= sample < self.options.samples:
+            raise IndexError(f"sample {sample} is none of the {self.options.samples}")
         return self._epochs.memory.losses[sample]
 
     # Training --------------------------------------------------------------------------------------------
@@ -193,18 +196,19 @@ class SampleAttention:
     def attend(self, loader: Iterable[Any] | None = None) -> Iterator[Any]:
         """One epoch, or what is left of one after ``load_state_dict``: exactly ``len(self)`` batches.
 
-        Each batch must be followed by one ``weigh`` or ``report``. A loop that is left early goes on with the next
-        ``attend``, at the batch that was out.
+        Each batch must be followed by one ``weigh`` or ``report``. A loop that is left early does not end its epoch:
+        the next ``attend`` goes on with it, at the batch that was out.
 
         Args:
             loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
 
         Raises:
-            ProtocolError: If the loader was not built on this, or hands batches out in another order. While iterating:
-                if a batch had no losses reported, or the loader keeps batches back.
+            ProtocolError: If the loader was not built on this, hands batches out in another order, or has data of
+                another length. While iterating: if a batch had no losses reported, or the loader keeps batches back.
         """
+        check_ranks(self._told_shard, self._epochs.agreement.ranks)
         if loader is not None:
-            check_loader(self, loader)
+            check_loader(self, self.options.samples, loader)
         return self._delivery.deliver(loader)
 
     def report(self, losses: Any) -> list[float]:
@@ -226,9 +230,8 @@ class SampleAttention:
             raise LossError(
                 f"got {len(numbers)} losses for a batch of {len(out.indices)} samples; compute one loss for each sample"
             )
-        self._delivery.out = None
         self._epochs.settle(numbers)
-        return out.weights
+        return list(out.weights)
 
     def weigh(self, losses: Any) -> Any:
         """``report``, and the weighted mean of the losses, to be trained on.
@@ -236,29 +239,26 @@ class SampleAttention:
         Args:
             losses: (batch,), a tensor of PyTorch or an array of NumPy. For other frameworks there is ``report``, or
                 ``weights`` before the losses are computed.
+
+        Raises:
+            LossError: If there is not one loss for each sample, or they are a list. The batch is still out then.
+            ProtocolError: If no batch is out.
         """
-        weights = self.report(losses)
-        if not self.options.weighted:
-            return losses.mean()
-        return (losses * (losses.new_tensor(weights) if hasattr(losses, "new_tensor") else weights)).mean()
+        mean = weighted_mean(losses, self._batch_out("weigh()").weights if self.options.weighted else None)
+        self.report(losses)
+        return mean
 
     def __len__(self) -> int:
         return self.options.updates
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._delivery.hand_outs() if self._delivery.is_inside_loader else self._plain_pass()
-
-    def _plain_pass(self) -> Iterator[list[int]]:
-        """All samples once, for whoever iterates over the loader outside of ``attend``."""
-        samples, size = self.options.samples, self.options.batch_size
-        for begin in range(0, samples, size):
-            yield list(range(begin, min(begin + size, samples)))
+        return self._delivery.batches()
 
     def _batch_out(self, word: str) -> SampleBatch:
         if self._delivery.out is None:
             raise ProtocolError(
-                f"{word} was asked for while no batch was out, or after its losses had been reported; iterate over "
-                "attention.attend(loader), and report the losses of each batch once"
+                f"{word} was asked for while no batch was out, after its losses had been reported, or after a loader "
+                "with persistent workers was gone through elsewhere; iterate over attention.attend(loader), report once"
             )
         return self._delivery.out
 
@@ -267,14 +267,18 @@ class SampleAttention:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as plain JSON types: about 13 bytes of text a sample.
 
-        It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. The
-        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``. Each rank
-        knows the losses of its own samples, and has a state of its own.
+        It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. That
+        holds after an interrupt (Ctrl-C) too, in ``attend``, ``report`` or ``weigh`` itself: the state is the one
+        before the batch or behind it, never in between, and this object goes on as exactly. A signal handler should set
+        a mark, and the loop save: while a loader is asked for its next batch, this is for the loader alone.
+
+        The generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``. Each
+        rank knows the losses of its own samples, and has a state of its own.
         """
         if self._delivery.is_inside_loader:
             # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
             return {"saved_by_loader": True}
-        return {"version": checkpoint.VERSION, "options": dataclasses.asdict(self.options), **self._epochs.pack()}
+        return self._epochs.pack()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
@@ -289,11 +293,8 @@ class SampleAttention:
                     "older than the losses. Save attention.state_dict() beside loader.state_dict(), and load both"
                 )
             return
-        fields = checkpoint.check_keys("the state of attention to samples", state_dict, _STATE_KEYS, {"shard"})
-        checkpoint.check_version(fields["version"])
-        checkpoint.check_options(dataclasses.asdict(self.options), fields["options"])
-        epochs = self._epochs.unpacked(fields)
-        epochs.agreement.forget()
-        self._epochs = epochs
-        self._delivery = SampleDelivery(self._epochs)
+        place = self._epochs.unpack(state_dict)
+        self._epochs.agreement.forget()
+        self._delivery.close()
+        self._epochs.place = place
         self._was_loaded = True

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import StateError, shown
 from batch_sampler_attn.samples.options import SampleOptions
+from batch_sampler_attn.shards import Shard
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SampleBatch:
     """One batch on its way.
 
@@ -24,25 +25,45 @@ class SampleBatch:
     is_extra: bool
 
 
-def unpack_batch(packed: object, options: SampleOptions) -> SampleBatch:
+def unpack_batch(packed: object, options: SampleOptions, shard: Shard) -> SampleBatch:
     """The batch that was saved as a dictionary.
 
     Raises:
         StateError: If it is damaged.
     """
     fields = checkpoint.check_keys("a batch in flight", packed, {"indices", "weights", "is_extra"})
-    indices, weights = fields["indices"], fields["weights"]
+    indices, weights, is_extra = fields["indices"], fields["weights"], fields["is_extra"]
     are_lists = isinstance(indices, list) and isinstance(weights, list)
-    if (
-        not are_lists
-        or not len(indices) == len(weights) == options.batch_size
-        or not isinstance(fields["is_extra"], bool)
-    ):
+    if not are_lists or not len(indices) == len(weights) == options.batch_size or not isinstance(is_extra, bool):
         raise StateError(
             f"a batch in flight is {shown(packed)} in the state; it must have {options.batch_size} samples"
         )
-    for sample in indices:
-        if checkpoint.check_count("a sample in flight", sample) >= options.samples:
-            raise StateError(f"sample {sample} is in flight in the state, and there are {options.samples} here")
+    indices = [unpack_sample("a sample in flight", sample, options, shard) for sample in indices]
     weights = [checkpoint.check_number("a weight in flight", weight, "the state") for weight in weights]
-    return SampleBatch(list(indices), weights, fields["is_extra"])
+    if not all(may_weigh(weight, options, is_extra=is_extra) for weight in weights):
+        raise StateError(
+            f"a batch in flight has weights {shown(weights)} in the state, which these options do not give"
+        )
+    if is_extra and (options.k is None or len({*indices}) < len(indices)):
+        raise StateError(f"samples {shown(indices)} are in flight as pooled ones in the state, which they cannot be")
+    return SampleBatch(indices, weights, is_extra)
+
+
+def unpack_sample(what: str, sample: object, options: SampleOptions, shard: Shard) -> int:
+    """An index, if it is one of this rank's samples.
+
+    Raises:
+        StateError: If it is not.
+    """
+    index = checkpoint.check_count(what, sample)
+    if index >= options.samples or index % shard.ranks != shard.rank:
+        raise StateError(f"{what} is {index} in the state; it must be one of the {options.samples} here, of this rank")
+    return index
+
+
+def may_weigh(weight: float, options: SampleOptions, *, is_extra: bool) -> bool:
+    """Whether a sample can have this weight: between that of one of few that are not at risk, and of one that was."""
+    if is_extra or not options.weighted:
+        return weight == 1
+    least = 1 - options.leave_out
+    return least * (1 - 1e-9) <= weight <= (1 + 1e-9) / least

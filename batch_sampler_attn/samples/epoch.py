@@ -4,53 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from batch_sampler_attn import checkpoint
+from batch_sampler_attn import notices
 from batch_sampler_attn.agreement import Agreement
-from batch_sampler_attn.errors import StateError, shown
 from batch_sampler_attn.rank_messages import mean_over
-from batch_sampler_attn.samples.batch import SampleBatch, unpack_batch
-from batch_sampler_attn.samples.memory import SampleMemory
+from batch_sampler_attn.samples.batch import SampleBatch
+from batch_sampler_attn.samples.memory import NO_NEWS, News, SampleMemory
 from batch_sampler_attn.samples.options import SampleOptions
-from batch_sampler_attn.samples.pool import Pool
+from batch_sampler_attn.samples.place import Counts, Place, pack_place, unpack_place
 from batch_sampler_attn.samples.stream import SampleStream
 from batch_sampler_attn.samples.summary import SampleSummary
-from batch_sampler_attn.shards import Shard, unpack_shard
-
-
-@dataclass(slots=True)
-class Counts:
-    """What adds up over an epoch.
-
-    Attributes:
-        handed_out: Batches.
-        updates: Batches whose losses came back.
-        extra_updates: Of these, those made of pooled samples.
-        left_out: Samples.
-        passes: Passes over the data that were begun.
-        loss_sum: Of base batches, by weight.
-        weight_sum: Of the losses in it.
-        nonfinite_losses: NaN and infinite ones.
-        owed: Samples to be pooled of the next batch, where they are chosen at random.
-    """
-
-    handed_out: int = 0
-    updates: int = 0
-    extra_updates: int = 0
-    left_out: int = 0
-    passes: int = 0
-    loss_sum: float = 0.0
-    weight_sum: float = 0.0
-    nonfinite_losses: int = 0
-    owed: int = 0
+from batch_sampler_attn.shards import Shard
 
 
 class SampleEpochs:
     """The rule of attention to samples: batches out, losses in.
+
+    Each method works out another place, and goes there in one step.
 
     Args:
         options: Checked already.
@@ -59,10 +32,7 @@ class SampleEpochs:
         agreement: With the other ranks.
 
     Attributes:
-        epoch: Epochs ended so far.
-        mean_loss: Of the epoch before, or the last one that had any; None while there is none.
-        counts: Of the epoch in progress.
-        flight: Handed out, with no losses yet; first in, first out.
+        place: Where training is.
     """
 
     def __init__(
@@ -70,16 +40,36 @@ class SampleEpochs:
     ) -> None:
         self.options = options
         self.agreement = agreement
+        self.place = Place(SampleMemory.of(options.samples))
         self._shard = shard
-        self.epoch = 0
-        self.mean_loss: float | None = None
-        self.counts = Counts()
-        self.flight: deque[SampleBatch] = deque()
-        self.memory = SampleMemory(options.samples)
         self._stream = SampleStream(options, sampler, shard)
-        self._pool = Pool()
-        # In flight when a state was saved: these go out again before anything else.
-        self._to_resend: deque[SampleBatch] = deque()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs ended so far."""
+        return self.place.epoch
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Of the epoch before, or the last one that had any; None while there is none."""
+        return self.place.mean_loss
+
+    @property
+    def counts(self) -> Counts:
+        """Of the epoch in progress."""
+        return self.place.counts
+
+    @property
+    def flight(self) -> tuple[SampleBatch, ...]:
+        """Handed out, with no losses yet; first in, first out."""
+        return self.place.flight
+
+    @property
+    def memory(self) -> SampleMemory:
+        """What is remembered of each sample, up to now."""
+        place = self.place
+        place.memory.tell(place.news)
+        return place.memory
 
     # What is compared with what --------------------------------------------------------------------------
 
@@ -107,74 +97,75 @@ class SampleEpochs:
 
     def hand_out(self) -> SampleBatch | None:
         """The next batch; None once the epoch has all its updates."""
-        if self._to_resend:
-            batch = self._to_resend.popleft()
-        elif self.counts.handed_out == self.options.updates:
+        place = self.place
+        if place.to_resend:
+            batch, after = place.to_resend[0], replace(place, to_resend=place.to_resend[1:])
+        elif place.counts.handed_out == self.options.updates:
             return None
         else:
-            batch = self._next_batch()
-            self.counts.handed_out += 1
-        self.flight.append(batch)
+            batch, after = self._next_batch(place)
+        self.place = replace(after, flight=(*after.flight, batch))
         return batch
 
     def take_back(self) -> None:
         """Whoever took what is in flight will not train on it: it goes out again first."""
-        self._to_resend.extendleft(reversed(self.flight))
-        self.flight.clear()
+        place = self.place
+        self.place = replace(place, flight=(), to_resend=(*place.flight, *place.to_resend))
 
-    def _next_batch(self) -> SampleBatch:
-        if self.is_plain and self.counts.handed_out == 0 and self.epoch == self.options.first_plain_epoch:
-            self._stream.restart()
-            self._pool.clear()
-        size = self.options.batch_size
-        if len(self._pool) >= size:
-            return SampleBatch(self._pool.take(size), [1.0] * size, is_extra=True)
-        batch = SampleBatch([], [], is_extra=False)
-        passes = self._stream.passes
-        for _ in range(size):
-            drawn, left_out = self._stream.draw(self.memory, self.fitted_below)
-            self.counts.left_out += left_out
-            batch.indices.append(drawn.sample)
-            batch.weights.append(drawn.weight)
-        self.counts.passes += self._stream.passes - passes
-        return batch
+    def _next_batch(self, place: Place) -> tuple[SampleBatch, Place]:
+        if self.is_plain and place.counts.handed_out == 0 and place.epoch == self.options.first_plain_epoch:
+            place = replace(place, stream=place.stream.restarted(), pool=())
+        size, counts = self.options.batch_size, place.counts
+        counts = replace(counts, handed_out=counts.handed_out + 1)
+        if len(place.pool) >= size:
+            batch = SampleBatch([*place.pool[:size]], [1.0] * size, is_extra=True)
+            return batch, replace(place, counts=counts, pool=place.pool[size:])
+        batch, stream, left_out = self._stream.draw(place.stream, lambda: self.memory, self.fitted_below)
+        counts = replace(
+            counts,
+            left_out=counts.left_out + left_out,
+            passes=counts.passes + stream.passes - place.stream.passes,
+        )
+        return batch, replace(place, counts=counts, stream=stream)
 
     # Losses in -------------------------------------------------------------------------------------------
 
     def settle(self, losses: Sequence[float]) -> SampleBatch:
         """The losses of the batch that has been in flight longest, one a sample, in its order."""
-        batch, counts = self.flight.popleft(), self.counts
-        threshold, wanted = self.threshold, 0
-        for sample, weight, loss in zip(batch.indices, batch.weights, losses, strict=True):
-            self.memory.count_visit(sample)
-            if not math.isfinite(loss):
-                counts.nonfinite_losses += 1
+        place, options, memory, threshold = self.place, self.options, self.memory, self.threshold
+        batch = place.flight[0]
+        counts, usable = _add_up(place.counts, batch, losses)
+        news, pool = News({}, {}), dict.fromkeys(place.pool)
+        is_remembered = not batch.is_extra or options.remember == "last"
+        wanted = 0
+        for sample, loss in zip(batch.indices, usable, strict=True):
+            visits = news.visits[sample] = news.visits.get(sample, memory.visits[sample]) + 1
+            if loss is None:
                 continue
-            if not batch.is_extra:
-                counts.loss_sum += weight * loss
-                counts.weight_sum += weight
-            if not batch.is_extra or self.options.remember == "last":
-                self.memory.keep(sample, loss)
-            if threshold is not None and loss > threshold and self._may_come_again(sample):
+            if is_remembered:
+                news.losses[sample] = loss
+            if threshold is not None and loss > threshold and visits < options.max_visits and sample not in pool:
                 wanted += 1
-                if self.options.choose == "loss":
-                    self._pool.add(sample)
-        if self.options.choose == "random":
-            self._pool_any(batch.indices, counts.owed)
-            counts.owed = wanted
-        counts.updates += 1
-        counts.extra_updates += batch.is_extra
+                if options.choose == "loss":
+                    pool[sample] = None
+        if options.choose == "random":
+            pool |= dict.fromkeys(self._drawn_for_pool(news.visits, pool))
+            counts = replace(counts, owed=wanted)
+        self.place = replace(place, news=news, counts=counts, flight=place.flight[1:], pool=(*pool,))
+        if counts.nonfinite_losses and not place.counts.nonfinite_losses:
+            unusable = losses[usable.index(None)]
+            notices.warn(
+                f"a loss of {unusable} in epoch {place.epoch} is not finite, or too large to be averaged: it is kept "
+                "out of the mean, and its sample is treated by the loss that it had before (said once an epoch; "
+                "SampleSummary.nonfinite_losses counts them)"
+            )
         return batch
 
-    def _may_come_again(self, sample: int) -> bool:
-        return self.memory.visits[sample] < self.options.max_visits and sample not in self._pool
-
-    def _pool_any(self, indices: list[int], wanted: int) -> None:
+    def _drawn_for_pool(self, visits: dict[int, int], pool: dict[int, None]) -> list[int]:
         """As many samples of the batch as losses have pooled of the one before, which tell nothing of these."""
-        able = [sample for sample in dict.fromkeys(indices) if self._may_come_again(sample)]
+        able = [sample for sample, made in visits.items() if made < self.options.max_visits and sample not in pool]
         rng = random.Random(f"{self.options.seed}, pool {self.epoch}, {self.counts.updates}")
-        for sample in rng.sample(able, min(wanted, len(able))):
-            self._pool.add(sample)
+        return rng.sample(able, min(self.counts.owed, len(able)))
 
     @property
     def is_over(self) -> bool:
@@ -197,23 +188,26 @@ class SampleEpochs:
             is_plain=self.is_plain,
         )
 
-    def end(self) -> SampleSummary:
+    def end(self) -> None:
         """End the epoch: its mean, over all ranks, is what the next one compares with.
 
         Raises:
             RanksDivergedError: If another rank is not at its end.
         """
-        summary = self.summarize()
-        mean_loss, weight = (0.0, 0.0) if summary.mean_loss is None else (summary.mean_loss, self.counts.weight_sum)
-        messages = self.agreement.end(self.epoch, self.counts.updates, mean_loss, weight)
+        place, summary = self.place, self.summarize()
+        mean_loss, weight = (0.0, 0.0) if summary.mean_loss is None else (summary.mean_loss, place.counts.weight_sum)
+        messages = self.agreement.end(place.epoch, place.counts.updates, mean_loss, weight)
         if any(message.samples for message in messages):
             summary = replace(summary, mean_loss=mean_over(messages))
-        if summary.mean_loss is not None:
-            self.mean_loss = summary.mean_loss
-        self.epoch += 1
-        self.counts = Counts()
-        self.memory.begin_epoch()
-        return summary
+        self.place = replace(
+            place,
+            memory=self.memory.next_epoch(),
+            news=NO_NEWS,
+            epoch=place.epoch + 1,
+            mean_loss=place.mean_loss if summary.mean_loss is None else summary.mean_loss,
+            counts=Counts(),
+            last_summary=summary,
+        )
 
     def agree_on_begin(self) -> None:
         """Hold options and place against those of the other ranks, as an epoch begins.
@@ -230,52 +224,33 @@ class SampleEpochs:
 
     def pack(self) -> dict[str, Any]:
         """As JSON types."""
-        return {
-            "epoch": self.epoch,
-            "mean_loss": self.mean_loss,
-            "counts": asdict(self.counts),
-            **self.memory.pack(),
-            "stream": self._stream.pack(),
-            "pool": self._pool.pack(),
-            "flight": [asdict(batch) for batch in (*self.flight, *self._to_resend)],
-            **({"shard": [*self._shard]} if self._shard.ranks > 1 else {}),
-        }
+        return pack_place(self.place, self.options, self._shard)
 
-    def unpacked(self, fields: dict[str, Any]) -> SampleEpochs:
-        """The epochs that ``pack`` packed, with the options and the sampler that are here.
+    def unpack(self, packed: object) -> Place:
+        """The place that ``pack`` packed, for the options and the sampler that are here.
 
         Raises:
             StateError: If something is damaged. Nothing has changed then.
         """
-        options = self.options
-        shard = unpack_shard(fields.get("shard", [0, 1]), self._shard, is_in_epoch=True)
-        if shard != self._shard:
-            raise StateError(
-                f"the state is of rank {shard.rank} and its samples, and this is rank {self._shard.rank}; save and "
-                "load one for each rank"
-            )
-        twin = SampleEpochs(options, None, self._shard, self.agreement)
-        twin._stream = self._stream.unpacked(fields["stream"])
-        twin.epoch = checkpoint.check_count("epoch", fields["epoch"])
-        if fields["mean_loss"] is not None:
-            twin.mean_loss = checkpoint.check_number("mean_loss", fields["mean_loss"], "the state")
-        counts = checkpoint.check_keys("the epoch's counts", fields["counts"], set(asdict(Counts())))
-        for name, value in counts.items():
-            is_sum = name.endswith("_sum")
-            checked = (
-                checkpoint.check_number(name, value, "the state") if is_sum else checkpoint.check_count(name, value)
-            )
-            setattr(twin.counts, name, checked)
-        twin.memory = SampleMemory.unpack(fields["losses"], fields["visits"], options.samples)
-        twin._pool = Pool.unpack(fields["pool"], options.samples)
-        flight = fields["flight"]
-        if not isinstance(flight, list):
-            raise StateError(f"flight is {shown(flight)} in the state; it must be a list")
-        twin._to_resend = deque(unpack_batch(batch, options) for batch in flight)
-        behind, handed_out = twin.counts.updates, twin.counts.handed_out
-        if behind + len(flight) != handed_out or handed_out > options.updates:
-            raise StateError(
-                f"the state had handed out {handed_out} of {options.updates} batches, of which {behind} are done "
-                f"with and {len(flight)} in flight; it was changed after it was saved"
-            )
-        return twin
+        return unpack_place(packed, self.options, self._stream, self._shard)
+
+
+def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tuple[Counts, list[float | None]]:
+    """The counts with one batch more, and its losses, with None for those that are not finite."""
+    loss_sum, weight_sum = counts.loss_sum, counts.weight_sum
+    usable: list[float | None] = []
+    for weight, loss in zip(batch.weights, losses, strict=True):
+        total = loss_sum + weight * loss
+        is_usable = math.isfinite(loss) and (batch.is_extra or math.isfinite(total))
+        usable.append(loss if is_usable else None)
+        if is_usable and not batch.is_extra:
+            loss_sum, weight_sum = total, weight_sum + weight
+    counts = replace(
+        counts,
+        updates=counts.updates + 1,
+        extra_updates=counts.extra_updates + batch.is_extra,
+        loss_sum=loss_sum,
+        weight_sum=weight_sum,
+        nonfinite_losses=counts.nonfinite_losses + usable.count(None),
+    )
+    return counts, usable

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, ProtocolError, shown
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.loader_order import check_order
-from batch_sampler_attn.shards import own_shard
+from batch_sampler_attn.shards import Shard
 
 
-def check_loader(attention: object, loader: Any) -> None:
-    """Refuse loaders that would attribute losses to the wrong samples.
+def check_loader(attention: object, samples: int, loader: Any) -> None:
+    """Refuse loaders that would attribute losses to the wrong samples, or see some of them never.
 
     Args:
         attention: The batch sampler that the loader has to be built on.
+        samples: That it knows of.
         loader: What was attended. What wraps a loader need not tell which batch sampler that has.
 
     Raises:
@@ -26,23 +26,34 @@ def check_loader(attention: object, loader: Any) -> None:
             f"{type(loader).__name__} was built on another batch sampler; build it with DataLoader(dataset, "
             "batch_sampler=attention)"
         )
+    try:
+        length = len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        return
+    if length != samples:
+        raise ProtocolError(
+            f"the loader's data set has {length:,} samples, and samples is {samples:,}; make it with "
+            "SampleAttention(len(dataset), ...), and anew when the data set has changed its length"
+        )
 
 
-def check_sampler(sampler: object) -> None:
-    """Refuse what gives an order once, or none, or that of another rank in every epoch.
+def check_ranks(shard: Shard | None, ranks: int) -> None:
+    """Refuse ranks that would all train on the same samples, or leave some to nobody.
+
+    Args:
+        shard: What ``rank`` and ``world_size`` said; None if they were not given.
+        ranks: That train together.
 
     Raises:
-        OptionError: If it does.
+        ProtocolError: If they would.
     """
-    if sampler is None:
-        return
-    if not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator):
-        raise OptionError(
-            f"sampler is {shown(sampler)}; it must be a sampler of indices that can be iterated over in every pass"
+    if shard is None and ranks > 1:
+        raise ProtocolError(
+            f"{ranks} ranks train together, and all of them would train on the same samples: give rank= and "
+            "world_size=, or world_size=1 for ranks that have data of their own"
         )
-    shard = own_shard(sampler)
-    if shard is not None and shard.ranks > 1:
-        raise OptionError(
-            f"sampler is a {type(sampler).__name__}, which deals the samples out anew in every epoch, so that no rank "
-            "knows the losses of its own; leave it out, and give rank= and world_size="
+    if shard is not None and ranks > 1 and shard.ranks not in (1, ranks):
+        raise ProtocolError(
+            f"world_size is {shard.ranks}, and {ranks} ranks train together: some samples would be seen by nobody; "
+            "give world_size= as many"
         )

@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 from batch_sampler_attn.errors import StateError
+from batch_sampler_attn.samples.options import MOST_VISITS
 from batch_sampler_attn.samples.packing import pack, unpack
 
 _LARGEST = 3.0e38  # What single precision holds.
+
+
+class News(NamedTuple):
+    """What a batch's losses say, by sample.
+
+    Attributes:
+        losses: Finite ones, to be remembered.
+        visits: In the epoch, this one included.
+    """
+
+    losses: dict[int, float]
+    visits: dict[int, int]
+
+
+NO_NEWS = News({}, {})
 
 
 class SampleMemory:
     """Five bytes a sample.
 
     Args:
-        samples: How many there are.
-
-    Attributes:
         losses: (samples,), the loss that is remembered; NaN for a sample whose loss was never seen.
-        visits: (samples,), visits in the epoch in progress, up to 255.
+        visits: (samples,), visits in the epoch in progress, up to 255; None for none.
     """
 
-    def __init__(self, samples: int) -> None:
-        self.losses: array[float] = array("f", [math.nan]) * samples
-        self.visits: array[int] = array("B", [0]) * samples
+    def __init__(self, losses: array[float], visits: array[int] | None = None) -> None:
+        self.losses = losses
+        self.visits: array[int] = array("B", [0]) * len(losses) if visits is None else visits
 
-    def keep(self, sample: int, loss: float) -> None:
-        """Remember a finite loss."""
-        self.losses[sample] = max(-_LARGEST, min(loss, _LARGEST))
+    @classmethod
+    def of(cls, samples: int) -> SampleMemory:
+        """Of samples that were never seen."""
+        return cls(array("f", [math.nan]) * samples)
 
-    def count_visit(self, sample: int) -> None:
-        """The sample was trained on."""
-        self.visits[sample] = min(self.visits[sample] + 1, 255)
+    def tell(self, news: News) -> None:
+        """Remember what a batch's losses say. Telling the same again changes nothing."""
+        for sample, loss in news.losses.items():
+            self.losses[sample] = max(-_LARGEST, min(loss, _LARGEST))
+        for sample, visits in news.visits.items():
+            self.visits[sample] = min(visits, MOST_VISITS)
 
-    def begin_epoch(self) -> None:
-        """Visits are counted anew."""
-        self.visits = array("B", [0]) * len(self.visits)
+    def next_epoch(self) -> SampleMemory:
+        """With these very losses, and visits counted anew."""
+        return SampleMemory(self.losses)
 
     def pack(self) -> dict[str, Any]:
         """As JSON types."""
@@ -50,9 +67,10 @@ class SampleMemory:
         Raises:
             StateError: If it is damaged.
         """
-        memory = cls(0)
-        memory.losses = unpack("losses", losses, "f", samples)  # type: ignore[assignment]
-        memory.visits = unpack("visits", visits, "B", samples)  # type: ignore[assignment]
+        memory = cls(
+            unpack("losses", losses, "f", samples),  # type: ignore[arg-type]
+            unpack("visits", visits, "B", samples),  # type: ignore[arg-type]
+        )
         if any(map(math.isinf, memory.losses)):
             raise StateError("losses holds an infinite one in the state; it was changed after it was saved")
         return memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from batch_sampler_attn.errors import OptionError, shown
@@ -74,6 +75,9 @@ class SampleOptions:
         self.floor = finite_number("floor", self.floor, "It is the lowest loss that a perfect fit can have")
         self.remember = word("remember", self.remember, get_args(Remember))
         self.choose = word("choose", self.choose, get_args(Choose))
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
+            raise OptionError(f"seed is {shown(self.seed)}; it must be an int, the same in every run that is compared")
+        self.seed = int(self.seed)
 
     @property
     def first_plain_epoch(self) -> int | None:

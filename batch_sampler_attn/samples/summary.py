@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
+from batch_sampler_attn import checkpoint
+from batch_sampler_attn.errors import StateError, counted, shown
 from batch_sampler_attn.tables import html_table
 
 
@@ -20,7 +23,7 @@ class SampleSummary:
         passes: Passes over the data that were begun.
         mean_loss: Mean over the samples of base batches, by weight; None if no loss was finite.
         threshold: Loss above which samples were pooled; None if none could be.
-        nonfinite_losses: NaN and infinite losses.
+        nonfinite_losses: NaN and infinite losses, and those too large to be added up.
         is_plain: Whether all data was seen plainly, as in the last share of training.
     """
 
@@ -43,7 +46,30 @@ class SampleSummary:
 
     def __str__(self) -> str:
         mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
+        nonfinite = f", {counted(self.nonfinite_losses, 'loss', 'losses')} not finite" if self.nonfinite_losses else ""
         return (
-            f"epoch {self.epoch}: {self.updates} updates, {self.extra_updates} of them extra, "
-            f"{self.left_out} samples left out, {mean_loss}"
+            f"epoch {self.epoch}: {counted(self.updates, 'update', 'updates')}, {self.extra_updates} of them extra, "
+            f"{counted(self.left_out, 'sample', 'samples')} left out, {mean_loss}{nonfinite}"
         )
+
+
+def unpack_summary(packed: object) -> SampleSummary | None:
+    """The summary that was saved as a dictionary, or that none was.
+
+    Raises:
+        StateError: If it is damaged.
+    """
+    if packed is None:
+        return None
+    fields = checkpoint.check_keys("the last summary", packed, {field.name for field in fields_of(SampleSummary)})
+    return SampleSummary(**{name: _unpack_field(name, value) for name, value in fields.items()})
+
+
+def _unpack_field(name: str, value: object) -> Any:
+    if name == "is_plain":
+        if not isinstance(value, bool):
+            raise StateError(f"is_plain is {shown(value)} in the last summary; it must be true or false")
+        return value
+    if name in ("mean_loss", "threshold"):
+        return None if value is None else checkpoint.check_number(name, value, "the last summary")
+    return checkpoint.check_count(name, value)

@@ -32,14 +32,23 @@ class Samples:
         batch_size: Samples in a batch.
         updates: Of the whole training.
         seed: Of the order of passes, so that it is the same for every arm.
-        options: Of ``SampleAttention``.
+        weighted: As ``SampleAttention`` takes it.
+        options: Others of ``SampleAttention``.
     """
 
-    def __init__(self, samples: int, batch_size: int, updates: int, seed: int, **options: Any) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, updates: int, seed: int, *, weighted: bool = False, **options: Any
+    ) -> None:
         an_epoch = -(-samples // batch_size)
         self.extra_updates = self.left_out = 0
         self._attention = SampleAttention(
-            samples, batch_size, seed=seed, epochs=-(-updates // an_epoch), plain_share=PLAIN_SHARE, **options
+            samples,
+            batch_size,
+            weighted=weighted,
+            seed=seed,
+            epochs=-(-updates // an_epoch),
+            plain_share=PLAIN_SHARE,
+            **options,
         )
         self._batches = self._all_batches()
 

@@ -183,6 +183,19 @@ def test_nonfinite_losses_advance_are_counted_kept_out_and_warned_of_once_an_epo
         schedule.decide(math.inf)
 
 
+def test_an_epoch_that_was_warned_of_before_it_was_saved_is_not_warned_of_again():
+    schedule, resumed = BatchAttentionSchedule(1.0), BatchAttentionSchedule(1.0)
+    schedule.decide(1.0)
+    before = schedule.state_dict()
+    with pytest.warns(BatchAttentionWarning, match="in epoch 0"):
+        schedule.decide(math.nan)
+    resumed.load_state_dict(schedule.state_dict())
+    resumed.decide(math.nan)
+    resumed.load_state_dict(before)
+    with pytest.warns(BatchAttentionWarning, match="in epoch 0"):
+        resumed.decide(math.nan)
+
+
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
 def test_an_epoch_without_a_finite_loss_sets_no_threshold():
     schedule = BatchAttentionSchedule()
@@ -231,5 +244,5 @@ def test_a_summary_says_what_it_holds():
     schedule.decide(2.0)
     summary = schedule.end_epoch()
     assert isinstance(summary, EpochSummary)
-    assert str(summary) == "epoch 0: 1 batches, 0 repeats (overhead 0%), mean loss 2.000"
+    assert str(summary) == "epoch 0: 1 batch, 0 repeats (overhead 0%), mean loss 2.000"
     assert repr(summary).startswith("EpochSummary(epoch=0, batches=1, visits=1, repeats=0, overhead=0.0, mean_loss=2.0")

@@ -1,0 +1,65 @@
+"""Batches in flight, also where some went out again and a loop was left once more; and whose the lists are."""
+
+import pytest
+
+from batch_sampler_attn import SampleAttention
+from tests.loading.helpers import FORKING_IS_FINE
+from tests.samples.test_attend import BATCH_SIZE, SAMPLES, load
+
+pytestmark = FORKING_IS_FINE
+
+
+def make():
+    """Without any choice, so that the order is the same whenever losses come."""
+    return SampleAttention(SAMPLES, BATCH_SIZE, leave_out=0.0, updates=9)
+
+
+def train(attention, loader, seen, stop=None):
+    """An epoch, or so many of its updates; the batch that is out then has no losses reported."""
+    for made, _ in enumerate(attention.attend(loader)):
+        if made == stop:
+            return
+        seen.append(attention.indices)
+        attention.report([1.0] * BATCH_SIZE)
+
+
+def left_twice():
+    """Two workers had read ahead; a loop without a loader has asked for the first of their batches again."""
+    attention, seen = make(), []
+    train(attention, load(attention, 2), seen, stop=2)
+    train(attention, None, seen, stop=0)
+    assert len(attention.state_dict()["flight"]) > 2
+    return attention, seen
+
+
+@pytest.fixture
+def whole():
+    seen = []
+    train(make(), None, seen)
+    return seen
+
+
+def test_batches_in_flight_come_in_their_order_however_often_a_loop_is_left(whole):
+    attention, seen = left_twice()
+    train(attention, None, seen)
+    assert seen == whole
+
+
+def test_a_state_that_was_loaded_is_there_to_be_saved_again_also_where_a_part_went_out_again(whole):
+    attention, seen = left_twice()
+    for workers in (0, 2):
+        state, attention = attention.state_dict(), make()
+        attention.load_state_dict(state)
+        assert attention.state_dict() == state
+        train(attention, load(attention, workers), seen, stop=1)
+    train(attention, None, seen)
+    assert seen == whole
+
+
+def test_a_list_of_indices_that_a_loop_changes_gives_no_loss_to_another_sample():
+    attention = make()
+    for indices in attention.attend():
+        told = [float(index) for index in indices]
+        indices.sort(reverse=True)
+        attention.report(told)
+    assert [attention.loss_of(sample) for sample in range(SAMPLES)] == [float(sample) for sample in range(SAMPLES)]
