@@ -3,13 +3,12 @@
 import copy
 import io
 import itertools
+import math
 import pickle
 
 import pytest
-from torch.utils.data import DataLoader, SequentialSampler
-from tqdm import tqdm
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, EqualComputeControl
+from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
 
@@ -28,6 +27,15 @@ def run_epoch(schedule, loader, losses):
         seen.append(batch)
         schedule.decide(next(losses))
     return seen
+
+
+def loader_through_a_sampler(schedule, samples, repeats, **options):
+    """Batches of two, in order; skips the test where there is no torch."""
+    data = pytest.importorskip("torch.utils.data")
+    from batch_sampler_attn import BatchAttentionSampler
+
+    sampler = BatchAttentionSampler(data.SequentialSampler(samples), 2, schedule=schedule, repeats=repeats)
+    return data.DataLoader(samples, batch_sampler=sampler, **options)
 
 
 def test_a_batch_is_yielded_again_while_it_needs_attention():
@@ -165,6 +173,16 @@ def test_leaving_every_epoch_early_is_warned_of_since_nothing_would_ever_repeat(
     run_epoch(schedule, [1], [1.0])
     leave_early()
     leave_early()
+
+
+def test_leaving_an_epoch_early_now_and_then_is_no_matter():
+    schedule = BatchAttentionSchedule(1.0)
+    for _ in range(4):
+        for _ in schedule.attend([1, 2]):
+            schedule.decide(1.0)
+            break
+        run_epoch(schedule, [1], [1.0])
+    assert schedule.epoch == 4
 
 
 def test_a_hand_written_loop_may_follow_a_loop_left_early():
@@ -363,8 +381,7 @@ def test_an_iterator_over_the_loader_is_one_epoch_and_the_next_is_told_to_give_t
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
 def test_an_iterator_over_a_samplers_loader_is_refused_at_once_by_its_name(name, wrap, repeats):
     schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(SequentialSampler(range(4)), 2, schedule=schedule, repeats=repeats)
-    loader = DataLoader(range(4), batch_sampler=sampler)
+    loader = loader_through_a_sampler(schedule, range(4), repeats)
     with pytest.raises(ProtocolError, match=rf"{name}.*DataLoader itself") as error:
         schedule.attend(wrap(loader))
     assert "batch_sampler=" not in str(error.value)
@@ -416,8 +433,7 @@ def test_the_batch_index_of_a_hand_written_loop_is_that_of_the_next_decision():
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_batch_index_is_right_through_a_sampler(repeats):
     schedule = schedule_with_threshold(max_visits=3)
-    sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2, schedule=schedule, repeats=repeats)
-    loader = DataLoader(range(8), batch_sampler=sampler, num_workers=1)
+    loader = loader_through_a_sampler(schedule, range(8), repeats, num_workers=1)
     seen = []
     for batch in schedule.attend(loader):
         position = batch[0].item() // 2
@@ -510,7 +526,7 @@ def stopped_in_second_epoch(batches, after):
 
 
 def test_the_whole_loader_after_a_resume_in_mid_epoch_is_refused_with_what_to_write():
-    loader = DataLoader(range(20), 2)
+    loader = pytest.importorskip("torch.utils.data").DataLoader(range(20), 2)
     resumed = stopped_in_second_epoch(10, after=4)
     with pytest.raises(ProtocolError, match=r"after 4 batches.*islice\(loader, schedule\.batch_index, None\)"):
         run_epoch(resumed, loader, [1.0] * 14)
@@ -518,6 +534,25 @@ def test_the_whole_loader_after_a_resume_in_mid_epoch_is_refused_with_what_to_wr
     assert [batch[0].item() for batch in run_epoch(resumed, rest, [1.0] * 6)] == [8, 10, 12, 14, 16, 18]
     assert resumed.last_summary.batches == 10
     run_epoch(resumed, loader, [1.0] * 10)
+
+
+def test_a_recorder_that_raises_as_an_epoch_ends_leaves_nothing_of_it_to_the_next_one():
+    resumed = stopped_in_second_epoch(10, after=4)
+
+    class FullDisk:
+        def on_visit(self, *visit):
+            pass
+
+        def on_epoch_end(self, summary):
+            resumed.epochs.recorders = ()
+            raise OSError("disk full")
+
+    resumed.epochs.recorders = (FullDisk(),)
+    with pytest.warns(BatchAttentionWarning, match="is not finite"), pytest.raises(OSError, match="disk full"):
+        run_epoch(resumed, iter(range(4, 10)), [math.nan, *[1.0] * 5])
+    assert resumed.last_summary.batches == 10
+    with pytest.warns(BatchAttentionWarning, match="is not finite"):
+        assert run_epoch(resumed, range(10), [math.nan, *[1.0] * 9]) == [*range(10)]
 
 
 def test_the_whole_loader_through_an_iterator_is_warned_of_at_the_end():
@@ -591,6 +626,7 @@ def test_epochs_that_end_and_windows_may_be_long():
 
 
 def test_a_progress_bar_moved_by_decisions_ends_at_its_total_and_one_without_a_total_counts_visits():
+    tqdm = pytest.importorskip("tqdm").tqdm
     schedule = schedule_with_threshold()
     losses = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0] * 2)
     attended = schedule.attend(range(3))

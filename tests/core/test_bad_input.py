@@ -292,3 +292,16 @@ def test_a_state_that_does_not_fit_is_refused_whole(state, said):
         schedule.load_state_dict(state)
     assert schedule.state_dict() == before
     assert schedule.decide(1.0) is Decision.ADVANCE
+
+
+@pytest.mark.parametrize("batches", [3, 4])
+def test_a_state_whose_window_is_full_is_refused_since_it_would_never_end(batches):
+    schedule = BatchAttentionSchedule(window=3)
+    for _ in range(2):
+        schedule.decide(1.0)
+    state = schedule.state_dict()
+    schedule.load_state_dict(state)
+    with pytest.raises(StateError, match=f"{batches} batches, but window is 3"):
+        schedule.load_state_dict({**state, "state": {**state["state"], "batches": batches}})
+    schedule.decide(1.0)
+    assert (schedule.epoch, schedule.batches) == (1, 0)

@@ -6,11 +6,11 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, SequentialSampler
 
-from batch_sampler_attn import BatchAttentionSampler, EqualComputeControl
+from batch_sampler_attn import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+from tests.core.test_attend import loader_through_a_sampler
 
 COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)
 
@@ -65,8 +65,7 @@ def test_it_can_be_recorded_saved_and_resumed_like_a_schedule():
 def test_through_a_sampler_every_batch_has_the_visits_that_were_dealt_to_it(repeats):
     counts = [[1, 2, 3, 1], [2, 2, 1, 4]]
     control = EqualComputeControl(counts)
-    sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2, schedule=control, repeats=repeats)
-    loader = DataLoader(range(8), batch_sampler=sampler, num_workers=1)
+    loader = loader_through_a_sampler(control, range(8), repeats, num_workers=1)
     for epoch, expected in enumerate(counts):
         seen = []
         for batch in control.attend(loader):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import weakref
 
 import pytest
 import torch
@@ -265,6 +266,20 @@ def test_changes_in_place_are_warned_of_at_the_first_window():
     replay.note(1.0)
     with pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"):
         assert replay.decide() is Decision.ADVANCE
+
+
+def test_a_window_that_was_decided_on_is_let_go_of_and_may_be_filled_anew():
+    replay, _ = make_replay()
+    replay.schedule.decide(1.0)
+    replay.schedule.end_epoch()
+    buffer, once = torch.ones(2, 3), torch.ones(2)
+    gone = weakref.ref(once)
+    train_window(replay, [0.5], batch=[buffer, once])
+    del once
+    assert gone() is None
+    buffer.add_(1)
+    train_window(replay, [2.0, 0.5], batch=[buffer])
+    assert replay.schedule.summary.repeats == 1
 
 
 def test_nothing_is_kept_where_nothing_may_ever_repeat():

@@ -1,7 +1,9 @@
 """Two calls mean the same as one, without ranks too; and ranks without torch, as threads, decide alike."""
 
 import copy
+import functools
 import math
+import operator
 import pickle
 import threading
 
@@ -105,6 +107,31 @@ def test_a_schedule_with_a_report_out_can_be_copied(copied):
     schedule = BatchAttentionSchedule()
     schedule.report(1.0)
     twin = copied(schedule)
+    assert twin.decide() is schedule.decide()
+    assert twin.state_dict() == schedule.state_dict()
+
+
+class Echo:
+    """A ``Reduce`` for one rank, whose messages are on their way until they are waited for."""
+
+    rank, ranks = 0, 1
+
+    def attach(self):
+        pass
+
+    def start(self, message):
+        return lambda: [message]
+
+    def gather(self, value):
+        return [value]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_tells_its_ranks_anew_of_a_report_that_was_on_its_way(copied):
+    schedule = BatchAttentionSchedule(reduce=Echo())
+    schedule.report(1.0)
+    twin = copied(schedule)
+    twin.report(1.0)
     assert twin.decide() is schedule.decide()
     assert twin.state_dict() == schedule.state_dict()
 
@@ -214,7 +241,10 @@ def test_ranks_decide_as_one_schedule_that_is_told_the_mean(data, ranks, options
     single, made = BatchAttentionSchedule(**options), []
     for epoch in table:
         for batch in single.attend(range(len(epoch))):
-            total = sum(loss / 2**single.visits * samples for loss, samples in epoch[batch] if samples)
+            # Not sum(): from Python 3.12 on it compensates, and would not be the plain double sum.
+            total = functools.reduce(
+                operator.add, (loss / 2**single.visits * samples for loss, samples in epoch[batch] if samples), 0.0
+            )
             parts = [loss / 2**single.visits for loss, samples in epoch[batch] if samples]
             mean = parts[0] if len(parts) == 1 else total / sum(samples for _, samples in epoch[batch])
             made.append((batch, single.decide(mean)))
@@ -236,6 +266,12 @@ def test_no_sample_on_any_rank_is_an_error_on_each():
 def test_a_rank_without_samples_weighs_nothing_whatever_its_loss_is():
     messages = [Message(2, 0, 0, 1, 0, samples, loss) for samples, loss in ((0, math.nan), (3, 1.0), (1, 5.0))]
     assert mean_over(messages) == 2.0
+
+
+@pytest.mark.parametrize("loss", [1e308, 0.1 + 0.2, math.inf])
+def test_the_loss_of_the_only_rank_with_samples_is_left_as_it_is(loss):
+    messages = [Message(2, 0, 0, 1, 0, samples, of_rank) for samples, of_rank in ((0, 1.0), (49, loss))]
+    assert mean_over(messages) == loss
 
 
 def test_many_ranks_are_named_by_their_place():
@@ -303,3 +339,26 @@ def test_a_state_saved_by_one_rank_goes_on_on_all_and_in_mid_epoch_on_as_many():
         return schedule.threshold
 
     assert on_threads(3, from_epochs_end) == [3.0] * 3
+
+
+def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_goes_on_on_as_many_ranks_alone():
+    def begun(rank, reduce):
+        schedule = BatchAttentionSchedule(1.0, reduce=reduce)
+        for loss in (1.0, 2.0):
+            for _ in schedule.attend([0]):
+                if schedule.decide(loss) is Decision.REPEAT:
+                    return schedule.state_dict()
+        raise AssertionError
+
+    state, _ = on_threads(2, begun)
+    assert (state["state"]["batches"], state["state"]["visits"]) == (0, 1)
+
+    def loaded(rank, reduce):
+        schedule = BatchAttentionSchedule(1.0, reduce=reduce)
+        schedule.load_state_dict(state)
+        return schedule.visits
+
+    assert on_threads(2, loaded) == [1, 1]
+    for ranks in (1, 3):
+        for error in on_threads(ranks, loaded):
+            assert "in the middle of an epoch of 2 ranks" in str(error)

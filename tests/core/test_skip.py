@@ -125,9 +125,7 @@ def test_a_key_is_forgotten_with_the_batch(forget):
 
 
 def test_a_batch_is_its_own_key_whatever_it_is_made_of():
-    import numpy
-    import torch
-
+    numpy, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
     schedule = schedule_with_threshold()
     first, second = [torch.ones(3), torch.ones(2)], [torch.zeros(3), torch.ones(2)]
     schedule.decide(2.0, batch=first)

@@ -23,6 +23,24 @@ def test_a_schedule_in_mid_epoch_is_refused():
         loop.run_epoch()
 
 
+CHANGES_OF_THE_SCHEDULE = {
+    "abandoned": lambda schedule: schedule.abandon_epoch(),
+    "loaded": lambda schedule: schedule.load_state_dict(schedule.state_dict()),
+    "in another loop": lambda schedule: next(iter(schedule.attend([1]))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_THE_SCHEDULE.values(), ids=CHANGES_OF_THE_SCHEDULE)
+def test_a_schedule_that_is_changed_while_updates_are_in_flight_is_told_of(change):
+    schedule = BatchAttentionSchedule(1.0)
+    loop = make_loop(*make_data(48), schedule=schedule)
+    loop.run_updates(2)
+    loop.enqueue(2)
+    change(schedule)
+    with pytest.raises(DeviceLoopError, match=r"schedule was changed in mid-epoch.*Leave it alone"):
+        loop.settle(now=True)
+
+
 def test_running_out_of_memory_is_said_and_leaves_the_weights_as_they_were():
     calls = []
 

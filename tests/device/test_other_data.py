@@ -74,6 +74,15 @@ def test_another_order_is_told_by_itself_where_all_targets_are_alike():
     alike.load_state_dict(source.state_dict())
 
 
+@pytest.mark.parametrize("sample", [0, 9, 23])
+def test_a_single_other_target_is_told_in_whichever_batch_it_came(sample):
+    source, other = (make_loop(staged=True, shuffle=False) for _ in range(2))
+    source.run_updates(3)
+    targets = other.parts.data.loader.dataset.tensors[1]
+    targets[sample] = (targets[sample] + 1) % 3
+    assert "targets (saved " in refused(other, source.state_dict())
+
+
 def test_a_state_of_other_data_leaves_the_order_of_the_epoch_that_is_over():
     loop = make_loop(labels=1)
     loop.run_epoch()

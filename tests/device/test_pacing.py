@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop, ResidentData, StagedData
 from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError
-from tests.device.helpers import at_most, loop_with, make_data, make_small_loop
+from tests.device.helpers import are_equal, at_most, loop_with, make_data, make_small_loop, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,14 +63,15 @@ def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
     assert summary.host_reads <= 3 * math.log(batches) / math.log(1 / share) + 5
 
 
-def test_a_batch_that_takes_a_thousand_visits_is_warned_of_once():
-    losses = [1.0] * 3 + [0.5, 0.5] + [2.0] * 1200 + [0.5]
+def test_a_batch_that_takes_a_thousand_visits_is_warned_of_once_an_epoch():
+    losses = [1.0] * 3 + ([0.5, 0.5] + [2.0] * 1200 + [0.5]) * 2
     loop = scripted_loop(losses, 3, max_visits=None)
     loop.run_epoch()
-    with pytest.warns(BatchAttentionWarning, match="1000 visits") as warned:
-        summary = loop.run_epoch()
-    assert len(warned) == 1
-    assert summary.most_visits == 1201
+    for epoch in (1, 2):
+        with pytest.warns(BatchAttentionWarning, match=f"of epoch {epoch} has taken 1000 visits") as warned:
+            summary = loop.run_epoch()
+        assert len(warned) == 1
+        assert summary.most_visits == 1201
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
@@ -103,6 +104,20 @@ def test_batches_are_loaded_after_updates_were_enqueued_so_that_the_device_train
     loop.run_epoch()
     order = "".join(what[0] for what, _ in events)
     assert order == "ll" + "tt" + "ll" + "tt" + "ll" + "tt" + "ll" + "tt"
+
+
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_updates_that_are_enqueued_bit_by_bit_do_not_run_past_the_end_of_a_window(window):
+    loop, expected = make_small_loop(window=window), make_small_loop(window=window)
+    for _ in range(4):
+        summary = None
+        with at_most(60):
+            while summary is None:
+                loop.enqueue(1)
+                summary = loop.settle()
+        assert without_reads(summary) == without_reads(expected.run_epoch())
+    assert loop.schedule.state_dict()["state"] == expected.schedule.state_dict()["state"]
+    assert are_equal(loop.model, expected.model)
 
 
 def test_an_epoch_that_the_schedule_was_taken_away_from_does_not_spin():

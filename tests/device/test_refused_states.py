@@ -14,6 +14,7 @@ from tests.device.helpers import (
     BATCHES,
     OPTIMIZERS,
     are_equal,
+    loop_with,
     make_data,
     make_loop,
     make_scaled,
@@ -128,6 +129,15 @@ def test_moments_of_another_shape_or_type_are_refused_by_name():
         state = copy.deepcopy(saved)
         state["optimizer"]["state"][0]["step"] = torch.tensor(-1.0)
         assert "counts steps" in refused(make_small_loop(), state)
+
+
+def test_fewer_batches_at_hand_than_are_done_with_are_refused():
+    loop = loop_with()
+    loop.run_updates(2)
+    for staged in (0, 1):
+        with pytest.raises(StateError, match=f"staged is {staged} .* at least 2"):
+            loop.load_state_dict({**loop.state_dict(), "staged": staged})
+    loop.load_state_dict({**loop.state_dict(), "staged": 2})
 
 
 def test_a_loop_that_is_elsewhere_than_its_schedule_is_refused():

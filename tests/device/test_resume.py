@@ -64,6 +64,24 @@ def test_a_run_saved_in_mid_epoch_goes_on_bit_for_bit(data, stop_after_updates):
     assert are_equal(resumed.model, model)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "rate as a tensor"])
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_training_that_goes_on_changes_nothing_in_the_state_that_was_saved_or_loaded(optimizer, is_fresh):
+    loop = make_small_loop(optimizer)
+    loop.run_epoch()
+    loop.run_updates(2)
+    saved = loop.state_dict()
+    kept = copy.deepcopy(saved)
+    if is_fresh:
+        loop = make_small_loop(optimizer)
+        loop.load_state_dict(saved)
+    for _ in range(2):
+        loop.run_epoch()
+    assert same(saved, kept)
+    loop.load_state_dict(saved)
+    assert same(loop.state_dict(), kept)
+
+
 def test_loading_keeps_every_tensor_where_it_is():
     loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
     loop.run_epoch()

@@ -43,6 +43,7 @@ def make_loop(
     staged=False,
     slots=4,
     workers=0,
+    prefetch=None,
     width=4,
     model_seed=0,
     optimizer=torch.optim.Adam,
@@ -57,7 +58,8 @@ def make_loop(
     if staged:
         dataset, generator = TensorDataset(*tensors), generator if has_generator else None
         sampler = RandomSampler(dataset, generator=generator)
-        loader = DataLoader(dataset, batch_size, sampler=sampler, generator=generator, num_workers=workers)
+        ahead = {"num_workers": workers, "prefetch_factor": prefetch}
+        loader = DataLoader(dataset, batch_size, sampler=sampler, generator=generator, **ahead)
         data = StagedData(loader, batch_size, "cpu", slots=slots)
     else:
         data = ResidentData(*tensors, batch_size, generator=generator, shuffle=shuffle)
@@ -95,7 +97,12 @@ ROWS = {
     "the loader's number of workers": [
         Row({**STAGED, "slots": slots}, {"workers": 1}, "exact", "exact") for slots in (2, 3, 4)
     ]
-    + [Row({**STAGED, "workers": 1}, {"workers": 0}, "exact", "exact")],
+    + [Row({**STAGED, "workers": 1}, {"workers": 0}, "exact", "exact")]
+    # As many workers that read further ahead, or less far, have drawn by other numbers too.
+    + [
+        Row({**STAGED, "slots": 2, "workers": 1, "prefetch": before}, {"prefetch": after}, "exact", "exact")
+        for before, after in ((1, 4), (4, 1))
+    ],
     "CPU for GPU, or the other way round": [Row({}, {}, "refused", "refused", of_another_device)],
     "the number of samples, with as many batches": [
         Row({}, {"samples": 43}, "taken", "refused"),

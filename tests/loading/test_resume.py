@@ -104,6 +104,13 @@ def test_with_other_options_for_workers_a_run_can_be_resumed(repeats, loader_cla
     check_every_resume({"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **options}, every=8)
 
 
+@LOADERS
+@REPEATS
+def test_workers_that_persist_keep_their_seed_where_a_run_goes_on_between_epochs(repeats, loader_class):
+    options = {"repeats": repeats, "loader_class": loader_class, "persistent_workers": True, **WITH_WORKERS}
+    check_every_resume(options, ["between epochs"])
+
+
 @pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 2), (2, 0)])
 def test_with_immediate_repeats_a_run_can_go_on_with_another_number_of_workers(workers_before, workers_after):
     options = {"repeats": "immediate", "generators": "shared"}
@@ -152,6 +159,23 @@ def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_
     assert history == whole.history
     assert run.load(saved).train().history == []
     assert final_generators(run) == final_generators(whole)
+
+
+def test_batches_on_their_way_keep_their_order_where_a_resumed_run_is_saved_with_one_of_them_out():
+    options = {"repeats": "immediate", "generators": "shared"}
+    whole, checkpoints = uninterrupted({**options, "num_workers": 2}, ["after the decision"])
+
+    def stop(run, moment):
+        if moment == "before the visit":
+            raise KeyboardInterrupt
+
+    for _, done, saved in checkpoints[::6]:
+        stopped = Run(**options, seed=1).load(saved)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.train(stop)
+        saved = stopped.checkpoint()
+        resumed = Run(**options, seed=2).load(saved).train()
+        assert resumed.history == whole.history[done:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

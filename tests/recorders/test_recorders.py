@@ -184,6 +184,7 @@ def test_visit_counts_of_half_a_record_are_refused(kept):
 
 
 def test_tensorboard_gets_a_point_an_epoch(tmp_path):
+    pytest.importorskip("torch")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 

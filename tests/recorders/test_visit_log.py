@@ -77,6 +77,15 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
     run.schedule.epochs.recorders[0].close()
 
 
+def test_a_run_that_nothing_happened_to_is_written_as_its_visits_and_no_other_line(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    with JsonLinesRecorder(path) as recorder:
+        run = Run([recorder], 0)
+        while run.schedule.epoch < 4:
+            run.visit()
+    assert all("visit" in json.loads(line) for line in path.read_text().splitlines())
+
+
 def test_a_run_that_is_started_again_counts_alone(tmp_path):
     path = tmp_path / "visits.jsonl"
     for visits, seed in ((30, 0), (7, 1)):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from benchmarks.cifar import storage
 from benchmarks.cifar.storage import Storage
 from benchmarks.errors import StorageError
 from benchmarks.reading import read_configuration, read_records
@@ -117,8 +118,8 @@ def test_a_state_or_record_of_another_configuration_is_refused(digits, out, tmp_
 
 
 def test_a_folder_that_only_a_refused_command_has_seen_takes_another_configuration(digits, tmp_path):
-    storage = Storage(tmp_path / "out", read_configuration(run_once(digits, tmp_path / "one")))
-    with storage.opened():
+    stored = Storage(tmp_path / "out", read_configuration(run_once(digits, tmp_path / "one")))
+    with stored.opened():
         pass
     run_benchmark(digits, tmp_path / "out", *SMALL, "--arms", "baseline", "--epochs", "2")
     assert read_configuration(tmp_path / "out").epochs == 2
@@ -136,9 +137,9 @@ def test_what_a_killed_command_left_half_written_is_cleared(digits, tmp_path):
 
 
 def test_two_commands_in_one_folder_keep_out_of_each_others_way(digits, out):
-    storage = Storage(out, read_configuration(out))
-    lock = storage.opened(wait_seconds=0.1)
-    with storage.opened(), pytest.raises(StorageError, match="another command is at work"):
+    stored = Storage(out, read_configuration(out))
+    lock = stored.opened(wait_seconds=0.1)
+    with stored.opened(), pytest.raises(StorageError, match="another command is at work"):
         lock.__enter__()
 
 
@@ -146,6 +147,51 @@ def test_a_file_in_the_place_of_the_folder_is_refused(digits, tmp_path):
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(SystemExit, match="cannot be written"):
         run_benchmark(digits, tmp_path / "out", *SMALL)
+
+
+def test_a_run_that_was_stopped_after_every_epoch_has_the_visits_of_all_of_them(digits, out, tmp_path, monkeypatch):
+    folder, options, save = tmp_path / "out", [*SMALL, "--arms", "attention"], Storage.save
+
+    def save_and_stop(self, record, loop_state):
+        save(self, record, loop_state)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(Storage, "save", save_and_stop)
+            with pytest.raises(SystemExit, match="stopped"):
+                run_benchmark(digits, folder, *options)
+    run_benchmark(digits, folder, *options)
+    (line,) = read_lines(folder / "visits.jsonl")
+    undisturbed = [each for each in read_lines(out / "visits.jsonl") if (each["seed"], each["label_noise"]) == (0, 0)]
+    assert line["visits"] == next(each["visits"] for each in undisturbed if each["epoch_loss"] == "first")
+    assert [(len(visits), sum(visits)) for visits in line["visits"]] == [
+        (epoch.batches, epoch.updates) for epochs in read_records(folder).epochs.values() for epoch in epochs
+    ]
+
+
+@pytest.mark.parametrize("name", ["visits.jsonl", "epochs.jsonl", "runs.jsonl"])
+def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_them(
+    digits, out, tmp_path, monkeypatch, name
+):
+    """Also where the folders of earlier runs are gone, and nothing but the records has them."""
+    moved = leave_only_records(out, tmp_path / "moved", arms=ARMS)
+    options = ["--seeds", "7", "--arms", "attention"]
+    put = storage.write_whole
+
+    def put_until_it_is_full(path, write):
+        if path.name == name:
+            raise StorageError("no space is left")
+        put(path, write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_whole", put_until_it_is_full)
+        with pytest.raises(SystemExit, match="no space is left"):
+            run_benchmark(digits, moved, *options)
+    run_benchmark(digits, moved, *options)
+    again, before = read_records(moved), read_records(out)
+    assert set(again.runs) - set(before.runs) == {RunName("attention", "first", 0, 7)}
+    assert all(again.epochs[run] == epochs for run, epochs in before.epochs.items())
 
 
 def copied(out, folder):

@@ -24,6 +24,18 @@ def test_the_queue_hands_out_a_run_only_when_its_needs_are_met():
     assert waiting.take() is None
 
 
+def test_a_run_is_wanted_as_long_as_one_that_is_not_finished_is_made_from_it():
+    runs = plan_runs(["longer"], ["first"], [0], [0])
+    waiting = Queue(runs, finished=[])
+    for expected in runs:
+        assert waiting.wants(runs[0])
+        assert waiting.take() == expected
+        # A run that is being made may still have to go on from it.
+        assert waiting.wants(runs[0])
+        waiting.finish(expected)
+    assert not any(map(waiting.wants, runs))
+
+
 @pytest.mark.parametrize("empty", [{"arms": []}, {"seeds": []}, {"epoch_losses": []}, {"label_noises": []}])
 def test_a_plan_of_nothing_is_refused(empty):
     asked = {"arms": ["baseline"], "epoch_losses": ["first"], "label_noises": [0], "seeds": [0]} | empty
