@@ -94,7 +94,7 @@ BFLOAT16 = {"autocast": torch.bfloat16}
 ROWS = {
     "nothing": [Row({}, {}, "exact", "exact"), Row(STAGED, {}, "exact", "exact")],
     "`slots` of `StagedData`": [Row(STAGED, {"slots": slots}, "exact", "refused") for slots in (2, 3, 8)],
-    "the loader's number of workers": [
+    "the loader's number of workers, or its `prefetch_factor`": [
         Row({**STAGED, "slots": slots}, {"workers": 1}, "exact", "exact") for slots in (2, 3, 4)
     ]
     + [Row({**STAGED, "workers": 1}, {"workers": 0}, "exact", "exact")]
