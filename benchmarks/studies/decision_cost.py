@@ -8,7 +8,6 @@ the times of a shared machine wander and the ratio does not.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import time
@@ -21,6 +20,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EpochSummary
 from benchmarks.environment import describe_environment, one_line
+from benchmarks.studies.raw_records import keep
 
 DECISIONS = 20_000
 BATCH_SIZE = 32
@@ -198,10 +198,7 @@ def measure(*, rounds: int = 31, record: Path | None = None) -> None:
     for each in compared:
         print("\n".join(describe(each)))
     if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:
-            for each in compared:
-                file.write(json.dumps({**each, "environment": environment}) + "\n")
+        keep(record, compared, environment, is_appended=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ of unlike lengths, mixup, and label smoothing. What is trained is the same in bo
 
 from __future__ import annotations
 
-import json
 import math
 import pydoc_data.topics
 import statistics
@@ -25,6 +24,7 @@ from torch.nn import functional
 from batch_sampler_attn import BatchAttentionSchedule
 from benchmarks.environment import describe_environment
 from benchmarks.studies.digits import BATCH_SIZE, LEARNING_RATE, load_training_images, make_model
+from benchmarks.studies.raw_records import keep
 
 SEQUENCES = 32 * 40
 SHORTEST, LONGEST = 10, 100
@@ -162,12 +162,9 @@ def measure(record: Path, *, seeds: int = 3, epochs: int = 12) -> None:
     """
     torch.set_num_threads(1)
     environment = describe_environment("cpu")
-    record.parent.mkdir(parents=True, exist_ok=True)
     runs = [(case, way, seed) for case in CASES for way in (False, True) for seed in range(seeds)]
-    with record.open("w", encoding="utf-8") as file:
-        for case, is_advised, seed in track(runs, description="training"):
-            line = train(case, seed, epochs, is_advised=is_advised)
-            file.write(json.dumps({**line, "environment": environment}) + "\n")
+    lines = (train(case, seed, epochs, is_advised=way) for case, way, seed in track(runs, description="training"))
+    keep(record, lines, environment)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.environment import describe_environment
+from benchmarks.studies.raw_records import keep
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
@@ -35,9 +36,7 @@ def measure(record: Path, *, seeds: int = 10, epochs: int = 12, redraw: bool = F
     record.parent.mkdir(parents=True, exist_ok=True)
     _run_example("--seeds", seeds, "--epochs", epochs, "--record", record, "--output", figure)
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    with record.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps({**line, "environment": environment}) + "\n")
+    keep(record, lines, environment)
 
 
 def _run_example(*arguments: object) -> None:

@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +28,7 @@ from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
 from benchmarks.environment import describe_environment, one_line
 from benchmarks.selection.training import make_network
+from benchmarks.studies.raw_records import keep
 
 RANKS = 2
 ARMS = ("DDP alone", "two calls", "one call")
@@ -104,20 +104,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_processes(measure, (arguments.rounds, folder), nprocs=RANKS, start_method="spawn")
         times = json.loads((Path(folder) / "times.json").read_text(encoding="utf-8"))
-    record: dict[str, Any] = {
-        "times_ms": times,
-        "load_average": load_average,
-        "environment": describe_environment("cpu"),
-    }
+    environment = describe_environment("cpu")
     for batch_size, of_size in times.items():
         medians = {arm: statistics.median(values) for arm, values in of_size.items()}
         ratios = ", ".join(f"{arm} {medians[arm] / medians['DDP alone']:.3f} times" for arm in ARMS[1:])
         print(f"{batch_size} images a rank: {medians['DDP alone']:.2f} ms alone; {ratios}")
-    print(one_line(record["environment"]))
+    print(one_line(environment))
     if arguments.record is not None:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        keep(arguments.record, [{"times_ms": times, "load_average": load_average}], environment, is_appended=True)
 
 
 if __name__ == "__main__":

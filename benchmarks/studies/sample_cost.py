@@ -8,7 +8,6 @@ The two loops alternate within one run, on one CPU thread: the small network of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -21,6 +20,7 @@ from torch import nn
 from batch_sampler_attn import SampleAttention
 from benchmarks.environment import describe_environment, one_line
 from benchmarks.selection.training import make_network
+from benchmarks.studies.raw_records import keep
 
 SAMPLES, BATCH_SIZE, STEPS = 5000, 64, 40
 
@@ -87,14 +87,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--record", type=Path, help="append the raw times to this file, as a JSON line")
     arguments = parser.parse_args()
-    record = {**measure(arguments.rounds), "environment": describe_environment("cpu")}
+    record, environment = measure(arguments.rounds), describe_environment("cpu")
     plain_ms, attention_ms = (statistics.median(values) for values in record["times"].values())
     print(f"{plain_ms:.2f} ms plain, {attention_ms:.2f} ms with attention: {attention_ms / plain_ms:.3f} times")
-    print(one_line(record["environment"]))
+    print(one_line(environment))
     if arguments.record is not None:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        keep(arguments.record, [record], environment, is_appended=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ with clean labels and with a tenth of them redrawn at random, at three learning 
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 from benchmarks.environment import describe_environment
 from benchmarks.studies.digits import load_training_images, make_model, train_epoch
+from benchmarks.studies.raw_records import keep
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 NOISE_SHARES = (0.0, 0.1)
@@ -64,12 +64,8 @@ def measure(record: Path, *, seeds: int = 3, epochs: int = 30) -> None:
     """
     torch.set_num_threads(1)
     environment = describe_environment()
-    record.parent.mkdir(parents=True, exist_ok=True)
     runs = list(itertools.product(LEARNING_RATES, NOISE_SHARES, range(seeds)))
-    with record.open("w", encoding="utf-8") as file:
-        for learning_rate, noise_share, seed in track(runs, description="training"):
-            line = count_visits(learning_rate, noise_share, seed, epochs)
-            file.write(json.dumps({**line, "environment": environment}) + "\n")
+    keep(record, (count_visits(*run, epochs) for run in track(runs, description="training")), environment)
 
 
 if __name__ == "__main__":
