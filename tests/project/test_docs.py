@@ -32,6 +32,7 @@ INTERNAL_NAMES = (
     "accelerate.check_ranks",
     "accelerate.sampler_of_ours",
     "accelerate.updates_are_elsewhere",
+    "errors.counted",
     "errors.shown",
 )
 
