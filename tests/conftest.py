@@ -1,9 +1,14 @@
 """What several test files need."""
 
 import os
+import re
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from packaging.version import Version
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes beside each other would take each other's cores.
@@ -11,6 +16,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # For type checkers to read, not to run.
 collect_ignore = ["typing/users_script.py"]
+
+if find_spec("torch") is None:
+    # What can run is the core's, by tests that need nothing else.
+    needs_torch = re.compile(r"^(import|from) (torch|numpy)\b", re.MULTILINE)
+    here = Path(__file__).parent
+    collect_ignore += [
+        str(file) for file in here.rglob("test_*.py") if needs_torch.search(file.read_text(encoding="utf-8"))
+    ]
+elif Version(version("torch")) < Version("2.14"):
+    # These pretend that there is a GPU, by PyTorch's internals as they are from then on.
+    collect_ignore += ["device/fake_cuda/test_fake_cuda.py", "device/replay/test_replay.py"]
 
 # No deadlines: a busy machine is no bug.
 settings.register_profile("project", deadline=None)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from batch_sampler_attn.errors import (
     LossError,
@@ -72,6 +73,8 @@ def test_ranks_may_decide_apart_where_it_was_said(mild_ones):
 
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_a_fault_is_told_on_both_ranks_within_the_limit(mild_ones, fault):
+    if fault == "group_without_this_rank" and torch.__version__ < (2, 14):
+        pytest.skip("this PyTorch may call a group without this rank None, as if all ranks were meant")
     *kinds, words = EXPECTED[fault]
     for result, kind in zip(mild_ones, kinds, strict=True):
         error, seconds = result[fault]

