@@ -33,7 +33,7 @@ class _Epoch(NamedTuple):
     threshold: float | None
 
 
-class RunFigure(Figure):
+class _RunFigure(Figure):
     """A figure of matplotlib's that a notebook shows as it is, with no ``%matplotlib inline`` before."""
 
     def _repr_png_(self) -> bytes:
@@ -47,7 +47,7 @@ def plot_run(
     images: Callable[[int], Any] | None = None,
     *,
     n: int = 10,
-) -> RunFigure:
+) -> Figure:
     """Draw a run: losses and threshold, repeats and overhead by epoch; below, the samples most often repeated.
 
     Args:
@@ -76,7 +76,7 @@ def plot_run(
         raise RecordError("there is no visit to draw; give the schedule the recorder, and train for an epoch")
     epochs = _by_epoch(visits, thresholds)
     samples = [] if images is None else most_repeated_samples(visits, n)
-    figure = RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
+    figure = _RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
     above, *below = figure.subfigures(2 if samples else 1, 1, height_ratios=[5, 2] if samples else [1], squeeze=False)[
         :, 0
     ]

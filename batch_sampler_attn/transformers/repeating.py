@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -215,7 +217,10 @@ class Repeating(TrainerCallback):
         """Tell the loss of a window whose batches' losses are parts of it."""
         if self._parts:
             # Each is divided by the items of the whole window already. A single one is left exactly as it is.
-            loss = self._parts[0] if len(self._parts) == 1 else sum(float(part) for part in self._parts)
+            loss, *others = self._parts
+            if others:
+                # Not sum(), whose rounding differs between versions of Python.
+                loss = reduce(operator.add, map(float, others), float(loss))
             self._replay.note(loss, self._weight)
 
     def _is_summed_up(self, items: object) -> bool:
