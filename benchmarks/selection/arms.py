@@ -251,6 +251,7 @@ PEERS = {
 TWINS = {
     "left_out": "left_out_random",
     "left_out_weighted": "left_out_random",
+    "infobatch": "left_out_random",
     "both": "both_random",
     "pooled": "pooled_random",
 }

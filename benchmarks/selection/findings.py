@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.report.statistics import LEAST_RUNS, Sample
-from benchmarks.selection.arms import LONGER, TWINS
+from benchmarks.selection.arms import AS_COSTLY, LONGER, TWINS
 from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Results, Verdict, accuracy, judge
 from benchmarks.selection.records import Run
 
@@ -57,30 +57,28 @@ def say_what_is_found(runs: Sequence[Run]) -> list[str]:
     told = f"{open_ones} cannot be told from their runs, and {few} have too few of them"
     said.append(f"Of {_count(len(compared), 'comparison')} with plain training, {told}.")
     payers = [arm for arm in dict.fromkeys(each.arm for each in pays) if arm in TWINS]
-    if against := [text for arm in payers if (text := _against_peer(results, arm))]:
-        said.append(
-            f"Against {PEER}, for as many updates, though it runs the network on more samples: {'; '.join(against)}."
-        )
+    against = [f"{arm} is {told}" for arm in payers if (told := _against_peer(results, arm))]
+    if longer := _against_peer(results, AS_COSTLY[PEER]):
+        against.append(f"plain training at its cost ({AS_COSTLY[PEER]}) is {longer}")
+    if against:
+        said.append(f"Against {PEER}, which runs the network on more samples: {'; '.join(against)}.")
     return said
 
 
 def _against_peer(results: Results, arm: str) -> str:
-    """Where an arm is ahead of Selective Backprop, and where behind."""
-    places: dict[str, list[str]] = {"ahead": [], "behind": []}
-    compared = 0
-    for setting in results.settings:
-        difference = results.differences(setting, arm, PEER, accuracy)
-        if difference.n < LEAST_RUNS:
-            continue
-        compared += 1
-        low, high = difference.interval
-        if low > 0 or high < 0:
-            place = f"on {SETTINGS.get(setting, setting)} {_points(difference)}"
-            places["ahead" if low > 0 else "behind"].append(place)
-    if not compared:
-        return ""
-    told = ", ".join(f"{word} {', '.join(where)}" for word, where in places.items() if where)
-    return f"{arm} is {told or 'told apart nowhere'}"
+    """Where an arm is ahead of Selective Backprop, and where behind; nothing if they were not run together."""
+    differences = [(setting, results.differences(setting, arm, PEER, accuracy)) for setting in results.settings]
+    compared = [(setting, difference) for setting, difference in differences if difference.n >= LEAST_RUNS]
+    told = []
+    for word, sign in (("ahead", 1), ("behind", -1)):
+        places = [
+            f"on {SETTINGS.get(setting, setting)} {_points(difference)}"
+            for setting, difference in compared
+            if min(sign * bound for bound in difference.interval) > 0
+        ]
+        if places:
+            told.append(f"{word} {', '.join(places)}")
+    return ", ".join(told) or ("told apart nowhere" if compared else "")
 
 
 def _listed(findings: Sequence[Finding]) -> str:

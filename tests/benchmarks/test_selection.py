@@ -504,5 +504,5 @@ def test_the_command_writes_a_report_or_says_what_is_wrong(folder, tmp_path, cap
 
 def test_every_twin_is_an_arm_that_differs_in_nothing_but_the_choice():
     assert set(CONTROLS) | set(CONTROLS.values()) <= set(ARMS)
-    assert json.dumps(sorted(TWINS)) == '["both", "left_out", "left_out_weighted", "pooled"]'
+    assert json.dumps(sorted(TWINS)) == '["both", "infobatch", "left_out", "left_out_weighted", "pooled"]'
     assert accuracy(made_up({"plain": [3.0]})[0]) == 3.0
