@@ -40,8 +40,10 @@ def say_what_is_found(runs: Sequence[Run]) -> list[str]:
     compared = [finding for finding in judge(results) if finding.verdict is not Verdict.CONTROL]
     seeds = len({run.seed for run in runs})
     updates = next((run.updates for run in runs if run.arm not in LONGER), 0)
+    longer = sorted({run.arm for run in runs} & LONGER.keys())
+    but = f", but for {', '.join(longer)}" if longer else ""
     said = [
-        f"{len(runs):,} runs of a small network, every arm with exactly {updates:,} updates; "
+        f"{len(runs):,} runs of a small network, every arm with exactly {updates:,} updates{but}; "
         f"{_count(seeds, 'seed')} at most."
     ]
     found = {verdict: [each for each in compared if each.verdict is verdict] for verdict in Verdict}
