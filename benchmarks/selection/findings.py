@@ -60,8 +60,8 @@ def say_what_is_found(runs: Sequence[Run]) -> list[str]:
     said.append(f"Of {_count(len(compared), 'comparison')} with plain training, {told}.")
     payers = [arm for arm in dict.fromkeys(each.arm for each in pays) if arm in TWINS]
     against = [f"{arm} is {told}" for arm in payers if (told := _against_peer(results, arm))]
-    if longer := _against_peer(results, AS_COSTLY[PEER]):
-        against.append(f"plain training at its cost ({AS_COSTLY[PEER]}) is {longer}")
+    if at_its_cost := _against_peer(results, AS_COSTLY[PEER]):
+        against.append(f"plain training at its cost ({AS_COSTLY[PEER]}) is {at_its_cost}")
     if against:
         said.append(f"Against {PEER}, which runs the network on more samples: {'; '.join(against)}.")
     return said
