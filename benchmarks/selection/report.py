@@ -49,11 +49,15 @@ _ARMS = (
     "on looking, a backward pass reckoned as two forward ones."
 )
 _PEERS = {
-    "selective_backprop_composer": "`selective_backprop_composer` calls Composer {versions} itself, with its defaults.",
-    "infobatch": "`infobatch` calls InfoBatch {versions} itself, with its defaults: the samples left out are by "
-    "its own count. Its sampler, which counts epochs, is not used; pruning ends after 87.5 % of the updates. Its weights, "
-    "1 and 2, have a mean above 1 over a pass, which makes its steps longer than those of the other arms; the weights of "
-    "`left_out_weighted` are scaled to a mean of 1.",
+    "selective_backprop_composer": (
+        "`selective_backprop_composer` calls Composer {versions} itself, with its defaults."
+    ),
+    "infobatch": (
+        "`infobatch` calls InfoBatch {versions} itself, with its defaults: the samples left out are by its own count. "
+        "Its sampler, which counts epochs, is not used; pruning ends after 87.5 % of the updates. Its weights, 1 and "
+        "2, have a mean above 1 over a pass, which makes its steps longer than those of the other arms; the weights of "
+        "`left_out_weighted` are scaled to a mean of 1."
+    ),
 }
 
 
