@@ -48,6 +48,11 @@ def unpack_schedule(
     check_version(fields["version"])
     check_options(options.to_save() if saved_options is None else saved_options, fields["options"])
     state, summary = _unpack_state(options, fields["state"]), _unpack_summary(fields["last_summary"])
+    if (-1 if summary is None else summary.epoch) != state.epoch - 1:
+        raise StateError(
+            f"the state is in epoch {state.epoch}, and its last summary is that of "
+            f"{'none' if summary is None else summary.epoch}; pass what state_dict() returned, unchanged"
+        )
     saved_ranks = check_count("ranks", fields.get("ranks", 1), least=1)
     if state.progress and saved_ranks != ranks:
         raise StateError(

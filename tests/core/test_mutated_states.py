@@ -248,12 +248,30 @@ def test_a_state_without_the_number_of_skipped_batches_is_read_as_none_skipped()
     assert resumed.batch_index == 1
 
 
+def test_a_last_summary_is_that_of_the_epoch_before():
+    schedule = BatchAttentionSchedule()
+    first = schedule.state_dict()
+    schedule.decide(1.0)
+    schedule.end_epoch()
+    second = schedule.state_dict()
+    for state, summary in (
+        (first, second["last_summary"]),
+        (second, None),
+        (second, {**second["last_summary"], "epoch": 1}),
+    ):
+        with pytest.raises(StateError, match=r"in epoch \d, and its last summary is that of"):
+            schedule.load_state_dict({**state, "last_summary": summary})
+    schedule.load_state_dict(first)
+    schedule.load_state_dict(second)
+
+
 def test_a_control_refuses_an_epoch_that_it_has_no_counts_for():
     control = EqualComputeControl([[1, 2]])
     state = control.state_dict()
     for number, value in (("epoch", 2), ("epoch", 2**62), ("batches", 3)):
+        summary = {**control.summary.as_dict(), "epoch": value - 1} if number == "epoch" else None
         with pytest.raises(StateError, match="visit_counts"):
-            control.load_state_dict({**state, "state": {**state["state"], number: value}})
+            control.load_state_dict({**state, "state": {**state["state"], number: value}, "last_summary": summary})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         control.load_state_dict(state)
