@@ -26,7 +26,7 @@ MODELS = (*_ARCHITECTURES, SMALL_RESNET)
 _PACKAGED_WEIGHTS = {"efficientnet_lite0": LITE0}
 _TNT = {"patch_size": 4, "first_stride": 1}
 # Of 12 blocks 4, and of 16 pixels of a patch 4.
-_REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
+REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
 
 
 class ModelRecipe(NamedTuple):
@@ -92,9 +92,9 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
         ModelError: If there is no such model, it has no reduced form, its weights are not installed, or it cannot take
             such images.
     """
-    if reduced and model not in _REDUCED:
+    if reduced and model not in REDUCED:
         raise ModelError(
-            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(_REDUCED)}"
+            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(REDUCED)}"
         )
     architecture = _ARCHITECTURES.get(model, model)
     if architecture == SMALL_RESNET:
@@ -107,7 +107,7 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
         raise ModelError(f"there is no model {model!r} in timm {timm.__version__}; {hint}")
     options: dict[str, Any] = {}
     if model == "tnt":
-        options = {"img_size": height, **(_REDUCED[model] if reduced else _TNT)}
+        options = {"img_size": height, **(REDUCED[model] if reduced else _TNT)}
         side = options["patch_size"]
         if height != width or height % side:
             raise ModelError(

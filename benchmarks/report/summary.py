@@ -13,14 +13,8 @@ from benchmarks.report.statistics import LEAST_RUNS, Sample
 from benchmarks.schema import Arm
 
 _AHEAD, _BEHIND, _LEVEL, _LITTLE, _FEW = range(5)
-_JUDGED = (_AHEAD, _BEHIND, _LEVEL)
-_IN_WORDS = {
-    _AHEAD: "ahead",
-    _BEHIND: "behind",
-    _LEVEL: "not told apart",
-    _LITTLE: "hardly repeating anything",
-    _FEW: f"run with fewer than {LEAST_RUNS} seeds",
-}
+_JUDGED = {_AHEAD: "ahead", _BEHIND: "behind", _LEVEL: "not told apart"}
+_NOT_JUDGED = {_LITTLE: "it hardly repeats anything", _FEW: f"fewer than {LEAST_RUNS} seeds were run"}
 
 
 def summarize(experiments: Sequence[Experiment], epoch_loss: str = "first") -> list[str]:
@@ -34,8 +28,8 @@ def summarize(experiments: Sequence[Experiment], epoch_loss: str = "first") -> l
         "and with plain training for as many updates, from the same initial weights and in the same order.",
         f"Against plain training, Batch-attention is {_standings(shown, 'baseline')}; the paper has "
         f"{paper.GAIN_POINTS[0]:g} to {paper.GAIN_POINTS[1]:g} points more on CIFAR-10.",
-        f"Against as many repeats of random batches it is {_standings(shown, 'random')}: that is what choosing the "
-        "batches by their loss is worth.",
+        "What choosing the batches by their loss is worth: against as many repeats of random batches, Batch-attention "
+        f"is {_standings(shown, 'random')}.",
         f"It makes {_overheads(shown)} more updates; the paper has {paper.OVERHEAD_PERCENT[0]:g} to "
         f"{paper.OVERHEAD_PERCENT[1]:g} % more time.",
         _limits(experiments),
@@ -57,12 +51,12 @@ def _standings(shown: Sequence[tuple[Experiment, Condition]], other: Arm) -> str
     if not found:
         return "not compared"
     total = sum(found.values())
-    counted = ", ".join(f"{text} in {found[stand]}" for stand, text in _IN_WORDS.items() if found[stand])
-    counted += f" of {total} {'experiments' if total > 1 else 'experiment'}"
-    if not means:
-        return f"{counted} (so no difference is given)"
-    reach = f"{means[0]:+.2f}" if len(means) == 1 else f"{min(means):+.2f} to {max(means):+.2f}"
-    return f"{counted} ({reach} points of accuracy at the last epoch, where it could be judged)"
+    counted = ", ".join(f"{text} in {found[stand]}" for stand, text in _JUDGED.items() if found[stand])
+    counted = f"{counted or 'judged in none'} of {total} {'experiments' if total > 1 else 'experiment'}"
+    if means:
+        reach = f"{means[0]:+.2f}" if len(means) == 1 else f"{min(means):+.2f} to {max(means):+.2f}"
+        counted += f" ({reach} points of accuracy at the last epoch)"
+    return "".join([counted, *(f"; in {found[stand]} {text}" for stand, text in _NOT_JUDGED.items() if found[stand])])
 
 
 def _stand(differences: Sample, dose: float, error: float) -> int:

@@ -48,7 +48,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,
     "cifar-found": cifar.cifar_found,
-    "selection-found": selection.selection_found,
+    "cifar-again": cifar.cifar_again_table,
+    "selection-glance": selection.selection_at_a_glance,
 }
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 from benchmarks import schema
+from benchmarks.environment import one_line
 from benchmarks.report import markdown
 from benchmarks.report.claims import judge_claims
 from benchmarks.report.document import Box, Table
 from benchmarks.report.page import verdicts_at_a_glance
 from benchmarks.report.results import Experiment, read_experiments
 from benchmarks.report.summary import summarize
-from benchmarks.tables.newest import RECORDS, render
+from benchmarks.tables.newest import RECORDS, read_newest, render
 
 
 def cifar_experiments() -> list[Experiment]:
@@ -47,6 +50,34 @@ def cifar_cost_table() -> str:
         said += experiment.machines
     head = ["experiment", "arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]
     return render(Table(head, rows, f"Other work went on beside these runs. {'; '.join(dict.fromkeys(said))}."))
+
+
+def cifar_again_table() -> str:
+    """What first epochs came to when they were made again."""
+    head = [
+        "record",
+        "run",
+        "epochs",
+        "differs",
+        "training loss apart by, at most",
+        "accuracy apart by, points at most",
+    ]
+    head += ["recorded on", "made again on"]
+    rows: list[list[str]] = []
+    for (record, run), group in itertools.groupby(
+        read_newest("made-again"), lambda line: (line["records"], line["run"])
+    ):
+        lines = list(group)
+        differs = list(dict.fromkeys(name for line in lines for name in line["differs"]))
+        apart = {
+            name: max(abs(new - old) for line in lines for old, new in [line["differs"].get(name, (0, 0))])
+            for name in ("train_loss", "accuracy")
+        }
+        machines = [one_line(lines[0][name]) for name in ("recorded", "environment")]
+        numbers = [f"{apart['train_loss']:.1g}", f"{100 * apart['accuracy']:.2f}"]
+        said = ", ".join(name.replace("_", " ") for name in differs) or "nothing"
+        rows.append([record, run, str(len(lines)), said, *numbers, *machines])
+    return render(Table(head, rows, "Everything but the machine's own numbers is compared: updates, repeats, losses."))
 
 
 def _moment(epoch: schema.Epoch) -> tuple[str, float]:

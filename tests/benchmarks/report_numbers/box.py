@@ -25,14 +25,21 @@ def standing(folder: Folder, condition: tuple[int, str], other: str) -> str:
     pairs = folder.find(condition, other, "attention")
     found = of_difference("accuracy", "ahead", pairs, gains(folder, condition, other), set())
     words = {HOLDS: "ahead", DOES_NOT_HOLD: "behind", CANNOT_BE_TOLD: "not told apart"}
-    words |= {HARDLY_ANY_REPEATS: "hardly repeating anything", NOT_ENOUGH_RUNS: "run with fewer than 3 seeds"}
+    words |= {HARDLY_ANY_REPEATS: "it hardly repeats anything", NOT_ENOUGH_RUNS: "fewer than 3 seeds were run"}
     return words[found.verdict(RULES._replace(least_gain=0))]
 
 
+JUDGED = ("ahead", "behind", "not told apart")
+LEFT_OPEN = ("it hardly repeats anything", "fewer than 3 seeds were run")
+
+
 def how_many(standings: list[str]) -> str:
-    words = ("ahead", "behind", "not told apart", "hardly repeating anything", "run with fewer than 3 seeds")
-    counts = ", ".join(f"{word} in {standings.count(word)}" for word in words if word in standings)
-    return f"{counts} of {experiments(len(standings))}"
+    counts = ", ".join(f"{word} in {standings.count(word)}" for word in JUDGED if word in standings)
+    return f"{counts or 'judged in none'} of {experiments(len(standings))}"
+
+
+def left_open(standings: list[str]) -> str:
+    return "".join(f"; in {standings.count(words)} {words}" for words in LEFT_OPEN if words in standings)
 
 
 def experiments(count: int) -> str:
@@ -53,11 +60,11 @@ def numbers_in_box(folders: list[Folder], asked: str) -> list[set[str]]:
         compared = [(folder, condition) for folder, condition in judged if folder.find(condition, other, "attention")]
         standings = [standing(*each, other) for each in compared]
         # What too few runs or too few repeats leave open has no part in the range of differences.
-        is_judged = [each in ("ahead", "behind", "not told apart") for each in standings]
+        is_judged = [each in JUDGED for each in standings]
         means = [float(np.mean(gains(*each, other))) for each in itertools.compress(compared, is_judged)]
-        start = f" is {how_many(standings)} ("
-        end = " points of accuracy at the last epoch, where it could be judged)"
-        told = joined(start, span(means, "+.2f"), end) if means else {f"{start}so no difference is given)"}
+        start, end = f" is {how_many(standings)}", left_open(standings)
+        spread = joined(" (", span(means, "+.2f"), " points of accuracy at the last epoch)") if means else {""}
+        told = joined(start, spread, end)
         said.append(told if compared else {" is not compared"})
     shares = [
         [more_updates(run["epochs"]) for (run,) in each.find(condition, "attention")] for each, condition in judged
