@@ -14,14 +14,17 @@ from benchmarks.tables.newest import find_newest, render
 
 _SYMBOLS = {Verdict.PAYS: "✓", Verdict.HARMS: "✗", Verdict.CANNOT_BE_TOLD: "?", Verdict.NOT_ENOUGH_RUNS: "…"}
 
+_PAPERS = "repeated"
+
 
 def selection_at_a_glance() -> str:
-    """What each arm gains in each setting, most telling first."""
+    """What each arm with all seeds, and the paper's rule, gain in each setting, most telling first."""
     runs = report.read([find_newest("selection")])
     compared = [finding for finding in judge(Results(runs)) if finding.verdict is not Verdict.CONTROL]
     of_arm = {arm: {each.setting: each for each in compared if each.arm == arm} for arm in ARMS}
     settings = [setting for setting in SETTINGS if any(each.setting == setting for each in compared)]
-    arms = sorted(filter(of_arm.get, ARMS), key=lambda arm: -_count(of_arm[arm].values(), Verdict.PAYS))
+    shown = [arm for arm, found in of_arm.items() if arm == _PAPERS or any(map(_has_all_seeds, found.values()))]
+    arms = sorted(shown, key=lambda arm: -_count(of_arm[arm].values(), Verdict.PAYS))
     rows = [[f"{ARMS[arm]} ({arm})", *(_shown(of_arm[arm].get(each)) for each in settings)] for arm in arms]
     updates = runs[0].updates
     caption = (
@@ -32,6 +35,10 @@ def selection_at_a_glance() -> str:
     )
     head = ["what is trained on", *(SETTINGS[setting] for setting in settings)]
     return render(Table(head, rows, f"{caption} {one_line(runs[0].environment)}."))
+
+
+def _has_all_seeds(finding: Finding) -> bool:
+    return finding.gain.n >= LEAST_SEEDS_TO_PAY
 
 
 def _count(findings: Iterable[Finding], verdict: Verdict) -> int:
