@@ -24,7 +24,8 @@ def selection_at_a_glance() -> str:
     of_arm = {arm: {each.setting: each for each in compared if each.arm == arm} for arm in ARMS}
     settings = [setting for setting in SETTINGS if any(each.setting == setting for each in compared)]
     shown = [arm for arm, found in of_arm.items() if arm == _PAPERS or any(map(_has_all_seeds, found.values()))]
-    arms = sorted(shown, key=lambda arm: -_count(of_arm[arm].values(), Verdict.PAYS))
+    alone = [arm for arm in shown if "+" not in arm]
+    arms = sorted(alone, key=lambda arm: -_count(of_arm[arm].values(), Verdict.PAYS))
     rows = [[f"{ARMS[arm]} ({arm})", *(_shown(of_arm[arm].get(each)) for each in settings)] for arm in arms]
     updates = runs[0].updates
     caption = (
