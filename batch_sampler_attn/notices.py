@@ -73,10 +73,12 @@ def epoch_without_end(batches: int) -> None:
     )
 
 
-def nothing_repeats(k: float, epochs: int, shares: dict[float, float]) -> None:
-    """K is so high that nothing ever repeats."""
-    lower = ", ".join(f"k={lower} {share:.1%}" for lower, share in shares.items() if share)
-    if lower:
+def nothing_repeats(k: float, epochs: int, shares: dict[float, float] | None) -> None:
+    """K is so high that nothing ever repeats; ``shares`` of batches would have been repeated by lower ones."""
+    lower = ", ".join(f"k={lower} {share:.1%}" for lower, share in (shares or {}).items() if share)
+    if shares is None:
+        advice = "Use a lower k, or wait"
+    elif lower:
         advice = f"Of the batches, a lower k would have repeated: {lower}. Use one of these, or wait"
     else:
         advice = "No lower k would have repeated any. Wait"

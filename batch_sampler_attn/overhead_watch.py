@@ -69,9 +69,14 @@ class OverheadWatch:
                 if self._held_back and options.budget is not None:
                     notices.budget_held_back(options.budget, _QUIET_EPOCHS, self._held_back)
                     return
-                batches = sum(self._above)
-                shares = {k: sum(self._above[at:]) / batches for at, k in enumerate(self._lower_ks, start=1)}
-                notices.nothing_repeats(options.k, _QUIET_EPOCHS, shares)
+                notices.nothing_repeats(options.k, _QUIET_EPOCHS, self._shares())
+
+    def _shares(self) -> dict[float, float] | None:
+        """The share of batches that each lower k would have repeated; None where the losses stayed on a device."""
+        batches = sum(self._above)
+        if not batches:
+            return None
+        return {k: sum(self._above[at:]) / batches for at, k in enumerate(self._lower_ks, start=1)}
 
     @staticmethod
     def _is_telling(summary: EpochSummary) -> bool:
