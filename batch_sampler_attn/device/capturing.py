@@ -56,9 +56,9 @@ def capture(
         if _tells_of_memory(cause):
             raise torch.OutOfMemoryError(said) from cause
         raise DeviceLoopError(
-            f"the update cannot be captured as a CUDA graph: {said}. Nothing in the model, the loss or the "
-            "augmentation may read a value on the host (.item(), .cpu(), print, if on a tensor) or take a shape from "
-            f"data (nonzero, boolean indexing). Change that, or pass graph=False{_free_memory(stream)}"
+            f"the update cannot be captured as a CUDA graph: {said}. Nothing in the model, the loss, the augmentation "
+            "or the optimizer may read a value on the host (.item(), .cpu(), print, if on a tensor) or take a shape "
+            f"from data (nonzero, boolean indexing). Change that, or pass graph=False{_free_memory(stream)}"
         ) from cause
     return graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,20 @@ def check_devices(model: nn.Module, data: ResidentData | StagedData) -> torch.de
     if data.device != device:
         raise OptionError(f"the data is on {data.device} and the model on {device}; move both to one device")
     return device
+
+
+def check_is_alone(model: nn.Module) -> None:
+    """Refuse a model that exchanges gradients with other processes, for updates that are captured.
+
+    Raises:
+        OptionError: If it does: a capture takes other preparations then, and all processes equally many updates.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise OptionError(
+                "the model has a DistributedDataParallel, and a device loop trains in one process: with ranks, write "
+                "the loop by hand (examples/ddp.py), or pass graph=False for plain training"
+            )
 
 
 def check_optimizer(
@@ -69,6 +84,13 @@ def check_optimizer(
             f"{name} was made with capturable=False, so its step reads values on the host; construct it with "
             "capturable=True (and fused=True, which is faster), or pass graph=False"
         )
+    if any(
+        isinstance(group.get("lr"), Tensor) and _reads_its_rate(optimizer, group) for group in optimizer.param_groups
+    ):
+        raise OptionError(
+            f"lr of {name} is a tensor, which its step reads on the host; construct {name} with fused=True if it takes "
+            "that, without foreach=False, or make lr a number"
+        )
     devices = set(parameters.values())
     for group in optimizer.param_groups:
         for option, value in group.items():
@@ -77,6 +99,13 @@ def check_optimizer(
                     f"{option} of {name} is a tensor on {value.device}, where a captured step cannot read it; "
                     f"make it a number, or a tensor on {devices.pop()}"
                 )
+
+
+def _reads_its_rate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether a step makes a number of a rate that is a tensor."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return not group.get("fused")
+    return isinstance(optimizer, torch.optim.RMSprop) and group.get("foreach") is False
 
 
 def _scales_by_itself(optimizer: torch.optim.Optimizer) -> bool:

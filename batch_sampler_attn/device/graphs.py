@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from batch_sampler_attn.device.capturing import capture
-from batch_sampler_attn.device.held import numbers_in_state, settings_of, stepped_tensors_of, tensors_of
+from batch_sampler_attn.device.held import attributes_of, numbers_in_state, settings_of, stepped_tensors_of, tensors_of
 from batch_sampler_attn.device.randomness import Randomness
 from batch_sampler_attn.errors import DeviceLoopError
 
@@ -29,7 +29,7 @@ class Graphs:
     as under a learning-rate schedule, the graphs are captured anew. Where a tensor of the model or of the optimizer is
     another one, lies elsewhere or otherwise, or is trained where it was not, all begins anew, with eager updates.
     Whatever else Python decides on is fixed at the capture: dropout rates, attributes of the model and of the loss
-    function, hooks.
+    function, hooks. Tensors among these attributes are kept for the graphs, whatever is put in their place.
 
     Args:
         optimizer: Whose step is part of every update.
@@ -38,6 +38,7 @@ class Graphs:
         randomness: What updates draw from.
         model: What is trained; None looks at the optimizer's parameters alone.
         draws_afresh: Whether updates draw from ``randomness.fresh``.
+        functions: What else updates call: the loss function, an augmentation.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Graphs:
         model: nn.Module | None = None,
         *,
         draws_afresh: bool = False,
+        functions: Iterable[object] = (),
     ) -> None:
         self._optimizer = optimizer
         self._model = nn.Module() if model is None else model
         self._stream = stream
         self._randomness = randomness
         self._draws_afresh = draws_afresh
+        self._called = [self._model, *functions]
         # By name: an update has the loop's parts, these graphs among them, and none of them would be let go of.
         self._warm_ups: Counter[str] = Counter()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
@@ -62,6 +65,7 @@ class Graphs:
         self._numbers: list[Any] = []
         self._settings: list[Any] = []
         self._tensors: list[Any] = []
+        self._kept: list[Tensor] = []
 
     def is_warm(self, update: Callable[[], None]) -> bool:
         """Whether these updates are replays by now, if they are to be."""
@@ -86,6 +90,8 @@ class Graphs:
     def _capture(self, update: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         check_optimizer_state(self._optimizer, stream.device, self._numbers)
         stepped, randomness = stepped_tensors_of(self._optimizer), self._randomness.state_dict()
+        # Those of before, since what is made in the capture is the pool's.
+        self._kept += attributes_of(self._called)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
@@ -122,6 +128,7 @@ class Graphs:
         # Replays in flight use the pool's memory; gradients lie in it, and a pool without a graph is not used again.
         self._stream.synchronize()
         self._graphs.clear()
+        self._kept.clear()
         self._optimizer.zero_grad(set_to_none=True)
         self._pool = None
 

@@ -29,6 +29,23 @@ def stepped_tensors_of(optimizer: torch.optim.Optimizer) -> list[Any]:
     return _held([*parameters, *(value for value in kept if isinstance(value, Tensor))])
 
 
+def attributes_of(parts: Iterable[object]) -> list[Tensor]:
+    """The tensors that modules among ``parts`` have as attributes: plain ones, and but for the model's own all others.
+
+    Args:
+        parts: The model first, then what else an update calls.
+    """
+    found: list[Tensor] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, nn.Module):
+            found += [
+                value for module in part.modules() for value in vars(module).values() if isinstance(value, Tensor)
+            ]
+            found += [*part.parameters(), *part.buffers()] if number else []
+    # Without what they were computed from.
+    return [value.detach() for value in found]
+
+
 def numbers_in_state(optimizer: torch.optim.Optimizer) -> list[Any]:
     """The numbers, other than tensors, in the optimizer's state."""
     values = [value for state in optimizer.state.values() for value in state.values()]

@@ -38,7 +38,8 @@ class DeviceLoop:
             those in evaluation mode stay frozen; all in training mode, if none is now.
         optimizer: Of its parameters; on CUDA constructed with ``capturable=True``, unless ``graph=False``. A number
             that changes, as ``lr`` under a scheduler, has the update captured again (about as long as a few updates
-            take); give ``lr`` as a tensor on the device, changed in place, to change it without.
+            take); give ``lr`` as a tensor on the device, changed in place, to change it without (SGD has to be fused
+            then).
         loss_fn: From (outputs, targets) to the mean loss of the batch.
         data: ``ResidentData`` or ``StagedData``.
         schedule: Decides about repeats, and holds the state between epochs: a run may go on with the same schedule in a
@@ -91,6 +92,8 @@ class DeviceLoop:
             normalize = (normalize[0].to(device), normalize[1].to(device))
         recipe = Recipe(loss_fn, normalize, augmentation, autocast, scaler, channels_last)
         checks.check_optimizer(optimizer, model, scaler, graph=is_graphed, may_wait=graph is False)
+        if is_graphed:
+            checks.check_is_alone(model)
         if channels_last:
             model.to(memory_format=torch.channels_last)
 
@@ -104,7 +107,14 @@ class DeviceLoop:
         randomness = Randomness(seed, device, data.generator)
         place = Place(device, randomness, tf32)
         draws_afresh = augmentation is not None and augmentation.fresh
-        graphs = Graphs(optimizer, place.stream if is_graphed else None, randomness, model, draws_afresh=draws_afresh)
+        graphs = Graphs(
+            optimizer,
+            place.stream if is_graphed else None,
+            randomness,
+            model,
+            draws_afresh=draws_afresh,
+            functions=[loss_fn] if augmentation is None else [loss_fn, augmentation.apply],
+        )
         self.parts = Parts(model, optimizer, data, recipe, host, counters, randomness, place, graphs, Progress())
         if augmentation is not None and not augmentation.fresh:
             data.reserve_uniforms(augmentation.draws)

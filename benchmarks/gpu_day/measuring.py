@@ -49,8 +49,10 @@ def measure_item(item: Item, device: torch.device) -> list[dict[str, Any]]:
 def append_rows(record: Path, item: Item, rows: list[dict[str, Any]], environment: dict[str, Any]) -> None:
     """Record all rows of a measurement, in one piece."""
     text = "".join(json.dumps({"item": item.key, **row, "environment": environment}) + "\n" for row in rows)
+    # A line that a process was stopped in would take the next along.
+    is_cut = record.exists() and record.read_bytes()[-1:] not in (b"", b"\n")
     with record.open("a", encoding="utf-8") as file:
-        file.write(text)
+        file.write("\n" * is_cut + text)
 
 
 def measure(record: Path, *, dry_run: bool = False) -> None:

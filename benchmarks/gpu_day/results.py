@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -54,22 +55,33 @@ def hand_over(work: Path, results: Path) -> list[str]:
 
 def write_table(plan: Plan, work: Path, results: Path, too_large: list[str]) -> str:
     """The short table, as text; it is written beside the results too."""
-    path = results / TABLE
-    with path.open("w", encoding="utf-8") as file:
-        console = Console(file=file, width=120, color_system=None)
-        console.print(f"GPU tests: {_of_tests(work / 'tests.txt')}", highlight=False, markup=False)
-        _show_rows(plan, read_rows(work / "rows.jsonl"), console)
-        _show_records(work / "records", console)
-        for name in too_large:
-            console.print(f"{name} is larger than {MOST_BYTES >> 20} MiB, and stays in {work}", markup=False)
-    return path.read_text(encoding="utf-8")
+    text = io.StringIO()
+    console = Console(file=text, width=120, color_system=None)
+    console.print(f"GPU tests: {_of_tests(work / 'tests.txt')}", highlight=False, markup=False)
+    _show_rows(plan, read_rows(work / "rows.jsonl"), console)
+    _show_records(work / "records", console)
+    if (said := _of_records(work / "records.log")) is not None:
+        console.print(f"records of ResNet34: {said}", highlight=False, markup=False)
+    for name in too_large:
+        console.print(f"{name} is larger than {MOST_BYTES >> 20} MiB, and stays in {work}", markup=False)
+    (results / TABLE).write_text(text.getvalue(), encoding="utf-8")
+    return text.getvalue()
 
 
 def _of_tests(path: Path) -> str:
     if not path.exists():
         return "have not come to their end yet"
-    counts, status = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][-2:]
-    return f"{counts.strip('= ')}, {status}"
+    return ", ".join(line.strip("= ") for line in _lines_of(path)[-2:]) or "left no word"
+
+
+def _of_records(log: Path) -> str | None:
+    """What went wrong, if something did."""
+    *_, said, status = ["", "", *(_lines_of(log) if log.exists() else [])]
+    return f"{said.strip()}, {status}" if status.startswith("exit status") and status != "exit status 0" else None
+
+
+def _lines_of(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def _show_rows(plan: Plan, rows: list[dict[str, Any]], console: Console) -> None:

@@ -207,7 +207,8 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
             setting = describe_setting(record["setting"])
             if record["row"] == ROWS[0]:
                 eager[setting] = statistics.median(values)
-            speed = f"{eager[setting] / statistics.median(values):.2f}" if values else ""
+            # A line of the eager row may be lost.
+            speed = f"{eager[setting] / statistics.median(values):.2f}" if values and setting in eager else ""
             table.add_row(record["model"], setting, record["row"], median, speed)
         elif record["kind"] == "together":
             table.add_row(record["model"], f"{record['runs']} at once", "captured, decided there", median, "")

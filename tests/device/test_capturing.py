@@ -23,6 +23,7 @@ def calls(monkeypatch):
     class Capturing:
         def __init__(self, graph, **options):
             assert options["capture_error_mode"] == "thread_local"
+            told.append(("in", options["pool"], options["stream"]))
 
         def __enter__(self):
             told.append("begin")
@@ -119,12 +120,13 @@ def test_what_a_release_of_torch_does_by_itself_is_left_to_it(
     calls, monkeypatch, version, is_registered, is_ended_here
 ):
     monkeypatch.setattr(torch, "__version__", version)
-    capturing.capture(lambda: None, Stream(), "pool", [torch.Generator()])
-    assert calls == ["register"] * is_registered + ["begin", "end"]
+    stream = Stream()
+    capturing.capture(lambda: calls.append("update"), stream, "pool", [torch.Generator(), torch.Generator()])
+    assert calls == ["register"] * 2 * is_registered + [("in", "pool", stream), "begin", "update", "end"]
     calls.clear()
     with pytest.raises(ZeroDivisionError):
-        capturing.capture(failing(ZeroDivisionError()), Stream(), "pool", [])
-    assert calls == ["begin", "end"] + [("end pool", 3, "pool")] * is_ended_here
+        capturing.capture(failing(ZeroDivisionError()), stream, "pool", [])
+    assert calls == [("in", "pool", stream), "begin", "end"] + [("end pool", 3, "pool")] * is_ended_here
 
 
 def test_a_pool_that_is_ended_already_or_by_another_name_is_no_error(calls, monkeypatch):

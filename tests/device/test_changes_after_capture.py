@@ -171,6 +171,24 @@ def test_gradients_go_with_the_graphs_whose_memory_they_lie_in(change, monkeypat
     assert all(parameter.grad is None for parameter in loop.model.parameters())
 
 
+def test_graphs_share_a_pool_and_those_that_come_after_them_have_another(monkeypatch):
+    loop, pools = pretend(make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0)), [], monkeypatch), []
+    working = graphs.capture
+
+    def capture(update, stream, pool, generators):
+        pools.append(pool)
+        return working(update, stream, pool, generators)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    for lr in (0.1, 0.05):
+        loop.parts.optimizer.param_groups[0]["lr"] = lr
+        for _ in range(EPOCHS):
+            loop.run_epoch()
+    of_first, *others = pools
+    assert [pool is of_first for pool in others] == [True, False, False]
+    assert pools[2] is pools[3]
+
+
 # Captures that fail --------------------------------------------------------------------------------------------
 
 

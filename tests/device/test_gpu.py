@@ -357,3 +357,22 @@ def test_precision_may_have_been_set_before():
         make_loop(tf32=True).run_epoch()
         assert getattr(backend, name) == forbidden
         setattr(backend, name, before)
+
+
+def test_what_is_put_in_the_place_of_a_class_weight_leaves_a_graph_what_it_was_captured_with():
+    def train(*, is_changing, graph):
+        loop = make_loop(graph=graph)
+        loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0], device="cuda"))
+        model, optimizer, data = loop.model, loop.parts.optimizer, loop.parts.data
+        loop = DeviceLoop(
+            model, optimizer, loss_fn, data, schedule=BatchAttentionSchedule(1.0, max_visits=20), graph=graph
+        )
+        for _ in range(5):
+            loop.run_epoch()
+        if is_changing:
+            loss_fn.weight = torch.full((4,), 9.0, device="cuda")
+        for _ in range(2):
+            loop.run_epoch()
+        return loop.model
+
+    assert are_equal(train(is_changing=True, graph=None), train(is_changing=False, graph=False))

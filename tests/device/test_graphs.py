@@ -52,6 +52,17 @@ def test_a_learning_rate_schedule_is_followed_by_captured_updates(captured, as_t
     assert len(captures) == FULL_AND_TAIL if as_tensor else len(captures) > 2 * FULL_AND_TAIL
 
 
+def test_a_number_that_is_one_of_several_is_followed_too(captured):
+    make, captures = captured
+    loop = make()
+    for _ in range(5):
+        loop.run_epoch()
+    assert len(captures) == FULL_AND_TAIL
+    loop.parts.optimizer.param_groups[0]["betas"] = (0.9, 0.5)
+    loop.run_epoch()
+    assert len(captures) == 2 * FULL_AND_TAIL
+
+
 def test_a_state_with_other_tensors_has_updates_captured_anew(captured):
     make, captures = captured
     loop = make(lr=torch.tensor(1e-2))
@@ -148,6 +159,12 @@ def test_the_first_updates_of_each_kind_are_eager(captured):
     assert captures == []
     loop.run_updates(1)
     assert [update.__name__ for update in captures] == ["full_batch"]
+    # Of the shorter batch there is one an epoch.
+    for _ in range(WARM_UP_UPDATES):
+        loop.run_epoch()
+    assert [update.__name__ for update in captures] == ["full_batch"]
+    loop.run_epoch()
+    assert [update.__name__ for update in captures] == ["full_batch", "tail_batch"]
 
 
 def test_a_state_that_the_host_keeps_is_refused():

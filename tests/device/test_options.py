@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import Augmentation, ResidentData
+from batch_sampler_attn.device import Augmentation, ResidentData, checks
 from batch_sampler_attn.errors import OptionError
 from tests.device.helpers import (
     add_noise,
@@ -53,6 +53,33 @@ def test_parts_that_do_not_fit_are_refused_with_what_to_do():
         loop_with(scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(OptionError, match="at least 1 draw"):
         loop_with(augmentation=Augmentation(add_noise, draws=0))
+
+
+def test_a_rate_that_a_step_would_read_on_the_host_is_refused_for_captured_updates():
+    model, rate = make_model(), torch.tensor(0.1)
+    for make in (torch.optim.SGD, lambda *args, **options: torch.optim.RMSprop(*args, foreach=False, **options)):
+        optimizer = make(model.parameters(), lr=rate)
+        for group in optimizer.param_groups:
+            group.pop("capturable", None)
+        with pytest.raises(OptionError, match=r"lr of \w+ is a tensor, .* make lr a number"):
+            checks.check_optimizer(optimizer, model, None, graph=True)
+        checks.check_optimizer(optimizer, model, None, graph=False)
+    checks.check_optimizer(torch.optim.SGD(model.parameters(), lr=rate, fused=True), model, None, graph=True)
+    checks.check_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, None, graph=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # from a process group, about devices that it guesses
+def test_a_model_of_several_processes_is_not_captured():
+    from torch import distributed
+
+    checks.check_is_alone(make_model())
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.parallel.DistributedDataParallel(make_model()))
+        with pytest.raises(OptionError, match=r"one process.*examples/ddp\.py.*graph=False"):
+            checks.check_is_alone(model)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_schedule_of_ones_own_making_is_refused():

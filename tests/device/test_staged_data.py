@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop, StagedData
+from batch_sampler_attn.device import Augmentation, DeviceLoop, StagedData
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
+from tests.device.helpers import loop_with, make_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,3 +234,27 @@ def test_loaders_that_cannot_be_staged_are_refused_at_construction():
         StagedData(DataLoader(dataset, 4), 4, "cpu", slots=2.5)
     with pytest.raises(OptionError, match="batch_size is 13, but there are 12 samples"):
         StagedData(DataLoader(dataset, 13), 13, "cpu")
+
+
+def test_a_loader_without_a_generator_draws_its_order_on_the_loops_account():
+    inputs, targets = make_data(48)
+
+    def orders(seed):
+        """Of two epochs; torch's own random numbers are the caller's."""
+        seen = []
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        loader = DataLoader(TensorDataset(inputs, targets), 8, shuffle=True)
+        loop = loop_with(
+            data=StagedData(loader, 8, "cpu"),
+            seed=seed,
+            augmentation=Augmentation(lambda batch, uniforms: seen.append(batch.clone()) or batch, draws=1),
+        )
+        for _ in range(2):
+            loop.run_epoch()
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.cat(seen)
+
+    with torch.random.fork_rng(devices=[]):
+        assert torch.equal(orders(1), orders(1))
+        assert not torch.equal(orders(1), orders(2))

@@ -150,3 +150,17 @@ def test_precision_is_set_and_put_back_through_the_setting_that_there_is(monkeyp
     with precision(torch.device("cuda"), True):
         assert settings() == (["tf32"] * 3 if is_new else [True] * 2)
     assert settings() == before
+
+
+def test_in_an_autocast_of_the_callers_no_weights_are_stale():
+    """Its cache outlives an update, and has weights as they were cast first."""
+
+    def new_loop():
+        return make_loop(*make_data(50), autocast=torch.bfloat16, schedule=BatchAttentionSchedule(1.0))
+
+    expected = new_loop()
+    summaries = [expected.run_epoch() for _ in range(3)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loop = new_loop()
+        assert [loop.run_epoch() for _ in range(3)] == summaries
+    assert are_equal(loop.model, expected.model)

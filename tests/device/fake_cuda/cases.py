@@ -18,6 +18,7 @@ SAMPLES = 10
 
 OPTIMIZERS = {
     "adam": lambda parameters: torch.optim.Adam(parameters, fused=True, capturable=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, fused=True, capturable=True),
     "adam in parts": lambda parameters: torch.optim.AdamW(parameters, foreach=True, capturable=True, amsgrad=True),
     "adam one by one": lambda parameters: torch.optim.Adam(
         parameters, lr=torch.tensor(1e-3, device=DEVICE), foreach=False, capturable=True
@@ -49,7 +50,7 @@ CHOICES = {
 
 def is_possible(case):
     """A scaler, which float16 takes, takes an optimizer that is fused."""
-    return case["precision"] != "float16" or case["optimizer"] in ("adam", "sgd")
+    return case["precision"] != "float16" or case["optimizer"] in ("adam", "adamw", "sgd")
 
 
 def pairwise():

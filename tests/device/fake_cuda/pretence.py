@@ -1,4 +1,8 @@
-"""A CUDA device that is not there: tensors on it have shapes, types and a device, and no numbers."""
+"""A CUDA device that is not there: tensors on it have shapes, types and a device, and no numbers.
+
+What it cannot show: the kernels that CUDA's operators choose by themselves (cuDNN's batch normalization, flash
+attention), and what a CUDA kernel does on the host without saying so, beyond what ``refused`` knows by name.
+"""
 
 import contextlib
 import itertools
@@ -6,7 +10,7 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.device.fake_cuda.refused import why_refused
@@ -45,6 +49,16 @@ class Watch(TorchDispatchMode):
             yield
         finally:
             self._generators = None
+
+    def refuse_to_print(self, to_text):
+        """``to_text``, but for tensors while it is listening: the numbers of a fake one are not asked for."""
+
+        def text_of(tensor, **options):
+            if self._generators is not None:
+                raise RefusedError("a tensor is printed: the host waits for its values")
+            return to_text(tensor, **options)
+
+        return text_of
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -121,17 +135,20 @@ def pretended():
     """
     to = nn.Module.to
     with contextlib.ExitStack() as stack:
-        mode = FakeTensorMode(allow_non_fake_inputs=False)
+        mode, watch = FakeTensorMode(allow_non_fake_inputs=False), Watch()
         for name, stand_in in {
             "torch.Generator": Generator,
             "torch.cuda.Stream": Stream,
             "torch.cuda.current_stream": lambda device=None: Stream(),
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
+            # Where tensors are of these types, and on a GPU, optimizers step in parts unless asked not to.
+            "torch.optim.optimizer._foreach_supported_types": [torch.Tensor, nn.Parameter, FakeTensor],
+            "torch._tensor_str._str": watch.refuse_to_print(torch._tensor_str._str),
         }.items():
             stack.enter_context(mock.patch(name, stand_in))
         stack.enter_context(
             mock.patch.object(nn.Module, "to", lambda module, *args, **options: relayout(module, to, *args, **options))
         )
         stack.enter_context(mode)
-        yield stack.enter_context(Watch())
+        yield stack.enter_context(watch)

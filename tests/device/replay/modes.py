@@ -69,7 +69,7 @@ class Functions(TorchFunctionMode):
         if func is Tensor.tolist and isinstance(args[0], DeviceTensor):
             return machine.download(args[0]).tolist()
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], DeviceTensor):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError("can't convert cuda:1 device type tensor to numpy")
         if func in MOVED:
             return self._move(func, args, kwargs)
         if kwargs.pop("pin_memory", False):
@@ -111,7 +111,7 @@ class Functions(TorchFunctionMode):
 
 @contextlib.contextmanager
 def switched_on(at_once=(), release=None):
-    """Let torch take ``cuda:0`` for there, and itself for this ``release``, and yield the machine that it is."""
+    """Let torch take ``cuda:1`` for there, and itself for this ``release``, and yield the machine that it is."""
     machine = Machine(at_once)
     stand_ins = {
         "torch.__version__": torch.__version__ if release is None else TorchVersion(release),
@@ -124,9 +124,11 @@ def switched_on(at_once=(), release=None):
         "torch.cuda.stream": machine.on_stream,
         "torch.cuda.current_stream": lambda device=None: machine.current,
         "torch.cuda.synchronize": machine.synchronize,
-        "torch.cuda.default_generators": (machine.default_generator,),
+        "torch.cuda.default_generators": machine.default_generators,
         "torch.cuda.is_current_stream_capturing": lambda: machine.capturing is not None,
         "torch.cuda.manual_seed_all": machine.default_generator.manual_seed,
+        # Where tensors are of these types, and on a GPU, optimizers step in parts unless asked not to.
+        "torch.optim.optimizer._foreach_supported_types": [Tensor, torch.nn.Parameter, DeviceTensor],
     }
     with contextlib.ExitStack() as stack:
         for name, stand_in in stand_ins.items():

@@ -89,4 +89,51 @@ MUTATIONS = {
     "graphs outlive a tensor that they know": Mutation(
         "if self._graphs and tensors_of(self._model, self._optimizer) != self._tensors:", "if False:", "replaced"
     ),
+    "one pinned buffer is used for all copies": Mutation(
+        "source = source.pin_memory()",
+        "kept = globals().setdefault((source.shape, source.dtype), source.pin_memory())\n        "
+        "kept.copy_(source)\n        source = kept",
+        "staged",
+    ),
+    "the host waits for what was before the copy": Mutation(
+        "    copy.copy_(source, non_blocking=True)\n    arrived = torch.cuda.Event()\n"
+        "    arrived.record(torch.cuda.current_stream(source.device))\n",
+        "    arrived = torch.cuda.Event()\n    arrived.record(torch.cuda.current_stream(source.device))\n"
+        "    copy.copy_(source, non_blocking=True)\n",
+        "resident",
+    ),
+    "the cursor is read on another stream": Mutation(
+        "with parts.place.in_use():\n            state, progress.cursor",
+        "if True:\n            state, progress.cursor",
+        "resident",
+    ),
+    "the default generator is that of another device": Mutation(
+        "torch.cuda.default_generators[self._device.index or 0]", "torch.cuda.default_generators[0]", "resident"
+    ),
+    "what augments afresh is drawn from another generator": Mutation(
+        "torch.rand(shape, generator=self._parts.randomness.fresh, device", "torch.rand(shape, device", "resident"
+    ),
+    "the shorter batch is sought in another slot": Mutation(
+        "slot, size = self.full_batches % self.slots", "slot, size = (self.full_batches + 1) % self.slots", "staged"
+    ),
+    "the ring is put into other memory in each epoch": Mutation(
+        "self._staged = self._targets_crc = 0\n        if",
+        "self._staged = self._targets_crc = 0\n        "
+        "self._buffers = None if self._buffers is None else tuple(map(torch.zeros_like, self._buffers))\n        if",
+        "staged",
+    ),
+    "the threshold is put into other memory": Mutation(
+        "copy_in(self.floats, torch.tensor([state.loss_sum, threshold, state.strictness], dtype=torch.float64))",
+        "self.floats = torch.tensor([state.loss_sum, threshold, state.strictness], dtype=torch.float64).to("
+        "self.floats.device)",
+        "dealt",
+    ),
+    "the visits to each batch are put into other memory": Mutation(
+        "copy_in(self._tally, torch.tensor(visits, dtype=torch.int64))",
+        "self._tally = torch.tensor(visits, dtype=torch.int64, device=self._tally.device)",
+        "resumed",
+    ),
+    "the optimizer's state is loaded into other memory": Mutation(
+        'here["state"][index][name].copy_(value)', 'here["state"][index][name] = value', "resumed"
+    ),
 }

@@ -31,6 +31,7 @@ def make_loop(
     augmented=None,
     schedule=None,
     model=None,
+    loss_fn=nn.functional.cross_entropy,
     **options,
 ):
     """A loop of the package, which may be a changed copy; ``augmented`` is "afresh", "by position" or None."""
@@ -46,13 +47,13 @@ def make_loop(
         dataset = TensorDataset(inputs, targets)
         sampler = RandomSampler(dataset, generator=generator)
         loader = DataLoader(dataset, BATCH_SIZE, sampler=sampler, generator=generator)
-        data = package.StagedData(loader, BATCH_SIZE, "cuda:0", slots=2)
+        data = package.StagedData(loader, BATCH_SIZE, "cuda:1", slots=2)
     else:
         data = package.ResidentData(inputs.cuda(), targets.cuda(), BATCH_SIZE, generator=generator)
     return package.DeviceLoop(
         model,
         optimizer,
-        nn.functional.cross_entropy,
+        loss_fn,
         data,
         schedule=schedule or package.BatchAttentionSchedule(1.0, max_visits=4),
         augmentation=None if augmented is None else package.Augmentation(shift, 1, fresh=augmented == "afresh"),
@@ -100,12 +101,12 @@ def staged(package, **options):
 
 def resident_by_position(package, **options):
     """With Adam, and a learning rate on the device, which the caller changes in place, while drawing numbers too."""
-    rate = torch.tensor(0.05, device="cuda:0")
+    rate = torch.tensor(0.05, device="cuda:1")
     loop = make_loop(package, adam=True, lr=rate, augmented="by position", **options)
     for _ in range(4):
         yield run(loop, 1)
         yield weights_of(loop)
-        yield torch.rand(2, device="cuda:0").cpu()
+        yield torch.rand(2, device="cuda:1").cpu()
         rate.mul_(0.5)
 
 
