@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from batch_sampler_attn.errors import OptionError, StateError, shown
-from batch_sampler_attn.keras.refusals import check_arguments, check_loss_is_told, check_model
+from batch_sampler_attn.keras.refusals import check_arguments, check_is_of_epoch, check_loss_is_told, check_model
 from batch_sampler_attn.keras.step import RepeatingStep
 from batch_sampler_attn.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -131,12 +131,23 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._step = step
         self._replay = replay
+        self._restored: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         check_loss_is_told(self.model)
+        self._restored = self._restored_epoch
         self._step.attach()
 
+    @property
+    def _restored_epoch(self) -> int | None:
+        """That BackupAndRestore has the model go on with; it says so as training begins, after this callback."""
+        epoch: int | None = getattr(self.model, "_initial_epoch", None)
+        return epoch
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        if self._restored_epoch != self._restored:
+            self._restored = self._restored_epoch
+            check_is_of_epoch(epoch, self._replay.schedule.epoch)
         self._step.begin_epoch(self.params["steps"])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002

@@ -96,3 +96,22 @@ def check_loss_is_told(model: Any) -> None:
             "tell its loss. Have model.metrics hold keras.metrics.Mean(name='loss'), and train_step give that each "
             "batch's loss; or decide on what model.train_on_batch returns, around schedule.attend(batches)"
         )
+
+
+def check_is_of_epoch(model_epoch: int, schedule_epoch: int) -> None:
+    """Refuse a model that ``BackupAndRestore`` put back, beside a schedule that was not.
+
+    Args:
+        model_epoch: That the model goes on with.
+        schedule_epoch: Likewise the schedule.
+
+    Raises:
+        ProtocolError: If they differ.
+    """
+    if model_epoch != schedule_epoch:
+        raise ProtocolError(
+            f"BackupAndRestore put the model back to where epoch {model_epoch} begins, and the attention's state is of "
+            f"epoch {schedule_epoch}: its threshold and repeats would be those of another training. Save "
+            "attention.state_dict() as each epoch ends, and load_state_dict() it before fit; or have BackupAndRestore "
+            "begin anew, in an empty folder"
+        )

@@ -9,7 +9,7 @@ from batch_sampler_attn.agreement import Reduce
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, shown
 from batch_sampler_attn.lightning.packages import Callback, LightningModule, Trainer
-from batch_sampler_attn.lightning.refusals import check_module, check_training
+from batch_sampler_attn.lightning.refusals import check_loaders, check_module, check_training
 from batch_sampler_attn.lightning.step import RepeatingStep
 from batch_sampler_attn.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -94,6 +94,10 @@ class BatchAttention(Callback):
         self.schedule.agreement.check_is_sought()
         self._step = RepeatingStep(trainer, pl_module, self._replay, self._samples)
         self._step.attach()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Refuse a loader that was reloaded, as others were refused."""
+        check_loaders(trainer)
 
     def on_train_end(self, *_: Any) -> None:
         """Leave the trainer as it was."""

@@ -54,13 +54,37 @@ def check_training(trainer: Trainer) -> None:
             f"there are {len(optimizers)} optimizers, and an update that is repeated is that of one; use one "
             f"optimizer, with parameter groups, or {_BY_HAND}"
         )
-    if isinstance(optimizers[0], torch.optim.LBFGS):
+    # What Lightning has in place of none, where configure_optimizers returns None.
+    if not optimizers[0].param_groups:
         raise ProtocolError(
-            "LBFGS trains on a batch several times in each step by itself, so that there is no one loss to decide on; "
-            "use another optimizer, such as AdamW or SGD"
+            "there is no optimizer (configure_optimizers returned None): without updates no loss gets lower, and "
+            "batches would be repeated in vain. Leave the BatchAttention callback out"
         )
+    if isinstance(optimizers[0], torch.optim.LBFGS):
+        raise several_visits("LBFGS")
+    check_loaders(trainer)
+
+
+def check_loaders(trainer: Trainer) -> None:
+    """Refuse loaders that repeat by themselves; Lightning may load others for a later epoch.
+
+    Raises:
+        ProtocolError: If there is one.
+    """
     for loader in _loaders_in(trainer.train_dataloader):
         _check_loader(loader)
+
+
+def several_visits(name: str) -> ProtocolError:
+    """The refusal of an optimizer that calls its closure more than once in a step.
+
+    Args:
+        name: Its.
+    """
+    return ProtocolError(
+        f"{name} trains on a batch several times in each step by itself, so that there is no one loss to decide on; "
+        "use another optimizer, such as AdamW or SGD"
+    )
 
 
 def _check_loader(loader: object) -> None:

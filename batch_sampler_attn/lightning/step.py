@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from batch_sampler_attn.lightning.packages import LightningModule, Trainer
+from batch_sampler_attn.lightning.refusals import several_visits
 from batch_sampler_attn.replay import Replay
 
 _STEPS = ("training_step", "optimizer_step")
@@ -37,6 +38,8 @@ class RepeatingStep:
         self._replay = replay
         self._samples = samples
         self._strategy: Any = trainer.strategy
+        # The number, over all epochs, of the batch that was trained on last.
+        self._batch: int | None = None
         # What was set on the instance by others, and is to be put back.
         self._before = {name: vars(self._strategy)[name] for name in _STEPS if name in vars(self._strategy)}
         self._training_step = self._strategy.training_step
@@ -75,10 +78,17 @@ class RepeatingStep:
 
         Returns:
             What that returns.
+
+        Raises:
+            ProtocolError: If the optimizer trains on the batch a second time within its step.
         """
         # Where statistics of BatchNorm are gathered anew, as for averaged weights, batches come to no update.
         if getattr(self._trainer.fit_loop, "_skip_backward", False):
             return self._training_step(*args)
+        batch = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if batch == self._batch:
+            raise several_visits(type(self._trainer.optimizers[0]).__name__)
+        self._batch = batch
         if not self._replay.is_in_epoch:
             self._begin_epoch()
         self._replay.hold(args)

@@ -170,15 +170,15 @@ def test_a_run_that_is_saved_and_goes_on_elsewhere_has_the_same_tail(whole, tmp_
 
 
 class Stopping(keras.callbacks.Callback):
-    def __init__(self, error=None, at=3):
+    def __init__(self, error=None, at=3, epoch=1):
         super().__init__()
-        self.epoch, self.error, self.at = 0, error, at
+        self.epoch, self.error, self.where = 0, error, (epoch, at)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == (1, self.at):
+        if (self.epoch, batch) == self.where:
             if self.error is not None:
                 raise self.error
             self.model.stop_training = True
@@ -246,6 +246,37 @@ def test_data_of_a_length_that_nobody_knows_are_an_epoch():
         attention.fit(stream(), shuffle=False, verbose=0)
     assert [summary.batches for summary in recorder.summaries] == [5, 5]
     assert attention.repeats > 0
+
+
+@slow_on_jax
+def test_a_model_that_keras_puts_back_goes_on_with_its_own_state_alone(tmp_path):
+    states = [None]
+
+    def saving(attention):
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: states.append(attention.state_dict()))
+        return [backup, keep]
+
+    attention, _ = attended()
+    batches = Batches()
+    with pytest.raises(KeyError):
+        fit(attention, batches, callbacks=[*saving(attention), Stopping(KeyError("crash"), epoch=2)])
+    for state, words in ((None, "of epoch 0"), (states[1], "of epoch 1")):
+        attention, recorder = attended()
+        if state is not None:
+            attention.load_state_dict(state)
+        with pytest.raises(ProtocolError, match=f"where epoch 2 begins, and the attention's state is {words}"):
+            fit(attention, batches, callbacks=saving(attention))
+        assert recorder.visits == []
+        assert "train_step" not in vars(attention.model)
+
+    attention, recorder = attended()
+    attention.load_state_dict(states[2])
+    fit(attention, batches, callbacks=saving(attention))
+    assert [summary.batches for summary in recorder.summaries] == [BATCHES] * 2
+    assert recorder.visits[0].epoch == 2
+    assert attention.schedule.epoch == EPOCHS
+    assert int(attention.model.optimizer.iterations) == EPOCHS * BATCHES + attention.repeats
 
 
 # Steps and data of the user's

@@ -138,6 +138,30 @@ def on_a_rank(rank, accumulation):
     return finish(callback.schedule, recorder, module.network, module.rates)
 
 
+def on_a_rank_of_its_own_size(rank):
+    """What was decided on, and the losses of this rank, whose batches are of 4 samples or of 2."""
+    os.environ.update(GROUP_RANK="0", TORCHELASTIC_RUN_ID="here")
+    losses = []
+
+    class Telling(module_class("lightning.pytorch")):
+        def training_step(self, batch, batch_idx):
+            losses.append(super().training_step(batch, batch_idx))
+            return losses[-1]
+
+    recorder = make_schedule()[1]
+    trainer = make_trainer(
+        max_epochs=2,
+        devices=RANKS,
+        strategy="ddp",
+        callbacks=[BatchAttention(k=0.9, max_visits=2, recorders=[recorder])],
+        use_distributed_sampler=False,
+    )
+    size = 4 - 2 * rank
+    part = TensorDataset(*(values[: 5 * size] for values in make_loader().dataset.tensors))
+    trainer.fit(Telling("sgd"), DataLoader(part, size))
+    return [visit.loss for visit in recorder.visits], [loss.item() for loss in losses]
+
+
 def dataset():
     return TensorDataset(*make_loader(samples=56).dataset.tensors)
 
@@ -188,3 +212,4 @@ if __name__ == "__main__":
     resume_each(folder)
     for accumulation in (1, 2):
         on_ranks(on_a_rank, accumulation, results=folder / str(accumulation))
+    on_ranks(on_a_rank_of_its_own_size, results=folder / "sizes")

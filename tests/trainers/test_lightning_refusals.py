@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -53,15 +53,36 @@ def test_lbfgs_is_refused():
     assert "use another optimizer" in refusal(Refined())
 
 
+class Perturbing(torch.optim.SGD):
+    """Trains on its batch twice in each step, as SAM does."""
+
+    def step(self, closure):
+        closure()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_optimizer_that_calls_its_closure_twice_is_found_out_before_the_first_update(accumulation):
+    class Sharp(Module):
+        def configure_optimizers(self):
+            return Perturbing(self.parameters(), 0.1)
+
+    assert "Perturbing trains on a batch several times" in refusal(Sharp(), accumulate_grad_batches=accumulation)
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
 def test_no_optimizer_is_refused():
     class Without(Module):
         def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
+            return None
 
+    assert "there is no optimizer" in refusal(Without())
+
+    class WithNone(Module):
         def on_fit_start(self):
             self.trainer.strategy.optimizers = []
 
-    assert "there are 0 optimizers" in refusal(Without())
+    assert "there are 0 optimizers" in refusal(WithNone())
 
 
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
@@ -143,6 +164,28 @@ def test_the_schedule_of_a_sampler_is_refused():
 def test_options_that_are_not_allowed_are_refused(options, words):
     with pytest.raises(OptionError, match=words):
         BatchAttention(**options)
+
+
+@pytest.mark.parametrize("kind", ["sampler", "attended"])
+def test_a_loader_of_a_later_epoch_is_refused_as_the_first(kind):
+    dataset = make_loader().dataset
+    schedule = BatchAttentionSchedule()
+    sampler = BatchAttentionSampler(RandomSampler(dataset), 8, schedule=BatchAttentionSchedule())
+    later = DataLoader(dataset, batch_sampler=sampler) if kind == "sampler" else schedule.attend(make_loader())
+
+    class Reloading(LightningDataModule):
+        loads = 0
+
+        def train_dataloader(self):
+            self.loads += 1
+            return make_loader() if self.loads == 1 else later
+
+    callback = BatchAttention()
+    trainer = make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ProtocolError, match="repeats batches"):
+        trainer.fit(Module(), datamodule=Reloading())
+    assert trainer.global_step == len(make_loader())
+    assert callback.schedule.epoch == 1
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")

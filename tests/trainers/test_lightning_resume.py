@@ -52,3 +52,10 @@ def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill, where
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_ranks_train_as_one_process_does_on_their_joined_batches(folder, accumulation):
     check_ranks(folder, str(accumulation), in_one_process(accumulation), rtol=1e-9, atol=1e-12)
+
+
+def test_the_mean_over_ranks_is_that_over_their_samples(folder):
+    (decided, first), (decided_too, second) = (load(folder, f"sizes-rank{rank}") for rank in (0, 1))
+    assert decided == decided_too
+    assert len(decided) > 10
+    assert decided == pytest.approx([(4 * mine + 2 * other) / 6 for mine, other in zip(first, second, strict=True)])

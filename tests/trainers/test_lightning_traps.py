@@ -17,6 +17,7 @@ from tests.trainers.lightning_runs import (
     by_hand,
     by_lightning,
     make_loader,
+    make_lr_scheduler,
     make_trainer,
     module_class,
 )
@@ -170,8 +171,27 @@ def test_an_update_that_the_user_leaves_out_is_no_visit():
                 super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     run, _, _ = by_lightning(Case(), Sparing())
-    assert len([visit for visit in run.visits if visit[2] == 1]) == EPOCHS * 5
+    first = [visit[1] for visit in run.visits if visit[2] == 1]
+    assert first == [0, 1, 2, 4, 5] * EPOCHS
     assert len(run.epochs) == EPOCHS
+
+
+def test_an_optimizer_without_gradients_in_its_step_repeats_as_any():
+    class Plain(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure):
+            loss = closure()
+            super().step()
+            return loss
+
+    class OfItsOwn(Module):
+        def configure_optimizers(self):
+            optimizer = Plain(self.parameters(), 0.1, momentum=0.9)
+            return [optimizer], [{"scheduler": make_lr_scheduler(optimizer), "interval": "step"}]
+
+    run, _, _ = by_lightning(Case(), OfItsOwn())
+    assert run == by_hand(Case(optimizer="sgd"))
+    assert run.repeats > 0
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
@@ -230,6 +250,16 @@ def test_a_user_s_log_method_and_outputs_are_of_the_first_visit():
     run, _, _ = by_lightning(Case(), OfADict(), callbacks=[Keeping()])
     assert run == by_hand(Case())
     assert outputs == [visit[3] for visit in run.visits if visit[2] == 1]
+
+
+def test_what_a_callback_logs_is_of_first_visits():
+    class Logging(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            self.log("backwards", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+
+    run, trainer, _ = by_lightning(Case(), callbacks=[Logging()])
+    assert run.epochs[-1][0] > 0
+    assert trainer.callback_metrics["backwards"] == BATCHES
 
 
 # Batches that are changed
