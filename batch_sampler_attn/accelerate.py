@@ -88,8 +88,10 @@ def remaining(
     if not behind:
         return loader
     length = length_of(loader)
-    # The last window may have been a short one, and accelerate would count below 0.
-    rest: Iterable[Batch] = accelerator.skip_first_batches(loader, behind if length is None else min(behind, length))
+    if length is not None and behind >= length:
+        # All but the end of the epoch is done, and not each of accelerate's loaders can be without a batch.
+        return ()
+    rest: Iterable[Batch] = accelerator.skip_first_batches(loader, behind)
     # Which earlier versions of it count anew.
     _set_epoch(schedule, rest)
     return rest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_sampler_attn import notices
-from batch_sampler_attn.errors import OptionError, shown
+from batch_sampler_attn.errors import OptionError, ProtocolError, shown
 from batch_sampler_attn.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.transformers.refusals import check_trainer
@@ -23,13 +23,17 @@ else:
 
 STATE_NAME = "batch_attention.json"
 
+# Below are methods of the trainer's that are in no documentation of it, and may be gone one day.
+_NOT_DOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
+
 
 class BatchAttentionMixin(Trainer):
     """Repeats batches inside the optimizer step of a ``transformers.Trainer``, or of a subclass such as SFTTrainer.
 
     With ``gradient_accumulation_steps=n``, what is decided on and repeated is the window of n batches that one update
-    is made from. Its loss is the one that the update is made from: where the trainer hands ``num_items_in_batch`` on,
-    the mean over these items (tokens), and otherwise the mean of the batches' losses over samples. Mixed precision,
+    is made from. Its loss is the one that the update is made from: where losses are divided by the trainer's
+    ``num_items_in_batch``, the mean over these items (tokens), and otherwise the mean of the batches' losses over
+    samples, also where the trainer adds them up, as with models that take that number and leave it. Mixed precision,
     gradient scaler, clipping and the callbacks around an update are those of the trainer. All that the trainer counts
     (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs, evaluations and checkpoints)
     counts windows, not repeats, and its logged loss is of first visits. What ``compute_loss`` does by itself, such as
@@ -50,8 +54,9 @@ class BatchAttentionMixin(Trainer):
 
     Raises:
         OptionError: If ``schedule`` is none.
-        ProtocolError: If the schedule belongs to a sampler. In ``train``, before the first update: if the trainer does
-            what cannot be repeated; the message says what to use instead.
+        ProtocolError: If the schedule belongs to a sampler, or the class has no trainer, of a known kind, after this
+            mixin. In ``train``, before the first update: if the trainer does what cannot be repeated; the message says
+            what to use instead.
 
     Example:
         >>> from transformers import Trainer
@@ -72,6 +77,13 @@ class BatchAttentionMixin(Trainer):
     ) -> None:
         if not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {shown(schedule)}; it must be a BatchAttentionSchedule")
+        for name in _NOT_DOCUMENTED:
+            if not hasattr(super(), name):
+                raise ProtocolError(
+                    f"no class after BatchAttentionMixin has {name}, by which the schedule comes into checkpoints. "
+                    "Make the class with a Trainer as its second base; if it has one, that is of a newer kind: install "
+                    "an older transformers, or a newer batch-sampler-attn"
+                )
         self.schedule = schedule
         self._repeating = Repeating(self, Replay(schedule), samples or samples_in)
         self._at_first = schedule.state_dict()
@@ -79,14 +91,23 @@ class BatchAttentionMixin(Trainer):
 
     # The names below are the trainer's own.
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and repeat batches.
+
+        Args:
+            args: As the trainer takes them.
+            kwargs: Likewise.
+
+        Returns:
+            What the trainer's own method returns.
+        """
         check_trainer(self)
         if self.model_init is not None and self.schedule.state_dict() != self._at_first:
             # The model is a new one, as in each trial of a search for hyperparameters.
             self.schedule.load_state_dict(self._at_first)
         self._repeating.attach()
         try:
-            return super()._inner_training_loop(*args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self._repeating.detach()
 

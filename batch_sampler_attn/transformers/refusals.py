@@ -14,6 +14,9 @@ from batch_sampler_attn.windows import Windows
 # Whose ``compute_loss`` is known to divide by ``num_items_in_batch`` where it is given, or to say that it does not.
 _KNOWN = ("transformers", "trl")
 
+# Methods by which TRL's trainers make batches inside their training step.
+_GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
+
 
 def check_trainer(trainer: Any) -> None:
     """Refuse what shows before any data is loaded.
@@ -42,7 +45,7 @@ def check_trainer(trainer: Any) -> None:
 def _check_methods(trainer: Any) -> None:
     cls = type(trainer)
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] == "trl" and "_prepare_inputs" in vars(base):
+        if base.__module__.partition(".")[0] == "trl" and not vars(base).keys().isdisjoint(_GENERATING):
             raise ProtocolError(
                 f"{base.__name__} makes its batches inside the training step, so that the same batch cannot be trained "
                 "on again. Use batch-attention with trainers of batches that are there beforehand, such as SFTTrainer, "

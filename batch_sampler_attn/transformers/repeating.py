@@ -14,6 +14,7 @@ import torch
 from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.transformers.items import WatchedItems, is_compiled
 from batch_sampler_attn.transformers.refusals import check_training
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Repeating(TrainerCallback):
         self._weight: object = 1
         # Of the batch.
         self._caught: list[Any] | None = None
+        # Whether losses are divided by the items of their window; None where that was not seen yet.
+        self._are_divided: bool | None = None
 
     def attach(self) -> None:
         """Have the trainer call this."""
@@ -136,8 +139,11 @@ class Repeating(TrainerCallback):
     def on_train_begin(self, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Refuse what shows once loader and optimizer are made."""
         check_training(self._trainer, train_dataloader)
+        # One that failed before, which the trainer begins anew with smaller batches.
+        self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
         self._repeats = 0
+        self._are_divided = None
 
     def on_epoch_begin(self, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Note where the trainer is."""
@@ -152,8 +158,10 @@ class Repeating(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """After the update of a window: decide, and make those of its repeats."""
-        if self._is_repeating or not self._replay.is_in_window:
+        if self._is_repeating:
             return
+        if not self._replay.is_in_window:
+            self._refuse_order("made an update from no batch that training_step was called with")
         self._behind += 1
         self._note_window()
         self._is_repeating = True
@@ -163,6 +171,11 @@ class Repeating(TrainerCallback):
                 self._train_again(window)
         finally:
             self._is_repeating = False
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Make sure that the step was decided on."""
+        if self._replay.is_in_window:
+            self._refuse_order("ended a step without on_optimizer_step, in which its batches are repeated")
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         """End an epoch whose length was not known, or that was cut short: by ``max_steps``, it sets no threshold."""
@@ -194,10 +207,14 @@ class Repeating(TrainerCallback):
         trainer.control = callbacks.on_optimizer_step(args, trainer.state, trainer.control)
 
     def _visit(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        items = args[0] if args else kwargs.get("num_items_in_batch")
+        items: Any = args[0] if args else kwargs.get("num_items_in_batch")
         is_summed_up = self._is_summed_up(items)
         # Before the step, which may take the batch apart.
         weight = self._weight_of(inputs, items, is_summed_up=is_summed_up)
+        watched = None
+        if is_summed_up and self._is_to_be_watched(items):
+            watched, weight_of_mean = WatchedItems.of(items), self._weight_of(inputs, items, is_summed_up=False)
+            args, kwargs = ((watched, *args[1:]), kwargs) if args else (args, {**kwargs, "num_items_in_batch": watched})
         self._caught = []
         try:
             output = self._training_step(self._model, inputs, *args, **kwargs)
@@ -206,6 +223,10 @@ class Repeating(TrainerCallback):
             self._caught = None
         if len(losses) != 1:
             self._refuse(len(losses))
+        if watched is not None:
+            self._are_divided = watched.is_used
+            if not watched.is_used:
+                is_summed_up, weight = False, weight_of_mean
         if is_summed_up:
             self._parts.append(losses[0])
             self._weight = weight
@@ -229,7 +250,23 @@ class Repeating(TrainerCallback):
         said = getattr(trainer, "loss_is_scaled_for_ga", None)
         if said is not None:
             return bool(said)
+        if self._are_divided is False:
+            return False
         return trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
+
+    def _is_to_be_watched(self, items: Any) -> bool:
+        """Whether it makes a difference if the loss is divided by the items, and is not known yet.
+
+        Models that take any keyword, such as BERT's with a head for classification, are handed the items too, and may
+        return the mean over the batch all the same.
+        """
+        return (
+            self._are_divided is None
+            and self._trainer.args.gradient_accumulation_steps > 1
+            and getattr(self._trainer, "loss_is_scaled_for_ga", None) is None
+            and isinstance(items, torch.Tensor)
+            and not is_compiled(self._model)
+        )
 
     def _weight_of(self, inputs: Any, items: object, *, is_summed_up: bool) -> object:
         args = self._trainer.args
@@ -239,6 +276,13 @@ class Repeating(TrainerCallback):
             # If they are those of all ranks, so that ranks' losses average to the mean over them, ranks weigh the same.
             return 1 if args.average_tokens_across_devices else items
         return self._samples(inputs)
+
+    def _refuse_order(self, what: str) -> None:
+        raise ProtocolError(
+            f"{type(self._trainer).__name__} {what}. It has a training loop of its own, or that of a transformers of a "
+            "newer kind. Install an older transformers, or a newer batch-sampler-attn; or write the loop by hand, "
+            "around schedule.attend(loader) and schedule.decide(loss)"
+        )
 
     def _refuse(self, losses: int) -> None:
         name = type(self._trainer).__name__

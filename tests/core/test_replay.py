@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 import weakref
 
 import pytest
@@ -318,3 +319,41 @@ def test_ranks_that_nobody_said_are_to_decide_apart_are_refused(monkeypatch):
     replay, _ = make_replay()
     with pytest.raises(ProtocolError, match="MeanOverRanks"):
         replay.hold("batch")
+
+
+# What is kept of an epoch, and said once
+
+
+def test_an_epoch_at_its_end_is_forgotten_where_the_trainer_is_in_its_middle():
+    replay, _ = make_replay()
+    replay.begin_epoch(2, at=0)
+    train_window(replay, [1.0])
+    train_window(replay, [1.0])
+    resumed, recorder = make_replay()
+    resumed.schedule.load_state_dict(replay.schedule.state_dict())
+    resumed.begin_epoch(2, at=1)
+    assert (resumed.schedule.epoch, resumed.schedule.batch_index) == (0, 0)
+    assert recorder.summaries == []
+
+
+def test_a_window_that_came_to_no_update_is_still_to_come_after_an_epoch_that_was_cut_short():
+    replay, _ = make_replay()
+    replay.begin_epoch(2, at=0)
+    train_window(replay, [1.0])
+    replay.hold("batch")
+    replay.end_epoch(finished=False)
+    assert replay.schedule.state_dict()["state"]["batches"] == 1
+    assert replay.schedule.epochs.state.position == 1
+
+
+def test_batches_that_are_changed_in_place_are_warned_of_once():
+    replay, _ = make_replay()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            batch = torch.ones(2)
+            replay.hold(batch)
+            batch.add_(1.0)
+            replay.note(1.0)
+            replay.decide()
+    assert [warning.category for warning in caught] == [BatchAttentionWarning]

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -185,6 +186,12 @@ def test_a_loss_that_is_none_is_refused():
 # Samples
 
 
+@dataclass
+class Images:
+    name: str
+    pixels: torch.Tensor
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -192,6 +199,7 @@ def test_a_loss_that_is_none_is_refused():
         [torch.ones(3, 2), torch.ones(3)],
         {"scale": torch.tensor(2.0), "ids": np.ones((3, 5))},
         ("name", None, {"inner": (np.ones(3),)}),
+        Images("name", torch.ones(3, 2)),
     ],
 )
 def test_samples_are_the_first_array_s_length(batch):

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
-from accelerate.utils import DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
-from batch_sampler_attn.accelerate import attend
+from batch_sampler_attn.accelerate import attend, remaining
 from batch_sampler_attn.errors import OptionError, ProtocolError
 from tests.trainers.accelerate_runs import (
     MARKS,
@@ -60,6 +60,24 @@ def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill, where
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_two_ranks_train_as_one_process_does_on_their_joined_batches(folder, accumulation):
     check_ranks(folder, str(accumulation), in_one_process(accumulation), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("does_dispatch", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_nothing_remains_after_an_epoch_s_last_window(size, does_dispatch):
+    accelerator = make_accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=does_dispatch))
+    loader = accelerator.prepare(make_loader())
+    saved = BatchAttentionSchedule(max_visits=1)
+    for _ in attend(saved, accelerator, loader, size):
+        saved.decide(1.0)
+        state = saved.state_dict()
+    schedule = BatchAttentionSchedule(max_visits=1)
+    schedule.load_state_dict(state)
+    assert (schedule.epoch, schedule.batch_index) == (0, -(-7 // size))
+    assert list(attend(schedule, accelerator, remaining(schedule, accelerator, loader, size), size)) == []
+    assert schedule.epoch == 1
+    assert schedule.threshold == 1.2
+    assert len(list(remaining(schedule, accelerator, loader, size))) == 7
 
 
 # What is refused

@@ -202,6 +202,32 @@ def test_a_loss_function_of_the_user_s_is_what_is_decided_on(tmp_path):
     assert run.repeats > 2
 
 
+@pytest.mark.parametrize("accumulation", [2, 3])
+def test_a_model_that_takes_means_whatever_it_is_told_has_means_decided_on(accumulation, tmp_path):
+    # The trainer adds them up all the same: were their sum decided on, an epoch's partial window would look low.
+    case = Case("bert", accumulation, options={"k": 0.9})
+    run, _ = by_trainer(case, tmp_path)
+    assert run == by_hand(case, tmp_path, divisor=lambda window: 1)
+    assert run.repeats > 2
+    assert all(visit[3] < 1.0 for visit in run.visits)
+
+
+def test_so_has_a_loss_function_that_takes_means(tmp_path):
+    def compute_loss(outputs, labels, num_items_in_batch=None):
+        return nn.functional.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    case = Case("gpt2", 3)
+    run, _ = by_trainer(case, tmp_path, options={"compute_loss_func": compute_loss})
+    expected = by_hand(
+        case,
+        tmp_path,
+        lambda model, batch: compute_loss(model(input_ids=batch["input_ids"]), batch["labels"]),
+        divisor=lambda window: 1,
+    )
+    assert run == expected
+    assert run.repeats > 2
+
+
 def test_a_training_step_of_the_user_s_is_made_at_each_visit(tmp_path):
     class Counting(MyTrainer):
         steps = 0
@@ -218,7 +244,48 @@ def test_a_training_step_of_the_user_s_is_made_at_each_visit(tmp_path):
     assert trainer.steps > EPOCHS * BATCHES
 
 
+def test_a_step_that_scales_its_loss_in_place_has_it_decided_on_as_it_was(tmp_path):
+    class Scaling(MyTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss.mul_(0.5).backward()
+            return loss.detach()
+
+    run, _ = by_trainer(Case(), tmp_path, Scaling)
+    assert run == by_hand(Case(), tmp_path, divisor=lambda window: 2)
+    assert run.repeats > 2
+
+
+def test_what_a_class_says_of_its_loss_is_not_looked_into(tmp_path):
+    class Halved(MyTrainer):
+        loss_is_scaled_for_ga = True
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return halved(model, inputs)
+
+    case = Case("gpt2", 2)
+    run, _ = by_trainer(case, tmp_path, Halved)
+    assert run == by_items(case, tmp_path, halved)
+    assert run.repeats > 2
+
+
+def halved(model, batch, items=None):
+    return model(**batch)["loss"] / 2
+
+
 # What is counted, and told
+
+
+def test_a_second_training_counts_its_own_repeats(tmp_path):
+    run, trainer = by_trainer(Case(), tmp_path)
+    assert run.repeats > 0
+    recorder = trainer.schedule.epochs.recorders[0]
+    recorder.summaries.clear()
+    trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
+    trainer.train()
+    logged = [entry["batch_attention/repeats"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(logged) == sum(summary.repeats for summary in recorder.summaries)
 
 
 def test_what_is_logged_is_of_first_visits_with_repeats_and_threshold(tmp_path):

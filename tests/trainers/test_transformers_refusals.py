@@ -162,13 +162,56 @@ def test_a_step_without_one_loss_is_refused(tmp_path):
     assert "called compute_loss 0 times" in refusal(make_trainer(tmp_path, Never))
 
 
-def test_a_trainer_that_makes_its_batches_in_its_step_is_refused(tmp_path):
-    generating = type("GeneratingTrainer", (Trainer,), {"_prepare_inputs": lambda self, inputs: inputs})
+@pytest.mark.parametrize("method", ["_prepare_inputs", "generate_on_policy_outputs"])
+def test_a_trainer_that_makes_its_batches_in_its_step_is_refused(method, tmp_path):
+    generating = type("GeneratingTrainer", (Trainer,), {method: lambda self, inputs: inputs})
     generating.__module__ = "trl.trainer.generating_trainer"
     trainer = make_trainer(tmp_path, type("Own", (BatchAttentionMixin, generating), {}))
     text = refusal(trainer)
     assert "GeneratingTrainer makes its batches inside the training step" in text
     assert "SFTTrainer" in text
+
+
+# A transformers of a newer kind
+
+
+def test_a_class_without_the_methods_that_write_checkpoints_is_refused():
+    class Newer:
+        def train(self):
+            """Unlike today's, it saves its state by another name."""
+
+    class Own(BatchAttentionMixin, Newer):
+        pass
+
+    with pytest.raises(ProtocolError, match="no class after BatchAttentionMixin has _save_optimizer_and_scheduler"):
+        Own(schedule=BatchAttentionSchedule())
+
+
+def test_a_loop_that_does_not_say_that_it_made_an_update_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.callback_handler.on_optimizer_step = lambda args, state, control: control
+    with pytest.raises(ProtocolError, match="MyTrainer ended a step without on_optimizer_step"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+
+
+def test_a_loop_that_trains_without_training_step_is_refused(tmp_path):
+    class Newer(MyTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            raise AssertionError("nobody calls it")
+
+        def _run_epoch(self, model, train_dataloader, **_):
+            for batch in train_dataloader:
+                self.compute_loss(model, batch).backward()
+                self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+
+    assert "Newer made an update from no batch that training_step was called with" in refusal(
+        make_trainer(tmp_path, Newer)
+    )
+
+
+# Schedules and states
 
 
 def test_the_schedule_of_a_sampler_is_refused(tmp_path):

@@ -40,6 +40,15 @@ def test_two_ranks_train_as_one_process_does_on_their_joined_batches(folder, mod
     check_ranks(folder, f"{model}-{accumulation}", expected, rtol=1e-6, atol=1e-9)
 
 
+def test_ranks_that_divide_by_their_own_tokens_decide_on_the_mean_over_all(folder, tmp_path):
+    ranks = [load(folder, f"apart-rank{rank}") for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0].repeats > 2
+    # Before the first update, of which the ranks make the plain mean, there is no difference.
+    expected = in_one_process("gpt2", 1, tmp_path)
+    assert ranks[0].visits[0][3] == pytest.approx(expected.visits[0][3], rel=1e-6)
+
+
 # In one process
 
 

@@ -108,7 +108,8 @@ def test_a_smaller_batch_size_begins_the_epoch_anew(tmp_path):
     run, trainer = by_trainer(Case(), tmp_path, Small, auto_find_batch_size=True)
     batches = -(-52 // 7)
     assert trainer.state.global_step == EPOCHS * batches
-    assert {visit[1] for visit in run.visits if visit[0] == 2} == set(range(batches))
+    for epoch in (1, 2):
+        assert {visit[1] for visit in run.visits if visit[0] == epoch} == set(range(batches))
 
 
 def test_a_new_model_has_its_schedule_begin_anew(tmp_path):

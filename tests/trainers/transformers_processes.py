@@ -106,10 +106,14 @@ def rank_case(model, accumulation):
     return Case(model, accumulation, arguments={"optim": "sgd", "learning_rate": 0.1})
 
 
-def on_a_rank(rank, model, accumulation, folder):
-    """A rank's run."""
+def on_a_rank(rank, model, accumulation, folder, averages=True):
+    """A rank's run; without ``averages``, each rank divides by its own tokens alone."""
     schedule, recorder = make_schedule(reduce=MeanOverRanks(timeout_seconds=60))
-    arguments = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"}
+    arguments = {
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "sequential",
+        "average_tokens_across_devices": averages,
+    }
     trainer = MyTrainer(
         model=undropped(model),
         args=make_arguments(rank_case(model, accumulation), folder / f"rank{rank}", **arguments),
@@ -139,3 +143,4 @@ if __name__ == "__main__":
     resume_each(folder)
     for model, accumulation in (("classifier", 2), ("gpt2", 1)):
         on_ranks(on_a_rank, model, accumulation, folder, results=folder / f"{model}-{accumulation}")
+    on_ranks(on_a_rank, "gpt2", 1, folder, False, results=folder / "apart")

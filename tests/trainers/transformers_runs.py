@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from batch_sampler_attn import Decision
 from batch_sampler_attn.transformers import BatchAttentionMixin
@@ -75,6 +82,22 @@ class Texts(Dataset):
         return {"input_ids": self.tokens[index], "labels": self.labels[index]}
 
 
+class Sentences(Dataset):
+    """Lines of tokens of two classes, with noise."""
+
+    def __init__(self, samples=SAMPLES):
+        generator = torch.Generator().manual_seed(3)
+        self.tokens = torch.randint(0, 24, (samples, 6), generator=generator)
+        noise = 8 * torch.randn(samples, generator=generator)
+        self.labels = (self.tokens[:, 0] + noise > 12).long()
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.labels[index]}
+
+
 class Classifier(nn.Module):
     """A user's module, that is told nothing of the trainer's counts."""
 
@@ -96,7 +119,8 @@ class Case:
     """How to train.
 
     Attributes:
-        model: "classifier", or "gpt2", whose losses are divided by the window's tokens.
+        model: "classifier"; "gpt2", whose losses are divided by the window's tokens; or "bert", which is told their
+            number, and takes the mean over the batch.
         accumulation: Batches in a window.
         precision: "fp32", "bf16", or "scaler" for float16 with a gradient scaler.
         clip: The gradients' greatest norm; 0 for no limit.
@@ -116,6 +140,9 @@ def make_model(name):
     torch.manual_seed(5)
     if name == "classifier":
         return Classifier()
+    if name == "bert":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        return BertForSequenceClassification(BertConfig(vocab_size=24, max_position_embeddings=8, **sizes))
     config = GPT2Config(
         vocab_size=24, n_positions=8, n_embd=16, n_layer=1, n_head=2, use_cache=False, bos_token_id=0, eos_token_id=0
     )
@@ -126,7 +153,7 @@ def make_model(name):
 
 
 def make_dataset(name):
-    return Points() if name == "classifier" else Texts()
+    return {"classifier": Points, "gpt2": Texts, "bert": Sentences}[name]()
 
 
 def make_arguments(case, folder, **arguments):
