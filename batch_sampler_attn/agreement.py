@@ -71,8 +71,9 @@ class Agreement:
     """
 
     def __init__(self, reduce: ReduceOption) -> None:
-        self.reduce = reduce if isinstance(reduce, Reduce) else None
-        self._refuses_ranks = reduce == "refuse"
+        # A class has all of the protocol's names as well.
+        self.reduce = reduce if isinstance(reduce, Reduce) and not isinstance(reduce, type) else None
+        self._refuses_ranks = isinstance(reduce, str) and reduce == "refuse"
         self._is_begun = False
         if self.reduce is not None:
             self.reduce.attach()
@@ -140,11 +141,10 @@ class Agreement:
         try:
             if samples is not None:
                 message = message._replace(samples=weight("samples", samples))
-            message = message._replace(loss=held(loss))
+            wait = self.reduce.start(message._replace(loss=held(loss)))
         except Exception:
             self.refuse(state, position)
             raise
-        wait = self.reduce.start(message)
         return lambda: mean_over(checked(wait()))
 
     def refuse(self, state: State, position: int) -> None:
@@ -154,7 +154,7 @@ class Agreement:
             state: Before the visit.
             position: Of the batch.
         """
-        if self.reduce is not None and self._is_begun:
+        if self.reduce is not None:
             with contextlib.suppress(RankTimeoutError, RankLostError):
                 self.reduce.start(_visit(state, position)._replace(kind=Kind.REFUSED))
 

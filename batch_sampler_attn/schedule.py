@@ -201,8 +201,7 @@ class BatchAttentionSchedule(Driven):
         if current is not None:
             indices = current.indices
             current.settle(decision, visit)
-        counted = state.nonfinite_losses == nonfinite_losses
-        epochs.tell_visit(position, visit, loss, decision, indices, counted=counted)
+        epochs.tell_visit(position, visit, loss, decision, indices, counted=state.nonfinite_losses == nonfinite_losses)
         return decision
 
     def skip(self) -> None:
@@ -267,9 +266,11 @@ class BatchAttentionSchedule(Driven):
 
         Raises:
             EmptyEpochError: If no batch was decided on.
-            ProtocolError: If a batch is still to be repeated, or if it is not this loop's to end.
+            ProtocolError: If a batch is still to be repeated or decided on, or if it is not this loop's to end.
         """
         self.check_may_end_epoch()
+        if self.reports.is_out:
+            raise ProtocolError("end_epoch() was called after report() had told a visit's loss; call decide() first")
         return self.epochs.end()
 
     def abandon_epoch(self) -> None:

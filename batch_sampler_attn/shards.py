@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.checkpoint import check_count
 from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.option_values import count
@@ -87,6 +88,20 @@ def own_shard(sampler: Any) -> Shard | None:
         if isinstance(rank, int) and isinstance(ranks, int):
             return Shard(rank, ranks)
     return None
+
+
+def said_of_order(sampler: Any, shard: Shard | None) -> dict[str, int]:
+    """What ranks that share an order need to have in common of it, as far as their samplers say it, named for messages.
+
+    Args:
+        sampler: Of the order.
+        shard: That is taken of it; None if the sampler has a rank's part by itself, which may be of another length.
+    """
+    numbers = {"seed": "seed of the order", "epoch": "epoch of set_epoch", "shuffle": "shuffle"}
+    says = {said: value for name, said in numbers.items() if isinstance(value := getattr(sampler, name, 0), int)}
+    data = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
+    lengths = {"length of the order": shard and length_of(sampler), "samples of the data": length_of(data)}
+    return {**says, **{said: length for said, length in lengths.items() if length is not None}}
 
 
 def unpack_shard(packed: object, here: Shard, *, is_in_epoch: bool) -> Shard:

@@ -17,7 +17,7 @@ from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.indices import as_plain
 from batch_sampler_attn.loading.base_checks import check_length, check_sampler, checked_batch_size
 from batch_sampler_attn.option_values import count
-from batch_sampler_attn.shards import Shard, own_shard, shard_of
+from batch_sampler_attn.shards import Shard, own_shard, said_of_order, shard_of
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
 # a subclass may count its epochs as it is iterated over.
@@ -175,11 +175,12 @@ class BaseBatches:
         if self.rank_shard.ranks == 1:
             return {}
         _, state = self.begin_epoch()
-        names = {"seed": "seed of the order", "epoch": "epoch of set_epoch", "shuffle": "shuffle"}
-        says = {
-            said: value for name, said in names.items() if isinstance(value := getattr(self._sampler, name, 0), int)
+        return {
+            **said_of_order(self._sampler, self.shard),
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "generator": None if state is None else zlib.crc32(state.encode()),
         }
-        return {**says, "generator": None if state is None else zlib.crc32(state.encode())}
 
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch.utils.data import Sampler
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import OptionError, StateError
+from batch_sampler_attn.agreement import ranks_of_process_group
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.loading.base_batches import BaseBatches
 from batch_sampler_attn.loading.delivery import Delivery
 from batch_sampler_attn.loading.progress import EpochProgress
@@ -87,9 +88,14 @@ class BatchAttentionSampler(Sampler[list[int]]):
         world_size: int | None = None,
     ) -> None:
         if schedule is None:
+            if (ranks := ranks_of_process_group()) > 1:
+                raise ProtocolError(
+                    f"this process is one of {ranks} in an initialized process group, and its BatchAttentionSampler "
+                    "was given no schedule. If a trainer made it anew from yours, switch that off (Lightning: "
+                    "use_distributed_sampler=False); if you made it, give it "
+                    "schedule=BatchAttentionSchedule(reduce=MeanOverRanks())"
+                )
             schedule = BatchAttentionSchedule()
-            # Trainers that make a sampler anew, for a sampler of ranks inside, leave the schedule out.
-            schedule.agreement.check_is_sought()
         if not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule(k=...)")
         if repeats not in REPEATS:

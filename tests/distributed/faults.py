@@ -131,9 +131,9 @@ def no_reduce_and_meant(rank):
     return schedule.threshold
 
 
-def attend_sampler(base, **shard):
+def attend_sampler(base, batch_size=2, **shard):
     schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
-    sampler = BatchAttentionSampler(base, 2, schedule=schedule, **shard)
+    sampler = BatchAttentionSampler(base, batch_size, schedule=schedule, **shard)
     for _ in schedule.attend(DataLoader(range(12), batch_sampler=sampler)):
         schedule.decide(1.0)
 
@@ -141,6 +141,15 @@ def attend_sampler(base, **shard):
 def other_order(rank):
     generator = torch.Generator().manual_seed(rank)
     attend_sampler(RandomSampler(range(12), generator=generator), rank=rank, world_size=2)
+
+
+def other_data(rank):
+    attend_sampler(DistributedSampler(range(11 + rank)))
+
+
+def other_batch_size(rank):
+    # Six indices on each rank, in two batches.
+    attend_sampler(DistributedSampler(range(12)), 4 + rank)
 
 
 def other_epoch(rank):
@@ -185,6 +194,8 @@ MILD = [
     no_reduce_by_hand,
     no_reduce_and_meant,
     other_order,
+    other_data,
+    other_batch_size,
     other_epoch,
     all_of_the_data,
     sampler_made_anew,
@@ -219,4 +230,15 @@ def rank_late(rank, seconds):
     result = outcome(lambda: train(rank=rank, before=before))
     # Whoever was in time stays, so that the other one does not find it gone.
     time.sleep(seconds)
+    return result
+
+
+def rank_late_at_first(rank, seconds):
+    # Another schedule's group is there already.
+    train(rank=rank)
+    if rank:
+        time.sleep(seconds)
+    result = outcome(lambda: train(rank=rank))
+    if not rank:
+        time.sleep(seconds)
     return result

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from batch_sampler_attn.errors import (
     LossError,
@@ -35,9 +36,11 @@ EXPECTED = {
     "no_reduce": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\).* reduce=None"),
     "no_reduce_by_hand": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\).* reduce=None"),
     "other_order": (*DIVERGED, r"differ in generator \d+ \(rank 0\), \d+ \(rank 1\)"),
+    "other_data": (*DIVERGED, r"differ in samples of the data 11 \(rank 0\), 12 \(rank 1\)"),
+    "other_batch_size": (*DIVERGED, r"differ in batch_size 4 \(rank 0\), 5 \(rank 1\)"),
     "other_epoch": (*DIVERGED, r"differ in epoch of set_epoch 0 \(rank 0\), 1 \(rank 1\)"),
     "all_of_the_data": (ProtocolError, ProtocolError, r"RandomSampler goes through all of the data"),
-    "sampler_made_anew": (ProtocolError, ProtocolError, r"one of 2 .* reduce=MeanOverRanks\(\)"),
+    "sampler_made_anew": (ProtocolError, ProtocolError, r"made it anew.* use_distributed_sampler=False.*reduce=Mean"),
     "reducer_shared": (OptionError, OptionError, "belongs to another schedule"),
     "group_without_this_rank": (OptionError, OptionError, "group is .*that this rank is in"),
     "a_call_left_out_by_hand": (*DIVERGED, r"rank 0: epoch 0, batch 4, visit 1; rank 1: ended epoch 0 after 4 batches"),
@@ -50,7 +53,7 @@ TABLE = (Path(__file__).parents[2] / "docs" / "ranks.md").read_text(encoding="ut
 
 
 def test_the_table_in_the_documentation_has_every_fault():
-    for fault in (*EXPECTED, "rank_killed", "rank_late"):
+    for fault in (*EXPECTED, "rank_killed", "rank_late", "rank_late_at_first"):
         assert f"| {fault.replace('_', ' ')} |" in TABLE
 
 
@@ -100,6 +103,18 @@ def test_where_a_rank_is_too_late_both_learn_it(tmp_path):
     assert "timeout_seconds=6" in str(error)
     assert faults.LIMIT_SECONDS - 1 < seconds < faults.LIMIT_SECONDS + 5
     assert isinstance(late_error, (RankTimeoutError, RankLostError))
+
+
+@pytest.mark.skipif(
+    not hasattr(dist.ProcessGroup, "get_group_store"), reason="this PyTorch does not let ranks meet before a group"
+)
+def test_where_a_rank_is_too_late_for_the_first_exchange_neither_waits_longer(tmp_path):
+    results = run_ranks(faults.rank_late_at_first, 2, tmp_path, 2 * faults.LIMIT_SECONDS)
+    for error, seconds in results:
+        assert type(error) is RankTimeoutError
+        assert "begins epoch 0. A rank is behind, has ended, has given up waiting" in str(error)
+        assert seconds < faults.LIMIT_SECONDS + 5
+    assert results[0][1] > faults.LIMIT_SECONDS - 1
 
 
 def test_a_rank_may_be_late_within_the_limit(tmp_path):

@@ -9,7 +9,8 @@ import torch
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.device import DeviceLoop, ResidentData
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.errors import OptionError
+from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError
+from batch_sampler_attn.rank_messages import Kind, Message, checked
 
 
 def train(schedule):
@@ -42,7 +43,7 @@ def test_a_reducer_says_what_it_is():
     assert repr(MeanOverRanks()) == "<MeanOverRanks of 1 ranks, timeout_seconds=600>"
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1"])
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", 0.0001, 1e10])
 def test_a_limit_that_is_none_is_refused(seconds):
     with pytest.raises(OptionError, match="timeout_seconds"):
         MeanOverRanks(timeout_seconds=seconds)
@@ -51,6 +52,30 @@ def test_a_limit_that_is_none_is_refused(seconds):
 def test_a_group_that_is_none_is_refused():
     with pytest.raises(OptionError, match="must be a process group that this rank is in"):
         MeanOverRanks("gloo")
+
+
+@pytest.mark.parametrize("device", ["gpu", 3.5])
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(OptionError, match=r"device is .*torch\.device"):
+        MeanOverRanks(device=device)
+
+
+def test_other_visits_to_one_batch_are_other_places():
+    message = Message(Kind.VISIT, 1, 2, 1, 0, 1.0, 0.5)
+    with pytest.raises(
+        RanksDivergedError, match=r"rank 0: epoch 1, batch 2, visit 1; rank 1: epoch 1, batch 2, visit 2"
+    ):
+        checked([message, message._replace(visit=2)])
+
+
+def test_an_epoch_does_not_end_between_report_and_decide():
+    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    schedule.decide(1.0)
+    schedule.report(2.0)
+    with pytest.raises(ProtocolError, match=r"end_epoch\(\) was called after report"):
+        schedule.end_epoch()
+    schedule.decide()
+    assert schedule.end_epoch().mean_loss == 1.5
 
 
 def test_a_device_loop_does_not_take_it():

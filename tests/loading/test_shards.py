@@ -1,5 +1,8 @@
 """Each rank's sampler takes its part of an order that all ranks draw alike, and goes on from any rank's state."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
@@ -38,6 +41,7 @@ def test_ranks_have_the_whole_order_between_them_and_as_many_batches(samples, ra
         extra = len(seen) - samples
         assert extra == (-samples % ranks if extra else 0)
         assert not extra or (samples // ranks) % batch_size == 0
+        assert max(Counter(seen).values()) <= 1 + math.ceil(extra / min(samples, ranks))
 
 
 @pytest.mark.parametrize("rank", range(3))
@@ -94,6 +98,8 @@ def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused():
         check_shard(sequential, Shard(0, 2), Shard(1, 2))
     with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
         check_shard(DistributedSampler(range(9), 4, 0), None, Shard(0, 2))
+    with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
+        check_shard(BatchSampler(DistributedSampler(range(9), 4, 0), 2, False), None, Shard(0, 2))
     for base in (sequential, BatchSampler(sequential, 2, False)):
         with pytest.raises(ProtocolError, match=r"goes through all of the data.* rank=1, world_size=2.*world_size=1"):
             check_shard(base, None, Shard(1, 2))
