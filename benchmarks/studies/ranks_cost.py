@@ -33,7 +33,7 @@ from benchmarks.studies.raw_records import keep
 RANKS = 2
 ARMS = ("DDP alone", "two calls", "one call")
 # Images of each rank in a batch, and updates in a round.
-SIZES = {48: 30, 168: 10}
+SIZES = {44: 40, 192: 12}
 
 
 class Training:
