@@ -79,6 +79,16 @@ class Reports:
         self.is_plain = self._agreement.reduce is None
         return as_float(loss) if wait is None else wait(), batch
 
+    def end_epoch(self) -> None:
+        """A hand-written loop ends its epoch; in the next one, more ranks may train along.
+
+        Raises:
+            ProtocolError: If a loss is out.
+        """
+        if self.is_out:
+            raise ProtocolError("end_epoch() was called after report() had told a visit's loss; call decide() first")
+        self.is_plain = False
+
     def drop(self) -> None:
         """The visit under way is given up."""
         self._loss = self._wait = self._batch = None

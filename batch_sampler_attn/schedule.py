@@ -269,8 +269,7 @@ class BatchAttentionSchedule(Driven):
             ProtocolError: If a batch is still to be repeated or decided on, or if it is not this loop's to end.
         """
         self.check_may_end_epoch()
-        if self.reports.is_out:
-            raise ProtocolError("end_epoch() was called after report() had told a visit's loss; call decide() first")
+        self.reports.end_epoch()
         return self.epochs.end()
 
     def abandon_epoch(self) -> None:

@@ -46,9 +46,14 @@ def through_a_run(rank, folder):
         outcomes["group"] = outcome(lambda: train(make_schedule(pair), lambda batch: 1.0 + rank + batch))
 
     dist.destroy_process_group()
+    by_hand = BatchAttentionSchedule(1.0, max_visits=2)
+    by_hand.decide(1.0)
+    by_hand.decide(1.0)
+    by_hand.end_epoch()
     is_alone = rank == 2
     ranks = {"rank": 0, "world_size": 1} if is_alone else {"rank": rank, "world_size": 2}
     dist.init_process_group("gloo", init_method=f"file://{folder}/{'alone' if is_alone else 'again'}", **ranks)
+    outcomes["decided before there were ranks"] = outcome(lambda: by_hand.decide(1.5).value)
     # As elsewhere, ranks that lost one go on with its schedule.
     outcomes["again"] = outcome(lambda: train(schedule, lambda batch: 1.0 + rank + 2 * batch))
     if not is_alone:

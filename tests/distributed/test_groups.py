@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_sampler_attn.errors import LossError, OptionError, RankLostError, RanksDivergedError
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, RankLostError, RanksDivergedError
 from tests.distributed.groups import HAS_JAX, LIMIT_SECONDS, through_a_run
 from tests.distributed.processes import run_ranks
 
@@ -38,6 +38,14 @@ def test_a_schedule_goes_on_with_the_ranks_there_are_after_another_init(results)
     # Losses of 1 + rank + 2 * batch, against 2.5.
     assert [result["again"][0] for result in results[:2]] == [(["advance", "repeat", "advance"], 2.5)] * 2
     assert results[2]["again"][0] == (["repeat", "advance", "repeat", "advance"], 4.0)
+
+
+def test_a_loop_by_hand_that_began_before_there_were_ranks_is_refused_among_them(results):
+    for result in results[:2]:
+        error, _ = result["decided before there were ranks"]
+        assert type(error) is ProtocolError
+        assert "one of 2" in str(error)
+    assert results[2]["decided before there were ranks"][0] == "repeat"
 
 
 def test_a_loss_refused_in_a_later_window_is_told_at_once(results):
