@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import GeneratorType
@@ -17,6 +18,13 @@ Batch = TypeVar("Batch")
 Schedule = TypeVar("Schedule")
 
 _OWN_NAMES = frozenset({"schedule", "_loader", "_deliver"})
+
+# The modules of trainers that go through a loader, each with what to use there.
+_TRAINERS = {
+    "lightning.pytorch": "the BatchAttention callback of batch_sampler_attn.lightning",
+    "pytorch_lightning": "the BatchAttention callback of batch_sampler_attn.lightning",
+    "transformers.trainer": "BatchAttentionMixin of batch_sampler_attn.transformers",
+}
 
 
 class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
@@ -34,6 +42,8 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
             for batch in attended:
                 bar.update(schedule.decide(train_step(batch)) is Decision.ADVANCE)
 
+    Trainers with a loop of their own count what it yields, and end at its length; those that are known are refused.
+
     Attributes:
         schedule: The schedule that takes the losses, where only the loader is in scope.
     """
@@ -49,6 +59,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
         self._deliver = deliver
 
     def __iter__(self) -> Iterator[Batch]:
+        _check_is_no_trainers(sys._getframe(1).f_globals.get("__name__", ""))
         return self._deliver(self._loader)
 
     def __len__(self) -> int:
@@ -147,6 +158,23 @@ def check_is_loader_itself(loader: object, *, has_driver: bool) -> None:
             "whose __iter__ goes through the DataLoader; an immediate repeat is fetched past it, so it takes "
             "repeats='deferred'"
         )
+
+
+def _check_is_no_trainers(module: str) -> None:
+    """Refuse a trainer that would end each epoch after as many visits as there are base batches.
+
+    Args:
+        module: That iterates.
+
+    Raises:
+        ProtocolError: If it is such a one's.
+    """
+    for trainer, instead in _TRAINERS.items():
+        if f"{module}.".startswith(f"{trainer}."):
+            raise ProtocolError(
+                f"{trainer} was given what attend() returned: it would stop at its length, of base batches, leave out "
+                f"the rest of the epoch, and count repeats as steps. Give it the loader itself, and {instead}"
+            )
 
 
 def _is_begun(loader: object) -> bool:

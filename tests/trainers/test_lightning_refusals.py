@@ -112,6 +112,22 @@ def test_a_strategy_that_accumulates_by_itself_is_refused():
     assert "strategy='ddp'" in text
 
 
+def test_an_attended_loader_is_refused_without_the_callback_too():
+    schedule = BatchAttentionSchedule()
+
+    class Deciding(Module):
+        def on_train_batch_end(self, outputs, *_):
+            schedule.decide(outputs["loss"])
+
+    module = Deciding()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    for loaders in (schedule.attend(make_loader()), {"first": schedule.attend(make_loader())}):
+        with pytest.raises(ProtocolError, match=r"would stop at its length.*and the BatchAttention callback"):
+            make_trainer().fit(module, loaders)
+    assert all(map(torch.equal, module.parameters(), before))
+    assert schedule.summary.batches == 0
+
+
 def test_an_attended_loader_is_refused():
     schedule = BatchAttentionSchedule()
     text = refusal(loader=schedule.attend(make_loader()))
@@ -182,7 +198,7 @@ def test_a_loader_of_a_later_epoch_is_refused_as_the_first(kind):
 
     callback = BatchAttention()
     trainer = make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ProtocolError, match="repeats batches"):
+    with pytest.raises(ProtocolError, match=r"repeats batches|would stop at its length"):
         trainer.fit(Module(), datamodule=Reloading())
     assert trainer.global_step == len(make_loader())
     assert callback.schedule.epoch == 1

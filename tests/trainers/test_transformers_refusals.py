@@ -103,6 +103,28 @@ def test_ranks_without_reduce_are_refused(reduce, tmp_path):
     assert "reduce=MeanOverRanks()" in str(error.value)
 
 
+def test_an_attended_loader_is_refused_without_the_mixin_too(tmp_path):
+    schedule = BatchAttentionSchedule()
+
+    class Attending(Trainer):
+        def get_train_dataloader(self):
+            return schedule.attend(super().get_train_dataloader())
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            schedule.decide(loss)
+            return loss
+
+    case = Case("classifier", 1)
+    trainer = Attending(
+        model=make_model("classifier"), args=make_arguments(case, tmp_path), train_dataset=make_dataset("classifier")
+    )
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ProtocolError, match=r"would stop at its length.*and BatchAttentionMixin"):
+        trainer.train()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+
+
 def test_an_attended_loader_is_refused(tmp_path):
     text = refusal(make_trainer(tmp_path, with_loader(BatchAttentionSchedule().attend)))
     assert "Return the loader itself" in text
