@@ -24,6 +24,7 @@ _TRAINERS = {
     "lightning.pytorch": "the BatchAttention callback of batch_sampler_attn.lightning",
     "pytorch_lightning": "the BatchAttention callback of batch_sampler_attn.lightning",
     "transformers.trainer": "BatchAttentionMixin of batch_sampler_attn.transformers",
+    "ignite.engine": "have its process function train on a batch for as long as schedule.decide(loss) says REPEAT",
 }
 
 
@@ -172,8 +173,8 @@ def _check_is_no_trainers(module: str) -> None:
     for trainer, instead in _TRAINERS.items():
         if f"{module}.".startswith(f"{trainer}."):
             raise ProtocolError(
-                f"{trainer} was given what attend() returned: it would stop at its length, of base batches, leave out "
-                f"the rest of the epoch, and count repeats as steps. Give it the loader itself, and {instead}"
+                f"{trainer} was given what attend() returned: it would end each epoch at its length, of base batches, "
+                f"and count repeats as steps. Give it the loader itself, and {instead}"
             )
 
 

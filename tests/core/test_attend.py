@@ -246,6 +246,21 @@ def test_a_generator_that_is_used_up_is_refused_in_the_second_epoch():
         list(attended)
 
 
+@pytest.mark.parametrize("module", ["ignite.engine.engine", "pytorch_lightning", "lightning.pytorch.loops"])
+def test_trainers_that_would_end_at_the_length_are_refused_by_their_module(module):
+    theirs = {"__name__": module}
+    exec("def begin(loader): return iter(loader)", theirs)
+    with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*the loader itself, and"):
+        theirs["begin"](BatchAttentionSchedule().attend([1]))
+
+
+@pytest.mark.parametrize("module", ["lightning.fabric.wrappers", "ignites.engine", "__main__", None])
+def test_other_modules_may_iterate(module):
+    theirs = {} if module is None else {"__name__": module}
+    exec("def begin(loader): return iter(loader)", theirs)
+    assert next(theirs["begin"](BatchAttentionSchedule().attend([1, 2]))) == 1
+
+
 def test_an_attended_generator_is_true():
     assert BatchAttentionSchedule().attend(iter([1]))
 

@@ -122,7 +122,7 @@ def test_an_attended_loader_is_refused_without_the_callback_too():
     module = Deciding()
     before = [parameter.detach().clone() for parameter in module.parameters()]
     for loaders in (schedule.attend(make_loader()), {"first": schedule.attend(make_loader())}):
-        with pytest.raises(ProtocolError, match=r"would stop at its length.*and the BatchAttention callback"):
+        with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*and the BatchAttention callback"):
             make_trainer().fit(module, loaders)
     assert all(map(torch.equal, module.parameters(), before))
     assert schedule.summary.batches == 0
@@ -198,7 +198,7 @@ def test_a_loader_of_a_later_epoch_is_refused_as_the_first(kind):
 
     callback = BatchAttention()
     trainer = make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ProtocolError, match=r"repeats batches|would stop at its length"):
+    with pytest.raises(ProtocolError, match=r"repeats batches|would end each epoch at its length"):
         trainer.fit(Module(), datamodule=Reloading())
     assert trainer.global_step == len(make_loader())
     assert callback.schedule.epoch == 1

@@ -120,7 +120,7 @@ def test_an_attended_loader_is_refused_without_the_mixin_too(tmp_path):
         model=make_model("classifier"), args=make_arguments(case, tmp_path), train_dataset=make_dataset("classifier")
     )
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    with pytest.raises(ProtocolError, match=r"would stop at its length.*and BatchAttentionMixin"):
+    with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*and BatchAttentionMixin"):
         trainer.train()
     assert all(map(torch.equal, trainer.model.parameters(), before))
 
