@@ -31,7 +31,7 @@ def main() -> None:
     lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows_of_epoch), eta_min=2e-3)
     # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
-    schedule = BatchAttentionSchedule(k=1.2)
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.5)
 
     for _ in range(EPOCHS):
         for window in schedule.attend(windows_of_epoch):

@@ -63,6 +63,13 @@ def test_what_cannot_be_made_again_is_said(out, again, tmp_path):
     assert "cannot be had as it was: data differ" in message or "images were asked for" in message
 
 
+def test_the_command_that_is_documented_is_understood():
+    text = (RECORDS.parent / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("python -m benchmarks.cifar.again")]
+    with pytest.raises(SystemExit, match=r"RECORDS/...-cifar10-resnet34/configuration.json cannot be read"):
+        main(line.split()[3:])
+
+
 @pytest.mark.parametrize("folder", sorted(path.parent for path in RECORDS.glob("*/configuration.json")), ids=str)
 def test_the_options_of_every_record_that_is_kept_give_its_configuration(folder):
     records = read_records(folder)

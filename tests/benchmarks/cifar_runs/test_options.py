@@ -24,7 +24,7 @@ def documented_commands():
     texts = [command.__doc__, (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")]
     for text in texts:
         for line in text.replace("\\\n", " ").splitlines():
-            if line.strip().startswith("python -m benchmarks.cifar"):
+            if line.split()[:3] == ["python", "-m", "benchmarks.cifar"]:
                 yield line.strip()
 
 
