@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.schema import Configuration
 
 # They say nothing to a reader, or nothing that the fields that go with them do not say.
-_UNSAID = ("schema_version", "parameters", "classes", "sha256")
+_UNSAID = ("schema_version", "parameters", "classes", "sha256", "channels_last")
 _WORDINGS = {
     "train_images": "{:,} images",
     "test_images": "{:,} test images",
