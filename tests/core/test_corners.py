@@ -21,11 +21,13 @@ from batch_sampler_attn.errors import (
 from batch_sampler_attn.indices import are_plain, as_plain, plain_indices
 from batch_sampler_attn.loader_order import check_order
 from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.rank_messages import NOT_SAID, Kind, Message, mean_over
 from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, read_visits
 from batch_sampler_attn.recorders.line_file import LineFile
-from batch_sampler_attn.shards import Shard, shard_of, unpack_shard
+from batch_sampler_attn.shards import Shard, said_of_order, shard_of, unpack_shard
 from batch_sampler_attn.state import State
+from batch_sampler_attn.summary import EpochSummary
 from batch_sampler_attn.windows import WindowLoss, samples_in
 from tests.core.test_attend import schedule_with_threshold
 from tests.core.test_report import on_threads
@@ -437,6 +439,35 @@ def test_many_lines_reach_the_file_before_the_epochs_end(tmp_path):
         for batch in range(1, 2000):
             visit(recorder, 0, batch)
         assert path.stat().st_size > 100 * first
+
+
+def test_what_ranks_have_in_common_of_an_order_is_what_its_sampler_says():
+    seeded = types.SimpleNamespace(seed=3, epoch=1, shuffle=True, data_source=range(7))
+    says = {"seed of the order": 3, "epoch of set_epoch": 1, "shuffle": True, "samples of the data": 7}
+    assert said_of_order(seeded, None) == says
+    own = {"seed of the order": 0, "epoch of set_epoch": 0, "shuffle": 0}
+    assert said_of_order(range(5), Shard(0, 2)) == {**own, "length of the order": 5}
+    assert said_of_order(types.SimpleNamespace(dataset=iter([])), None) == own
+
+
+def test_losses_that_nobody_was_told_of_are_no_ground_for_another_k():
+    watch = OverheadWatch(BatchAttentionSchedule(2.0).epochs.options)
+    quiet = EpochSummary(
+        epoch=1,
+        batches=20,
+        visits=20,
+        repeats=0,
+        overhead=0.0,
+        mean_loss=1.0,
+        threshold=2.0,
+        capped_batches=0,
+        nonfinite_losses=0,
+        most_visits=1,
+    )
+    for _ in range(4):
+        watch.note_epoch(quiet)
+    with pytest.warns(BatchAttentionWarning, match=r"k=2.0 has repeated nothing in 5 epochs.*Use a lower k, or wait"):
+        watch.note_epoch(quiet)
 
 
 def test_a_forked_process_does_not_write_what_waits_in_its_parent(tmp_path, monkeypatch):

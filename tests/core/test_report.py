@@ -362,3 +362,13 @@ def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_goes_on_on_as_many_r
     for ranks in (1, 3):
         for error in on_threads(ranks, loaded):
             assert "in the middle of an epoch of 2 ranks" in str(error)
+
+
+def test_an_epoch_does_not_end_between_a_report_and_its_decision():
+    schedule = BatchAttentionSchedule()
+    schedule.decide(1.0)
+    schedule.report(2.0)
+    with pytest.raises(ProtocolError, match=r"after report\(\) had told a visit's loss; call decide\(\) first"):
+        schedule.end_epoch()
+    assert schedule.decide() is Decision.ADVANCE
+    assert schedule.end_epoch().mean_loss == 1.5
