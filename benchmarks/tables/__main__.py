@@ -48,6 +48,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar-claims": cifar.cifar_claims_table,
     "cifar-cost": cifar.cifar_cost_table,
     "cifar-found": cifar.cifar_found,
+    "short-last-batch": cifar.short_last_batch_table,
     "cifar-again": cifar.cifar_again_table,
     "selection-glance": selection.selection_at_a_glance,
 }

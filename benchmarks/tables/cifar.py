@@ -6,6 +6,7 @@ import itertools
 
 from benchmarks import schema
 from benchmarks.environment import one_line
+from benchmarks.reading import read_configuration, read_lines
 from benchmarks.report import markdown
 from benchmarks.report.claims import judge_claims
 from benchmarks.report.document import Box, Table
@@ -78,6 +79,24 @@ def cifar_again_table() -> str:
         said = ", ".join(name.replace("_", " ") for name in differs) or "nothing"
         rows.append([record, run, str(len(lines)), said, *numbers, *machines])
     return render(Table(head, rows, "Everything but the machine's own numbers is compared: updates, repeats, losses."))
+
+
+def short_last_batch_table() -> str:
+    """How often an epoch's last batch, which is smaller, was repeated, and how often others were."""
+    head = ["experiment", "images in the last batch", "repeated, % of epochs", "other batches, %"]
+    rows: list[list[str]] = []
+    for path in sorted(RECORDS.glob("*/visits.jsonl")):
+        configuration = read_configuration(path.parent)
+        images = configuration.data.train_images % configuration.batch_size
+        # Nothing is repeated in the first epoch, which has no threshold.
+        epochs = [epoch for run in read_lines(path, schema.OfVisits) for epoch in run.visits[1:]]
+        others = [visits > 1 for epoch in epochs for visits in epoch[:-1]]
+        if not images or not any(others):
+            continue
+        shares = [sum(epoch[-1] > 1 for epoch in epochs) / len(epochs), sum(others) / len(others)]
+        name = f"{configuration.model}, {configuration.data.train_images:,} images"
+        rows.append([name, str(images), *(f"{share:.1%}".rstrip("%") for share in shares)])
+    return render(Table(head, rows, "Batches of 32; all seeds, readings and label noises of each record together."))
 
 
 def _moment(epoch: schema.Epoch) -> tuple[str, float]:
