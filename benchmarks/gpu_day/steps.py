@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from benchmarks.cifar.storage import write_whole
 from benchmarks.environment import describe_environment
 from benchmarks.gpu_day.measuring import append_rows, missing, read_rows
 from benchmarks.gpu_day.plan import Plan
@@ -132,7 +133,8 @@ class Day:
         options = ("-q", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={self._step_seconds / 2:.0f}")
         ended = self.run(("pytest", *options, *self.plan.tests), log, watched=result)
         if ended.status is not None or ended.is_stuck:
-            write_whole(result, f"{ended.output.strip() or 'no output'}\n{ended.in_words}\n")
+            text = f"{ended.output.strip() or 'no output'}\n{ended.in_words}\n"
+            write_whole(result, lambda file: file.write(text.encode()))
 
     def measure(self) -> None:
         """The measurements; one that breaks its process, or hangs, is recorded as failed, and the others are made."""
@@ -177,13 +179,6 @@ def end_with_parent() -> None:
     """Have Linux end this process when the one that began it was killed: it would keep the GPU from the next."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _size_of(path: Path | None) -> int:
