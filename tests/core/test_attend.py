@@ -294,12 +294,12 @@ def test_end_epoch_while_a_repeat_is_due_is_refused():
 
 
 def test_end_epoch_is_refused_where_a_window_ends_epochs():
-    with pytest.raises(ProtocolError, match="window=3"):
-        BatchAttentionSchedule(window=3).end_epoch()
+    with pytest.raises(ProtocolError, match="epoch_length=3"):
+        BatchAttentionSchedule(epoch_length=3).end_epoch()
 
 
 def test_a_window_goes_on_from_one_pass_to_the_next():
-    schedule = BatchAttentionSchedule(1.0, window=3)
+    schedule = BatchAttentionSchedule(1.0, epoch_length=3)
     run_epoch(schedule, [1, 2], [1.0, 2.0])
     assert schedule.epoch == 0
     run_epoch(schedule, [1, 2], [3.0, 1.0])
@@ -411,7 +411,7 @@ def test_a_schedule_and_an_attended_loader_say_what_they_are_and_where():
             break
     assert repr(schedule) == (
         "<BatchAttentionSchedule(k=1.0, warmup_epochs=1, epoch_loss='first', max_visits=100, nonfinite='advance', "
-        "window=None), epoch 1, batch 2, visits 0, threshold 1>"
+        "epoch_length=None), epoch 1, batch 2, visits 0, threshold 1>"
     )
     assert repr(schedule.attend([1] * 3)) == f"<list of 3 batches, attended by {schedule!r}>"
     assert repr(schedule.attend(iter([1]))).startswith("<list_iterator, attended by")
@@ -496,7 +496,7 @@ def test_decisions_by_hand_are_found_out_wherever_they_were_made(stray):
 
 
 def test_a_stray_decision_in_a_window_is_found_out_and_windows_still_span_passes():
-    schedule = BatchAttentionSchedule(1.0, window=5)
+    schedule = BatchAttentionSchedule(1.0, epoch_length=5)
     run_epoch(schedule, [1, 2], [1.0, 1.0])
     run_epoch(schedule, [1, 2], [1.0, 1.0])
     assert schedule.batches == 4
@@ -559,10 +559,10 @@ def test_a_recorder_that_raises_as_an_epoch_ends_leaves_nothing_of_it_to_the_nex
             pass
 
         def on_epoch_end(self, summary):
-            resumed.epochs.recorders = ()
+            passes_of(resumed).recorders = ()
             raise OSError("disk full")
 
-    resumed.epochs.recorders = (FullDisk(),)
+    passes_of(resumed).recorders = (FullDisk(),)
     with pytest.warns(BatchAttentionWarning, match="is not finite"), pytest.raises(OSError, match="disk full"):
         run_epoch(resumed, iter(range(4, 10)), [math.nan, *[1.0] * 5])
     assert resumed.last_summary.batches == 10
@@ -623,14 +623,14 @@ def train_on_six(schedule, *, by_hand):
 @pytest.mark.parametrize("way", ["by hand", "attend", "recorded"])
 def test_a_first_epoch_of_a_million_batches_is_warned_of_once_with_the_way_out(way):
     schedule = almost_endless(recorders=[MemoryRecorder()] if way == "recorded" else [])
-    with pytest.warns(BatchAttentionWarning, match=r"1,000,000 batches without an end.*window=N") as warned:
+    with pytest.warns(BatchAttentionWarning, match=r"1,000,000 batches without an end.*epoch_length=N") as warned:
         train_on_six(schedule, by_hand=way != "attend")
     assert len(warned) == 1
     assert warned[0].filename == __file__
 
 
 def test_epochs_that_end_and_windows_may_be_long():
-    schedule = almost_endless(window=2_000_000)
+    schedule = almost_endless(epoch_length=2_000_000)
     for _ in range(4):
         schedule.decide(1.0)
     schedule = schedule_with_threshold()

@@ -269,7 +269,7 @@ def test_a_loss_without_doubles_and_data_classes_of_arrays_are_windows_too():
 
 def test_ranks_that_begin_an_epoch_with_different_options_are_told_which():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, reduce=reduce)
+        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, ranks=reduce)
         for _ in schedule.attend(range(2)):
             schedule.decide(1.0)
 
@@ -282,7 +282,7 @@ def test_ranks_that_begin_an_epoch_with_different_options_are_told_which():
 
 def test_a_rank_that_refuses_its_loss_tells_the_others():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         for _ in schedule.attend(range(2)):
             schedule.decide([1.0, 2.0] if rank == 1 else 1.0, samples=4)
 

@@ -75,7 +75,7 @@ def test_the_pure_step_changes_nothing_it_is_given(options, losses):
 class ScheduleAgainstOracle(RuleBasedStateMachine):
     """Everything that may be done to a schedule, in any order, beside the oracle."""
 
-    @initialize(options=OPTIONS, window=st.none() | st.integers(1, 4))
+    @initialize(options=OPTIONS, epoch_length=st.none() | st.integers(1, 4))
     def begin(self, options, window):
         self.options = {**options, "window": window}
         self.schedule, self.oracle = BatchAttentionSchedule(**self.options), Oracle(**self.options)
@@ -208,7 +208,7 @@ def test_an_epoch_without_a_finite_loss_sets_no_threshold():
 
 
 def test_a_window_ends_epochs_by_itself():
-    schedule = BatchAttentionSchedule(1.0, window=2)
+    schedule = BatchAttentionSchedule(1.0, epoch_length=2)
     for loss in (1.0, 3.0):
         schedule.decide(loss)
     assert (schedule.epoch, schedule.threshold, schedule.batches) == (1, 2.0, 0)
