@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from batch_sampler_attn import notices
 from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.order import BaseBatches, check_shard
 from batch_sampler_attn.loading.loader_checks import check_loader, yields_what_it_fetches
 from batch_sampler_attn.loading.on_demand import OnDemandFetcher
 from batch_sampler_attn.loading.pass_watch import PassWatch, is_end
 from batch_sampler_attn.loading.progress import EpochProgress
-from batch_sampler_attn.loading.shard_checks import check_shard
+from batch_sampler_attn.loading.seeded import warn_if_inside
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -107,6 +107,7 @@ class Delivery:
             ProtocolError: If the loader cannot be served, or the schedule is where the sampler is not.
         """
         check_loader(self._sampler, loader, is_immediate=self.is_in_order)
+        warn_if_inside(getattr(loader, "dataset", None))
         schedule = self._schedule
         reduce = schedule.agreement.reduce
         if reduce is not None and reduce.ranks > 1:

@@ -14,7 +14,7 @@ from typing import Any
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import ProtocolError, StateError, shown
 from batch_sampler_attn.indices import are_plain, plain_indices
-from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.tickets import Ticket, pack_tickets, unpack_tickets
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.shards import unpack_shard

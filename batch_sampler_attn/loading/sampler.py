@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.agreement import ranks_of_process_group
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.loading.base_batches import BaseBatches
+from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.delivery import Delivery
 from batch_sampler_attn.loading.progress import EpochProgress
 from batch_sampler_attn.schedule import BatchAttentionSchedule

@@ -11,14 +11,14 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.loading.shard_checks import check_shard
-from batch_sampler_attn.shards import Shard
+from batch_sampler_attn.loading.order import check_shard
+from batch_sampler_attn.ranks import Shard
 from tests.loading.helpers import Numbered, seeded
 
 
 def make(rank, ranks, samples=22, batch_size=3, *, base=None, **options):
     base = RandomSampler(range(samples), generator=seeded(5)) if base is None else base
-    schedule = BatchAttentionSchedule(1.2, max_visits=2, reduce=None)
+    schedule = BatchAttentionSchedule(1.2, max_visits=2, ranks=None)
     shard = {} if isinstance(base, DistributedSampler) else {"rank": rank, "world_size": ranks}
     return BatchAttentionSampler(base, batch_size, schedule=schedule, **shard, **options)
 
@@ -101,7 +101,7 @@ def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused():
     with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
         check_shard(BatchSampler(DistributedSampler(range(9), 4, 0), 2, False), None, Shard(0, 2))
     for base in (sequential, BatchSampler(sequential, 2, False)):
-        with pytest.raises(ProtocolError, match=r"goes through all of the data.* rank=1, world_size=2.*world_size=1"):
+        with pytest.raises(ProtocolError, match=r"yields all of the data.* rank=1, world_size=2.*world_size=1"):
             check_shard(base, None, Shard(1, 2))
 
 
