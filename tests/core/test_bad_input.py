@@ -23,7 +23,7 @@ from batch_sampler_attn.recorders import MemoryRecorder
         *({"warmup_epochs": count} for count in (0, -1, 1.5, None, True, "1")),
         *({"max_visits": count} for count in (0, -3, 2.0, True, "many")),
         *({"max_visits": count} for count in (numpy.int64(0), numpy.float64(2), numpy.bool_(True), numpy.ones(2))),
-        *({"window": count} for count in (0, -1, 0.5, False)),
+        *({"epoch_length": count} for count in (0, -1, 0.5, False)),
         *({"epoch_loss": word} for word in ("mean", "First", None, 1, numpy.ones(2))),
         *({"nonfinite": word} for word in ("skip", None, 0)),
     ],
@@ -60,7 +60,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         "epoch_loss": "last",
         "max_visits": 5,
         "nonfinite": "advance",
-        "window": 7,
+        "epoch_length": 7,
         "budget": 0.5,
         "floor": -1.0,
     }
