@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from batch_sampler_attn import notices
 from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
-from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.errors import ProtocolError, length_of
 from batch_sampler_attn.passes import Driver, Pass
 from batch_sampler_attn.rule import Decision
 
@@ -124,14 +124,6 @@ def repeat_in_place(open_pass: Callable[..., Pass], loader: Iterable[Batch]) -> 
                     break
                 check_unchanged(versions)
                 fresh = afresh(batch)
-
-
-def length_of(loader: object) -> int | None:
-    """``len(loader)``; None if it has none."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError, AttributeError):
-        return None
 
 
 def check_is_loader_itself(loader: object, *, has_driver: bool) -> None:

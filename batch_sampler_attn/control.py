@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from batch_sampler_attn.agreement import ReduceOption
+from batch_sampler_attn.ranks import RanksOption
 from batch_sampler_attn.criteria import DealtVisits
 from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -28,15 +28,15 @@ class EqualComputeControl(BatchAttentionSchedule):
         visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the
             ``DeviceLoop.visit_counts`` of each epoch.
         seed: Of the dealing. Batches of an epoch are dealt alike for the same seed.
-        reduce: With ranks, ``MeanOverRanks()`` averages the losses of the summary over them. They are dealt alike
+        ranks: With ranks, ``MeanOverRanks()`` averages the losses of the summary over them. They are dealt alike
             without it, too.
 
     Raises:
         OptionError: If a count is below 1 or an epoch has none.
     """
 
-    def __init__(self, visit_counts: Sequence[Sequence[int]], *, seed: int = 0, reduce: ReduceOption = None) -> None:
-        super().__init__(warmup_epochs=sys.maxsize, max_visits=None, reduce=reduce)
+    def __init__(self, visit_counts: Sequence[Sequence[int]], *, seed: int = 0, ranks: RanksOption = None) -> None:
+        super().__init__(warmup_epochs=sys.maxsize, max_visits=None, ranks=ranks)
         self._visit_counts = [_check_counts(epoch, counts) for epoch, counts in enumerate(visit_counts)]
         self._seed = seed
         self.epochs.criterion = DealtVisits(self._visit_counts, seed)

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.agreement import Agreement, ReduceOption
 from batch_sampler_attn.criteria import Criterion
 from batch_sampler_attn.epochs import Epochs
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.key_due import KeyDue
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.passes import Driver, Pass, Phase
+from batch_sampler_attn.ranks import MessageKind, Ranks, RanksOption
 from batch_sampler_attn.recorders import Recorder
 from batch_sampler_attn.reports import REPORTED, Reports
 from batch_sampler_attn.state import State
@@ -27,7 +27,7 @@ class Driven:
         options: Checked already.
         criterion: Says which batches want another visit.
         recorders: As the schedule was given them.
-        reduce: Likewise.
+        ranks: Likewise.
 
     Attributes:
         epochs: The epochs of the run, and the rule's state.
@@ -37,13 +37,13 @@ class Driven:
         reports: The loss of the visit under way.
 
     Raises:
-        OptionError: If a recorder, or ``reduce``, is none.
+        OptionError: If a recorder, or ``ranks``, is none.
     """
 
     def __init__(
-        self, options: Options, criterion: Criterion, recorders: Sequence[Recorder], reduce: ReduceOption
+        self, options: Options, criterion: Criterion, recorders: Sequence[Recorder], ranks: RanksOption
     ) -> None:
-        self.agreement = Agreement(reduce)
+        self.agreement = Ranks(ranks)
         self.reports = Reports(self.agreement)
         self.epochs = Epochs(options, criterion, recorders, self.agreement)
         self.driver: Driver | None = None
@@ -111,14 +111,14 @@ class Driven:
                 or ranks that nobody said are to decide apart.
             RanksDivergedError: If another rank is not where this one is.
         """
-        self.agreement.check_is_sought()
+        self.agreement.require_choice()
         if self.active_pass is not None:
             self.forget_epoch(was_left=True)
         self.epochs.check_accounted()
         if length is not None and self.driver is None:
             self.epochs.check_remaining(length)
         self._agree_on_begin(length, common)
-        self._pass = Pass(self.epochs, self.driver)
+        self._pass = Pass(self.epochs, self.driver, is_announced=length is None)
         return self._pass
 
     def check_word_is_due(self, word: str) -> Pass | None:
@@ -170,7 +170,7 @@ class Driven:
             ProtocolError: If there are ranks that nobody said are to decide apart.
             RanksDivergedError: If another rank is not where this one is.
         """
-        self.agreement.check_is_sought()
+        self.agreement.require_choice()
         self._agree_on_begin(None, None)
 
     def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None) -> None:
@@ -225,7 +225,7 @@ class Driven:
         Raises:
             StateError: If it is of another version or of other options, or is damaged.
         """
-        return checkpoint.unpack_schedule(self.options, state_dict, self.options_to_save(), self.agreement.ranks)
+        return checkpoint.unpack_schedule(self.options, state_dict, self.options_to_save(), self.agreement.count)
 
     def assign(self, state: State, last_summary: EpochSummary | None) -> None:
         """Go on from what ``unpack`` returned."""

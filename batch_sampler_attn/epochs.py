@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from batch_sampler_attn import notices, rule
-from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.criteria import Criterion
 from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, counted, shown
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.overhead_watch import OverheadWatch
+from batch_sampler_attn.ranks import Ranks
 from batch_sampler_attn.recorders.recorder import Recorder
 from batch_sampler_attn.rule import ADVANCE, REPEAT, Decision
 from batch_sampler_attn.state import State
@@ -40,7 +40,7 @@ class Epochs:
     """
 
     def __init__(
-        self, options: Options, criterion: Criterion, recorders: Sequence[Recorder], agreement: Agreement
+        self, options: Options, criterion: Criterion, recorders: Sequence[Recorder], agreement: Ranks
     ) -> None:
         self.options = options
         self.criterion = criterion

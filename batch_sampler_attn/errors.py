@@ -77,3 +77,11 @@ def shown(value: object) -> str:
     except Exception:  # an integer of too many digits, or a repr of the user's that does not work
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def length_of(loader: object) -> int | None:
+    """``len(loader)``; None if it has none."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError, AttributeError):
+        return None

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from batch_sampler_attn import notices
 from batch_sampler_attn.epochs import Epochs
 from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.ranks import MessageKind
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.state import State
 
@@ -66,6 +67,7 @@ class Pass:
     Args:
         epochs: Of the schedule that it is of.
         driver: The schedule's, if it has one.
+        is_announced: Whether ranks hear of each batch before it is trained on: the length of the epoch is unknown.
 
     Attributes:
         phase: What it waits for.
@@ -73,12 +75,13 @@ class Pass:
         indices: Its dataset indices, if the driver said them.
     """
 
-    def __init__(self, epochs: Epochs, driver: Driver | None) -> None:
+    def __init__(self, epochs: Epochs, driver: Driver | None, *, is_announced: bool) -> None:
         self.phase = Phase.BETWEEN_BATCHES
         self.position = epochs.state.position
         self.indices: Sequence[int] | None = None
         self._epochs = epochs
         self._driver = driver
+        self._is_announced = is_announced
         self._decision = Decision.ADVANCE
 
     def __enter__(self) -> Pass:
@@ -114,6 +117,8 @@ class Pass:
         self.position = state.position if position is None else position
         self.indices = indices
         self.phase = Phase.AWAITING_LOSS
+        if self._is_announced and not state.visits:
+            self._epochs.agreement.notify(MessageKind.BATCH, state.epoch, self.position, 1)
 
     def collect(self) -> Decision:
         """The decision on the batch that was yielded; ADVANCE, if it was skipped.
@@ -123,7 +128,8 @@ class Pass:
         """
         self._check_is_open()
         if self.phase not in (Phase.DECIDED, Phase.SKIPPED):
-            self._epochs.agreement.refuse(self._epochs.state, self.position)
+            state = self._epochs.state
+            self._epochs.agreement.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
                 "the next batch was asked for before decide() was told the loss of the last one. Call "
                 "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float, held
 from batch_sampler_attn.option_values import weight
+from batch_sampler_attn.ranks import Ranks
 from batch_sampler_attn.state import State
 
 # What ``decide`` is given where the loss was reported before.
@@ -26,7 +26,7 @@ class Reports:
         is_out: Whether a loss was reported, and not decided on.
     """
 
-    def __init__(self, agreement: Agreement) -> None:
+    def __init__(self, agreement: Ranks) -> None:
         self.is_plain = False
         self.is_out = False
         self._agreement = agreement
@@ -53,8 +53,8 @@ class Reports:
             LossError: If the loss is not one real number.
             OptionError: If ``samples`` is no weight.
         """
-        if self._agreement.reduce is not None:
-            self._wait = self._agreement.start_visit(state, position, loss, samples)
+        if self._agreement.transport is not None:
+            self._wait = self._agreement.send_loss(state.epoch, position, state.visits + 1, loss, samples)
         else:
             if samples is not None:
                 weight("samples", samples)
@@ -76,7 +76,7 @@ class Reports:
             )
         loss, wait, batch = self._loss, self._wait, self._batch
         self.drop()
-        self.is_plain = self._agreement.reduce is None
+        self.is_plain = self._agreement.transport is None
         return as_float(loss) if wait is None else wait(), batch
 
     def end_epoch(self) -> None:

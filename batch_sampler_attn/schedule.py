@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from batch_sampler_attn import checkpoint, rule
-from batch_sampler_attn.agreement import ReduceOption
 from batch_sampler_attn.attended import AttendedLoader, Batch, attend
 from batch_sampler_attn.criteria import threshold_of
 from batch_sampler_attn.driven import Driven
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.options import DEFAULT_MAX_VISITS, EpochLoss, NonfinitePolicy, Options
+from batch_sampler_attn.ranks import MessageKind, RanksOption
 from batch_sampler_attn.recorders import Recorder
 from batch_sampler_attn.reports import REPORTED
 from batch_sampler_attn.rule import Decision
@@ -49,7 +49,7 @@ class BatchAttentionSchedule(Driven):
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.losses``.
         recorders: Told of every visit and every epoch; see ``batch_sampler_attn.recorders``. None cost nothing.
-        reduce: With ranks that train together, ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: all of them
+        ranks: With ranks that train together, ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: all of them
             decide alike, on the mean of their losses. None has each rank decide by its own losses, which suits ranks
             that share no gradients. The default, "refuse", is for one process, and refuses others.
 
@@ -83,7 +83,7 @@ class BatchAttentionSchedule(Driven):
         budget: float | None = None,
         floor: float = 0.0,
         recorders: Sequence[Recorder] = (),
-        reduce: ReduceOption = "refuse",
+        ranks: RanksOption = "refuse",
     ) -> None:
         options = Options(
             k,
@@ -96,7 +96,7 @@ class BatchAttentionSchedule(Driven):
             floor=floor,
         )
         options.check()
-        super().__init__(options, threshold_of(options), recorders, reduce)
+        super().__init__(options, threshold_of(options), recorders, ranks)
 
     # What is going on --------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class BatchAttentionSchedule(Driven):
                 an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
                 taken as it is, with its three digits; compute the loss in float32 for a finer decision. Not given where
                 ``report`` was told it before.
-            samples: With ``reduce``, the weight of this rank's loss: how many samples it is the mean of, or the sum of
+            samples: With ``ranks``, the weight of this rank's loss: how many samples it is the mean of, or the sum of
                 their weights; 0 for none. Without, all ranks weigh the same, unless a ``BatchAttentionSampler`` knows
                 how many there are.
             batch: In hand-written loops, whatever tells the batch from others (its index, its file, itself). A loop
@@ -221,7 +221,12 @@ class BatchAttentionSchedule(Driven):
         current = self.check_word_is_due("skip")
         if self.reports.is_out:
             raise ProtocolError("skip() was called after report() had told this visit's loss; call decide()")
-        rule.skip(self.epochs.state)
+        if current is None:
+            self._begin_by_hand()
+        state = self.epochs.state
+        position = state.position if current is None else current.position
+        self.agreement.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
+        rule.skip(state)
         self.key_due.clear()
         if current is not None:
             current.skip()
@@ -288,7 +293,7 @@ class BatchAttentionSchedule(Driven):
         for recorder in self.epochs.recorders:
             recorder.flush()
         epochs = self.epochs
-        return checkpoint.pack_schedule(self.options_to_save(), epochs.state, epochs.last_summary, self.agreement.ranks)
+        return checkpoint.pack_schedule(self.options_to_save(), epochs.state, epochs.last_summary, self.agreement.count)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.

@@ -18,7 +18,7 @@ LOSSES = [1.0, 4.0, 1.0, 2.0, 1.0]
 
 def train(*, rank, k=1.2, batches=BATCHES, is_known=True, state=None, before=None, calls=2, by_hand=False):
     """Two epochs; ``before(epoch, batch)`` may do something, or say "skip", "forget" or "refuse", at a first visit."""
-    schedule = BatchAttentionSchedule(k, max_visits=3, reduce=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
+    schedule = BatchAttentionSchedule(k, max_visits=3, ranks=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
     if state is not None:
         schedule.load_state_dict(state)
     made = []
@@ -73,7 +73,7 @@ def other_options_by_hand(rank):
 
 
 def other_threshold(rank):
-    schedule = BatchAttentionSchedule(1.2, max_visits=3, reduce=None)
+    schedule = BatchAttentionSchedule(1.2, max_visits=3, ranks=None)
     for _ in schedule.attend(range(BATCHES)):
         schedule.decide(1.0 + rank)
     return train(rank=rank, state=schedule.state_dict())
@@ -108,7 +108,7 @@ def a_loss_refused(rank):
 
 
 def samples_on_one_rank(rank):
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
     for _ in schedule.attend(range(3)):
         schedule.decide(1.0, samples=None if rank else 3)
 
@@ -124,7 +124,7 @@ def no_reduce_by_hand(rank):
 
 
 def no_reduce_and_meant(rank):
-    schedule = BatchAttentionSchedule(reduce=None)
+    schedule = BatchAttentionSchedule(ranks=None)
     for _ in range(2):
         for _ in schedule.attend(range(2 + rank)):
             schedule.decide(1.0 + rank)
@@ -132,7 +132,7 @@ def no_reduce_and_meant(rank):
 
 
 def attend_sampler(base, batch_size=2, **shard):
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks(timeout_seconds=LIMIT_SECONDS))
     sampler = BatchAttentionSampler(base, batch_size, schedule=schedule, **shard)
     for _ in schedule.attend(DataLoader(range(12), batch_sampler=sampler)):
         schedule.decide(1.0)
@@ -169,7 +169,7 @@ def sampler_made_anew(rank):
 def reducer_shared(rank):
     reduce = MeanOverRanks()
     for _ in range(2):
-        BatchAttentionSchedule(reduce=reduce)
+        BatchAttentionSchedule(ranks=ranks)
 
 
 def group_without_this_rank(rank):

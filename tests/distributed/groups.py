@@ -17,7 +17,7 @@ HAS_JAX = importlib.util.find_spec("jax") is not None
 
 def make_schedule(group=None, **options):
     reduce = MeanOverRanks(group, timeout_seconds=LIMIT_SECONDS)
-    return BatchAttentionSchedule(1.0, max_visits=2, reduce=reduce, **options)
+    return BatchAttentionSchedule(1.0, max_visits=2, ranks=ranks, **options)
 
 
 def train(schedule, loss_of, batches=2):
@@ -32,7 +32,7 @@ def train(schedule, loss_of, batches=2):
 def through_a_run(rank, folder):
     pair = dist.new_group([0, 1])
     outcomes = {
-        "class as reduce": outcome(lambda: BatchAttentionSchedule(reduce=MeanOverRanks)),
+        "class as reduce": outcome(lambda: BatchAttentionSchedule(ranks=MeanOverRanks)),
         "two at once": two_at_once(rank),
         "refused in a later window": outcome(lambda: refused_in_a_later_window(rank)),
     }

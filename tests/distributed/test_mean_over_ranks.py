@@ -23,19 +23,19 @@ def train(schedule):
 
 
 def test_without_a_process_group_it_is_as_though_it_were_not_there():
-    made = train(BatchAttentionSchedule(reduce=MeanOverRanks()))
+    made = train(BatchAttentionSchedule(ranks=MeanOverRanks()))
     assert made == train(BatchAttentionSchedule())
     assert (0, Decision.REPEAT) in made[0]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_a_copied_schedule_has_a_reducer_of_its_own(copied):
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=7))
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks(timeout_seconds=7))
     twin = copied(schedule)
     assert twin.agreement.reduce is not schedule.agreement.reduce
     assert twin.agreement.reduce.timeout_seconds == 7
     with pytest.raises(OptionError, match="belongs to another schedule"):
-        BatchAttentionSchedule(reduce=twin.agreement.reduce)
+        BatchAttentionSchedule(ranks=twin.agreement.reduce)
     assert train(twin) == train(schedule)
 
 
@@ -69,7 +69,7 @@ def test_other_visits_to_one_batch_are_other_places():
 
 
 def test_an_epoch_does_not_end_between_report_and_decide():
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks())
     schedule.decide(1.0)
     schedule.report(2.0)
     with pytest.raises(ProtocolError, match=r"end_epoch\(\) was called after report"):
@@ -81,7 +81,7 @@ def test_an_epoch_does_not_end_between_report_and_decide():
 def test_a_device_loop_does_not_take_it():
     model = torch.nn.Linear(2, 2)
     data = ResidentData(torch.randn(8, 2), torch.zeros(8, dtype=torch.long), batch_size=4, generator=torch.Generator())
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(OptionError, match="a device loop trains in one process"):
         DeviceLoop(model, optimizer, torch.nn.functional.cross_entropy, data, schedule=schedule)

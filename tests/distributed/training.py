@@ -90,7 +90,7 @@ def make_model():
 
 
 def make_schedule(case, reduce):
-    return BatchAttentionSchedule(1.02, max_visits=5, epoch_loss=case.epoch_loss, reduce=reduce)
+    return BatchAttentionSchedule(1.02, max_visits=5, epoch_loss=case.epoch_loss, ranks=ranks)
 
 
 def on_a_rank(rank, case, ranks, epochs=EPOCHS):

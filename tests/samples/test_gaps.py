@@ -4,7 +4,7 @@ import pytest
 
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import RanksDivergedError
-from tests.core.test_report import on_threads
+from tests.distributed.threads import on_threads
 from tests.loading.helpers import FORKING_IS_FINE
 from tests.samples.test_attend import BATCH_SIZE, SAMPLES, load
 
@@ -68,8 +68,8 @@ def test_a_list_of_indices_that_a_loop_changes_gives_no_loss_to_another_sample()
 
 
 def test_ranks_that_loaded_different_states_in_mid_epoch_are_told_as_they_go_on():
-    def on_rank(rank, reduce):
-        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=2, rank=rank, world_size=2, reduce=reduce)
+    def on_rank(rank, transport):
+        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=2, rank=rank, world_size=2, ranks=transport)
         for stop in (None, 1):
             train(attention, None, [], stop)
         state = attention.state_dict()
