@@ -28,7 +28,7 @@ def attend(
     middle of an epoch, give it what ``remaining`` returns, in every epoch.
 
     Args:
-        schedule: Decides. On several ranks, with ``ranks=MeanOverRanks()``.
+        schedule: Decides. On several ranks, with ``reduce=MeanOverRanks()``.
         accelerator: That prepared model, optimizer and loader.
         loader: As ``accelerator.prepare`` returned it.
         size: Batches in a window; the last one of an epoch may have fewer.
@@ -118,11 +118,11 @@ def check_ranks(schedule: BatchAttentionSchedule, ranks: int) -> None:
     Raises:
         ProtocolError: If so.
     """
-    if ranks > 1 and schedule.agreement.transport is None:
+    if ranks > 1 and schedule.agreement.reduce is None:
         raise ProtocolError(
             f"this process is one of {ranks} that share gradients, and the schedule would decide by this rank's losses "
             "alone: as soon as ranks decide differently they wait for each other for ever. Make it with "
-            "BatchAttentionSchedule(..., ranks=MeanOverRanks()) from batch_sampler_attn.distributed"
+            "BatchAttentionSchedule(..., reduce=MeanOverRanks()) from batch_sampler_attn.distributed"
         )
 
 

@@ -13,16 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from batch_sampler_attn.errors import OptionError, RankLostError, RankTimeoutError
-from batch_sampler_attn.errors import shown as short_repr
+from batch_sampler_attn.errors import OptionError, RankLostError, RankTimeoutError, short_repr
 from batch_sampler_attn.losses import as_float
-from batch_sampler_attn.option_values import positive_number
+from batch_sampler_attn.options import number
 from batch_sampler_attn.ranks import RankMessage
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
-
-# PyTorch counts in whole milliseconds, of which 0 is no limit, and in nanoseconds of 63 bits.
-_SHORTEST_TIMEOUT_SECONDS, _LONGEST_TIMEOUT_SECONDS = 0.001, 1e9
 
 # Between two looks at a device that is busy; a visit takes a millisecond or more.
 _POLL_SECONDS = 0.0002
@@ -69,17 +65,12 @@ class MeanOverRanks:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         device: torch.device | str | None = None,
     ) -> None:
-        self.timeout_seconds = positive_number("timeout_seconds", timeout_seconds, "It is how long a rank waits")
-        if not _SHORTEST_TIMEOUT_SECONDS <= self.timeout_seconds <= _LONGEST_TIMEOUT_SECONDS:
-            raise OptionError(
-                f"timeout_seconds is {self.timeout_seconds:g}; it must be from {_SHORTEST_TIMEOUT_SECONDS:g} to "
-                f"{_LONGEST_TIMEOUT_SECONDS:g}"
-            )
+        self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits so long for the others")
+        # PyTorch counts in whole milliseconds, of which 0 is no limit, and in nanoseconds of 63 bits.
+        if not 0.001 <= self.timeout_seconds <= 1e9:
+            raise OptionError(f"timeout_seconds is {self.timeout_seconds:g}; it must be from 0.001 to 1e9")
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
-            raise OptionError(
-                f"group is {short_repr(group)}; it must be a process group that this rank is in, as from new_group(), "
-                "DeviceMesh.get_group(), or None for all ranks"
-            )
+            raise OptionError(f"group is {short_repr(group)}; it must be None, or a process group that this rank is in")
         self.group = group
         self.device = None if device is None else _device(device)
         self._is_claimed = False
@@ -250,9 +241,7 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f'device is {short_repr(device)}; it must be a torch.device, such as "cuda", or None'
-        ) from error
+        raise OptionError(f'device is {short_repr(device)}; it must be a torch.device, such as "cuda"') from error
 
 
 def _accelerator_of(backends: str) -> torch.device | None:

@@ -30,7 +30,7 @@ class HostSide:
 
     def __init__(self, schedule: BatchAttentionSchedule | None, batches: int) -> None:
         if schedule is None:
-            schedule = BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize, ranks=None)
+            schedule = BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize, reduce=None)
         if type(schedule) not in (BatchAttentionSchedule, EqualComputeControl):
             raise OptionError(
                 f"schedule is {schedule!r}; pass a BatchAttentionSchedule, an EqualComputeControl, or None for plain "
@@ -38,9 +38,9 @@ class HostSide:
             )
         if schedule.driver is not None:
             raise OptionError("the schedule belongs to a BatchAttentionSampler; a device loop needs one of its own")
-        if schedule.agreement.transport is not None:
+        if schedule.agreement.reduce is not None:
             raise OptionError(
-                "the schedule has ranks=, and a device loop trains in one process: with ranks, write the loop by hand "
+                "the schedule has reduce=, and a device loop trains in one process: with ranks, write the loop by hand "
                 "(examples/ddp.py)"
             )
         if schedule.options.nonfinite != "advance":

@@ -89,7 +89,7 @@ class BatchAttention:
         """
         check_arguments(x, callbacks)
         check_model(self.model)
-        self.schedule.agreement.require_choice()
+        self.schedule.agreement.check_is_sought()
         # First, so that an epoch is over where the other callbacks hear that it is.
         watching = [_Epochs(self._step, self._replay), *keras.tree.flatten(callbacks or [])]
         try:

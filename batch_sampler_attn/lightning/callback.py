@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from batch_sampler_attn.ranks import RankTransport
+from batch_sampler_attn.agreement import Reduce
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, shown
 from batch_sampler_attn.lightning.packages import Callback, LightningModule, Trainer
@@ -30,7 +30,7 @@ class BatchAttention(Callback):
     Args:
         k: As ``BatchAttentionSchedule`` takes it.
         schedule: The schedule, made beforehand, in place of options.
-        ranks: "auto" has all ranks decide alike, on the mean of their losses. Otherwise as ``BatchAttentionSchedule``
+        reduce: "auto" has all ranks decide alike, on the mean of their losses. Otherwise as ``BatchAttentionSchedule``
             takes it.
         samples: How many samples are in a batch, or the sum of their weights, where windows or ranks have several
             batches; None for the length of the first tensor in it.
@@ -56,7 +56,7 @@ class BatchAttention(Callback):
         k: float | None = None,
         *,
         schedule: BatchAttentionSchedule | None = None,
-        ranks: RankTransport | Literal["auto", "refuse"] | None = "auto",
+        reduce: Reduce | Literal["auto", "refuse"] | None = "auto",
         samples: Callable[[Any], object] | None = None,
         log: bool = True,
         **options: Any,
@@ -65,9 +65,9 @@ class BatchAttention(Callback):
         if k is not None:
             options["k"] = k
         if schedule is None:
-            schedule = BatchAttentionSchedule(**options, ranks=MeanOverRanks() if ranks == "auto" else ranks)
-        elif options or ranks != "auto":
-            given = ", ".join([*options, *(["ranks"] if ranks != "auto" else [])])
+            schedule = BatchAttentionSchedule(**options, reduce=MeanOverRanks() if reduce == "auto" else reduce)
+        elif options or reduce != "auto":
+            given = ", ".join([*options, *(["reduce"] if reduce != "auto" else [])])
             raise OptionError(f"BatchAttention was given schedule= and also {given}; give these to the schedule")
         elif not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {shown(schedule)}; it must be a BatchAttentionSchedule")
@@ -91,7 +91,7 @@ class BatchAttention(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse the rest, and begin."""
         check_training(trainer)
-        self.schedule.agreement.require_choice()
+        self.schedule.agreement.check_is_sought()
         self._step = RepeatingStep(trainer, pl_module, self._replay, self._samples)
         self._step.attach()
 

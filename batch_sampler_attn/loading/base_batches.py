@@ -17,7 +17,7 @@ from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.indices import as_plain
 from batch_sampler_attn.loading.base_checks import check_length, check_sampler, checked_batch_size
 from batch_sampler_attn.option_values import count
-from batch_sampler_attn.ranks import Shard, own_shard, order_facts, shard_of
+from batch_sampler_attn.shards import Shard, own_shard, said_of_order, shard_of
 
 # Of just these it is known that a None generator stands for torch's global one, and that a copy loses nothing:
 # a subclass may count its epochs as it is iterated over.
@@ -176,7 +176,7 @@ class BaseBatches:
             return {}
         _, state = self.begin_epoch()
         return {
-            **order_facts(self._sampler, self.shard),
+            **said_of_order(self._sampler, self.shard),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "generator": None if state is None else zlib.crc32(state.encode()),

@@ -22,6 +22,7 @@ from batch_sampler_attn.loading.shard_checks import check_shard
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.shards import Shard
 
 
 class Delivery:
@@ -107,8 +108,9 @@ class Delivery:
         """
         check_loader(self._sampler, loader, is_immediate=self.is_in_order)
         schedule = self._schedule
-        if schedule.agreement.count > 1:
-            check_shard(self._base.sampler, self._base.shard, schedule.agreement.shard)
+        reduce = schedule.agreement.reduce
+        if reduce is not None and reduce.ranks > 1:
+            check_shard(self._base.sampler, self._base.shard, Shard(reduce.rank, reduce.ranks))
         is_in_epoch = schedule.active_pass is None and schedule.epochs.state.progress > 0
         if is_in_epoch and not self._is_resumed and schedule.options.window is None:
             raise ProtocolError(

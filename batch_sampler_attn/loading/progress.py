@@ -17,7 +17,7 @@ from batch_sampler_attn.indices import are_plain, plain_indices
 from batch_sampler_attn.loading.base_batches import BaseBatches
 from batch_sampler_attn.loading.tickets import Ticket, pack_tickets, unpack_tickets
 from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.ranks import unpack_shard
+from batch_sampler_attn.shards import unpack_shard
 
 # A StatefulDataLoader may make one for its own state, and attend() one more than was needed.
 _MOST_VAIN_ITERATORS = 3

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import Sampler
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.ranks import process_group_size
+from batch_sampler_attn.agreement import ranks_of_process_group
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.loading.base_batches import BaseBatches
 from batch_sampler_attn.loading.delivery import Delivery
@@ -88,12 +88,12 @@ class BatchAttentionSampler(Sampler[list[int]]):
         world_size: int | None = None,
     ) -> None:
         if schedule is None:
-            if (ranks := process_group_size()) > 1:
+            if (ranks := ranks_of_process_group()) > 1:
                 raise ProtocolError(
                     f"this process is one of {ranks} in an initialized process group, and its BatchAttentionSampler "
                     "was given no schedule. If a trainer made it anew from yours, switch that off (Lightning: "
                     "use_distributed_sampler=False); if you made it, give it "
-                    "schedule=BatchAttentionSchedule(ranks=MeanOverRanks())"
+                    "schedule=BatchAttentionSchedule(reduce=MeanOverRanks())"
                 )
             schedule = BatchAttentionSchedule()
         if not isinstance(schedule, BatchAttentionSchedule):

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.ranks import Shard, own_shard
+from batch_sampler_attn.shards import Shard, own_shard
 
 # Each yields all of its data on every rank.
 _UNSHARDED = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)

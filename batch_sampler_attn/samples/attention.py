@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from batch_sampler_attn.ranks import Ranks, RanksOption
+from batch_sampler_attn.agreement import Agreement, ReduceOption
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.samples.batch import SampleBatch
@@ -17,7 +17,7 @@ from batch_sampler_attn.samples.options import Choose, Remember, SampleOptions
 from batch_sampler_attn.samples.samplers import check_sampler, samples_in_a_pass
 from batch_sampler_attn.samples.summary import SampleSummary
 from batch_sampler_attn.samples.weighing import weighted_mean
-from batch_sampler_attn.ranks import Shard, shard_of
+from batch_sampler_attn.shards import Shard, shard_of
 
 
 class SampleAttention:
@@ -57,7 +57,7 @@ class SampleAttention:
         rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample, and
             chooses among these. An epoch takes as many updates on each rank.
         world_size: How many ranks there are.
-        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
+        reduce: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
             ranks' samples. None compares with this rank's; "refuse" is for one process, and refuses others.
 
     Raises:
@@ -92,7 +92,7 @@ class SampleAttention:
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        ranks: RanksOption = "refuse",
+        reduce: ReduceOption = "refuse",
     ) -> None:
         self._told_shard = shard_of(sampler, rank, world_size)
         shard = self._told_shard or Shard()
@@ -115,7 +115,7 @@ class SampleAttention:
         check_sampler(sampler)
         if updates is None:
             options.updates = -(-samples_in_a_pass(sampler, options.samples) // (options.batch_size * shard.ranks))
-        self._epochs = SampleEpochs(options, sampler, shard, Ranks(ranks))
+        self._epochs = SampleEpochs(options, sampler, shard, Agreement(reduce))
         self._delivery = SampleDelivery(self._epochs)
         self._was_loaded = False
 
@@ -206,7 +206,7 @@ class SampleAttention:
             ProtocolError: If the loader was not built on this, hands batches out in another order, or has data of
                 another length. While iterating: if a batch had no losses reported, or the loader keeps batches back.
         """
-        check_ranks(self._told_shard, self._epochs.agreement.count)
+        check_ranks(self._told_shard, self._epochs.agreement.ranks)
         if loader is not None:
             check_loader(self, self.options.samples, loader)
         return self._delivery.deliver(loader)

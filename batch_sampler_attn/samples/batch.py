@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import StateError, shown
 from batch_sampler_attn.samples.options import SampleOptions
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 
 
 @dataclass(frozen=True, slots=True)

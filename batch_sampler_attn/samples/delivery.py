@@ -113,7 +113,7 @@ class SampleDelivery:
                 self.is_inside_loader = False  # where an interrupt came between call and answer
                 is_end_due = self._is_left_whole
                 self.close()
-                if is_end_due and self._epochs.agreement.count > 1:
+                if is_end_due and self._epochs.agreement.ranks > 1:
                     # Not from here: whoever leaves a loop does not wait for others, who may be gone.
                     self._is_end_due = True
                 elif is_end_due:

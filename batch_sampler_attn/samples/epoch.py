@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from batch_sampler_attn import notices
-from batch_sampler_attn.ranks import Ranks, Shard
+from batch_sampler_attn.agreement import Agreement
+from batch_sampler_attn.rank_messages import mean_over
 from batch_sampler_attn.samples.batch import SampleBatch
 from batch_sampler_attn.samples.memory import NO_NEWS, News, SampleMemory
 from batch_sampler_attn.samples.options import SampleOptions
 from batch_sampler_attn.samples.place import Counts, Place, pack_place, unpack_place
 from batch_sampler_attn.samples.stream import SampleStream
 from batch_sampler_attn.samples.summary import SampleSummary
+from batch_sampler_attn.shards import Shard
 
 
 class SampleEpochs:
@@ -34,7 +36,7 @@ class SampleEpochs:
     """
 
     def __init__(
-        self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard, agreement: Ranks
+        self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard, agreement: Agreement
     ) -> None:
         self.options = options
         self.agreement = agreement
@@ -193,9 +195,10 @@ class SampleEpochs:
             RanksDivergedError: If another rank is not at its end.
         """
         place, summary = self.place, self.summarize()
-        counts = place.counts
-        mean_loss = self.agreement.end(place.epoch, counts.updates, summary.mean_loss, counts.weight_sum)
-        summary = replace(summary, mean_loss=mean_loss)
+        mean_loss, weight = (0.0, 0.0) if summary.mean_loss is None else (summary.mean_loss, place.counts.weight_sum)
+        messages = self.agreement.end(place.epoch, place.counts.updates, mean_loss, weight)
+        if any(message.samples for message in messages):
+            summary = replace(summary, mean_loss=mean_over(messages))
         self.place = replace(
             place,
             memory=self.memory.next_epoch(),
@@ -213,7 +216,7 @@ class SampleEpochs:
             ProtocolError: If there are ranks that nobody said are to choose apart.
             RanksDivergedError: If another rank is not where this one is.
         """
-        self.agreement.require_choice()
+        self.agreement.check_is_sought()
         common = {**asdict(self.options), "mean_loss": self.mean_loss}
         self.agreement.begin(self.epoch, self.counts.updates, 0, common)
 

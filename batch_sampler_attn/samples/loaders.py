@@ -6,7 +6,7 @@ from typing import Any
 
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.loader_order import check_order
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 
 
 def check_loader(attention: object, samples: int, loader: Any) -> None:

@@ -14,7 +14,7 @@ from batch_sampler_attn.samples.options import MOST_VISITS, SampleOptions
 from batch_sampler_attn.samples.pool import Pool, unpack_pool
 from batch_sampler_attn.samples.stream import BEFORE_THE_FIRST_PASS, SampleStream, StreamPlace
 from batch_sampler_attn.samples.summary import SampleSummary, unpack_summary
-from batch_sampler_attn.ranks import Shard, unpack_shard
+from batch_sampler_attn.shards import Shard, unpack_shard
 
 _KEYS = {"version", "options", "epoch", "mean_loss", "counts", "losses", "visits", "stream", "pool", "flight"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batch_sampler_attn.errors import StateError, shown
 from batch_sampler_attn.samples.batch import unpack_sample
 from batch_sampler_attn.samples.options import SampleOptions
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 
 # Never more than some batches' worth, so that a new one is made with each batch rather than one changed.
 Pool = tuple[int, ...]

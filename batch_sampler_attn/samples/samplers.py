@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn.errors import OptionError, shown
-from batch_sampler_attn.ranks import Shard, own_shard
+from batch_sampler_attn.shards import Shard, own_shard
 
 # A sampler that does not say its length, and gives so many times the samples that there are, is taken for endless.
 _ENDLESS = 100

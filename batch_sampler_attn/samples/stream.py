@@ -14,7 +14,7 @@ from batch_sampler_attn.samples.memory import SampleMemory
 from batch_sampler_attn.samples.options import SampleOptions
 from batch_sampler_attn.samples.packing import pack, unpack
 from batch_sampler_attn.samples.samplers import order_of
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 
 
 class StreamPlace(NamedTuple):

@@ -44,7 +44,7 @@ class BatchAttentionMixin(Trainer):
 
     Args:
         args: As the trainer takes it.
-        schedule: Decides; it belongs to this trainer alone. On several ranks, with ``ranks=MeanOverRanks()``.
+        schedule: Decides; it belongs to this trainer alone. On several ranks, with ``reduce=MeanOverRanks()``.
         samples: How many samples are in a batch, or the sum of their weights, where windows or ranks have several
             batches, and the trainer counts no items; None for the length of the first tensor in it.
         kwargs: As the trainer takes it.

@@ -28,7 +28,7 @@ def check_trainer(trainer: Any) -> None:
         raise ProtocolError(
             f"the trainer would split each batch among {trainer.args.n_gpu} GPUs in one process (DataParallel), which "
             "batch-attention was not tried with. Start it with torchrun, one process for each GPU, and the schedule "
-            "with ranks=MeanOverRanks(); or show it one GPU: CUDA_VISIBLE_DEVICES=0"
+            "with reduce=MeanOverRanks(); or show it one GPU: CUDA_VISIBLE_DEVICES=0"
         )
     elsewhere = updates_are_elsewhere(trainer.accelerator)
     if elsewhere is None and getattr(trainer, "is_distributed_loading_by_transformers", False):

@@ -38,8 +38,8 @@ def train(
 ):
     """Two epochs.
 
-    ``before(epoch, batch)`` may do something, or say "skip", "forget" or "refuse", at a first visit. ``update()`` stands
-    for what all ranks do together between the forward pass and the decision.
+    ``before(epoch, batch)`` may do something, or say "skip", "forget" or "refuse", at a first visit. ``update()`` is
+    what all ranks do together between the forward pass and the decision.
     """
     schedule = make_schedule(k, seconds)
     if state is not None:

@@ -72,7 +72,7 @@ def two_at_once(rank):
 
 
 def refused_in_a_later_window(rank):
-    for batch in (schedule := make_schedule(window=2)).attend(range(8)):
+    for batch in (schedule := make_schedule(epoch_length=2)).attend(range(8)):
         schedule.decide(torch.ones(2) if rank == 1 and batch == 4 else 1.0)
 
 

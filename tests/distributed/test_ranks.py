@@ -120,7 +120,7 @@ def test_ranks_decide_as_one_schedule_on_the_mean(data, ranks, is_length_known, 
             batches = range(len(epoch))
             for visit, batch in enumerate(schedule.attend(batches if is_length_known else iter(batches))):
                 made.append((batch, schedule.skip() if visit in skipped else tell(schedule, epoch[batch])))
-        return made, schedule.state_dict()
+        return made, {name: value for name, value in schedule.state_dict().items() if name != "fingerprint"}
 
     def on_rank(rank, transport):
         def tell(schedule, batch):
@@ -169,7 +169,7 @@ def test_samples_on_some_ranks_alone_are_refused():
 
 def test_windows_end_alike_and_a_control_repeats_alike():
     def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(window=2, ranks=transport)
+        schedule = BatchAttentionSchedule(epoch_length=2, ranks=transport)
         for _ in schedule.attend(range(5)):
             schedule.decide(1.0 + rank)
         return schedule.threshold, schedule.epoch, schedule.state_dict()["state"]["batches"]
@@ -233,7 +233,7 @@ def test_states_with_other_thresholds_are_found_as_the_next_epoch_begins():
         alone = BatchAttentionSchedule(ranks=None)
         for _ in alone.attend(range(2)):
             alone.decide(1.0 + rank)
-        saved = {**alone.state_dict(), "ranks": 2}
+        saved = alone.state_dict()
         schedule = BatchAttentionSchedule(ranks=transport)
         for _ in zip(schedule.attend(range(2)), range(1), strict=False):
             schedule.decide(1.0)
@@ -400,7 +400,7 @@ def test_a_state_saved_by_one_rank_resumes_on_all_and_in_mid_epoch_on_as_many():
 
     for ranks in (1, 3):
         for error in on_threads(ranks, resume):
-            assert "in the middle of an epoch of 2 ranks" in str(error)
+            assert "saved in mid-epoch on 2 ranks" in str(error)
 
     def from_epochs_end(rank, transport):
         schedule = BatchAttentionSchedule(ranks=transport)
@@ -430,7 +430,7 @@ def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_resumes_on_as_many_r
     assert on_threads(2, loaded) == [1, 1]
     for ranks in (1, 3):
         for error in on_threads(ranks, loaded):
-            assert "in the middle of an epoch of 2 ranks" in str(error)
+            assert "saved in mid-epoch on 2 ranks" in str(error)
 
 
 # Shards --------------------------------------------------------------------------------------------------
@@ -464,17 +464,14 @@ def test_a_shard_is_what_rank_and_world_size_say_and_not_what_the_sampler_is_alr
         with pytest.raises(OptionError, match="it must be an int from 0 to 2"):
             shard_of([], rank, 3)
     for sampler in (OfARank(), types.SimpleNamespace(sampler=OfARank())):
-        with pytest.raises(OptionError, match="is sharded already, for rank 1 of 2"):
+        with pytest.raises(OptionError, match="is for rank 1 of 2 already"):
             shard_of(sampler, 0, 2)
 
 
 def test_a_saved_shard_is_checked():
     assert unpack_shard([1, 3], Shard(0, 2), is_in_epoch=False) == Shard(1, 3)
     assert unpack_shard([1, 2], Shard(0, 2), is_in_epoch=True) == Shard(1, 2)
-    for packed in ((0, 1), [0], [2, 2], None):
-        with pytest.raises(StateError, match=r"must be \[rank, ranks\]"):
-            unpack_shard(packed, Shard(0, 2), is_in_epoch=True)
-    with pytest.raises(StateError, match="in the middle of an epoch of 3 ranks"):
+    with pytest.raises(StateError, match="saved in mid-epoch on 3 ranks"):
         unpack_shard([1, 3], Shard(0, 2), is_in_epoch=True)
 
 

@@ -12,13 +12,13 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.loading.shard_checks import check_shard
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 from tests.loading.helpers import Numbered, seeded
 
 
 def make(rank, ranks, samples=22, batch_size=3, *, base=None, **options):
     base = RandomSampler(range(samples), generator=seeded(5)) if base is None else base
-    schedule = BatchAttentionSchedule(1.2, max_visits=2, ranks=None)
+    schedule = BatchAttentionSchedule(1.2, max_visits=2, reduce=None)
     shard = {} if isinstance(base, DistributedSampler) else {"rank": rank, "world_size": ranks}
     return BatchAttentionSampler(base, batch_size, schedule=schedule, **shard, **options)
 
@@ -84,7 +84,7 @@ def test_ranks_that_cannot_be_are_refused(arguments, words):
 
 
 def test_a_sampler_that_shards_already_is_refused_a_second_time():
-    with pytest.raises(OptionError, match="DistributedSampler is sharded already, for rank 1 of 2"):
+    with pytest.raises(OptionError, match="DistributedSampler is for rank 1 of 2 already"):
         BatchAttentionSampler(DistributedSampler(range(9), 2, 1), 2, rank=0, world_size=2)
 
 

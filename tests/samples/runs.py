@@ -44,7 +44,7 @@ class Backwards:
 
 
 def kind(batch_size=3, **options):
-    return lambda: SampleAttention(SAMPLES, batch_size, ranks=None, **options)
+    return lambda: SampleAttention(SAMPLES, batch_size, reduce=None, **options)
 
 
 KINDS = {

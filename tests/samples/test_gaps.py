@@ -68,8 +68,8 @@ def test_a_list_of_indices_that_a_loop_changes_gives_no_loss_to_another_sample()
 
 
 def test_ranks_that_loaded_different_states_in_mid_epoch_are_told_as_they_go_on():
-    def on_rank(rank, transport):
-        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=2, rank=rank, world_size=2, ranks=transport)
+    def on_rank(rank, reduce):
+        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=2, rank=rank, world_size=2, reduce=reduce)
         for stop in (None, 1):
             train(attention, None, [], stop)
         state = attention.state_dict()

@@ -292,7 +292,7 @@ LEAVINGS = {
 @pytest.mark.parametrize("told", [{}, {"rank": 1, "world_size": 2}], ids=["one process", "ranks"])
 @pytest.mark.parametrize("leave", LEAVINGS.values(), ids=LEAVINGS.keys())
 def test_a_loop_that_counts_batches_by_itself_ends_its_epochs_too(leave, told):
-    attentions = [make(**told, **({"ranks": TwoRanks()} if told else {})) for _ in range(2)]
+    attentions = [make(**told, **({"reduce": TwoRanks()} if told else {})) for _ in range(2)]
     expected = [run_epoch(attentions[0], load(attentions[0])) for _ in range(3)]
     loader = load(attentions[1])
     for epoch in range(3):
@@ -460,7 +460,7 @@ class TwoRanks:
 
     ranks, rank = 2, 1
 
-    def claim(self):
+    def attach(self):
         pass
 
     def start(self, message):
@@ -472,11 +472,11 @@ class TwoRanks:
 
 def test_ranks_that_would_all_train_on_the_same_samples_are_refused():
     with pytest.raises(ProtocolError, match="on the same samples: give rank="):
-        make(ranks=TwoRanks()).attend()
+        make(reduce=TwoRanks()).attend()
     with pytest.raises(ProtocolError, match="world_size is 3, and 2 ranks train together"):
-        make(ranks=TwoRanks(), rank=1, world_size=3).attend()
+        make(reduce=TwoRanks(), rank=1, world_size=3).attend()
     for told in ({"world_size": 1}, {"rank": 1, "world_size": 2}):
-        attention = make(ranks=TwoRanks(), **told)
+        attention = make(reduce=TwoRanks(), **told)
         assert len(run_epoch(attention)) == len(attention)
 
 

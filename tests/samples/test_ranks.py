@@ -18,8 +18,8 @@ def loss_of(sample, epoch):
     return (1.0 + sample % 7) / (1 + 0.1 * epoch)
 
 
-def make(rank, ranks=None, **options):
-    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, ranks=transport, **{**OPTIONS, **options})
+def make(rank, reduce=None, **options):
+    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, reduce=reduce, **{**OPTIONS, **options})
 
 
 def train(attention, epochs=EPOCHS, loader=None):
@@ -139,7 +139,7 @@ def test_what_cannot_be_shared_out_is_refused():
 
 
 def test_a_sampler_s_order_is_kept_to_the_rank_s_samples():
-    attention = SampleAttention(12, 3, sampler=range(11, -1, -1), rank=1, world_size=2, leave_out=0, ranks=None)
+    attention = SampleAttention(12, 3, sampler=range(11, -1, -1), rank=1, world_size=2, leave_out=0, reduce=None)
     assert [indices for indices, _, _ in train(attention, 1)[0][0]] == [[11, 9, 7], [5, 3, 1]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.agreement import Agreement
 from batch_sampler_attn.samples.epoch import SampleEpochs
-from batch_sampler_attn.ranks import Shard
+from batch_sampler_attn.shards import Shard
 from tests.samples.oracle import SampleOracle
 
 CHOICES = {

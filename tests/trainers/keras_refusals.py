@@ -93,9 +93,9 @@ def test_a_model_that_has_no_metric_of_its_loss_is_refused():
     )
 
 
-def test_ranks_that_nobody_gave_are_refused(monkeypatch):
+def test_ranks_without_reduce_are_refused(monkeypatch):
     monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
-    assert "ranks=MeanOverRanks()" in refusal()
+    assert "reduce=MeanOverRanks()" in refusal()
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX")

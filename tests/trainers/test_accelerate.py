@@ -116,10 +116,10 @@ def test_updates_that_are_made_elsewhere_are_refused(kind, name):
     assert f"the Accelerator uses {name}" in refusal(accelerator=ranks_of(kind=kind))
 
 
-@pytest.mark.parametrize("ranks", ["refuse", None])
-def test_ranks_that_nobody_gave_are_refused(ranks):
-    text = refusal(accelerator=ranks_of(2), schedule=BatchAttentionSchedule(ranks=ranks))
-    assert "ranks=MeanOverRanks()" in text
+@pytest.mark.parametrize("reduce", ["refuse", None])
+def test_ranks_without_reduce_are_refused(reduce):
+    text = refusal(accelerator=ranks_of(2), schedule=BatchAttentionSchedule(reduce=reduce))
+    assert "reduce=MeanOverRanks()" in text
 
 
 def sharded(sampler):

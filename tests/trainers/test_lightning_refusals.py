@@ -150,13 +150,13 @@ def test_a_sampler_of_ours_is_refused():
     assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_sampler=attention))
 
 
-def test_ranks_that_nobody_gave_are_refused(monkeypatch):
+def test_ranks_without_reduce_are_refused(monkeypatch):
     monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
     text = refusal(callback=BatchAttention(schedule=BatchAttentionSchedule()))
-    assert "ranks=MeanOverRanks()" in text
-    assert text == refusal(callback=BatchAttention(ranks="refuse"))
+    assert "reduce=MeanOverRanks()" in text
+    assert text == refusal(callback=BatchAttention(reduce="refuse"))
     # Spelled out, or left to the callback, it is the user's word.
-    for callback in (BatchAttention(), BatchAttention(ranks=None)):
+    for callback in (BatchAttention(), BatchAttention(reduce=None)):
         make_trainer(max_epochs=1, callbacks=[callback]).fit(Module(), make_loader())
 
 
@@ -171,10 +171,10 @@ def test_the_schedule_of_a_sampler_is_refused():
     ("options", "words"),
     [
         ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these to the schedule"),
-        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
+        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "reduce": None}, "and also budget, reduce"),
         ({"k": 0}, "k is 0"),
         ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
-        ({"ranks": "mean"}, "ranks is 'mean'"),
+        ({"reduce": "mean"}, "reduce is 'mean'"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options, words):

@@ -68,7 +68,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
     trainer.args._n_gpu = 2
     text = refusal(trainer)
     assert "torchrun" in text
-    assert "ranks=MeanOverRanks()" in text
+    assert "reduce=MeanOverRanks()" in text
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_a_model_that_was_sharded_as_it_was_loaded_is_refused(tmp_path):
     assert "sharding at load time" in refusal(trainer)
 
 
-@pytest.mark.parametrize("ranks", ["refuse", None])
-def test_ranks_that_nobody_gave_are_refused(ranks, tmp_path):
-    trainer = make_trainer(tmp_path, schedule=BatchAttentionSchedule(ranks=ranks))
+@pytest.mark.parametrize("reduce", ["refuse", None])
+def test_ranks_without_reduce_are_refused(reduce, tmp_path):
+    trainer = make_trainer(tmp_path, schedule=BatchAttentionSchedule(reduce=reduce))
     ranks = SimpleNamespace(n_gpu=0, world_size=2)
     with pytest.raises(ProtocolError, match="one of 2 that share gradients") as error:
         check_trainer(SimpleNamespace(args=ranks, accelerator=trainer.accelerator, schedule=trainer.schedule))
-    assert "ranks=MeanOverRanks()" in str(error.value)
+    assert "reduce=MeanOverRanks()" in str(error.value)
 
 
 def test_an_attended_loader_is_refused_without_the_mixin_too(tmp_path):

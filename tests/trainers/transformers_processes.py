@@ -108,7 +108,7 @@ def rank_case(model, accumulation):
 
 def on_a_rank(rank, model, accumulation, folder, averages=True):
     """A rank's run; without ``averages``, each rank divides by its own tokens alone."""
-    schedule, recorder = make_schedule(ranks=MeanOverRanks(timeout_seconds=60))
+    schedule, recorder = make_schedule(reduce=MeanOverRanks(timeout_seconds=60))
     arguments = {
         "per_device_train_batch_size": 4,
         "train_sampling_strategy": "sequential",
