@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
-from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, RanksDivergedError
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError
 
 LOSSES = st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=6), min_size=1, max_size=4)
 OPTIONS = st.fixed_dictionaries(
