@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 import torch
 from torch import Tensor
 
-from batch_sampler_attn.criteria import strictness_steps
 from batch_sampler_attn.options import Options
-from batch_sampler_attn.state import State
+from batch_sampler_attn.rule import State, strictness_steps
 
 # The whole numbers of ``rule.State`` that a visit changes, in the order in which they are stored here.
 _COUNTS = ("batches", "visits", "loss_count", "repeats", "most_visits", "capped_batches", "nonfinite_losses")
@@ -62,9 +60,8 @@ class Counters:
         numbers = copy_out(self._numbers)
         _, loss_sum, strictness = numbers[:_FLOATS].view(torch.float64).tolist()
         _, cursor, *counts = numbers[_FLOATS:].tolist()
-        named = dict(zip(_COUNTS, counts, strict=False))
-        state = dataclasses.replace(before, loss_sum=loss_sum, strictness=strictness, **named)
-        return state, cursor, counts[len(_COUNTS) :]
+        changed = {**dict(zip(_COUNTS, counts, strict=False)), "loss_sum": loss_sum, "strictness": strictness}
+        return before._replace(**changed), cursor, counts[len(_COUNTS) :]
 
     def visit(self, loss: Tensor) -> None:
         """Decide on a visit and count it; ``loss`` is its batch loss, one number of any floating-point type."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batch_sampler_attn.checkpoint import VERSION, check_keys, check_version
-from batch_sampler_attn.criteria import DealtVisits
+from batch_sampler_attn.checkpoint import VERSION
 from batch_sampler_attn.device.counters import Counters, copy_in
 from batch_sampler_attn.errors import DeviceLoopError, OptionError, ProtocolError, StateError
-from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.rule import RandomVisits
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 from batch_sampler_attn.summary import EpochSummary
 
 # CUDA's libraries initialize themselves in their first calls, which a capture does not allow.
 _EAGER_UPDATES = 3
-_STATE_KEYS = {*"version model optimizer scaler schedule generator random data updates epoch".split()}
+_VERSION = f"DeviceLoop {VERSION}"
 
 
 class DeviceLoop:
@@ -50,7 +50,7 @@ class DeviceLoop:
             has ``set_epoch``, it receives the epoch's number: a tensor that the loop changes in place.
         autocast: Such as ``torch.bfloat16``; None is no autocast.
         scaler: For float16; captured updates need an optimizer with ``fused=True`` then.
-        graph: Whether to capture updates on a CUDA device; None does.
+        graph: False makes every update eagerly, on a CUDA device too.
 
     Attributes:
         model: The model.
@@ -88,12 +88,12 @@ class DeviceLoop:
         self._captures = device.type == "cuda" and graph is not False
         if self._captures and not all(group.get("capturable", True) for group in optimizer.param_groups):
             raise OptionError("the optimizer has capturable=False; construct it with True, or pass graph=False")
-        self.schedule = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize, reduce=None)
-        options, passes = self.schedule.options, self.schedule
-        if passes.driver is not None or passes.agreement.reduce is not None or options.nonfinite == "raise":
+        self.schedule = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize, ranks=None)
+        self._passes = passes = passes_of(self.schedule)
+        if (passes.driver, passes.ranks.transport, passes.options.nonfinite) != (None, None, "advance"):
             raise OptionError(
-                f"schedule is {schedule!r}; a device loop takes none with reduce= or nonfinite='raise', and none of a "
-                "BatchAttentionSampler. Leave these out, or write the loop by hand"
+                f"schedule is {schedule!r}, which has ranks=, nonfinite='raise' or a BatchAttentionSampler; leave them "
+                "out for a device loop, or write the loop by hand"
             )
         self.model, self._optimizer, self._loss_fn, self._prepare = model, optimizer, loss_fn, prepare
         self._inputs, self._targets, self._generator, self._autocast = inputs, targets, generator, autocast
@@ -105,8 +105,8 @@ class DeviceLoop:
         self.batches = -(-samples // batch_size)
         self.order = torch.arange(samples, device=device)
         self._first, self._last = (self.order.split(batch_size)[number].clone() for number in (0, -1))
-        is_random = isinstance(passes.epochs.criterion, DealtVisits)
-        self._counters = Counters(options, device, self.batches, is_random=is_random)
+        is_random = isinstance(passes.criterion, RandomVisits)
+        self._counters = Counters(passes.options, device, self.batches, is_random=is_random)
         if hasattr(prepare, "set_epoch"):
             prepare.set_epoch(self._counters.epoch)
         # The open pass, and how far the epoch has come as far as the host knows.
@@ -121,7 +121,6 @@ class DeviceLoop:
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         # Of the shorter batch, and of full ones.
         self._eager_updates = [0, 0]
-        self._pool: Any = None
         self._captured_with: Any = None
 
     def run_epoch(self) -> EpochSummary:
@@ -130,10 +129,7 @@ class DeviceLoop:
         Raises:
             DeviceLoopError: If the update cannot be captured. What was trained before stays.
         """
-        while True:
-            self.enqueue()
-            if (summary := self.synchronize()) is not None:
-                return summary
+        return self.run_updates(sys.maxsize)  # type: ignore[return-value]
 
     def run_updates(self, updates: int) -> EpochSummary | None:
         """Train for so many updates, or to the end of the epoch if that comes first; then return its summary."""
@@ -148,16 +144,16 @@ class DeviceLoop:
 
         Leave model and optimizer alone until ``synchronize`` has returned, also after an error.
         """
-        if self._pass is None:
+        if self._pass is None or self._pass is not self._passes.active:
             self._open_epoch(torch.randperm(len(self.order), generator=self._generator), 0, [0] * self.batches, 0)
         for module, is_training in self._modes.items():
             module.training = is_training
-        # The last batch, if it is shorter, is another update.
+        # A shorter last batch takes another graph.
         is_full = self._cursor < self._full_batches
         needed = self._full_batches - self._cursor if is_full else 1
-        if (window := self.schedule.options.window) is not None:
-            # It ends on the host.
-            needed = min(needed, window - self.schedule.epochs.state.batches)
+        if (length := self._passes.options.epoch_length) is not None:
+            # Such an epoch ends on the host.
+            needed = min(needed, length - self._passes.state.batches)
         count = min(needed - self._in_flight, sys.maxsize if updates is None else updates)
         with self._on_device():
             if self._graphs and self._held() != self._captured_with:
@@ -173,42 +169,38 @@ class DeviceLoop:
         """Wait for what is enqueued, and read what became of it; return the epoch's summary if the epoch is over."""
         if self._pass is None:
             return None
-        epochs, before = self.schedule.epochs, self.schedule.epochs.state
+        passes, before = self._passes, self._passes.state
         with self._on_device():
             state, self._cursor, self.visit_counts = self._counters.read(before)
         self._in_flight = 0
         self._host_reads += 1
         self._pass.take_over(state)
         self.updates += state.progress - before.progress
-        if state.batches == self.schedule.options.window:
-            epochs.end(self._host_reads)
+        if state.batches == passes.options.epoch_length:
+            passes.end_epoch(self._host_reads)
             with self._on_device():
-                self._counters.write(epochs.state, self._cursor, self.visit_counts)
+                self._counters.write(passes.state, self._cursor, self.visit_counts)
         if self._cursor < self.batches:
             return None
         ended, self._pass = self._pass, None
         ended.close(finished=True, host_reads=self._host_reads)
-        return epochs.last_summary or self.schedule.summary
+        return passes.last_summary or self.schedule.summary
 
     def _open_epoch(self, order: Tensor, cursor: int, visit_counts: list[int], host_reads: int) -> None:
         """Begin an epoch of the data, or resume one whose state the schedule has."""
-        epochs, drawn = self.schedule.epochs, None
-        if epochs.state.batches != cursor and self.schedule.options.window is None:
+        passes, state, criterion = self._passes, self._passes.state, self._passes.criterion
+        if state.batches != cursor and passes.options.epoch_length is None:
             raise ProtocolError(
-                f"the schedule is in the middle of an epoch, after {epochs.state.batches} batches of another loop; end "
-                "that epoch there, or forget it with schedule.abandon_epoch()"
+                f"the schedule is in the middle of an epoch, after {state.batches} batches of another loop; end that "
+                "epoch there, or forget it with schedule.abandon_epoch()"
             )
-        if isinstance(epochs.criterion, DealtVisits):
-            drawn = epochs.criterion.deal(epochs.state.epoch)
-            if len(drawn) != self.batches:
-                raise ProtocolError(
-                    f"visit_counts[{epochs.state.epoch}] has {len(drawn)} batches, and an epoch has {self.batches} "
-                    "here; use the data and the batch size of the run that the counts are from"
-                )
-        opened = self.schedule.open_pass()
+        drawn = criterion.draw(state.epoch) if isinstance(criterion, RandomVisits) else None
+        if drawn and len(drawn) != self.batches:
+            raise ProtocolError(f"visit_counts has {len(drawn)} batches in epoch {state.epoch}; give it {self.batches}")
+        opened = passes.open()
         with self._on_device():
-            copy_in(self.order, order)
-            self._counters.write(epochs.state, cursor, visit_counts, drawn)
+            copy_in(self.order, order.cpu())
+            self._counters.write(state, cursor, visit_counts, drawn)
         self._pass, self._cursor, self.visit_counts = opened, cursor, visit_counts
         self._host_reads, self._in_flight = host_reads, 0
 
@@ -246,8 +238,6 @@ class DeviceLoop:
         finally:
             default.graphsafe_set_state(callers)
 
-    # Captured updates ----------------------------------------------------------------------------------------
-
     def _ready(self, is_full: bool) -> Callable[[], object]:
         """What makes an update: ``_train`` at first, later a graph of it."""
         if not self._captures or self._eager_updates[is_full] < _EAGER_UPDATES:
@@ -261,12 +251,11 @@ class DeviceLoop:
         """A graph of the update; nothing is trained."""
         assert self._random is not None
         graph, held, random = torch.cuda.CUDAGraph(), self._held(), self._random.get_state()
-        # One pool for all graphs, since they never run at the same time.
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        said = ""
+        # Graphs share memory, since they never run at the same time.
+        pool, said = next((other.pool() for other in self._graphs.values()), None), ""
         try:
             # Only this thread is watched: another one, of a DataLoader, may pin memory.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 try:
                     self._train(is_full)
                 except RuntimeError as error:
@@ -295,14 +284,12 @@ class DeviceLoop:
             self._stream.synchronize()
         self._optimizer.zero_grad(set_to_none=True)
         self._graphs.clear()
-        self._eager_updates, self._pool = [0, 0], None
+        self._eager_updates = [0, 0]
 
     def _held(self) -> Any:
         """What graphs know of model and optimizer: numbers by value, tensors by where they lie."""
         groups = [{**group, "params": ()} for group in self._optimizer.param_groups]
         return _by_value([*self.model.parameters(), *self.model.buffers(), *groups, *self._optimizer.state.values()])
-
-    # Saved states --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to resume from, model and optimizer included; their tensors are copies on the device.
@@ -313,7 +300,7 @@ class DeviceLoop:
             raise ProtocolError(f"{self._in_flight} updates are in flight; call synchronize() before state_dict()")
         return copy.deepcopy(
             {
-                "version": VERSION,
+                "version": _VERSION,
                 "model": self.model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
@@ -333,27 +320,24 @@ class DeviceLoop:
             StateError: If it is of another schedule or version, or in mid-epoch of other data. Other errors are
                 torch's, which checks the states of model and optimizer as it loads them.
         """
-        fields = check_keys("the loop's state", state_dict, _STATE_KEYS)
-        check_version(fields["version"])
-        if fields["epoch"] and fields["data"] != self._data_fingerprint():
-            raise StateError(
-                "the state was saved in the middle of an epoch of other data; construct the loop with the same inputs, "
-                "targets and batch_size, or load a state that was saved between two epochs"
-            )
-        self.schedule.unpack(fields["schedule"])
+        if state_dict.get("version") != _VERSION:
+            raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")
+        if state_dict["epoch"] and state_dict["data"] != self._data_fingerprint():
+            raise StateError("the state was saved in mid-epoch of other data; construct the loop with the same data")
+        run = self._passes.unpack(state_dict["schedule"])
         self._drop_graphs()
-        self.model.load_state_dict(fields["model"])
+        self.model.load_state_dict(state_dict["model"])
         # The optimizer would train on in the state's own tensors.
-        self._optimizer.load_state_dict(copy.deepcopy(fields["optimizer"]))
-        self._scaler.load_state_dict(fields["scaler"])
+        self._optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
+        self._scaler.load_state_dict(state_dict["scaler"])
         if self._generator is not None:
-            self._generator.set_state(fields["generator"])
-        if self._random is not None and fields["random"] is not None:
-            self._random.set_state(fields["random"])
-        self.schedule.load_state_dict(fields["schedule"])
-        self._pass, self._in_flight, self.updates = None, 0, fields["updates"]
-        if fields["epoch"]:
-            self._open_epoch(*fields["epoch"])
+            self._generator.set_state(state_dict["generator"].cpu())
+        if self._random is not None and state_dict["random"] is not None:
+            self._random.set_state(state_dict["random"].cpu())
+        self._passes.assign(run)
+        self._pass, self._in_flight, self.updates = None, 0, state_dict["updates"]
+        if state_dict["epoch"]:
+            self._open_epoch(*state_dict["epoch"])
 
     def _data_fingerprint(self) -> list[int]:
         first = self._targets.reshape(-1)[:1024].tolist()
