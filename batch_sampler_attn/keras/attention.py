@@ -10,7 +10,7 @@ import keras
 from batch_sampler_attn.errors import OptionError, StateError, shown
 from batch_sampler_attn.keras.refusals import check_arguments, check_is_of_epoch, check_loss_is_told, check_model
 from batch_sampler_attn.keras.step import RepeatingStep
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 
 _VERSION = 1

@@ -11,7 +11,7 @@ from batch_sampler_attn.errors import OptionError, shown
 from batch_sampler_attn.lightning.packages import Callback, LightningModule, Trainer
 from batch_sampler_attn.lightning.refusals import check_loaders, check_module, check_training
 from batch_sampler_attn.lightning.step import RepeatingStep
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.windows import samples_in
 

@@ -12,7 +12,7 @@ import torch
 
 from batch_sampler_attn.lightning.packages import LightningModule, Trainer
 from batch_sampler_attn.lightning.refusals import several_visits
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 
 _STEPS = ("training_step", "optimizer_step")
 

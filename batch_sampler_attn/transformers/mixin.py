@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_sampler_attn import notices
 from batch_sampler_attn.errors import OptionError, ProtocolError, shown
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.transformers.refusals import check_trainer
 from batch_sampler_attn.transformers.repeating import Repeating

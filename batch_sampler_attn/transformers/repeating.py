@@ -13,7 +13,7 @@ import torch
 
 from batch_sampler_attn.attended import length_of
 from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.transformers.items import WatchedItems, is_compiled
 from batch_sampler_attn.transformers.refusals import check_training
 

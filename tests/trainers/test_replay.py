@@ -11,7 +11,7 @@ import torch
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
-from batch_sampler_attn.replay import Replay
+from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.windows import windows
 
 WINDOWS = 6
@@ -285,8 +285,11 @@ def test_a_window_that_was_decided_on_is_let_go_of_and_may_be_filled_anew():
 
 def test_nothing_is_kept_where_nothing_may_ever_repeat():
     replay, _ = make_replay(max_visits=1)
-    replay.hold([torch.ones(2)])
-    assert replay._held == []
+    batch = torch.ones(2)
+    gone = weakref.ref(batch)
+    replay.hold([batch])
+    del batch
+    assert gone() is None
     replay.note(1.0)
     assert replay.decide() is Decision.ADVANCE
 

@@ -1,0 +1,365 @@
+"""What every trainer here shares: it repeats batches inside a training loop that the user does not write.
+
+A trainer draws each batch once, so a batch that is to be repeated is kept and trained on again before the trainer draws
+the next one. The batches of one update are a window. In short::
+
+    replay = Replay(schedule)
+    ...
+    replay.hold(batch)                       # before the user's step sees it
+    loss = step(batch)                       # forward and backward
+    replay.note(loss, samples)               # the mean loss, not divided by the number of batches
+    ...                                      # further batches of the window
+    update()
+    for window in replay.repeats(is_last=is_last):
+        for batch in window:
+            replay.note(step(batch), samples)
+        update()
+
+The trainer's own counters do not see this loop: to them, one window is one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from batch_sampler_attn import notices
+from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
+from batch_sampler_attn.control import EqualComputeControl
+from batch_sampler_attn.errors import OptionError, ProtocolError, shown
+from batch_sampler_attn.passes import Pass, Phase
+from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.windows import WindowLoss
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class Replay:
+    """Keeps the batches of the current window and decides when to train on them again.
+
+    Between windows, all of its state is the schedule's: save ``schedule.state_dict()`` in the trainer's checkpoints.
+
+    Args:
+        schedule: Decides; one trainer has it for itself.
+
+    Attributes:
+        schedule: The same schedule.
+
+    Raises:
+        ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
+    """
+
+    def __init__(self, schedule: BatchAttentionSchedule) -> None:
+        if schedule.driver is not None:
+            raise ProtocolError(
+                "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Make another schedule "
+                "for the trainer, and the DataLoader without that sampler"
+            )
+        self.schedule = schedule
+        self._pass: Pass | None = None
+        # False in an epoch whose beginning the schedule has not seen.
+        self._is_whole = True
+        self._has_looked_for_changes = False
+        self._is_in_window = False
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = WindowLoss()
+
+    @property
+    def is_in_epoch(self) -> bool:
+        """True from the beginning of an epoch to its end."""
+        current = self._pass
+        return current is not None and current is self.schedule.active_pass and current.phase is not Phase.LEFT
+
+    @property
+    def is_in_window(self) -> bool:
+        """True from the first batch of a window to the decision on it."""
+        return self._is_in_window and self.is_in_epoch
+
+    def begin_epoch(self, windows: int | None = None, *, at: int | None = None) -> None:
+        """Begin an epoch, or resume in the middle of one after a state was loaded.
+
+        Checkpoints may be written after an epoch's last window and before the trainer ends the epoch. Resumed from one,
+        the trainer begins the next epoch, and this ends the epoch of the state first.
+
+        Args:
+            windows: Windows of the whole epoch; None if the trainer does not know.
+            at: Windows that the trainer has behind it in this epoch; None to trust the schedule's state. Where the two
+                disagree, the schedule's epoch is abandoned. A trainer in the middle of an epoch then trains it to its
+                end without setting a threshold.
+
+        Raises:
+            ProtocolError: If decisions were made outside the trainer, or there are several ranks and the schedule has
+                no ``ranks=``.
+            RanksDivergedError: If another rank is at another window.
+        """
+        self._drop_window()
+        self._is_whole = True
+        common = {"windows": windows}
+        if self._has_own_epochs:
+            at = None
+        elif self.schedule.active_pass is None and (position := self._state.position):
+            if position == windows and not self._state.visits and not at:
+                self._pass = self.schedule.open_pass(common=common)
+                self.end_epoch(finished=True)
+            elif at is not None and at != position:
+                self.schedule.abandon_epoch()
+        self._pass = self.schedule.open_pass(common=common)
+        self._is_whole = at is None or at == self._state.position
+
+    def hold(self, batch: Any) -> None:
+        """Keep a batch of the current window before its first visit; begins the window, and the epoch, if need be.
+
+        The batch is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
+
+        Args:
+            batch: The batch as the step takes it, on its device.
+        """
+        if not self.is_in_epoch:
+            self.begin_epoch()
+        current = self._current
+        if not self._is_in_window:
+            current.offer()
+            self._is_in_window = True
+        if current.may_repeat:
+            self._batches.append(afresh(batch, self._versions))
+
+    def note(self, loss: object, samples: object = 1) -> None:
+        """Take the loss of one visit to one batch of the window.
+
+        Args:
+            loss: Mean loss of the batch, neither scaled nor divided by the number of batches; None for a batch that the
+                step did not train on.
+            samples: Number of samples in that mean, or the sum of their weights.
+
+        Raises:
+            LossError: If the loss is not one real number.
+        """
+        if loss is not None:
+            self._loss.add(loss, samples)
+
+    def repeats(self, *, is_last: bool = False) -> Iterator[list[Any]]:
+        """Yield the batches of the window again, while the decision is REPEAT; call it after the window's update.
+
+        For each list, train on all of its batches, ``note`` their losses, and make one update.
+
+        Args:
+            is_last: True for the epoch's last window. The epoch then ends with the window, so that a checkpoint which
+                the trainer writes before its own end of the epoch belongs to the next epoch.
+
+        Yields:
+            The batches of the window, in fresh containers.
+
+        Raises:
+            BatchChangedError: If a batch that is to be repeated was changed in place.
+            NonfiniteLossError, RanksDivergedError, RankTimeoutError, RankLostError: As ``schedule.decide``.
+        """
+        while self.decide(is_last=is_last) is Decision.REPEAT:
+            yield [afresh(batch) for batch in self._batches]
+
+    def decide(self, *, is_last: bool = False) -> Decision:
+        """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped.
+
+        Args:
+            is_last: As in ``repeats``.
+
+        Raises:
+            ProtocolError: If there is no window.
+        """
+        if not self.is_in_window:
+            raise ProtocolError("decide() was called before hold() was given a batch of the window")
+        current = self._current
+        if len(self._loss):
+            self.schedule.decide(self._loss.mean, samples=self._loss.samples)
+        else:
+            self.schedule.skip()
+        decision = current.collect()
+        self._loss = WindowLoss()
+        is_first, self._has_looked_for_changes = not self._has_looked_for_changes, True
+        if decision is Decision.REPEAT:
+            check_unchanged(self._versions, may_use_sampler=False)
+            current.offer()
+            return decision
+        if is_first and is_changed(self._versions):
+            notices.changed_in_place()
+        self._drop_window()
+        if is_last:
+            self.end_epoch(finished=True)
+        return decision
+
+    def skip(self, *, is_last: bool = False) -> None:
+        """Drop the current window, for which the trainer made no update; without a window, do nothing.
+
+        Args:
+            is_last: As in ``repeats``.
+        """
+        if self.is_in_window:
+            self._loss = WindowLoss()
+            self.decide(is_last=is_last)
+
+    def end_epoch(self, *, finished: bool) -> None:
+        """End the epoch, if it did not end with its last window. A window without its update is dropped.
+
+        Args:
+            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and stays
+                in the state: a run that resumes from it resumes in mid-epoch.
+        """
+        if not self.is_in_epoch:
+            return
+        current = self._current
+        if self._is_in_window and finished:
+            self.schedule.skip()
+            current.collect()
+        self._drop_window()
+        has_mean = self._state.batches > 0 or self._has_own_epochs
+        current.close(finished=finished and self._is_whole and has_mean)
+
+    @property
+    def _current(self) -> Pass:
+        assert self._pass is not None
+        return self._pass
+
+    @property
+    def _state(self) -> Any:
+        return self.schedule.epochs.state
+
+    @property
+    def _has_own_epochs(self) -> bool:
+        """True if the schedule ends an epoch after so many windows, wherever the trainer's epochs end."""
+        return self.schedule.options.window is not None
+
+    def _drop_window(self) -> None:
+        self._batches, self._versions, self._loss = [], [], WindowLoss()
+        self._is_in_window = False
+
+
+@contextmanager
+def standing_in(target: Any, **methods: Any) -> Iterator[None]:
+    """Put methods on one object, and at the end put back what its instance had.
+
+    The class and other instances stay as they are. Values go into the instance's dictionary directly, past any
+    ``__setattr__`` of its class.
+
+    Args:
+        target: The object.
+        methods: What to call in place of its methods, by name.
+    """
+    attributes = vars(target)
+    before = {name: attributes[name] for name in methods if name in attributes}
+    attributes.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            attributes.pop(name, None)
+        attributes.update(before)
+
+
+def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
+    """The schedule that a trainer is to use: the given one, or a new one with these options.
+
+    Args:
+        k: The trainer's argument ``k``; None if it was not given.
+        schedule: The trainer's argument ``schedule``; None if it was not given.
+        options: Further options of ``BatchAttentionSchedule``, by name.
+
+    Raises:
+        OptionError: If an option has a value that is not allowed, there are options beside a schedule, or ``schedule``
+            is not a ``BatchAttentionSchedule``.
+    """
+    if isinstance(k, BatchAttentionSchedule):
+        raise OptionError("k is a BatchAttentionSchedule; give it as schedule=")
+    if k is not None:
+        options = {"k": k, **options}
+    if schedule is None:
+        return BatchAttentionSchedule(**options)
+    if not isinstance(schedule, BatchAttentionSchedule):
+        raise OptionError(
+            f"schedule is {shown(schedule)}; it must be a BatchAttentionSchedule, such as BatchAttentionSchedule(k=1.2)"
+        )
+    if options:
+        raise OptionError(f"got schedule= and also {', '.join(options)}; give these options to the schedule")
+    return schedule
+
+
+def refuse_own_loader(loader: object, instead: str) -> None:
+    """Refuse a loader that belongs to this package, or is built on one of its samplers: no trainer follows repeats.
+
+    Args:
+        loader: A loader, data set or sampler that the trainer was given; None is accepted.
+        instead: What repeats batches in this trainer, as a clause.
+
+    Raises:
+        ProtocolError: If the loader, or its data set or sampler, is of this package.
+    """
+    if (name := _own_name(loader)) is not None:
+        raise ProtocolError(
+            f"the trainer's loader is or holds {name} of batch_sampler_attn, which waits for losses that the trainer "
+            f"does not report. Give it a plain DataLoader(dataset, batch_size=..., shuffle=...): {instead}"
+        )
+
+
+def _own_name(part: object, depth: int = 0) -> str | None:
+    """The name of the class of this package inside a loader; accelerate nests samplers in samplers."""
+    if part is None or depth > 4:
+        return None
+    # A data set of this package is read by index, as any other.
+    is_own = not hasattr(type(part), "__getitem__")
+    for cls in type(part).__mro__ if is_own else ():
+        if cls.__module__.partition(".")[0] == _PACKAGE:
+            return cls.__name__
+    for name in ("dataset", "sampler", "batch_sampler"):
+        if (found := _own_name(getattr(part, name, None), depth + 1)) is not None:
+            return found
+    return None
+
+
+def refuse_closures(optimizer: Any) -> None:
+    """Refuse LBFGS, which trains on a batch several times in each step.
+
+    Args:
+        optimizer: The trainer's optimizer, in any wrapper that has it as ``optimizer``.
+
+    Raises:
+        ProtocolError: If it is LBFGS.
+    """
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if any(cls.__name__ == "LBFGS" for cls in type(optimizer).__mro__):
+        raise several_visits("LBFGS")
+
+
+def several_visits(name: str) -> ProtocolError:
+    """The refusal of an optimizer that trains on a batch more than once in a step, as LBFGS and SAM do.
+
+    Args:
+        name: The optimizer's class.
+    """
+    return ProtocolError(
+        f"{name} trains on a batch several times in each step, so there is no one loss to decide on. Use another "
+        "optimizer, such as AdamW or SGD"
+    )
+
+
+def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
+    """Warn, before training, if it is too short for any batch to be repeated.
+
+    Args:
+        schedule: The trainer's schedule.
+        epochs: Epochs that the trainer is about to train, which may be a fraction; None if it has no end.
+        windows: Windows in an epoch; None if that is not known.
+    """
+    options = schedule.options
+    if epochs is None or options.window is not None or options.max_visits == 1:
+        return
+    if isinstance(schedule, EqualComputeControl) or schedule.epoch + epochs > options.warmup_epochs:
+        return
+    length_of_training = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    length = max(1, (windows or 1000) // 10)
+    notices.warn(
+        f"no batch will be repeated: training ends after {length_of_training}, and repeats begin after "
+        f"warmup_epochs={options.warmup_epochs}. Give the schedule shorter epochs of its own: epoch_length={length}, "
+        f"say, makes every {length} updates an epoch"
+    )
