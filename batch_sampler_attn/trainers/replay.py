@@ -252,7 +252,7 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in methods:
+        for name in methods.keys() - before.keys():
             attributes.pop(name, None)
         attributes.update(before)
 
@@ -356,10 +356,9 @@ def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | Non
         return
     if isinstance(schedule, EqualComputeControl) or schedule.epoch + epochs > options.warmup_epochs:
         return
-    length_of_training = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
-    length = max(1, (windows or 1000) // 10)
+    length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     notices.warn(
-        f"no batch will be repeated: training ends after {length_of_training}, and repeats begin after "
-        f"warmup_epochs={options.warmup_epochs}. Give the schedule shorter epochs of its own: epoch_length={length}, "
-        f"say, makes every {length} updates an epoch"
+        f"no batch will be repeated: training ends after {length}, and repeats begin after warmup_epochs="
+        f"{options.warmup_epochs}. Train longer, or have the schedule count shorter epochs of its own, in updates: "
+        f"epoch_length={max(2, (windows or 1000) // 10)}, say, among its options"
     )

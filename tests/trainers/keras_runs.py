@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.keras import BatchAttention
+from batch_sampler_attn.trainers.keras import BatchAttention
 from batch_sampler_attn.recorders import MemoryRecorder
 
 EPOCHS = 4

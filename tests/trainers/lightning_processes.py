@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.forks import KILLED, RANKS, KillAtVisit, in_a_fork, on_ranks
 from tests.trainers.lightning_runs import EPOCHS, Case, loss_of, make_loader, make_network, make_trainer, module_class
 from tests.trainers.plain_loop import finish, make_schedule, plain_loop
