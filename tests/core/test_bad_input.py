@@ -48,7 +48,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         numpy.float32(1.2),
         warmup_epochs=numpy.uint8(2),
         max_visits=numpy.int64(5),
-        window=numpy.int32(7),
+        epoch_length=numpy.int32(7),
         budget=numpy.float32(0.5),
         floor=numpy.int64(-1),
         epoch_loss=numpy.str_("last"),
@@ -212,7 +212,7 @@ def test_a_recorder_that_raises_does_not_make_a_window_miss_its_end():
         def on_visit(self, *arguments):
             raise OSError("disk full")
 
-    schedule = BatchAttentionSchedule(window=2, recorders=[Broken()])
+    schedule = BatchAttentionSchedule(epoch_length=2, recorders=[Broken()])
     for _ in range(4):
         with pytest.raises(OSError, match="disk full"):
             schedule.decide(1.0)
@@ -296,7 +296,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(state, said):
 
 @pytest.mark.parametrize("batches", [3, 4])
 def test_a_state_whose_window_is_full_is_refused_since_it_would_never_end(batches):
-    schedule = BatchAttentionSchedule(window=3)
+    schedule = BatchAttentionSchedule(epoch_length=3)
     for _ in range(2):
         schedule.decide(1.0)
     state = schedule.state_dict()
