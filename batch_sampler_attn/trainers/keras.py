@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, shown
+from batch_sampler_attn.accumulation import samples_in
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, short_repr
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers.replay import (
     Replay,
@@ -15,7 +16,6 @@ from batch_sampler_attn.trainers.replay import (
     standing_in,
     warn_of_too_few_epochs,
 )
-from batch_sampler_attn.windows import samples_in
 
 try:
     import keras
@@ -73,7 +73,7 @@ class BatchAttention:
         **options: Any,
     ) -> None:
         if not isinstance(model, keras.Model):
-            raise OptionError(f"model is {shown(model)}; it must be a keras.Model")
+            raise OptionError(f"model is {short_repr(model)}; it must be a keras.Model")
         self.model = model
         self.schedule = schedule_from(k, schedule, options)
         self._replay = Replay(self.schedule)
@@ -109,7 +109,7 @@ class BatchAttention:
         for callback in callbacks:
             if not isinstance(callback, keras.callbacks.Callback):
                 raise OptionError(
-                    f"callbacks has {shown(callback)}; it must have instances of keras.callbacks.Callback. A schedule "
+                    f"callbacks has {short_repr(callback)}; it must have instances of keras.callbacks.Callback. A schedule "
                     "goes to BatchAttention(model, schedule=...)"
                 )
         _check_model(self.model)
@@ -136,7 +136,7 @@ class BatchAttention:
         keys = {*state_dict} if isinstance(state_dict, dict) else set()
         if keys != {"version", "schedule", "repeats"} or state_dict["version"] != _VERSION:
             raise StateError(
-                f"the state is {shown(state_dict)}; it must come from BatchAttention.state_dict() of "
+                f"the state is {short_repr(state_dict)}; it must come from BatchAttention.state_dict() of "
                 f"batch_sampler_attn.trainers.keras, version {_VERSION}"
             )
         self.schedule.load_state_dict(state_dict["schedule"])

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from batch_sampler_attn.agreement import Reduce
+from batch_sampler_attn.accumulation import samples_in
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, ProtocolError
+from batch_sampler_attn.ranks import RanksOption
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers.replay import (
     Replay,
@@ -24,7 +25,6 @@ from batch_sampler_attn.trainers.replay import (
     standing_in,
     warn_of_too_few_epochs,
 )
-from batch_sampler_attn.windows import samples_in
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -108,16 +108,16 @@ class BatchAttention(Callback):
         k: float | None = None,
         *,
         schedule: BatchAttentionSchedule | None = None,
-        ranks: Reduce | Literal["auto", "refuse"] | None = "auto",
+        ranks: RanksOption | Literal["auto"] = "auto",
         samples: Callable[[Any], object] | None = None,
         log: bool = True,
         **options: Any,
     ) -> None:
         super().__init__()
         if ranks != "auto":
-            options["reduce"] = ranks
+            options["ranks"] = ranks
         elif schedule is None:
-            options["reduce"] = MeanOverRanks()
+            options["ranks"] = MeanOverRanks()
         self.schedule = schedule_from(k, schedule, options)
         self._replay = Replay(self.schedule)
         self._samples = samples_in if samples is None else samples

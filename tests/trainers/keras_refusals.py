@@ -9,9 +9,9 @@ import pytest
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.trainers.keras import BatchAttention
-from batch_sampler_attn.windows import windows
 from tests.trainers.keras_runs import BACKEND, Batches, Case, compiled, make_data, make_loss, make_model, weights_of
 
 
@@ -61,7 +61,7 @@ def test_data_that_are_attended_already_are_refused():
     text = refusal(x=schedule.attend(loader))
     assert "holds AttendedLoader of batch_sampler_attn" in text
     assert "BatchAttention.fit repeats batches" in text
-    assert "Give it a plain DataLoader" in refusal(x=windows(loader, 2))
+    assert "Give it a plain DataLoader" in refusal(x=accumulate(loader, 2))
 
     def generator():
         yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)
@@ -74,7 +74,7 @@ def test_a_sampler_of_ours_is_refused():
     sampler = BatchAttentionSampler(RandomSampler(data), 8, schedule=BatchAttentionSchedule())
     text = refusal(x=DataLoader(data, batch_sampler=sampler))
     assert "holds BatchAttentionSampler of batch_sampler_attn, which waits for losses" in text
-    attention = SampleAttention(len(data), 8, leave_out=0.5, epochs=4)
+    attention = SampleAttention(len(data), 8, prune_probability=0.5, epochs=4)
     assert "holds SampleAttention" in refusal(x=DataLoader(data, batch_sampler=attention))
     with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
         BatchAttention(make_model(Case()), schedule=sampler.schedule)
@@ -92,9 +92,9 @@ def test_a_model_that_has_no_metric_of_its_loss_is_refused():
     )
 
 
-def test_ranks_without_reduce_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
-    assert "reduce=MeanOverRanks()" in refusal(epochs=2)
+def test_ranks_without_the_option_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
+    assert "ranks=MeanOverRanks()" in refusal(epochs=2)
 
 
 

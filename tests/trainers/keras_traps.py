@@ -12,8 +12,8 @@ import pytest
 
 from batch_sampler_attn import Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, NonfiniteLossError, ProtocolError
-from batch_sampler_attn.trainers.keras import BatchAttention
 from batch_sampler_attn.recorders import visit_counts
+from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers.keras_runs import (
     BACKEND,
     BATCH_SIZE,
@@ -181,7 +181,7 @@ def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
     with warnings.catch_warnings():
         warnings.simplefilter("error", BatchAttentionWarning)
         fit(attention, epochs=1)
-        fit(attended(window=2)[0], epochs=1)
+        fit(attended(epoch_length=2)[0], epochs=1)
     assert attention.schedule.epoch == 2
 
 

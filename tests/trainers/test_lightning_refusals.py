@@ -10,9 +10,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.trainers.lightning import BatchAttention
-from batch_sampler_attn.windows import windows
 from tests.trainers.lightning_runs import MARKS, make_loader, make_trainer, module_class
 
 pytestmark = MARKS
@@ -93,7 +93,7 @@ def test_an_attended_loader_is_refused():
 
 
 def test_windows_are_refused():
-    assert "with accumulate_grad_batches=n the n batches of an update" in refusal(loader=windows(make_loader(), 2))
+    assert "with accumulate_grad_batches=n the n batches of an update" in refusal(loader=accumulate(make_loader(), 2))
 
 
 def test_a_sampler_of_ours_is_refused():
@@ -102,15 +102,15 @@ def test_a_sampler_of_ours_is_refused():
     text = refusal(loader=DataLoader(dataset, batch_sampler=sampler))
     assert "BatchAttentionSampler" in text
     assert "DataLoader(dataset, batch_size=..., shuffle=...)" in text
-    attention = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    attention = SampleAttention(len(dataset), 8, prune_probability=0.5, epochs=4)
     assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_sampler=attention))
     assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_size=None, sampler=attention))
 
 
-def test_ranks_without_reduce_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+def test_ranks_without_the_option_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
     text = refusal(callback=BatchAttention(schedule=BatchAttentionSchedule()))
-    assert "reduce=MeanOverRanks()" in text
+    assert "ranks=MeanOverRanks()" in text
     assert text == refusal(callback=BatchAttention(ranks="refuse"))
     # Spelled out, or left to the callback, it is the user's word.
     for callback in (BatchAttention(), BatchAttention(ranks=None)):
@@ -128,12 +128,12 @@ def test_the_schedule_of_a_sampler_is_refused():
     ("options", "words"),
     [
         ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
-        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, reduce"),
+        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
         ({"schedule": BatchAttentionSchedule}, "it must be a BatchAttentionSchedule, such as"),
         ({"k": BatchAttentionSchedule()}, "give it as schedule="),
         ({"k": 0}, "k is 0"),
         ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
-        ({"ranks": "mean"}, "reduce is 'mean'"),
+        ({"ranks": "mean"}, "ranks is 'mean'"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options, words):

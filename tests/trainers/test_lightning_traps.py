@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 
 from batch_sampler_attn import EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError
-from batch_sampler_attn.trainers.lightning import BatchAttention
 from batch_sampler_attn.recorders import visit_counts
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.lightning_processes import Randomness, ResumableLoader
 from tests.trainers.lightning_runs import (
     EPOCHS,
@@ -150,7 +150,7 @@ def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start(option
 
 
 def test_epochs_of_the_schedule_s_own_repeat_within_one_of_the_trainer_s():
-    case = Case(options={"window": 2})
+    case = Case(options={"epoch_length": 2})
     run, _, _ = by_lightning(case, max_epochs=1)
     assert run == by_hand(case, max_windows=BATCHES)
     assert run.repeats > 0

@@ -16,10 +16,11 @@ from batch_sampler_attn import (
     SampleAttention,
     SeededDataset,
 )
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.schedule import passes_of
 from batch_sampler_attn.trainers.replay import Replay, refuse_closures, refuse_own_loader, standing_in
-from batch_sampler_attn.windows import windows
 
 WINDOWS = 6
 
@@ -70,13 +71,13 @@ def expected(epochs, **options):
     """The visits and the epochs of a loop around ``attend``."""
     schedule, recorder = make_schedule(**options)
     for epoch in range(epochs):
-        for window in schedule.attend(windows([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
+        for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
             losses = [loss_at(epoch, window[0][0], (schedule.visits + 1, batch)) for batch in range(2)]
             schedule.decide((losses[0] + losses[1] * 2) / 3)
     return recorder.visits, recorder.summaries, schedule.threshold
 
 
-OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"window": 4}, {"max_visits": 1}]
+OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"epoch_length": 4}, {"max_visits": 1}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -141,7 +142,7 @@ def test_a_state_from_the_middle_of_repeats_goes_on_with_the_visits_made():
 LOSSES = [[[1.0], [1.0], [1.0]], [[0.5], [1.0], [3.0, 3.0, 2.0]], [[0.5], [0.5], [4.0, 4.0, 3.0]]]
 
 
-@pytest.mark.parametrize("options", [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"window": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"epoch_length": 3}], ids=str)
 @pytest.mark.parametrize("made", [1, 2])
 @pytest.mark.parametrize("windows", [3, None])
 def test_a_repeat_that_is_due_on_the_last_window_of_a_saved_state_is_made(windows, made, options):
@@ -247,7 +248,7 @@ def test_a_part_of_an_epoch_whose_beginning_was_not_seen_sets_no_threshold():
 
 
 def test_a_schedule_with_epochs_of_its_own_goes_on_over_the_trainer_s():
-    replay, _ = make_replay(window=3)
+    replay, _ = make_replay(epoch_length=3)
     for _ in range(3):
         replay.begin_epoch(2, at=0)
         train_window(replay, [1.0])
@@ -389,7 +390,7 @@ def test_decisions_from_elsewhere_are_found_out():
 
 
 def test_ranks_that_nobody_said_are_to_decide_apart_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
     replay, _ = make_replay()
     with pytest.raises(ProtocolError, match="MeanOverRanks"):
         replay.hold("batch")
@@ -417,7 +418,7 @@ def test_a_window_that_came_to_no_update_is_still_to_come_after_an_epoch_that_wa
     replay.hold("batch")
     replay.end_epoch(finished=False)
     assert replay.schedule.state_dict()["state"]["batches"] == 1
-    assert replay.schedule.epochs.state.position == 1
+    assert passes_of(replay.schedule).state.position == 1
 
 
 def test_batches_that_are_changed_in_place_are_warned_of_once():
@@ -457,7 +458,7 @@ def test_methods_stand_in_on_one_object_for_a_while(own):
 def own_loaders():
     data = torch.utils.data.TensorDataset(torch.ones(8, 1))
     schedule = BatchAttentionSchedule()
-    attention = SampleAttention(8, 2, leave_out=0.5, epochs=4)
+    attention = SampleAttention(8, 2, prune_probability=0.5, epochs=4)
     sampler = BatchAttentionSampler(range(8), 2, schedule=BatchAttentionSchedule())
 
     class Sharding:
@@ -475,7 +476,7 @@ def own_loaders():
         "the loader's sampler": DataLoader(data, batch_size=None, sampler=attention),
         "in accelerate's": DataLoader(data, batch_sampler=Sharding()),
         "as the data": DataLoader(attended, batch_size=None, sampler=range(4)),
-        "windows": windows(DataLoader(data), 2),
+        "windows": accumulate(DataLoader(data), 2),
     }
 
 
