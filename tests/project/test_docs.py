@@ -25,9 +25,9 @@ BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.DOTALL 
 TRAINERS = {"accelerate", "jax", "keras", "lightning", "transformers"}
 
 # Modules without __all__ whose public classes and functions are for users.
-PUBLIC_MODULES = ("accelerate", "distributed", "errors", "passes", "recorders.plots", "replay", "windows")
+PUBLIC_MODULES = ("accelerate", "distributed", "errors", "passes", "recorders.plots", "windows")
 # These are for the modules beside them.
-INTERNAL_MODULES = ("lightning.packages",)
+INTERNAL_MODULES = ()
 INTERNAL_NAMES = (
     "accelerate.check_ranks",
     "accelerate.sampler_of_ours",
