@@ -23,7 +23,7 @@ _OWN_NAMES = frozenset({"schedule", "_loader", "_deliver"})
 _TRAINERS = {
     "lightning.pytorch": "the BatchAttention callback of batch_sampler_attn.lightning",
     "pytorch_lightning": "the BatchAttention callback of batch_sampler_attn.lightning",
-    "transformers.trainer": "BatchAttentionMixin of batch_sampler_attn.transformers",
+    "transformers.trainer": "BatchAttentionMixin of batch_sampler_attn.trainers.transformers",
     "ignite.engine": "have its process function train on a batch for as long as schedule.decide(loss) says REPEAT",
 }
 

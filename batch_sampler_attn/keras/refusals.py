@@ -10,7 +10,7 @@ import keras
 from batch_sampler_attn.attended import AttendedLoader
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.samples import SampleAttention
-from batch_sampler_attn.windows import Windows
+from batch_sampler_attn.accumulation import AccumulatedLoader
 
 BACKENDS = ("torch", "jax")
 
@@ -30,8 +30,8 @@ def check_arguments(x: Any, callbacks: Any) -> None:
             "fit was given what attend() returned, which waits for a loss after each batch, and Keras tells none. Give "
             "it the loader itself; BatchAttention.fit repeats batches by itself"
         )
-    if isinstance(x, Windows):
-        raise ProtocolError("fit was given windows(loader, size); give it a loader, of batches so many times as large")
+    if isinstance(x, AccumulatedLoader):
+        raise ProtocolError("fit was given accumulate(loader, size); give it a loader, of batches so many times as large")
     sampler = getattr(x, "batch_sampler", None)
     if hasattr(sampler, "schedule") or isinstance(sampler, SampleAttention):
         raise ProtocolError(

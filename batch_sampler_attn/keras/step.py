@@ -10,7 +10,7 @@ import keras
 
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.trainers.replay import Replay
-from batch_sampler_attn.windows import samples_in
+from batch_sampler_attn.accumulation import samples_in
 
 # In the logs of a step, on the way from inside to outside of a compiled function.
 _LOSS = "batch_attention_loss"

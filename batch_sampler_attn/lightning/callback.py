@@ -13,7 +13,7 @@ from batch_sampler_attn.lightning.refusals import check_loaders, check_module, c
 from batch_sampler_attn.lightning.step import RepeatingStep
 from batch_sampler_attn.trainers.replay import Replay
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.windows import samples_in
+from batch_sampler_attn.accumulation import samples_in
 
 
 class BatchAttention(Callback):

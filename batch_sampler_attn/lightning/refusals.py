@@ -11,7 +11,7 @@ from batch_sampler_attn.attended import AttendedLoader
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.lightning.packages import LightningModule, Trainer
 from batch_sampler_attn.samples import SampleAttention
-from batch_sampler_attn.windows import Windows
+from batch_sampler_attn.accumulation import AccumulatedLoader
 
 _BY_HAND = "write the loop by hand, around schedule.attend(loader) and schedule.decide(loss)"
 
@@ -94,9 +94,9 @@ def _check_loader(loader: object) -> None:
             "never tell the losses. Give it the loader itself; the BatchAttention callback repeats batches, and takes "
             "the schedule's options, or schedule="
         )
-    if isinstance(loader, Windows):
+    if isinstance(loader, AccumulatedLoader):
         raise ProtocolError(
-            "the trainer was given windows(loader, size); give it the loader itself, and "
+            "the trainer was given accumulate(loader, size); give it the loader itself, and "
             "Trainer(accumulate_grad_batches=size): the BatchAttention callback repeats windows of so many batches"
         )
     sampler = getattr(loader, "batch_sampler", None)

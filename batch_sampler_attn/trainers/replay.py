@@ -31,7 +31,7 @@ from batch_sampler_attn.errors import OptionError, ProtocolError, shown
 from batch_sampler_attn.passes import Pass, Phase
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.windows import WindowLoss
+from batch_sampler_attn.accumulation import AccumulatedLoss
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -65,7 +65,7 @@ class Replay:
         self._is_in_window = False
         self._batches: list[Any] = []
         self._versions: Versions = []
-        self._loss = WindowLoss()
+        self._loss = AccumulatedLoss()
 
     @property
     def is_in_epoch(self) -> bool:
@@ -176,7 +176,7 @@ class Replay:
         else:
             self.schedule.skip()
         decision = current.collect()
-        self._loss = WindowLoss()
+        self._loss = AccumulatedLoss()
         is_first, self._has_looked_for_changes = not self._has_looked_for_changes, True
         if decision is Decision.REPEAT:
             check_unchanged(self._versions, may_use_sampler=False)
@@ -196,7 +196,7 @@ class Replay:
             is_last: As in ``repeats``.
         """
         if self.is_in_window:
-            self._loss = WindowLoss()
+            self._loss = AccumulatedLoss()
             self.decide(is_last=is_last)
 
     def end_epoch(self, *, finished: bool) -> None:
@@ -231,7 +231,7 @@ class Replay:
         return self.schedule.options.window is not None
 
     def _drop_window(self) -> None:
-        self._batches, self._versions, self._loss = [], [], WindowLoss()
+        self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
         self._is_in_window = False
 
 

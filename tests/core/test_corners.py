@@ -28,7 +28,7 @@ from batch_sampler_attn.recorders.line_file import LineFile
 from batch_sampler_attn.shards import Shard, said_of_order, shard_of, unpack_shard
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
-from batch_sampler_attn.windows import WindowLoss, samples_in
+from batch_sampler_attn.accumulation import AccumulatedLoss, samples_in
 from tests.core.test_attend import schedule_with_threshold
 from tests.core.test_report import on_threads
 
@@ -259,7 +259,7 @@ def test_a_loss_without_doubles_and_data_classes_of_arrays_are_windows_too():
         def __float__(self):
             return 3.0
 
-    loss = WindowLoss()
+    loss = AccumulatedLoss()
     loss.add(1.0, 1)
     loss.add(OnApple(), 1)
     assert loss.mean == 2.0

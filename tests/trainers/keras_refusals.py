@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.keras import BatchAttention
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.accumulation import accumulate
 from tests.trainers.keras_runs import BACKEND, Batches, Case, compiled, make_data, make_loss, make_model, weights_of
 
 
@@ -59,7 +59,7 @@ def test_data_that_are_attended_already_are_refused():
     schedule = BatchAttentionSchedule()
     loader = DataLoader(torch_data(), 8)
     assert "Give it the loader itself" in refusal(x=schedule.attend(loader))
-    assert "give it a loader, of batches so many times as large" in refusal(x=windows(loader, 2))
+    assert "give it a loader, of batches so many times as large" in refusal(x=accumulate(loader, 2))
 
     def generator():
         yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)

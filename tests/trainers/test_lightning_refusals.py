@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.lightning import BatchAttention
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.accumulation import accumulate
 from tests.trainers.lightning_runs import MARKS, make_loader, make_trainer, module_class
 
 pytestmark = MARKS
@@ -137,7 +137,7 @@ def test_an_attended_loader_is_refused():
 
 
 def test_windows_are_refused():
-    assert "Trainer(accumulate_grad_batches=size)" in refusal(loader=windows(make_loader(), 2))
+    assert "Trainer(accumulate_grad_batches=size)" in refusal(loader=accumulate(make_loader(), 2))
 
 
 def test_a_sampler_of_ours_is_refused():

@@ -12,7 +12,7 @@ from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, De
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
 from batch_sampler_attn.trainers.replay import Replay
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.accumulation import accumulate
 
 WINDOWS = 6
 
@@ -63,7 +63,7 @@ def expected(epochs, **options):
     """The visits and the epochs of a loop around ``attend``."""
     schedule, recorder = make_schedule(**options)
     for epoch in range(epochs):
-        for window in schedule.attend(windows([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
+        for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
             losses = [loss_at(epoch, window[0][0], (schedule.visits + 1, batch)) for batch in range(2)]
             schedule.decide((losses[0] + losses[1] * 2) / 3)
     return recorder.visits, recorder.summaries, schedule.threshold
