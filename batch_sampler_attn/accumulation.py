@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from batch_sampler_attn.errors import OptionError, ProtocolError, shown
-from batch_sampler_attn.losses import as_float, held
-from batch_sampler_attn.option_values import count, weight
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr
+from batch_sampler_attn.losses import as_float, detached
+from batch_sampler_attn.options import positive_int, sample_weight
 
 Batch = TypeVar("Batch")
 
@@ -66,8 +66,8 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
         >>> list(accumulate("abcde", 2)), len(accumulate("abcde", 2))
         ([['a', 'b'], ['c', 'd'], ['e']], 3)
     """
-    size = count("size", size, "the batches of one update")
-    if (name := _own_part(loader)) is not None:
+    size = positive_int("size", size, "the batches of one update")
+    if (name := own_part(loader)) is not None:
         raise ProtocolError(
             f"accumulate() got a loader that is or holds {name}, which repeats single batches or samples. Make the "
             "DataLoader with batch_size= and shuffle=, and write schedule.attend(accumulate(loader, size))"
@@ -75,7 +75,7 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
     return AccumulatedLoader(loader, size)
 
 
-def _own_part(loader: object) -> str | None:
+def own_part(loader: object) -> str | None:
     """The name of the loader's class, or of one of its samplers' classes, that is of this package; None without one."""
     parts = [loader]
     for part in parts:
@@ -121,7 +121,7 @@ class AccumulatedLoss:
         Raises:
             LossError: If the loss is not one real number.
         """
-        self._parts.append((held(loss), samples))
+        self._parts.append((detached(loss), samples))
 
     @property
     def samples(self) -> float:
@@ -130,7 +130,7 @@ class AccumulatedLoss:
         Raises:
             OptionError: If a batch's ``samples`` is not a finite number of at least 0.
         """
-        return sum(weight("samples", samples) for _, samples in self._parts)
+        return sum(sample_weight("samples", samples) for _, samples in self._parts)
 
     @property
     def mean(self) -> Any:
@@ -149,7 +149,7 @@ class AccumulatedLoss:
         all_samples = 0.0
         for loss, samples in self._parts:
             # A batch without samples may have a loss of NaN.
-            if number := weight("samples", samples):
+            if number := sample_weight("samples", samples):
                 total = total + _in_double(loss) * number
                 all_samples += number
         return total / all_samples if all_samples else math.nan
@@ -167,7 +167,7 @@ def samples_in(batch: object) -> int:
     length = _first_length(batch)
     if length is None:
         raise OptionError(
-            f"a batch of type {type(batch).__name__} ({shown(batch)}) holds no array of at least one dimension, so its "
+            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, so its "
             "samples cannot be counted. Count them with samples=lambda batch: ..."
         )
     return length

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn.accumulation import AccumulatedLoader
-from batch_sampler_attn.attended import AttendedLoader, Batch, length_of
+from batch_sampler_attn.attend import AttendedLoader, Batch
 from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.option_values import count
-from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.options import length_of, positive_int
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 from batch_sampler_attn.trainers.replay import refuse_own_loader
 
 # accelerate's names for setups in which an update is more than the optimizer's step.
@@ -48,7 +48,7 @@ def attend(
             ranks would decide apart; if the loader repeats batches itself. While iterating: if the loader skips other
             batches than those that are behind.
     """
-    size = count("size", size, "the batches of one update")
+    size = positive_int("size", size, "the batches of one update")
     _refuse_engine(accelerator)
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise ProtocolError(
@@ -103,7 +103,7 @@ class _Resumed(Iterable[Batch]):
 
     def __len__(self) -> int:
         # Before the pass opens, an epoch that was left is not forgotten yet: it will begin at its first batch.
-        is_resumed = self._schedule.active_pass is None and not self._has_own_epochs
+        is_resumed = passes_of(self._schedule).active is None and not self._has_own_epochs
         behind = self._behind if is_resumed else 0
         return max(0, len(self._loader) - max(0, behind - _skipped_by(self._loader)))  # type: ignore[arg-type]
 
@@ -115,11 +115,11 @@ class _Resumed(Iterable[Batch]):
     @property
     def _behind(self) -> int:
         """Batches of the epoch that were trained on before this pass."""
-        return self._schedule.epochs.state.position * self._size
+        return passes_of(self._schedule).state.position * self._size
 
     @property
     def _has_own_epochs(self) -> bool:
-        return self._schedule.options.window is not None
+        return self._schedule.options.epoch_length is not None
 
 
 def check_accelerator(schedule: BatchAttentionSchedule, accelerator: Any) -> None:
@@ -139,7 +139,7 @@ def check_accelerator(schedule: BatchAttentionSchedule, accelerator: Any) -> Non
             "with it. Use DistributedDataParallel: torchrun, or accelerate launch without a plugin"
         )
     ranks = accelerator.num_processes
-    if ranks > 1 and schedule.agreement.reduce is None:
+    if ranks > 1 and passes_of(schedule).ranks.transport is None:
         raise ProtocolError(
             f"this process is one of {ranks} that share gradients, and ranks that decide differently wait for each "
             "other forever. Use BatchAttentionSchedule(..., ranks=MeanOverRanks()), from batch_sampler_attn.distributed"

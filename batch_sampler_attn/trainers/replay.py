@@ -24,16 +24,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from batch_sampler_attn import notices
-from batch_sampler_attn.afresh import Versions, afresh, check_unchanged, is_changed
+from batch_sampler_attn.accumulation import AccumulatedLoss, own_part
+from batch_sampler_attn.attend import Versions, check_unchanged, fresh_copy, warn_if_changed
 from batch_sampler_attn.control import EqualComputeControl
-from batch_sampler_attn.errors import OptionError, ProtocolError, shown
-from batch_sampler_attn.passes import Pass, Phase
-from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.accumulation import AccumulatedLoss
-
-_PACKAGE = __name__.partition(".")[0]
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
+from batch_sampler_attn.passes import Pass
+from batch_sampler_attn.rule import Decision, State
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
 
 class Replay:
@@ -52,7 +49,8 @@ class Replay:
     """
 
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
-        if schedule.driver is not None:
+        self._passes = passes_of(schedule)
+        if self._passes.driver is not None:
             raise ProtocolError(
                 "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Make another schedule "
                 "for the trainer, and the DataLoader without that sampler"
@@ -70,8 +68,7 @@ class Replay:
     @property
     def is_in_epoch(self) -> bool:
         """True from the beginning of an epoch to its end."""
-        current = self._pass
-        return current is not None and current is self.schedule.active_pass and current.phase is not Phase.LEFT
+        return self._pass is not None and self._pass is self._passes.current
 
     @property
     def is_in_window(self) -> bool:
@@ -97,16 +94,15 @@ class Replay:
         """
         self._drop_window()
         self._is_whole = True
-        common = {"windows": windows}
         if self._has_own_epochs:
             at = None
-        elif self.schedule.active_pass is None and (position := self._state.position):
+        elif self._passes.active is None and (position := self._state.position):
             if position == windows and not self._state.visits and not at:
-                self._pass = self.schedule.open_pass(common=common)
+                self._open(windows)
                 self.end_epoch(finished=True)
             elif at is not None and at != position:
                 self.schedule.abandon_epoch()
-        self._pass = self.schedule.open_pass(common=common)
+        self._open(windows)
         self._is_whole = at is None or at == self._state.position
 
     def hold(self, batch: Any) -> None:
@@ -124,7 +120,7 @@ class Replay:
             current.offer()
             self._is_in_window = True
         if current.may_repeat:
-            self._batches.append(afresh(batch, self._versions))
+            self._batches.append(fresh_copy(batch, self._versions))
 
     def note(self, loss: object, samples: object = 1) -> None:
         """Take the loss of one visit to one batch of the window.
@@ -157,7 +153,7 @@ class Replay:
             NonfiniteLossError, RanksDivergedError, RankTimeoutError, RankLostError: As ``schedule.decide``.
         """
         while self.decide(is_last=is_last) is Decision.REPEAT:
-            yield [afresh(batch) for batch in self._batches]
+            yield [fresh_copy(batch) for batch in self._batches]
 
     def decide(self, *, is_last: bool = False) -> Decision:
         """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped.
@@ -182,8 +178,8 @@ class Replay:
             check_unchanged(self._versions, may_use_sampler=False)
             current.offer()
             return decision
-        if is_first and is_changed(self._versions):
-            notices.changed_in_place()
+        if is_first:
+            warn_if_changed(self._versions)
         self._drop_window()
         if is_last:
             self.end_epoch(finished=True)
@@ -222,13 +218,18 @@ class Replay:
         return self._pass
 
     @property
-    def _state(self) -> Any:
-        return self.schedule.epochs.state
+    def _state(self) -> State:
+        return self._passes.state
+
+    def _open(self, windows: int | None) -> None:
+        # The length is that of a whole epoch; what remains of one is the trainer's affair.
+        length = None if self._state.progress else windows
+        self._pass = self._passes.open(length, common={"windows": windows})
 
     @property
     def _has_own_epochs(self) -> bool:
         """True if the schedule ends an epoch after so many windows, wherever the trainer's epochs end."""
-        return self.schedule.options.window is not None
+        return self.schedule.options.epoch_length is not None
 
     def _drop_window(self) -> None:
         self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
@@ -252,7 +253,7 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in methods:
+        for name in methods.keys() - before.keys():
             attributes.pop(name, None)
         attributes.update(before)
 
@@ -277,7 +278,7 @@ def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> Batch
         return BatchAttentionSchedule(**options)
     if not isinstance(schedule, BatchAttentionSchedule):
         raise OptionError(
-            f"schedule is {shown(schedule)}; it must be a BatchAttentionSchedule, such as BatchAttentionSchedule(k=1.2)"
+            f"schedule is {short_repr(schedule)}; it must be a BatchAttentionSchedule, such as BatchAttentionSchedule(k=1.2)"
         )
     if options:
         raise OptionError(f"got schedule= and also {', '.join(options)}; give these options to the schedule")
@@ -285,35 +286,20 @@ def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> Batch
 
 
 def refuse_own_loader(loader: object, instead: str) -> None:
-    """Refuse a loader that belongs to this package, or is built on one of its samplers: no trainer follows repeats.
+    """Refuse a loader of this package, or on one of its samplers: a trainer reports no losses to these.
 
     Args:
-        loader: A loader, data set or sampler that the trainer was given; None is accepted.
+        loader: What the trainer was given.
         instead: What repeats batches in this trainer, as a clause.
 
     Raises:
-        ProtocolError: If the loader, or its data set or sampler, is of this package.
+        ProtocolError: If the loader, or one of its samplers, is of this package.
     """
-    if (name := _own_name(loader)) is not None:
+    if (name := own_part(loader)) is not None:
         raise ProtocolError(
             f"the trainer's loader is or holds {name} of batch_sampler_attn, which waits for losses that the trainer "
             f"does not report. Give it a plain DataLoader(dataset, batch_size=..., shuffle=...): {instead}"
         )
-
-
-def _own_name(part: object, depth: int = 0) -> str | None:
-    """The name of the class of this package inside a loader; accelerate nests samplers in samplers."""
-    if part is None or depth > 4:
-        return None
-    # A data set of this package is read by index, as any other.
-    is_own = not hasattr(type(part), "__getitem__")
-    for cls in type(part).__mro__ if is_own else ():
-        if cls.__module__.partition(".")[0] == _PACKAGE:
-            return cls.__name__
-    for name in ("dataset", "sampler", "batch_sampler"):
-        if (found := _own_name(getattr(part, name, None), depth + 1)) is not None:
-            return found
-    return None
 
 
 def refuse_closures(optimizer: Any) -> None:
@@ -352,14 +338,13 @@ def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | Non
         windows: Windows in an epoch; None if that is not known.
     """
     options = schedule.options
-    if epochs is None or options.window is not None or options.max_visits == 1:
+    if epochs is None or options.epoch_length is not None or options.max_visits == 1:
         return
     if isinstance(schedule, EqualComputeControl) or schedule.epoch + epochs > options.warmup_epochs:
         return
-    length_of_training = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
-    length = max(1, (windows or 1000) // 10)
-    notices.warn(
-        f"no batch will be repeated: training ends after {length_of_training}, and repeats begin after "
-        f"warmup_epochs={options.warmup_epochs}. Give the schedule shorter epochs of its own: epoch_length={length}, "
-        f"say, makes every {length} updates an epoch"
+    length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    warn(
+        f"no batch will be repeated: training ends after {length}, and repeats begin after warmup_epochs="
+        f"{options.warmup_epochs}. Train longer, or have the schedule count shorter epochs of its own, in updates: "
+        f"epoch_length={max(2, (windows or 1000) // 10)}, say, among its options"
     )

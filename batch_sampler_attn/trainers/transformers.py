@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from batch_sampler_attn import notices
 from batch_sampler_attn.accumulation import samples_in
-from batch_sampler_attn.attended import length_of
-from batch_sampler_attn.errors import OptionError, ProtocolError, shown
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
+from batch_sampler_attn.options import length_of
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers.accelerate import check_accelerator
 from batch_sampler_attn.trainers.replay import (
@@ -160,7 +159,7 @@ BatchAttentionSchedule(k=1.2)
         if path.is_file():
             self.schedule.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
         else:
-            notices.warn(
+            warn(
                 f"the checkpoint has no {_STATE_NAME}: a trainer without BatchAttentionMixin wrote it. The schedule "
                 "keeps its state, and the rest of this epoch sets no threshold"
             )
@@ -399,7 +398,7 @@ def _check_callback(callback: object) -> None:
     is_own = any(base.__module__.partition(".")[0] == _PACKAGE for base in cls.__mro__)
     if is_own and not issubclass(cls, TrainerCallback):
         raise OptionError(
-            f"callbacks has {shown(callback)}, which is not a callback of transformers. Give the trainer "
+            f"callbacks has {short_repr(callback)}, which is not a callback of transformers. Give the trainer "
             "schedule=BatchAttentionSchedule(...); BatchAttentionMixin repeats batches by itself"
         )
 

@@ -88,7 +88,7 @@ def test_a_loader_that_is_used_up_is_found_out():
 def of_ours():
     """Loaders that repeat batches or samples by themselves."""
     sampler = BatchAttentionSampler(RandomSampler(range(8)), 2, schedule=BatchAttentionSchedule())
-    attention = SampleAttention(8, 2, leave_out=0.5, epochs=4)
+    attention = SampleAttention(8, 2, epochs=4)
     return {
         "attended": (BatchAttentionSchedule().attend("abc"), "AttendedLoader"),
         "accumulated": (accumulate("abc", 2), "AccumulatedLoader"),

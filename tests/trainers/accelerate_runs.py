@@ -225,7 +225,7 @@ def on_a_rank(_, accumulation):
     lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98**0.5)
     loader = DataLoader(make_dataset(56, torch.float64), 4)
     parts = accelerator.prepare(network, optimizer, lr_scheduler, loader)
-    schedule, recorder = make_schedule(k=0.9, reduce=MeanOverRanks(timeout_seconds=60))
+    schedule, recorder = make_schedule(k=0.9, ranks=MeanOverRanks(timeout_seconds=60))
     rates = []
     for _ in range(EPOCHS):
         train_epoch(accelerator, schedule, *parts, case, rates)

@@ -118,7 +118,7 @@ def test_an_epoch_that_was_left_begins_again_at_its_first_batch():
 
 def test_epochs_of_their_own_go_through_the_loader_as_it_is():
     accelerator, loader = make_prepared()
-    schedule = BatchAttentionSchedule(max_visits=1, window=3)
+    schedule = BatchAttentionSchedule(max_visits=1, epoch_length=3)
     assert [len(epoch_of(schedule, accelerator, loader)[0]) for _ in range(3)] == [4, 4, 4]
     assert (schedule.epoch, schedule.batch_index) == (4, 0)
     assert len(epoch_of(schedule, accelerator, accelerator.skip_first_batches(loader, 2))[0]) == 3
@@ -199,9 +199,9 @@ def test_updates_that_are_made_elsewhere_are_refused(kind, name):
     assert f"accelerate uses {name}" in refusal(accelerator=ranks_of(kind=kind))
 
 
-@pytest.mark.parametrize("reduce", ["refuse", None])
-def test_ranks_without_reduce_are_refused(reduce):
-    text = refusal(accelerator=ranks_of(2), schedule=BatchAttentionSchedule(reduce=reduce))
+@pytest.mark.parametrize("ranks", ["refuse", None])
+def test_ranks_without_a_choice_are_refused(ranks):
+    text = refusal(accelerator=ranks_of(2), schedule=BatchAttentionSchedule(ranks=ranks))
     assert "ranks=MeanOverRanks()" in text
 
 
@@ -214,7 +214,7 @@ def sharded(sampler):
 def test_a_sampler_of_ours_is_refused(is_sharded):
     samplers = [
         BatchAttentionSampler(range(52), 8, schedule=BatchAttentionSchedule()),
-        SampleAttention(52, 8, leave_out=0.5, epochs=4),
+        SampleAttention(52, 8, epochs=4),
     ]
     for sampler in samplers:
         loader = sharded(sampler) if is_sharded else DataLoader(make_dataset(), batch_sampler=sampler)

@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
+from batch_sampler_attn.schedule import passes_of
 from tests.trainers.plain_loop import make_schedule
 from tests.trainers.transformers_runs import (
     BATCHES,
@@ -319,7 +320,7 @@ def test_an_answer_holds_for_one_training_alone(tmp_path):
 def test_a_second_training_counts_its_own_repeats(tmp_path):
     run, trainer = by_trainer(Case(), tmp_path)
     assert run.repeats > 0
-    recorder = trainer.schedule.epochs.recorders[0]
+    recorder = passes_of(trainer.schedule).recorders[0]
     recorder.summaries.clear()
     trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
     trainer.train()

@@ -113,7 +113,7 @@ def test_a_sampler_of_ours_is_refused(tmp_path):
     text = refusal(make_trainer(tmp_path, Prepared))
     assert "BatchAttentionSampler" in text
     assert "DataLoader(dataset, batch_size=..., shuffle=...)" in text
-    Prepared.sampler = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    Prepared.sampler = SampleAttention(len(dataset), 8, epochs=4)
     assert "SampleAttention" in refusal(make_trainer(tmp_path, Prepared))
 
 
