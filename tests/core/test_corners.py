@@ -20,7 +20,7 @@ from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
-from batch_sampler_attn.windows import WindowLoss, samples_in
+from batch_sampler_attn.accumulation import AccumulatedLoss, samples_in
 from tests.core.test_attend import schedule_with_threshold
 
 # The package itself
@@ -250,7 +250,7 @@ def test_a_loss_without_doubles_and_data_classes_of_arrays_are_windows_too():
         def __float__(self):
             return 3.0
 
-    loss = WindowLoss()
+    loss = AccumulatedLoss()
     loss.add(1.0, 1)
     loss.add(OnApple(), 1)
     assert loss.mean == 2.0
