@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from benchmarks.claiming import refuse_foreign
 from benchmarks.errors import PlanError, RecordsError, StorageError
 
 SCHEMA_VERSION = 1
@@ -79,9 +80,12 @@ class Folder:
         Raises:
             PlanError: If what is there was made with another.
             RecordsError: If what is there is damaged.
-            StorageError: If the folder cannot be made or written to.
+            StorageError: If the folder cannot be made or written to, or has runs of another program.
         """
         file = self.path / "plan.json"
+        refuse_foreign(self.path, (self._runs.name,), file.name, "--out")
+        if file.exists():
+            self.read_plan()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._lock:

@@ -366,6 +366,16 @@ def test_a_folder_that_cannot_be_had_is_refused_in_one_line(folder, capsys):
     assert "input_value='many'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "said"), [("runs.jsonl", "but no plan.json"), ("plan.json", "is no plan")])
+def test_a_folder_of_another_program_is_refused_and_left_as_it_is(folder, capsys, name, said):
+    folder.mkdir()
+    (folder / name).write_text("{}\n" if name == "runs.jsonl" else "[]")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # The report ----------------------------------------------------------------------------------------------
 
 
