@@ -15,6 +15,7 @@ from benchmarks.claiming import refuse_foreign
 from benchmarks.gpu_day.measuring import missing, read_rows
 from benchmarks.gpu_day.plan import Plan
 from benchmarks.studies.device_loop import show
+from benchmarks.text import visible
 
 # What comes back from a machine that is lent.
 MOST_FILES = 8
@@ -82,8 +83,9 @@ def write_table(plan: Plan, work: Path, results: Path, too_large: list[str]) -> 
         console.print(f"records of ResNet34: {said}", highlight=False, markup=False)
     for name in too_large:
         console.print(f"{name} is larger than {MOST_BYTES >> 20} MiB, and stays in {work}", markup=False)
-    (results / TABLE).write_text(text.getvalue(), encoding="utf-8")
-    return text.getvalue()
+    shown = visible(text.getvalue())
+    (results / TABLE).write_text(shown, encoding="utf-8")
+    return shown
 
 
 def _of_tests(path: Path) -> str:
