@@ -1,8 +1,13 @@
-"""Every error and warning that the package raises on purpose."""
+"""Every error and warning that the package raises on purpose, and the words that messages share."""
 
 from __future__ import annotations
 
-_LONGEST_SHOWN = 120
+import sys
+import warnings
+
+_LONGEST_REPR = 120
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class BatchAttentionError(Exception):
@@ -10,7 +15,7 @@ class BatchAttentionError(Exception):
 
 
 class OptionError(BatchAttentionError, ValueError):
-    """An option was given a value that is not allowed."""
+    """An option has a value that is not allowed."""
 
 
 class LossError(BatchAttentionError, TypeError):
@@ -22,11 +27,11 @@ class NonfiniteLossError(BatchAttentionError, ValueError):
 
 
 class ProtocolError(BatchAttentionError, RuntimeError):
-    """Batches were asked for or losses were reported out of turn."""
+    """Batches were requested or losses were reported out of turn."""
 
 
 class BatchChangedError(ProtocolError):
-    """A batch that is to be repeated was changed in place by its last visit: a repeat would train on something else."""
+    """The last visit changed a batch in place, so a repeat would train on something else."""
 
 
 class EmptyEpochError(BatchAttentionError, ValueError):
@@ -42,7 +47,7 @@ class RanksDivergedError(BatchAttentionError, RuntimeError):
 
 
 class RankTimeoutError(BatchAttentionError, TimeoutError):
-    """Another rank did not come to the same call in time."""
+    """Another rank did not reach the same call in time."""
 
 
 class RankLostError(BatchAttentionError, ConnectionError):
@@ -54,26 +59,30 @@ class RecordError(BatchAttentionError, ValueError):
 
 
 class DeviceLoopError(BatchAttentionError, RuntimeError):
-    """The device loop cannot train as asked.
-
-    Until updates are captured (on the CPU: until the cursor was first read), everything is as before the call; later,
-    the weights are where the last update left them.
-    """
+    """The device loop cannot train as asked."""
 
 
 class BatchAttentionWarning(UserWarning):
-    """Training goes on, but something in the losses or in the loop deserves a look."""
+    """Training continues, but something in the losses or in the loop deserves a look."""
 
 
-def counted(number: int, one: str, many: str) -> str:
+def warn(message: str) -> None:
+    """Issue a ``BatchAttentionWarning`` that points to the line of the caller's code, not to one of this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, BatchAttentionWarning, stacklevel=level)
+
+
+def plural(number: int, one: str, many: str) -> str:
     """A number with its noun: "1 batch", "2 batches"."""
     return f"{number} {one if number == 1 else many}"
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """``repr(value)`` for a message: short, and without an error of its own."""
     try:
         text = repr(value)
-    except Exception:  # an integer of too many digits, or a repr of the user's that does not work
+    except Exception:  # an integer of too many digits, or a broken __repr__ of the user's
         return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= _LONGEST_REPR else f"{text[: _LONGEST_REPR - 3]}..."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from batch_sampler_attn.errors import LossError, shown
-from batch_sampler_attn.option_values import count, share
+from batch_sampler_attn.errors import LossError, short_repr
 
 _ALLOWED = (
     "a loss is one real number: a float, an int, or a NumPy, PyTorch, JAX or TensorFlow value with exactly one element"
@@ -30,54 +28,35 @@ def as_float(loss: object) -> float:
         return _to_double(loss)
     _check_shape(loss)
     if _is_masked(loss):
-        raise LossError(
-            f"got a masked loss, {shown(loss)}, which has no value; {_ALLOWED}. Fill it in, or leave it out"
-        )
+        raise LossError(f"got a masked loss, {short_repr(loss)}, which has no value; {_ALLOWED}. Fill it in first")
     item = getattr(loss, "item", None)
     value = _read(loss, item) if callable(item) else loss
     # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
     # complex and containers have not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise LossError(f"got {shown(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
+        raise LossError(f"got {short_repr(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
     return _to_double(value)
 
 
-def held(loss: object) -> Any:
-    """A loss that is to be read later: as a double, or where reading it would wait for a device, as it is there.
+def detached(loss: object) -> Any:
+    """A loss to be read later: a double, or a copy on its device where reading it would wait for that device.
 
     Args:
         loss: As for ``as_float``.
 
     Raises:
-        LossError: If it is not one real number, as far as that can be told without waiting.
+        LossError: If it is not one real number, as far as that is known without waiting.
     """
     is_tensor = callable(getattr(loss, "detach", None))
     if is_tensor and getattr(getattr(loss, "device", None), "type", "cpu") != "cpu":
         _check_shape(loss)
-        # A copy, which a loop that goes on with its loss in place does not change.
+        # A copy, since the loop may change its loss in place.
         return loss.detach().clone()  # type: ignore[attr-defined]
     if callable(getattr(loss, "block_until_ready", None)):
-        # JAX computes while Python goes on, and its arrays do not change.
+        # JAX computes while Python continues, and its arrays do not change.
         _check_shape(loss)
         return loss
     return as_float(loss)
-
-
-def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
-    """The lowest mean cross-entropy under label smoothing: the entropy of the smoothed target, in nats.
-
-    Args:
-        label_smoothing: As ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
-        classes: At least 2.
-
-    Raises:
-        OptionError: If an argument is not allowed.
-    """
-    smoothing = share("label_smoothing", label_smoothing, "0 smooths nothing", is_whole_allowed=True)
-    others = smoothing / count("classes", classes, "outputs of the classifier")
-    target = 1 - smoothing + others
-    entropy = -target * math.log(target)
-    return entropy - (classes - 1) * others * math.log(others) if others else entropy
 
 
 def _check_shape(loss: object) -> None:
@@ -89,10 +68,7 @@ def _check_shape(loss: object) -> None:
 
 
 def _is_masked(loss: object) -> bool:
-    """Whether the one element is masked, as in NumPy's masked arrays and PyTorch's masked tensors."""
-    get_mask = getattr(loss, "get_mask", None)
-    if callable(get_mask):
-        return not get_mask()  # True is what counts there
+    """Whether the one element is masked, as in NumPy's masked arrays."""
     mask = getattr(loss, "mask", False)
     return not callable(mask) and bool(mask)
 
@@ -105,10 +81,9 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {shown(loss)}, which has no value yet: this was called inside a function that jax.jit, "
-            "or another transformation such as vmap or scan, traces before it runs. Return the loss from that "
-            "function, and call decide outside of it, on what it returns: loss, state = update(state, batch); "
-            "schedule.decide(loss)"
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that jax.jit "
+            "or another transformation traces before it runs. Return the loss from that function, and call decide on "
+            "what it returns: loss, state = update(state, batch); schedule.decide(loss)"
         ) from error
 
 

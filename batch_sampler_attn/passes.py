@@ -1,9 +1,10 @@
-"""One pass over batches: a batch is offered, its loss comes in, the decision is collected, and only then the next.
+"""The passes of one schedule over its data: whose turn it is, where epochs begin and end, and who is notified.
 
-Whatever drives a schedule does so through a ``Pass``: a loop around any iterable, a DataLoader with a sampler of ours,
-a device. In short, for a driver that decides batch by batch::
+Whatever hands out batches opens a ``Pass`` for each epoch: a loop around any iterable, a DataLoader with a sampler of
+this package, a trainer, a device. A batch is offered, its loss arrives, the decision is collected, and only then comes
+the next::
 
-    with schedule.open_pass() as current:
+    with passes_of(schedule).open() as current:
         for batch in batches:
             decision = Decision.REPEAT
             while decision is Decision.REPEAT:
@@ -14,72 +15,629 @@ a device. In short, for a driver that decides batch by batch::
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
-from batch_sampler_attn import notices
-from batch_sampler_attn.epochs import Epochs
-from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.state import State
+from batch_sampler_attn import checkpoint, rule
+from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, plural, short_repr, warn
+from batch_sampler_attn.losses import as_float, detached
+from batch_sampler_attn.options import Options, sample_weight
+from batch_sampler_attn.ranks import MessageKind, Ranks, RanksOption
+from batch_sampler_attn.rule import ADVANCE, Criterion, Decision, State
+from batch_sampler_attn.summary import EpochSummary
+
+# What ``decide`` is given where the loss was reported before.
+REPORTED = object()
+
+# A first epoch of so many batches probably never ends: by hand, for want of end_epoch(); in attend(), of a stream.
+_LONG_BY_HAND = 5_000
+_ENDLESS = 1_000_000
+
+# Without a repeat in so many epochs with a threshold, a warning says so.
+_QUIET_EPOCHS = 5
+# An epoch of fewer batches says little about those to come.
+_LEAST_BATCHES = 20
+
+
+class Run(NamedTuple):
+    """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
+
+    Attributes:
+        state: Of the rule.
+        last_summary: Of the epoch that ended last; None before.
+        length: Batches of the epoch in progress, where the loader says so; None where it does not.
+        flight: What the driver has handed out, as a value of its own; None without a driver.
+    """
+
+    state: State
+    last_summary: EpochSummary | None
+    length: int | None
+    flight: Any
+
+
+# Run(...) takes twice as long.
+_run_of = partial(tuple.__new__, Run)
+
+
+class Recorder:
+    """What is notified of a schedule's visits and epochs. A subclass overrides what it needs."""
+
+    def on_visit(
+        self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
+    ) -> None:
+        """A decision was made; the arguments are the fields of ``VisitRecord``."""
+
+    def on_epoch_end(self, summary: EpochSummary) -> None:
+        """An epoch ended."""
+
+    def on_epoch_abandoned(self, epoch: int) -> None:
+        """The visits of the epoch in progress do not count; it begins again."""
+
+    def on_state_loaded(self, epoch: int, visits: int) -> None:
+        """A saved state was loaded, from which training resumes.
+
+        Args:
+            epoch: The epoch in which the state was saved.
+            visits: The visits of that epoch that had been recorded by then. Whatever was recorded after them, and in
+                later epochs, no longer counts.
+        """
+
+    def flush(self) -> None:
+        """A state is being saved: everything recorded up to now must be safe."""
 
 
 class Driver(Protocol):
-    """What hands a schedule's batches out by itself, in place of plain iteration.
+    """What hands out a schedule's batches in place of plain iteration.
 
     Attributes:
-        is_in_order: Whether a batch is done with before the next one is begun.
+        is_in_order: Whether a batch is finished before the next one begins.
+        lock: Held while ``Run`` is replaced, since a loader may ask for indices on another thread.
     """
 
     is_in_order: bool
+    lock: AbstractContextManager[Any]
 
     def deliver(self, loader: Any) -> Iterator[Any]:
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
 
-    def settle(self, decision: Decision, visits: int) -> None:
-        """The loss of the batch that is out was reported, its visit number ``visits``."""
+    def settled(self, flight: Any, decision: Decision | None, visits: int) -> Any:
+        """The flight after the current batch's visit.
 
-    def skip(self) -> None:
-        """The batch that is out is not trained on."""
+        Args:
+            flight: As it was before.
+            decision: On the batch; None if it was skipped.
+            visits: Visits made to it, this one included.
+        """
 
-    def forget_epoch(self) -> None:
-        """The epoch in progress begins anew."""
+    def restarted(self) -> Any:
+        """The flight as an epoch begins again."""
 
 
 class Phase(enum.Enum):
     """What a pass waits for."""
 
-    BETWEEN_BATCHES = "no batch is out"
-    AWAITING_LOSS = "a batch is out"
-    DECIDED = "the loss of the batch that is out was reported"
-    SKIPPED = "the batch that is out was skipped"
-    LEFT = "it did not come to its end"
-    OVER = "it came to its end, or the epoch was begun anew otherwise"
+    BETWEEN_BATCHES = "the next batch"
+    AWAITING_LOSS = "the current batch's loss"
+    DECIDED = "collect(), after a decision"
+    SKIPPED = "collect(), after a skip"
+    LEFT = "nothing: its loop was left"
+    OVER = "nothing: it ended, or its epoch was abandoned"
+
+
+# Looked up in every visit.
+_BETWEEN_BATCHES, _AWAITING_LOSS = Phase.BETWEEN_BATCHES, Phase.AWAITING_LOSS
+_DECIDED, _SKIPPED, _LEFT, _OVER = Phase.DECIDED, Phase.SKIPPED, Phase.LEFT, Phase.OVER
+
+_STALE = (
+    "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state was loaded since. "
+    "Iterate over schedule.attend(loader) again"
+)
+
+
+class Passes:
+    """One schedule's passes.
+
+    Args:
+        options: Of the schedule.
+        criterion: Says which batches want another visit.
+        recorders: As the schedule was given them.
+        ranks: As the schedule was given it.
+        saved_options: What a state that is loaded here has to agree with.
+
+    Attributes:
+        options: The same.
+        criterion: The same.
+        recorders: Notified of every visit and every epoch.
+        ranks: What this process and the others agree on.
+        driver: Hands out the batches; None where a loop iterates over a loader, or is written by hand.
+        run: All that is remembered.
+
+    Raises:
+        OptionError: If an element of ``recorders``, or ``ranks``, is of another kind.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        criterion: Criterion,
+        recorders: Sequence[Recorder],
+        ranks: RanksOption,
+        saved_options: dict[str, Any],
+    ) -> None:
+        self.options = options
+        self.criterion = criterion
+        self.recorders = _checked_recorders(recorders)
+        self.ranks = Ranks(ranks)
+        self.driver: Driver | None = None
+        self.run = Run(State(), None, None, None)
+        self.saved_options = saved_options
+        # After so many batches there is something to say or to do.
+        self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
+        self._pass: Pass | None = None
+        # The loss that report() was given, as a function that waits for it.
+        self._reported: Callable[[], float] | None = None
+        # Whether losses need no ranks: known from the first decision of an epoch on.
+        self._decides_alone = False
+        # What came from passes or a loaded state, and not by hand, in the epoch in progress.
+        self._accounted = 0
+        self._resumed_at: int | None = None
+        self._epochs_left_in_a_row = 0
+        self._quiet_epochs = 0
+        self._has_warned_of_cost = False
+        self._has_warned_of_loss = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A reported loss may be on its way between ranks. In a copy, the visit is reported again.
+        return {**vars(self), "_reported": None}
+
+    @property
+    def state(self) -> State:
+        """The rule's state."""
+        return self.run.state
+
+    @property
+    def last_summary(self) -> EpochSummary | None:
+        """Of the epoch that ended last; None before."""
+        return self.run.last_summary
+
+    @property
+    def active(self) -> Pass | None:
+        """The pass that was opened last, if it has not ended; None in a hand-written loop."""
+        return None if self._pass is None or self._pass.phase is _OVER else self._pass
+
+    @property
+    def current(self) -> Pass | None:
+        """The active pass, if its loop was not left."""
+        current = self._pass
+        return None if current is None or current.phase in (_LEFT, _OVER) else current
+
+    def set_driver(self, driver: Driver) -> None:
+        """Have ``driver`` hand out the batches.
+
+        Raises:
+            ProtocolError: If another one does so already.
+        """
+        if self.driver is not None:
+            raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
+        self.driver = driver
+        self._replace(self.run.state, flight=driver.restarted())
+
+    # Visits ----------------------------------------------------------------------------------------------
+
+    def decide(self, loss: object, samples: object) -> Decision:
+        """``BatchAttentionSchedule.decide``."""
+        current = self._pass_awaiting("decide")
+        if loss is REPORTED or samples is not None or not self._decides_alone:
+            loss = self._agreed_loss(current, loss, samples)
+        value = loss if type(loss) is float else as_float(loss)
+        state, last_summary, length, flight = self.run
+        driver = self.driver
+        # Deferred repeats finish in another order than their batches began.
+        batch = state.batches if driver is None or driver.is_in_order or current is None else current.position
+        after, decision = rule.visit(self.options, self.criterion, state, value, batch)
+        if driver is None:
+            self.run = _run_of((after, last_summary, length, flight))
+        else:
+            with driver.lock:
+                flight = driver.settled(self.run.flight, decision, state.visits + 1)
+                self.run = _run_of((after, last_summary, length, flight))
+        if current is not None:
+            current.phase, current.decision = _DECIDED, decision
+        is_noted = after.nonfinite_losses > state.nonfinite_losses or after.batches in self._noted_batches
+        if self.recorders or is_noted:
+            self._note_visit(current, state, value, decision)
+        return decision
+
+    def report(self, loss: object, samples: object, caller: str = "report") -> None:
+        """``BatchAttentionSchedule.report``."""
+        current = self._pass_awaiting(caller)
+        if self._reported is not None:
+            raise ProtocolError(f"{caller}() was given a loss after report(); call decide() without one")
+        state = self.state
+        if current is None:
+            self._begin_by_hand()
+        elif samples is None and current.indices is not None:
+            samples = len(current.indices)
+        position = state.position if current is None else current.position
+        if self.ranks.transport is not None:
+            self._reported = self.ranks.send_loss(state.epoch, position, state.visits + 1, loss, samples)
+        else:
+            if samples is not None:
+                sample_weight("samples", samples)
+            self._reported = partial(as_float, detached(loss))
+
+    def skip(self) -> None:
+        """``BatchAttentionSchedule.skip``."""
+        current = self._pass_awaiting("skip")
+        if self._reported is not None:
+            raise ProtocolError("skip() was called after report() had this visit's loss; call decide()")
+        state = self.state
+        if current is None:
+            self._begin_by_hand()
+        position = state.position if current is None else current.position
+        self.ranks.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
+        with _lock_of(self.driver):
+            flight = None if self.driver is None else self.driver.settled(self.run.flight, None, state.visits)
+            self.run = self.run._replace(state=rule.skip(state), flight=flight)
+        if current is not None:
+            current.phase, current.decision = _SKIPPED, ADVANCE
+        if self.state.batches == self.options.epoch_length:
+            self.end_epoch()
+
+    def _agreed_loss(self, current: Pass | None, loss: object, samples: object) -> float:
+        """The loss to decide on, reported just now or before; with ranks, its mean over them."""
+        if loss is not REPORTED:
+            self.report(loss, samples, "decide")
+        elif samples is not None:
+            raise ProtocolError("decide() without a loss was given samples=; give it to report()")
+        reported, self._reported = self._reported, None
+        if reported is None:
+            raise ProtocolError(
+                "decide() was called without a loss, and none was reported. Call schedule.decide(loss), or "
+                "schedule.report(loss) before it"
+            )
+        self._decides_alone = self.ranks.transport is None
+        return reported()
+
+    def _pass_awaiting(self, caller: str) -> Pass | None:
+        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop.
+
+        Raises:
+            ProtocolError: If no batch is waiting for one.
+        """
+        current = self._pass
+        if current is not None and current.phase is _AWAITING_LOSS:
+            return current
+        if current is not None and current.phase is _LEFT:
+            self.abandon(was_left=True)
+        elif current is not None and current.phase is not _OVER:
+            raise current.out_of_turn(caller)
+        if self.driver is not None:
+            raise ProtocolError(
+                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Iterate over "
+                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+            )
+        return None
+
+    def _note_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
+        """Notify recorders, warn, and end the epoch if it has a fixed length that is reached."""
+        state = self.run.state
+        position, indices = (before.position, None) if current is None else (current.position, current.indices)
+        try:
+            for recorder in self.recorders:
+                recorder.on_visit(state.epoch, position, before.visits + 1, loss, decision, indices)
+            if state.nonfinite_losses != before.nonfinite_losses and not self._has_warned_of_loss:
+                self._has_warned_of_loss = True
+                what = "not finite" if loss - loss != 0.0 else "too large to be averaged"
+                warn(
+                    f"a loss of {loss} in epoch {state.epoch} is {what}: its batch is not repeated, and the loss is "
+                    "kept out of the mean (one warning an epoch; EpochSummary.nonfinite_losses counts them)"
+                )
+            if state.batches in (_LONG_BY_HAND, _ENDLESS) and decision is ADVANCE:
+                self._warn_of_long_epoch(state.batches)
+        finally:
+            # A recorder or a warning that raises must not make the epoch miss its end.
+            if state.batches == self.options.epoch_length:
+                self.end_epoch()
+
+    # Epochs ----------------------------------------------------------------------------------------------
+
+    def open(self, length: int | None = None, common: dict[str, Any] | None = None) -> Pass:
+        """Begin a pass over batches. The epoch of a pass that was open is abandoned.
+
+        Args:
+            length: How many batches there are, if all of them will be offered from the first one on.
+            common: What has to be the same on every rank, besides options, state and length, as JSON types.
+
+        Raises:
+            ProtocolError: If there are decisions from outside any pass, or more batches than remain of a resumed epoch,
+                or ranks without the ``ranks`` option.
+            RanksDivergedError: If another rank is elsewhere.
+        """
+        self.ranks.require_choice()
+        if self.active is not None:
+            self.abandon(was_left=True)
+        state = self.state
+        if state.progress not in (0, self._accounted):
+            raise ProtocolError(
+                "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
+                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
+                "count in the epoch that is about to begin. Forget them with schedule.abandon_epoch(); if they are an "
+                "epoch of a hand-written loop, end it with schedule.end_epoch()"
+            )
+        if length is not None and self.driver is None:
+            self._check_remaining(length)
+        self._agree_on_begin(length, common)
+        if not state.progress:
+            self.run = self.run._replace(length=length)
+        self._pass = Pass(self, announces=length is None)
+        return self._pass
+
+    def end_epoch(self, host_reads: int | None = None) -> EpochSummary:
+        """End the epoch in progress.
+
+        Args:
+            host_reads: For its summary.
+
+        Raises:
+            EmptyEpochError: If it has no batch.
+            ProtocolError: If the criterion says that it cannot end here.
+            RanksDivergedError: If another rank is not at its end.
+        """
+        state = self.state
+        self.ranks.end(state.epoch, state.position)
+        if not state.batches:
+            raise EmptyEpochError(
+                "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "
+                "less than one batch of data? Or is it an iterator (a generator, enumerate, zip, map) that an earlier "
+                "epoch used up? Then give attend() the loader itself: "
+                "for index, batch in enumerate(schedule.attend(loader))"
+            )
+        after, summary = rule.end_epoch(self.criterion, state)
+        summary = dataclasses.replace(summary, host_reads=host_reads)
+        # A fixed length ends epochs wherever the loader is, so what is in flight stays in flight.
+        is_loaders_end = self.options.epoch_length is None
+        flight = self.driver.restarted() if self.driver is not None and is_loaders_end else ...
+        self._replace(after, last_summary=summary, length=None, flight=flight)
+        self._epochs_left_in_a_row = 0
+        self._begin()
+        for recorder in self.recorders:
+            recorder.on_epoch_end(summary)
+        self._warn_of_overhead(summary)
+        return summary
+
+    def end_epoch_by_hand(self) -> EpochSummary:
+        """``BatchAttentionSchedule.end_epoch``."""
+        if self.options.epoch_length is not None:
+            length = self.options.epoch_length
+            raise ProtocolError(f"epoch_length={length} ends each epoch by itself; do not call end_epoch()")
+        if self.active is not None:
+            raise ProtocolError(
+                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
+                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
+                "BatchAttentionSampler(..., batches_per_epoch=n)"
+            )
+        if visits := self.state.visits:
+            raise ProtocolError(
+                f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
+                "ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
+            )
+        if self._reported is not None:
+            raise ProtocolError("end_epoch() was called after report() had a visit's loss; call decide() first")
+        self._decides_alone = False  # there may be ranks from the next epoch on
+        return self.end_epoch()
+
+    def abandon(self, *, was_left: bool) -> None:
+        """Forget the epoch in progress; it sets no threshold.
+
+        Args:
+            was_left: True if its loop was left, False if the user asked for it.
+        """
+        self._retire_pass()
+        if self.state.progress:
+            for recorder in self.recorders:
+                recorder.on_epoch_abandoned(self.state.epoch)
+        flight = None if self.driver is None else self.driver.restarted()
+        self._replace(self.state.restarted(), length=None, flight=flight)
+        self._begin()
+        self._epochs_left_in_a_row = self._epochs_left_in_a_row + 1 if was_left else 0
+        if self._epochs_left_in_a_row == 2:
+            warn(
+                "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing "
+                "will ever repeat. To train on n batches an epoch, give attend() no more: "
+                "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for "
+                "epochs of n batches of a stream, use epoch_length=n"
+            )
+
+    def _begin(self) -> None:
+        self.ranks.forget()
+        self._has_warned_of_loss = False
+        self._accounted = 0
+        self._resumed_at = None
+
+    def _begin_by_hand(self) -> None:
+        """A visit is made outside of any pass: it may be the first of its epoch."""
+        self.ranks.require_choice()
+        self._agree_on_begin(None, None)
+
+    def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None) -> None:
+        if self.ranks.transport is not None:
+            state = self.state
+            facts = {**self.saved_options, "batches to come": length, **(common or {}), **state._asdict()}
+            self.ranks.begin(state.epoch, state.position, state.visits, facts)
+
+    def _check_remaining(self, length: int) -> None:
+        """Refuse a whole loader where a loaded state has a part of the epoch behind it."""
+        if self._resumed_at is not None and self._resumed_at < self._whole_length == length:
+            raise ProtocolError(
+                f"the schedule resumes in mid-epoch, after {self._resumed_at} batches, and the loader has {length}, as "
+                "many as the whole epoch. Give attend() the remaining ones, in the order of the saved run: "
+                "schedule.attend(itertools.islice(loader, schedule.batch_index, None)); or begin the epoch again after "
+                "schedule.abandon_epoch()"
+            )
+
+    @property
+    def _whole_length(self) -> int:
+        """Batches of the whole epoch in progress, as far as that is known; else 0."""
+        _, last_summary, length, _ = self.run
+        if length is not None:
+            return length
+        return 0 if last_summary is None or self.options.epoch_length is not None else last_summary.batches
+
+    def close_epoch(self, host_reads: int | None) -> None:
+        """A pass has come to its end: so has its epoch, unless epochs have a fixed length."""
+        self._accounted = self.state.progress
+        if self.options.epoch_length is not None:
+            return
+        total, resumed_at = self.state.position, self._resumed_at
+        expected = 0 if self.driver is not None else self._whole_length
+        self.end_epoch(host_reads)
+        # Epochs may differ in length, but hardly by just what was trained on, or left out, twice.
+        if resumed_at is not None and abs(total - expected) == resumed_at < expected:
+            warn(
+                f"the epoch that was resumed after {resumed_at} batches had {total} batches in all, instead of "
+                f"{expected}. After load_state_dict() in mid-epoch, give attend() the remaining batches, just once: "
+                "schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
+            )
+
+    # Warnings --------------------------------------------------------------------------------------------
+
+    def _warn_of_overhead(self, summary: EpochSummary) -> None:
+        """Warn, once each, where the options make for no repeats at all, or for far too many."""
+        options, mean_loss = self.options, summary.mean_loss
+        # A control's mean never sets a threshold.
+        is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
+        if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
+            lowest = f"below floor={options.floor}" if options.floor else "negative"
+            warn(
+                f"the mean loss of epoch {summary.epoch} is {mean_loss}, {lowest}: the threshold is below the mean "
+                "then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
+            )
+            return
+        if summary.threshold is None or summary.batches < _LEAST_BATCHES:
+            return
+        if summary.overhead > 1 and not self._has_warned_of_cost:
+            self._has_warned_of_cost = True
+            warn(
+                f"epoch {summary.epoch} took {summary.overhead:.0%} more updates than plain training. Set budget=0.2, "
+                f"say, for at most 20 %, or max_visits, or a higher k than {options.k} (one warning)"
+            )
+        self._quiet_epochs = -1 if summary.repeats or self._quiet_epochs < 0 else self._quiet_epochs + 1
+        if self._quiet_epochs == _QUIET_EPOCHS and options.max_visits != 1:
+            advice = "Raise the budget, or shuffle the data" if options.budget is not None else "Use a lower k, or wait"
+            warn(
+                f"k={options.k} has repeated nothing in {_QUIET_EPOCHS} epochs with a threshold. {advice}: batches "
+                "differ more as training continues (one warning)"
+            )
+
+    def _warn_of_long_epoch(self, batches: int) -> None:
+        """Warn where the first epoch probably has no end, so that nothing ever repeats."""
+        is_by_hand = self._pass is None and batches == _LONG_BY_HAND
+        is_endless = batches == _ENDLESS and self._pass is not None
+        if self.last_summary is None and self.options.epoch_length is None and (is_by_hand or is_endless):
+            end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
+            warn(
+                f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
+                f"ended: {end}use BatchAttentionSchedule(epoch_length=N), which ends one every N batches"
+            )
+
+    # States ----------------------------------------------------------------------------------------------
+
+    def pack(self) -> dict[str, Any]:
+        """All that is remembered but the flight, as JSON types."""
+        for recorder in self.recorders:
+            try:
+                recorder.flush()
+            except OSError as error:
+                warn(f"{type(recorder).__name__} could not write what it had recorded: {error}")
+        return self.pack_run(self.run)
+
+    def pack_run(self, run: Run) -> dict[str, Any]:
+        """One value of ``run``, but for the flight, as JSON types."""
+        summary = run.last_summary
+        return checkpoint.seal(
+            {
+                "options": self.saved_options,
+                "state": run.state._asdict(),
+                "last_summary": None if summary is None else summary.as_dict(),
+                "epoch_batches": run.length,
+                "ranks": self.ranks.count,
+            }
+        )
+
+    def unpack(self, packed: object) -> Run:
+        """What ``assign`` takes, of a saved state, without a flight.
+
+        Raises:
+            StateError: If it is of another version or of other options, or is damaged.
+        """
+        keys = {"options", "state", "last_summary", "epoch_batches", "ranks"}
+        fields = checkpoint.unseal("the schedule's state", packed, keys)
+        checkpoint.check_options(self.saved_options, fields["options"])
+        state, summary = State(**fields["state"]), fields["last_summary"]
+        checkpoint.check_ranks(fields["ranks"], self.ranks.count, is_in_epoch=state.progress > 0)
+        return Run(state, None if summary is None else EpochSummary(**summary), fields["epoch_batches"], None)
+
+    def assign(self, run: Run) -> None:
+        """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
+        self._retire_pass()
+        with _lock_of(self.driver):
+            self.run = run
+        self._begin()
+        state = run.state
+        self._has_warned_of_loss = state.nonfinite_losses > 0
+        self._accounted = state.progress
+        self._resumed_at = state.position or None
+        for recorder in self.recorders:
+            # Recorders of the user's own may lack it.
+            if hasattr(recorder, "on_state_loaded"):
+                recorder.on_state_loaded(state.epoch, state.batches + state.repeats)
+
+    def replace_state(self, state: State) -> None:
+        """Visits were made and decided on elsewhere: this is the state that they led to."""
+        self._replace(state)
+
+    def _replace(self, state: State, flight: Any = ..., **changes: Any) -> None:
+        with _lock_of(self.driver):
+            kept = self.run.flight if flight is ... else flight
+            self.run = self.run._replace(state=state, flight=kept, **changes)
+
+    def _retire_pass(self) -> None:
+        self._reported = None
+        if self._pass is not None:
+            self._pass.phase = _OVER
+            self._pass = None
 
 
 class Pass:
     """Keeps batches and losses in step, and refuses what is out of turn.
 
-    As a context manager it is closed at the end: finished if the body came to its end, left if it raised.
+    As a context manager it is closed at the end: finished if the body reached its end, left if it raised.
 
     Args:
-        epochs: Of the schedule that it is of.
-        driver: The schedule's, if it has one.
+        passes: Of the schedule.
+        announces: Whether other ranks are notified of each batch, since none knows how many there are.
 
     Attributes:
         phase: What it waits for.
-        position: The position of the batch that is out, or was last.
-        indices: Its dataset indices, if the driver said them.
+        position: The position of the current batch, or of the last one.
+        indices: Its dataset indices, if the driver gave them.
+        is_first_visit: Whether the current visit is the batch's first.
+        decision: On the current batch.
     """
 
-    def __init__(self, epochs: Epochs, driver: Driver | None) -> None:
-        self.phase = Phase.BETWEEN_BATCHES
-        self.position = epochs.state.position
+    def __init__(self, passes: Passes, *, announces: bool = False) -> None:
+        self.phase = _BETWEEN_BATCHES
+        self.position = passes.state.position
         self.indices: Sequence[int] | None = None
-        self._epochs = epochs
-        self._driver = driver
-        self._decision = Decision.ADVANCE
+        self.is_first_visit = True
+        self.decision = ADVANCE
+        self._passes = passes
+        self._announces = announces and passes.ranks.transport is not None
 
     def __enter__(self) -> Pass:
         return self
@@ -90,9 +648,7 @@ class Pass:
     @property
     def may_repeat(self) -> bool:
         """Whether any batch may ever be repeated."""
-        return self._epochs.may_ever_repeat
-
-    # The driver's side -----------------------------------------------------------------------------------
+        return self._passes.options.max_visits != 1
 
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
@@ -107,13 +663,18 @@ class Pass:
         Raises:
             ProtocolError: If the pass is stale.
         """
-        self._check_is_open()
-        state = self._epochs.state
-        if visits is not None:
-            state.visits = visits
+        if self.phase is not _BETWEEN_BATCHES:
+            self._check_is_open()
+        state = self._passes.run.state
+        if visits is not None and visits != state.visits:
+            state = state._replace(visits=visits)
+            self._passes.replace_state(state)
         self.position = state.position if position is None else position
+        self.is_first_visit = not state.visits
         self.indices = indices
-        self.phase = Phase.AWAITING_LOSS
+        if self._announces and not state.visits:
+            self._passes.ranks.notify(MessageKind.BATCH, state.epoch, self.position, 1)
+        self.phase = _AWAITING_LOSS
 
     def collect(self) -> Decision:
         """The decision on the batch that was yielded; ADVANCE, if it was skipped.
@@ -121,99 +682,85 @@ class Pass:
         Raises:
             ProtocolError: If there is none yet, or the pass is stale.
         """
-        self._check_is_open()
-        if self.phase not in (Phase.DECIDED, Phase.SKIPPED):
-            self._epochs.agreement.refuse(self._epochs.state, self.position)
+        if self.phase is not _DECIDED and self.phase is not _SKIPPED:
+            self._check_is_open()
+            state = self._passes.state
+            self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
-                "the next batch was asked for before decide() was told the loss of the last one. Call "
+                "the next batch was requested before decide() had the loss of the last one. Call "
                 "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "
                 "iterate over the loader that attend() was given. If something between attend() and your loop reads "
                 "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
             )
-        self.phase = Phase.BETWEEN_BATCHES
-        return self._decision
+        self.phase = _BETWEEN_BATCHES
+        return self.decision
 
     def take_over(self, state: State) -> None:
-        """Visits were made, and decided on, elsewhere: this is what the epoch's state came to.
+        """Visits were made and decided on elsewhere: this is the state that they led to.
 
         Raises:
             ProtocolError: If the pass is stale.
         """
         self._check_is_open()
-        self._epochs.state = state
+        self._passes.replace_state(state)
 
     def close(self, *, finished: bool, host_reads: int | None = None) -> None:
-        """End the pass, and with it the epoch, unless epochs are windows; do nothing if it is over already.
+        """End the pass and its epoch, unless epochs have a fixed length; do nothing if it is over already.
 
         Args:
-            finished: Whether all its batches were done with. If not, the epoch begins anew with the next pass.
+            finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
             host_reads: For the epoch's summary.
 
         Raises:
             EmptyEpochError: If there was no batch.
             ProtocolError: If the criterion says that the epoch cannot end here.
         """
-        if self.phase in (Phase.LEFT, Phase.OVER):
+        if self.phase in (_LEFT, _OVER):
             return
-        self.phase = Phase.OVER if finished else Phase.LEFT
-        if not finished:
-            return
-        epochs = self._epochs
-        epochs.account()
-        if epochs.options.window is not None:
-            return
-        total, resumed_at = epochs.state.position, epochs.resumed_at
-        last_total = 0 if self._driver is not None else epochs.last_total
-        epochs.end(host_reads)
-        # Epochs may differ in length, but hardly by just what was behind: trained on, or left out, twice.
-        if resumed_at is not None and abs(total - last_total) == resumed_at < last_total:
-            notices.other_total_after_resume(total, last_total, resumed_at)
+        self.phase = _OVER if finished else _LEFT
+        if finished:
+            self._passes.close_epoch(host_reads)
 
-    def _check_is_open(self) -> None:
-        if self.phase in (Phase.LEFT, Phase.OVER):
-            raise ProtocolError(
-                "this iterator is stale: another pass of attend() was begun, the epoch was abandoned, or a state was "
-                "loaded since. Iterate over schedule.attend(loader) anew"
-            )
-
-    # The schedule's side ---------------------------------------------------------------------------------
-
-    def check_word_is_due(self, word: str) -> None:
-        """Refuse a loss, or a skip, that belongs to no batch.
+    def out_of_turn(self, caller: str) -> ProtocolError:
+        """What to raise where a loss, or a skip, is for no batch.
 
         Args:
-            word: What was called, "decide", "report" or "skip".
-
-        Raises:
-            ProtocolError: If no batch is waiting for one.
+            caller: "decide", "report" or "skip".
         """
-        if self.phase is Phase.SKIPPED:
-            raise ProtocolError(f"{word}() was called for a batch that had been skipped; go on to the next batch")
-        if self.phase is Phase.DECIDED and word in ("decide", "report"):
-            raise ProtocolError(
-                f"{word}() was called twice for one batch. Report one loss for each batch that attend() yields; "
-                "it yields the batch again by itself when the decision is REPEAT"
+        if self.phase is _SKIPPED:
+            return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
+        if self.phase is _BETWEEN_BATCHES:
+            return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
+        if caller == "skip":
+            return ProtocolError(
+                "skip() was called after decide() had this visit's loss. Call it instead of decide(); to leave a batch "
+                "that is to be repeated, call it when attend() yields the batch again"
             )
-        if self.phase is Phase.DECIDED:
-            raise ProtocolError(
-                f"{word}() was called after decide() had been told this visit's loss. Call it instead of decide(); to "
-                "leave a batch that is to be repeated, call it when attend() yields the batch again"
-            )
-        if self.phase is Phase.BETWEEN_BATCHES:
-            raise ProtocolError(f"{word}() was called before attend() had yielded a batch")
+        return ProtocolError(
+            f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
+            "yields the batch again by itself when the decision is REPEAT"
+        )
 
-    def settle(self, decision: Decision, visits: int) -> None:
-        """The loss of the batch that is out was reported."""
-        self.phase, self._decision = Phase.DECIDED, decision
-        if self._driver is not None:
-            self._driver.settle(decision, visits)
+    def _check_is_open(self) -> None:
+        if self.phase in (_LEFT, _OVER):
+            raise ProtocolError(_STALE)
 
-    def skip(self) -> None:
-        """The batch that is out was skipped."""
-        self.phase, self._decision = Phase.SKIPPED, Decision.ADVANCE
-        if self._driver is not None:
-            self._driver.skip()
 
-    def retire(self) -> None:
-        """Another pass begins, or the epoch begins anew: whoever holds this one finds it stale."""
-        self.phase = Phase.OVER
+# For schedules without a driver, which one thread uses.
+_NO_LOCK: AbstractContextManager[None] = nullcontext()
+
+
+def _lock_of(driver: Driver | None) -> AbstractContextManager[Any]:
+    return _NO_LOCK if driver is None else driver.lock
+
+
+def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:
+    are_recorders = isinstance(recorders, (list, tuple)) and all(
+        hasattr(recorder, "on_visit") and not isinstance(recorder, type) for recorder in recorders
+    )
+    if not are_recorders:
+        raise OptionError(
+            f"recorders is {short_repr(recorders)}; it must be a list of recorders, such as [MemoryRecorder()] from "
+            "batch_sampler_attn.recorders"
+        )
+    return tuple(recorders)  # type: ignore[arg-type]

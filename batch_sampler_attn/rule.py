@@ -1,6 +1,6 @@
-"""The rule of Batch-attention as a step from (state, loss) to (state, decision).
+"""The rule of Batch-attention: from (state, loss) to (state, decision), and from an epoch's end to the next threshold.
 
-Nothing here knows of loaders, frameworks or recorders; whatever drives training calls this.
+Everything here is a value or a function of values. Loaders, frameworks, ranks and recorders are elsewhere.
 
 Source: Hu, Li, Wu, "Batch-attention: a method for reconciling overfitting and underfitting in deep
 learning", Science & Technology Review 41(13), 2023, section 3.
@@ -8,119 +8,321 @@ learning", Science & Technology Review 41(13), 2023, section 3.
 
 from __future__ import annotations
 
-import copy
 import enum
-from math import inf, isfinite, nan
+import math
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
-from batch_sampler_attn.criteria import Criterion, threshold_of
-from batch_sampler_attn.errors import NonfiniteLossError
+from batch_sampler_attn.errors import NonfiniteLossError, ProtocolError
 from batch_sampler_attn.options import Options
-from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
-
-# What ``step`` takes, and what epochs come to, are looked for here.
-__all__ = ["Decision", "EpochSummary", "Options", "State", "end_epoch", "skip", "step", "summarize", "visit"]
 
 
 class Decision(enum.Enum):
-    """What to do after a visit: train on the same batch again, or go on to the next."""
+    """What to do after a visit: train on the same batch again, or take the next one."""
 
     REPEAT = "repeat"
     ADVANCE = "advance"
 
 
-# Looking a member up in its enum takes as long as a quarter of a visit.
+# A member of an enum takes as long to look up as a quarter of a visit.
 REPEAT, ADVANCE = Decision.REPEAT, Decision.ADVANCE
 
 
-def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
-    """The paper's rule as a pure function: one visit's loss in, the next state and the decision out.
+class State(NamedTuple):
+    """Everything the rule remembers between two visits: twelve numbers, however long the run.
+
+    Attributes:
+        epoch: Epochs ended so far.
+        threshold: K times the mean loss of the previous epoch; None while there is none, and no batch repeats.
+        strictness: The factor by which a budget has raised the threshold, where it is above 1; 1 without a budget.
+        loss_sum: Sum of the losses that entered this epoch's mean, in double precision, in order of arrival.
+        loss_count: How many losses that is.
+        batches: Batches of this epoch that are finished.
+        visits: Visits made to the current batch; 0 before its first.
+        repeats: REPEAT decisions of this epoch.
+        most_visits: Most visits to one finished batch of this epoch; 0 while none was repeated.
+        capped_batches: Batches left above the threshold because they had taken ``max_visits``.
+        nonfinite_losses: NaN and infinite losses of this epoch, and those too large to be added up.
+        skipped_batches: Batches of this epoch that were skipped before their first visit.
+    """
+
+    epoch: int = 0
+    threshold: float | None = None
+    strictness: float = 1.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    batches: int = 0
+    visits: int = 0
+    repeats: int = 0
+    most_visits: int = 0
+    capped_batches: int = 0
+    nonfinite_losses: int = 0
+    skipped_batches: int = 0
+
+    @property
+    def position(self) -> int:
+        """Position, from 0, of the current batch in its epoch."""
+        return self.batches + self.skipped_batches
+
+    @property
+    def progress(self) -> int:
+        """How much has happened in the epoch: 0 if and only if nothing has."""
+        return self.batches + self.repeats + self.skipped_batches
+
+    def restarted(self) -> State:
+        """The state as this epoch began. What earlier epochs set stays."""
+        return State(self.epoch, self.threshold, self.strictness)
+
+
+# State(...) takes twice as long.
+_state_of = partial(tuple.__new__, State)
+
+
+class Criterion(Protocol):
+    """Says which batches want another visit."""
+
+    def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
+        """Whether the current batch wants another visit at once, and the strictness from here on.
+
+        Args:
+            state: As it was before this visit.
+            loss: The loss of this visit; NaN for every loss that does not count.
+            batch: The place, from 0, at which the batch finishes in its epoch.
+
+        Raises:
+            ProtocolError: If there is no such batch.
+        """
+
+    def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
+        """The threshold that comes into force as an epoch ends.
+
+        Args:
+            state: At the end of the epoch.
+            mean_loss: Of the epoch; None if no loss counted.
+
+        Raises:
+            ProtocolError: If the epoch cannot end here.
+        """
+
+
+class LossThreshold:
+    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4).
 
     Args:
-        options: The options; never changed.
-        state: The state before the visit; never changed.
+        k: In units of that mean minus the floor.
+        warmup_epochs: Epochs without a threshold, at the start.
+        floor: The lowest loss that can be; 0 in the paper.
+    """
+
+    def __init__(self, k: float, warmup_epochs: int, floor: float = 0.0) -> None:
+        self._k = k
+        self._warmup_epochs = warmup_epochs
+        self._floor = floor
+
+    def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
+        """Whether the loss is above the threshold, if there is one. NaN is above nothing."""
+        del batch
+        threshold = state.threshold
+        return threshold is not None and loss > threshold, state.strictness
+
+    def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
+        """``floor + k * (mean - floor)``."""
+        if state.epoch + 1 < self._warmup_epochs or mean_loss is None:
+            return None
+        threshold = self._floor + self._k * (mean_loss - self._floor)
+        # Nothing is above a product too large for a double.
+        return threshold if math.isfinite(threshold) else None
+
+
+class BudgetedThreshold(LossThreshold):
+    """The paper's threshold, raised as far as it takes to keep repeats within a fraction of the base batches.
+
+    Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
+    ``budget`` repeats a batch. It is never below the paper's. An unused budget lets as many repeats pass as ten batches
+    have of it before the threshold rises. So the budget goes to the worst batches rather than to the first. A repeat
+    that would exceed the budget at this point of the epoch is not made.
+
+    Args:
+        k: As for ``LossThreshold``.
+        warmup_epochs: As for ``LossThreshold``.
+        floor: As for ``LossThreshold``.
+        budget: The most repeats, over base batches begun, at any point of an epoch.
+    """
+
+    def __init__(self, k: float, warmup_epochs: int, floor: float, budget: float) -> None:
+        super().__init__(k, warmup_epochs, floor)
+        self._budget = budget
+        self._up, self._down, self._least = strictness_steps(budget)
+
+    def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
+        """Whether the loss is above the raised threshold and the budget allows for a repeat."""
+        del batch
+        if state.threshold is None:
+            return False, state.strictness
+        is_above = loss > self._floor + max(1.0, state.strictness) * (state.threshold - self._floor)
+        strictness = max(self._least, state.strictness * (self._up if is_above else self._down))
+        return is_above and state.repeats + 1 <= self._budget * (state.batches + 1), strictness
+
+
+def strictness_steps(budget: float) -> tuple[float, float, float]:
+    """How strictness moves: the factor after a visit above the raised threshold, after any other, and its least."""
+    # A tenth: large enough to follow within some dozens of batches, small enough to be steady among single losses.
+    return math.exp(0.1), math.exp(-0.1 * budget), math.exp(-budget)
+
+
+class RandomVisits:
+    """The criterion of the control at equal compute: each batch is visited as often as was drawn for it.
+
+    Args:
+        visit_counts: For each epoch, the visits to each batch; they go to the epoch's batches in random order.
+        seed: Of the draw.
+    """
+
+    def __init__(self, visit_counts: Sequence[Sequence[int]], seed: int) -> None:
+        self._visit_counts = visit_counts
+        self._seed = seed
+        self._drawn_epoch: int | None = None
+        self._drawn: list[int] = []
+
+    def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
+        """Whether visits are left, whatever the loss is."""
+        del loss
+        drawn = self.draw(state.epoch)
+        if batch >= len(drawn):
+            raise ProtocolError(
+                f"epoch {state.epoch} has more batches than the {len(drawn)} of visit_counts[{state.epoch}]"
+            )
+        return state.visits + 1 < drawn[batch], state.strictness
+
+    def next_threshold(self, state: State, mean_loss: float | None) -> None:
+        """None: there is no threshold."""
+        del mean_loss
+        batches = len(self.draw(state.epoch))
+        if state.position < batches:
+            raise ProtocolError(
+                f"epoch {state.epoch} ended after {state.batches} batches, but visit_counts[{state.epoch}] has "
+                f"{batches}; use the data and the batch size of the run that the counts come from"
+            )
+
+    def draw(self, epoch: int) -> list[int]:
+        """The visits to each batch of an epoch.
+
+        Raises:
+            ProtocolError: If there are no counts for this epoch.
+        """
+        if epoch != self._drawn_epoch:
+            if epoch >= len(self._visit_counts):
+                raise ProtocolError(f"epoch {epoch} began, but visit_counts has {len(self._visit_counts)} epochs")
+            self._drawn = [*self._visit_counts[epoch]]
+            # A string seeds the same on every platform and Python version.
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._drawn)
+            self._drawn_epoch = epoch
+        return self._drawn
+
+
+def criterion_of(options: Options) -> LossThreshold:
+    """The criterion that a schedule's options describe."""
+    if options.budget is None:
+        return LossThreshold(options.k, options.warmup_epochs, options.floor)
+    return BudgetedThreshold(options.k, options.warmup_epochs, options.floor, options.budget)
+
+
+def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
+    """The paper's rule for one visit.
+
+    Args:
+        options: The options.
+        state: The state before the visit.
         loss: The batch loss of this visit, computed before this visit's update.
 
     Raises:
         NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
     """
-    after = copy.copy(state)
-    return after, visit(options, threshold_of(options), after, loss, state.batches)
+    return visit(options, criterion_of(options), state, loss, state.batches)
 
 
-def visit(options: Options, criterion: Criterion, state: State, loss: float, batch: int) -> Decision:
-    """``step`` in place, with any criterion, for callers that own their state.
+def visit(options: Options, criterion: Criterion, state: State, loss: float, batch: int) -> tuple[State, Decision]:
+    """``step`` with any criterion.
 
     Args:
         options: The options.
         criterion: Says whether the batch wants another visit.
-        state: The state before the visit, and after it.
+        state: The state before the visit.
         loss: The batch loss of this visit.
-        batch: As a ``Criterion`` takes it.
+        batch: As ``Criterion.judge`` takes it.
 
     Raises:
         NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
-        ProtocolError: As the criterion raises it. Nothing has changed if anything is raised.
+        ProtocolError: If the criterion raises it.
     """
-    visits = state.visits + 1
-    total = state.loss_sum + loss
-    # The sum is finite before, always. A loss that would make it infinite cannot count.
-    counts = isfinite(total)
-    if not counts and options.nonfinite == "raise":
-        raise NonfiniteLossError(
-            f"the loss is {loss} in epoch {state.epoch}, batch {state.position}, visit {visits}. Lower the "
-            "learning rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
-        )
-    is_wanted = criterion.wants_repeat(state, loss if counts else nan, batch)
-    repeats = is_wanted and (options.max_visits is None or visits < options.max_visits)
-    if counts and _enters_mean(options.epoch_loss, visits, repeats=repeats):
-        state.loss_sum = total
-        state.loss_count += 1
-    state.nonfinite_losses += not counts
-    if repeats:
-        state.visits = visits
-        state.repeats += 1
-        return REPEAT
-    state.visits = 0
-    state.batches += 1
-    state.capped_batches += is_wanted
-    if visits > 1:
-        state.most_visits = max(state.most_visits, visits)
-    return ADVANCE
+    epoch, threshold, _, loss_sum, loss_count, batches, visits, repeats, most_visits, capped, nonfinite, skipped = state
+    visits += 1
+    total = loss_sum + loss
+    # The sum before is always finite. A loss that would make it infinite cannot count.
+    counts = math.isfinite(total)
+    if not counts:
+        if options.nonfinite == "raise":
+            raise NonfiniteLossError(
+                f"the loss is {loss} in epoch {epoch}, batch {state.position}, visit {visits}. Lower the learning "
+                "rate, clip gradients or look at this batch; nonfinite='advance' skips such losses"
+            )
+        loss = math.nan
+        nonfinite += 1
+    is_wanted, strictness = criterion.judge(state, loss, batch)
+    is_repeated = is_wanted and (options.max_visits is None or visits < options.max_visits)
+    reading = options.epoch_loss
+    if counts and (visits == 1 if reading == "first" else reading == "all" or not is_repeated):
+        loss_sum = total
+        loss_count += 1
+    if is_repeated:
+        repeats += 1
+        decision = REPEAT
+    else:
+        batches += 1
+        capped += is_wanted
+        if visits > 1:
+            most_visits = max(most_visits, visits)
+        visits = 0
+        decision = ADVANCE
+    after = (
+        epoch, threshold, strictness, loss_sum, loss_count, batches, visits, repeats, most_visits, capped, nonfinite,
+        skipped,
+    )  # fmt: skip
+    return _state_of(after), decision
 
 
-def _enters_mean(epoch_loss: str, visits: int, *, repeats: bool) -> bool:
-    if epoch_loss == "first":
-        return visits == 1
-    return epoch_loss == "all" or not repeats
+def skip(state: State) -> State:
+    """The state after the current batch is skipped: no visit, no loss.
 
-
-def skip(state: State) -> None:
-    """Leave the batch in progress, in place: no visit, no loss.
-
-    One that was visited is done with the visits it had: what its REPEAT decisions counted as repeats to come is one
-    less, and its visits stay as many as were made.
+    A batch that was visited is finished with the visits it had. Its last REPEAT counted a visit to come, so there is
+    one repeat less.
     """
     if state.visits == 0:
-        state.skipped_batches += 1
-        return
-    # Where a window cut a deferred repeat off from its first visit, that window has counted the visits.
-    if state.repeats:
-        state.repeats -= 1
-        state.batches += 1
-    state.most_visits = max(state.most_visits, state.visits)
-    state.visits = 0
+        return state._replace(skipped_batches=state.skipped_batches + 1)
+    # Where epochs have a fixed length, the epoch before may have counted this batch's visits.
+    is_counted_here = state.repeats > 0
+    return state._replace(
+        repeats=state.repeats - is_counted_here,
+        batches=state.batches + is_counted_here,
+        most_visits=max(state.most_visits, state.visits),
+        visits=0,
+    )
 
 
 def summarize(state: State) -> EpochSummary:
     """The summary of the epoch in progress, up to now."""
+    mean_loss = state.loss_sum / state.loss_count if state.loss_count else math.inf
     return EpochSummary(
         epoch=state.epoch,
         batches=state.batches,
         visits=state.batches + state.repeats,
         repeats=state.repeats,
         overhead=state.repeats / state.batches if state.batches else 0.0,
-        mean_loss=_mean_loss(state),
+        # A sum that was made on a device may have become infinite.
+        mean_loss=mean_loss if math.isfinite(mean_loss) else None,
         threshold=state.threshold,
         capped_batches=state.capped_batches,
         nonfinite_losses=state.nonfinite_losses,
@@ -128,20 +330,12 @@ def summarize(state: State) -> EpochSummary:
     )
 
 
-def end_epoch(criterion: Criterion, state: State) -> EpochSummary:
-    """Close the epoch in place: its mean sets the threshold of the next one.
+def end_epoch(criterion: Criterion, state: State) -> tuple[State, EpochSummary]:
+    """The state as the next epoch begins, with the threshold that this one's mean sets; and this one's summary.
 
     Raises:
-        ProtocolError: As the criterion raises it. Nothing has changed then.
+        ProtocolError: If the criterion says that the epoch cannot end here.
     """
     summary = summarize(state)
-    state.threshold = criterion.next_threshold(state, summary.mean_loss)
-    state.epoch += 1
-    state.clear_epoch()
-    return summary
-
-
-def _mean_loss(state: State) -> float | None:
-    mean_loss = state.loss_sum / state.loss_count if state.loss_count else inf
-    # A sum that was made elsewhere, on a device, may have become infinite.
-    return mean_loss if isfinite(mean_loss) else None
+    threshold = criterion.next_threshold(state, summary.mean_loss)
+    return State(state.epoch + 1, threshold, state.strictness), summary

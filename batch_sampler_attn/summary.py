@@ -1,27 +1,48 @@
-"""What one epoch came to."""
+"""What one epoch amounts to, as a value that prints as one line and shows as a table in notebooks."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from batch_sampler_attn.errors import counted
-from batch_sampler_attn.tables import html_table
+from batch_sampler_attn.errors import plural
+
+
+def html_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A table with a row for each dictionary, and a column for each key that has a value anywhere.
+
+    Args:
+        rows: Dictionaries with the same keys in the same order.
+    """
+    if not rows:
+        return "<p>nothing yet</p>"
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in names)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
-    """What one epoch came to; printed, it is one line.
+    """One epoch of Batch-attention; printed, it is one line.
 
     Attributes:
         epoch: The epoch's number, from 0.
         batches: Base batches, each visited at least once.
-        visits: Updates in all, one a visit: ``batches + repeats``.
+        visits: Updates in total, one a visit: ``batches + repeats``.
         repeats: Extra updates.
         overhead: Extra updates over base updates, ``repeats / batches``.
         mean_loss: Mean of the losses that ``epoch_loss`` lets in; None if none of them was finite.
         threshold: The threshold that was in force; None if no batch could repeat.
-        capped_batches: Batches that hit ``max_visits`` while still above the threshold.
+        capped_batches: Batches that reached ``max_visits`` while still above the threshold.
         nonfinite_losses: NaN and infinite losses, and those too large to be added up.
         most_visits: The most visits to one batch.
         host_reads: How often a device loop waited for the device; None where the host decides.
@@ -47,6 +68,50 @@ class EpochSummary:
         return html_table([self.as_dict()])
 
     def __str__(self) -> str:
-        mean_loss = "no finite loss" if self.mean_loss is None else f"mean loss {self.mean_loss:.3f}"
-        batches, repeats = counted(self.batches, "batch", "batches"), counted(self.repeats, "repeat", "repeats")
-        return f"epoch {self.epoch}: {batches}, {repeats} (overhead {self.overhead:.0%}), {mean_loss}"
+        batches, repeats = plural(self.batches, "batch", "batches"), plural(self.repeats, "repeat", "repeats")
+        return f"epoch {self.epoch}: {batches}, {repeats} (overhead {self.overhead:.0%}), {_mean(self.mean_loss)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSummary:
+    """One epoch of attention to samples; printed, it is one line.
+
+    Attributes:
+        epoch: The epoch's number, from 0.
+        updates: Batches trained on, extra ones included.
+        extra_updates: Batches made of pooled samples.
+        pruned: Samples that passes over the data left out.
+        passes: Passes over the data that began.
+        mean_loss: Mean over the samples of base batches, by weight; None if no loss was finite.
+        threshold: Loss above which samples were pooled; None if none could be.
+        nonfinite_losses: NaN and infinite losses, and those too large to be added up.
+        is_full: Whether the epoch trained on all data, as in the last share of training.
+    """
+
+    epoch: int
+    updates: int
+    extra_updates: int
+    pruned: int
+    passes: int
+    mean_loss: float | None
+    threshold: float | None
+    nonfinite_losses: int
+    is_full: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return html_table([self.as_dict()])
+
+    def __str__(self) -> str:
+        nonfinite = f", {plural(self.nonfinite_losses, 'loss', 'losses')} not finite" if self.nonfinite_losses else ""
+        return (
+            f"epoch {self.epoch}: {plural(self.updates, 'update', 'updates')}, {self.extra_updates} of them extra, "
+            f"{plural(self.pruned, 'sample', 'samples')} pruned, {_mean(self.mean_loss)}{nonfinite}"
+        )
+
+
+def _mean(loss: float | None) -> str:
+    return "no finite loss" if loss is None else f"mean loss {loss:.3f}"

@@ -1,16 +1,19 @@
-"""What may be switched on to watch a schedule: a record of visits, and curves; and what can be asked of it.
+"""Recorders, which keep what a schedule decides, and questions to ask of what they kept.
 
-A recorder of your own is a subclass of ``Recorder``. Pictures, which take matplotlib, are in
-``batch_sampler_attn.recorders.plots``.
+Pictures are in ``batch_sampler_attn.recorders.plots``, which needs matplotlib.
 """
 
-from batch_sampler_attn.recorders.analysis import most_repeated, most_repeated_samples, visit_counts
-from batch_sampler_attn.recorders.json_lines import JsonLinesRecorder
+from batch_sampler_attn.recorders.analysis import (
+    RepeatedBatch,
+    RepeatedSample,
+    most_repeated,
+    most_repeated_samples,
+    visit_counts,
+)
+from batch_sampler_attn.recorders.json_lines import JsonLinesRecorder, read_visits
 from batch_sampler_attn.recorders.log import LogRecorder, TensorBoardRecorder
 from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.reading import read_visits
-from batch_sampler_attn.recorders.recorder import Recorder
-from batch_sampler_attn.recorders.visits import RepeatedBatch, RepeatedSample, VisitRecord
+from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
 
 __all__ = [
     "JsonLinesRecorder",

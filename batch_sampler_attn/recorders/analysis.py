@@ -1,20 +1,48 @@
-"""What can be asked of recorded visits."""
+"""Questions to ask of recorded visits: which batches and samples were repeated, and how often."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from batch_sampler_attn.errors import RecordError
-from batch_sampler_attn.recorders.visits import RepeatedBatch, RepeatedSample, VisitRecord
+from batch_sampler_attn.recorders.recorder import VisitRecord
+
+
+class RepeatedBatch(NamedTuple):
+    """How often one batch was repeated over the run.
+
+    Attributes:
+        repeats: Visits beyond the first of each epoch, summed over the run.
+        batch: Its position in the first epoch in which it was repeated.
+        epochs: The epochs in which it was repeated.
+        indices: Its dataset indices, where they were recorded.
+    """
+
+    repeats: int
+    batch: int
+    epochs: tuple[int, ...]
+    indices: tuple[int, ...] | None
+
+
+class RepeatedSample(NamedTuple):
+    """How often the batches with one sample were repeated over the run.
+
+    Attributes:
+        repeats: Visits to these batches beyond the first of each epoch.
+        sample: Its dataset index.
+    """
+
+    repeats: int
+    sample: int
 
 
 def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBatch]:
-    """The ``n`` batches most often repeated: where to look for mislabelled or broken data.
+    """The ``n`` batches that were repeated most: where to look for mislabelled or broken data.
 
-    A batch is the same one in two epochs if its dataset indices are, in any order; where none were recorded, if
-    its position is. Positions say something only of loaders that do not shuffle; pass the visits of one epoch, or
-    use a ``BatchAttentionSampler``, if yours does.
+    Batches of two epochs are the same if they have the same dataset indices, in any order; without indices, if they
+    have the same position. With a loader that shuffles, use a ``BatchAttentionSampler``, or ask about a single epoch.
     """
     repeats: dict[object, RepeatedBatch] = {}
     for record in visits:
@@ -28,46 +56,44 @@ def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBa
 
 
 def most_repeated_samples(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedSample]:
-    """The ``n`` samples whose batches were repeated most often.
+    """The ``n`` samples whose batches were repeated most.
 
-    Where batches are shuffled anew in every epoch, a wrong label is in other company each time, and what is left over
-    many epochs is the sample itself. Needs the dataset indices that a ``BatchAttentionSampler`` records.
+    When each epoch shuffles, a sample with a wrong label is in other company each time. Over many epochs, its own
+    effect remains.
 
     Raises:
-        RecordError: If a visit was recorded without indices.
+        RecordError: If a visit has no dataset indices, which only a ``BatchAttentionSampler`` records.
     """
     repeats: Counter[int] = Counter()
     for record in visits:
         if record.indices is None:
-            raise RecordError("a visit was recorded without dataset indices; they take a BatchAttentionSampler")
+            raise RecordError("a visit was recorded without dataset indices, which take a BatchAttentionSampler")
         if record.visit > 1:
             repeats.update(record.indices)
     return [RepeatedSample(count, sample) for sample, count in repeats.most_common(n)]
 
 
 def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
-    """Visits to each batch: one list an epoch, one number a batch, in order of position.
+    """The number of visits to each batch: one list for each epoch, one number for each position.
 
     Raises:
-        RecordError: If epochs or batches are missing, as with a recorder that was switched on late, or with
-            deferred repeats that a ``window`` cut in two; or if a position was begun twice in one epoch, as where a
-            ``window`` is longer than a pass over the loader, or where two runs were recorded as one.
+        RecordError: If an epoch or a batch is missing, such as with a recorder that was added after the first epoch; or
+            if a batch has two first visits in one epoch, such as where ``epoch_length`` exceeds the length of the
+            loader, or where two runs were recorded as one.
     """
     counts: dict[int, dict[int, int]] = {}
-    begun: set[tuple[int, int]] = set()
+    started: set[tuple[int, int]] = set()
     for record in visits:
         batches = counts.setdefault(record.epoch, {})
         batches[record.batch] = max(batches.get(record.batch, 0), record.visit)
         if record.visit == 1:
-            if (record.epoch, record.batch) in begun:
+            if (record.epoch, record.batch) in started:
                 raise RecordError(
-                    f"batch {record.batch} of epoch {record.epoch} was visited for the first time twice; record each "
-                    "run with a recorder of its own, in windows that are no longer than a pass over the loader"
+                    f"batch {record.batch} of epoch {record.epoch} has two first visits; record each run with its own "
+                    "recorder, and keep epoch_length at most as long as the loader"
                 )
-            begun.add((record.epoch, record.batch))
+            started.add((record.epoch, record.batch))
     for epoch in range(len(counts)):
-        if epoch not in counts:
-            raise RecordError(f"epoch {epoch} of {len(counts)} was not recorded; record the run from its begin")
-        if sorted(counts[epoch]) != list(range(len(counts[epoch]))):
-            raise RecordError(f"epoch {epoch} was recorded without some of its batches; record whole epochs")
+        if epoch not in counts or sorted(counts[epoch]) != list(range(len(counts[epoch]))):
+            raise RecordError(f"epoch {epoch} was not recorded whole; give the schedule its recorder before it trains")
     return [[counts[epoch][batch] for batch in range(len(counts[epoch]))] for epoch in range(len(counts))]

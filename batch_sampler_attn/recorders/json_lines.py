@@ -1,97 +1,106 @@
-"""Visits, written to a file as they are made."""
+"""Visits in a file, one line each: written during training, and read back."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.indices import plain_indices
-from batch_sampler_attn.recorders.line_file import LineFile
-from batch_sampler_attn.recorders.recorder import Recorder
+from batch_sampler_attn.notices import warn
+from batch_sampler_attn.recorders.memory import Timeline
+from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
+_FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"(resumed|abandoned)_epoch": ?\d+[,}]')
+_FIRST_LINE_OF_A_RUN = b'{"epoch":0,"batch":0,"visit":1,'
+_MOST_WAITING_BYTES = 1 << 16
+# A line with the indices of 65,536 samples is shorter.
+_LONGEST_LINE_BYTES = 1 << 20
+
 
 class JsonLinesRecorder(Recorder):
-    """Appends one JSON object a visit to a file; ``read_visits`` reads it back.
+    """Appends each visit to a file, as one JSON object; ``read_visits`` reads the file.
 
-    A loss that is not finite is written as the string "nan", "inf" or "-inf", since JSON has no such numbers;
-    ``float`` takes them all. Lines reach the disk at the end of each epoch, with each saved state, and on ``close``.
+    Lines are written at the end of each epoch, with each saved state, and on ``close``. While they cannot be written,
+    such as on a full disk, the recorder keeps them and warns; training continues.
 
-    Besides visits there are lines that say what no longer counts: ``abandoned_epoch``; ``resumed_epoch`` with the
-    ``visits`` of that epoch that do count, where a run goes on from a saved state, or begins in a file that has lines
-    of an earlier one; ``another_pass``, where positions begin anew within an epoch.
+    A run may append to the file of an earlier run, and a copied or unpickled recorder to that of its original. Lines
+    besides visits say which visits no longer count: ``abandoned_epoch``; and ``resumed_epoch`` with the number of
+    ``visits`` of that epoch that still count, where a run starts or a state is loaded. A loss that is not finite is
+    the string "nan", "inf" or "-inf", which ``float`` takes.
 
     Args:
-        path: The file. What an earlier run wrote to it stays; a last line that was cut off is removed.
+        path: The file: a new one, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
 
     Raises:
-        RecordError: If it is not a recorder's file; from ``decide``, if another process or recorder writes to it too.
+        RecordError: If ``path`` is not a regular file, or not a recorder's.
+        OSError: If the file cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file = LineFile(self.path)
-        # A recorder that nobody closes loses no line, as a file of Python's does not.
-        weakref.finalize(self, self._file.close_if_left)
-        self._loaded: tuple[int, int] | None = None
-        self._epoch = -1
-        self._made: set[tuple[int, int]] = set()
+        self.path = Path(path).absolute()
+        _check_is_a_record(self.path)
+        self.path.open("ab").close()
+        self._has_begun = False
+        self._is_closed = False
+        self._resumed: tuple[int, int] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self._file = _Appender(self.path)
+        # A recorder that nobody closes loses no line, just as a Python file loses none.
+        weakref.finalize(self, self._file.write_last)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {**vars(self), "_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def on_visit(
         self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
     ) -> None:
-        line: dict[str, Any] = {
-            "epoch": epoch,
-            "batch": batch,
-            "visit": visit,
-            "loss": loss if -float("inf") < loss < float("inf") else str(loss),
-            "decision": decision.value,
-        }
+        number = loss if loss - loss == 0 else str(loss)
+        line = {"epoch": epoch, "batch": batch, "visit": visit, "loss": number, "decision": decision.value}
         if indices is not None:
             line["indices"] = plain_indices(indices)
-        is_first = not self._file.is_open
-        has_earlier_run = is_first and self._file.open()
-        is_anew = (epoch, batch, visit) == (0, 0, 1) and (has_earlier_run or self._epoch > 0)
-        if is_anew and self._loaded is None:
-            self._loaded = 0, 0
-        self._write_what_was_loaded()
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._made.clear()
-        elif (batch, visit) in self._made:
-            self._made.clear()
-            self._write({"another_pass": epoch})
-        self._made.add((batch, visit))
-        self._write(line)
-        if is_first:
-            # Who else writes to the file can see it from now on.
-            self._file.flush()
+        self._add(line)
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
-        self._file.flush()
+        self.flush()
 
     def on_epoch_abandoned(self, epoch: int) -> None:
-        if not self._file.is_open:
-            self._file.open()
-        self._write_what_was_loaded()
-        self._made.clear()
-        self._write({"abandoned_epoch": epoch})
+        self._add({"abandoned_epoch": epoch})
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        # Written with the next visit: a state that is replaced by another, before any, changes nothing.
-        self._loaded = epoch, visits
+        # Written with the next line, so that of several states loaded in a row the last one counts.
+        self._resumed = epoch, visits
 
     def flush(self) -> None:
-        self._file.flush()
+        try:
+            self._file.write()
+        except (OSError, RecordError) as error:
+            warn(f"visits cannot be written to {self.path}, and training continues: {error}")
 
     def close(self) -> None:
-        """Write what is left and close the file."""
-        self._file.close()
+        """Write the remaining lines. The recorder takes no visit after that.
+
+        Raises:
+            OSError: If they cannot be written.
+            RecordError: If another recorder has written to the file.
+        """
+        self._is_closed = True
+        self._file.write()
 
     def __enter__(self) -> JsonLinesRecorder:
         return self
@@ -99,12 +108,130 @@ class JsonLinesRecorder(Recorder):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write_what_was_loaded(self) -> None:
-        if self._loaded is not None:
-            epoch, visits = self._loaded
-            self._write({"resumed_epoch": epoch, "visits": visits})
-            self._loaded = None
-            self._made.clear()
+    def _add(self, line: dict[str, Any]) -> None:
+        if self._is_closed:
+            raise RecordError(f"the recorder of {self.path} was closed; make another, which appends to the file")
+        if not self._has_begun and self._resumed is None and self.path.stat().st_size:
+            self._resumed = 0, 0
+        self._has_begun = True
+        if self._resumed is not None:
+            epoch, visits = self._resumed
+            self._resumed = None
+            self._file.add({"resumed_epoch": epoch, "visits": visits})
+        if self._file.add(line):
+            self.flush()
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+class _Appender:
+    """Lines that wait for the next write. The file is open only during a write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._process = os.getpid()
+        self._waiting: list[bytes] = []
+        self._new_bytes = 0
+        self._size: int | None = None
+
+    def add(self, line: dict[str, Any]) -> bool:
+        """Add a line; return whether it is time to write."""
+        self._waiting.append(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._new_bytes += len(self._waiting[-1])
+        return self._new_bytes > _MOST_WAITING_BYTES
+
+    def write(self) -> None:
+        # After a failure, the next write is due with as many bytes again: a full disk is not tried at each visit.
+        self._new_bytes = 0
+        if not self._waiting:
+            return
+        with self._path.open("ab+", buffering=0) as file:
+            size = _mend_last_line(file)
+            if self._size not in (None, size):
+                self._waiting.clear()
+                raise RecordError("another recorder has written to the file; give each run and each rank its own")
+            rest = data = b"".join(self._waiting)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+        self._size = size + len(data)
+        self._waiting.clear()
+
+    def write_last(self) -> None:
+        """``write`` when nobody is left to see an error. A forked process leaves it to its parent."""
+        if os.getpid() == self._process:
+            with contextlib.suppress(OSError, RecordError):
+                self.write()
+
+
+def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
+    """Read the visits of one run from the file of a ``JsonLinesRecorder``, in the order of training.
+
+    If several runs wrote to the file, the last one counts, with the visits before the state that it resumed from.
+    Visits of abandoned epochs and an incomplete last line are left out.
+
+    Raises:
+        RecordError: If another program wrote a line, or a run resumes from visits that are missing.
+    """
+    timeline = Timeline()
+    with Path(path).open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            is_missing = False
+            try:
+                line = json.loads(text)
+                if "abandoned_epoch" in line:
+                    timeline.abandon(line["abandoned_epoch"])
+                elif "resumed_epoch" in line:
+                    is_missing = not timeline.resume(line["resumed_epoch"], line["visits"])
+                else:
+                    timeline.add(_as_record(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not text.endswith(b"\n"):
+                    break
+                start = text.strip()[:80].decode(errors="replace")
+                raise RecordError(f"{path}, line {number} is not a recorded visit: {start!r}") from error
+            if is_missing:
+                raise RecordError(
+                    f"{path}, line {number}: a run resumes from visit {line['visits']} of epoch "
+                    f"{line['resumed_epoch']}, which the lines above do not have. Give each run a file of its own"
+                )
+    return timeline.visits
+
+
+def _as_record(line: dict[str, Any]) -> VisitRecord:
+    numbers = line["epoch"], line["batch"], line["visit"]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError
+    indices = None if line.get("indices") is None else tuple(line["indices"])
+    return VisitRecord(*numbers, float(line["loss"]), Decision(line["decision"]).value, indices)
+
+
+def _check_is_a_record(path: Path) -> None:
+    if not path.exists():
+        return
+    first = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST_LINE_BYTES)
+        if not first or _FIRST_LINE.match(first) or _FIRST_LINE_OF_A_RUN.startswith(first):
+            return
+    raise RecordError(
+        f"{path} is not a file of recorded visits: it begins with {first[:40]!r}. Give the recorder a file of its own"
+    )
+
+
+def _mend_last_line(file: BinaryIO) -> int:
+    """End a complete last line, or cut off an incomplete one; return the size of the file in bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_LINE_BYTES))
+    tail = file.read()
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if not torn:
+        return size
+    try:
+        json.loads(torn)
+    except ValueError:
+        return file.truncate(size - len(torn))
+    return size + file.write(b"\n")

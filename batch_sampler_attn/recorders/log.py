@@ -1,4 +1,4 @@
-"""Each epoch's summary, as numbers by name, for whatever keeps such: W&B, MLflow, TensorBoard."""
+"""The summary of each epoch, as named numbers for a logger: W&B, MLflow, TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from batch_sampler_attn.summary import EpochSummary
 
 
 class LogRecorder(Recorder):
-    """Passes each epoch's summary on to a logger, as numbers named ``batch_attention/...``.
+    """Passes the summary of each epoch to a logger, as numbers named ``batch_attention/...``.
 
-    After an older state was loaded, epochs are logged again.
+    After an older state is loaded, its epochs are logged again.
 
     Args:
-        log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or your own.
-            Where a run counts its steps otherwise (W&B wants them to rise), leave the step out:
-            ``lambda numbers, step: run.log(numbers)``; the epoch is among the numbers.
-        flush: Called as a state is saved; None for nothing.
+        log: Called as ``log(numbers, step=epoch)``, such as ``mlflow.log_metrics`` or the ``log`` of a W&B run. If your
+            steps are not epochs, leave the step out: ``lambda numbers, step: run.log(numbers)``. The epoch is among
+            the numbers.
+        flush: Called when a state is saved; None for nothing.
 
     Raises:
-        OptionError: If ``log`` cannot be called.
+        OptionError: If ``log`` is not callable.
 
     Example:
         >>> from batch_sampler_attn import BatchAttentionSchedule
@@ -35,15 +35,13 @@ class LogRecorder(Recorder):
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:
         if not callable(log):
-            raise OptionError(
-                f"log is {shown(log)}; it must be callable as log(numbers, step=epoch), such as mlflow.log_metrics"
-            )
+            raise OptionError(f"log is {shown(log)}; it must be callable as log(numbers, step=epoch)")
         self._log = log
         self._flush = flush
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
-        numbers = {name: value for name, value in summary.as_dict().items() if value is not None}
-        self._log({f"batch_attention/{name}": value for name, value in numbers.items()}, step=summary.epoch)
+        numbers = {f"batch_attention/{name}": value for name, value in summary.as_dict().items() if value is not None}
+        self._log(numbers, step=summary.epoch)
 
     def flush(self) -> None:
         if self._flush is not None:
@@ -51,13 +49,13 @@ class LogRecorder(Recorder):
 
 
 class TensorBoardRecorder(LogRecorder):
-    """A ``LogRecorder`` that draws each epoch's summary as curves in TensorBoard.
+    """A ``LogRecorder`` that draws the summaries as curves in TensorBoard.
 
-    In a new process that goes on from an older state, ``SummaryWriter(purge_step=epoch)`` hides the first points of
-    epochs that are written again.
+    In a new process that resumes from an older state, ``SummaryWriter(purge_step=epoch)`` hides the points that are
+    logged again.
 
     Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar`` and ``flush``.
+        writer: A ``torch.utils.tensorboard.SummaryWriter``, or an object with its ``add_scalar`` and ``flush``.
     """
 
     def __init__(self, writer: Any) -> None:

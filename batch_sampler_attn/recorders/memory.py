@@ -1,28 +1,70 @@
-"""Visits and summaries, kept in lists."""
+"""Visits and summaries in lists, without what a rolled-back run has taken back."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
 
-from batch_sampler_attn.errors import StateError
-from batch_sampler_attn.indices import plain_indices
-from batch_sampler_attn.recorders.recorder import Recorder
-from batch_sampler_attn.recorders.timeline import Timeline
-from batch_sampler_attn.recorders.visits import VisitRecord
+from batch_sampler_attn.indices import as_plain
+from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 from batch_sampler_attn.tables import html_table
 
 
-class MemoryRecorder(Recorder):
-    """Keeps every visit and every summary in lists.
-
-    After an older state was loaded, they hold what came before it and what comes then.
+class Timeline:
+    """The visits of one run, without those that an abandoned epoch or an older state has taken back.
 
     Attributes:
-        visits: One ``VisitRecord`` a visit.
-        summaries: One ``EpochSummary`` an epoch.
+        visits: In the order of training.
+    """
+
+    def __init__(self) -> None:
+        self.visits: list[VisitRecord] = []
+        # Where the record begins: an epoch, and how many of its visits came before.
+        self._begin = (0, 0)
+        # Both as they were at the last visit, if some were taken back since: a state may be newer than that.
+        self._at_last_visit: tuple[list[VisitRecord], tuple[int, int]] | None = None
+
+    def add(self, record: VisitRecord) -> None:
+        """Add a visit. One of an earlier epoch is the first of another run, which counts alone."""
+        if self.visits and record.epoch < self.visits[-1].epoch:
+            self._take_back([], (0, 0))
+        self._at_last_visit = None
+        self.visits.append(record)
+
+    def abandon(self, epoch: int) -> None:
+        """Take back the visits of an epoch that starts again."""
+        first = bisect_left(self.visits, epoch, key=_epoch_of)
+        self._take_back(self.visits[:first], min(self._begin, (epoch, 0)))
+
+    def resume(self, epoch: int, made: int) -> bool:
+        """Take back what came after ``made`` visits of ``epoch``; return whether the visits before are here."""
+        visits, begin = self._at_last_visit or (self.visits, self._begin)
+        first, end = (bisect_left(visits, number, key=_epoch_of) for number in (epoch, epoch + 1))
+        kept = first + made - (begin[1] if epoch == begin[0] else 0)
+        follows_on = visits[first - 1].epoch == epoch - 1 if first else epoch == begin[0]
+        if follows_on and first <= kept <= end:
+            self._take_back(visits[:kept], begin)
+        elif not visits or (epoch, made) < begin:
+            self._take_back([], (epoch, made))
+        else:
+            return False
+        return True
+
+    def _take_back(self, kept: list[VisitRecord], begin: tuple[int, int]) -> None:
+        self._at_last_visit = self._at_last_visit or ([*self.visits], self._begin)
+        self.visits[:], self._begin = kept, begin
+
+
+class MemoryRecorder(Recorder):
+    """Keeps each visit and each summary in a list.
+
+    When an older state is loaded, both lists lose what came after it.
+
+    Attributes:
+        visits: One ``VisitRecord`` for each visit.
+        summaries: One ``EpochSummary`` for each epoch.
     """
 
     def __init__(self) -> None:
@@ -33,35 +75,27 @@ class MemoryRecorder(Recorder):
     def on_visit(
         self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
     ) -> None:
-        record = VisitRecord(epoch, batch, visit, loss, decision.value, _as_recorded(indices))
-        if self._timeline.has_in_last_epoch(record):
-            self._timeline.begin_pass()
-        self._timeline.add(record)
+        known = None if indices is None else tuple(map(as_plain, indices))
+        self._timeline.add(VisitRecord(epoch, batch, visit, loss, decision.value, known))
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
-        self._forget_summaries(summary.epoch)
+        self._drop_summaries(summary.epoch)
         self.summaries.append(summary)
 
     def on_epoch_abandoned(self, epoch: int) -> None:
         self._timeline.abandon(epoch)
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        self._timeline.go_on(epoch, visits)
-        self._forget_summaries(epoch)
+        self._timeline.resume(epoch, visits)
+        self._drop_summaries(epoch)
 
     def _repr_html_(self) -> str:
         return html_table([summary.as_dict() for summary in self.summaries])
 
-    def _forget_summaries(self, epoch: int) -> None:
+    def _drop_summaries(self, epoch: int) -> None:
         while self.summaries and self.summaries[-1].epoch >= epoch:
             self.summaries.pop()
 
 
-def _as_recorded(indices: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    if indices is None:
-        return None
-    try:
-        return tuple(plain_indices(indices))
-    except StateError:
-        # Keys of other kinds than numbers and strings can be kept, though not saved.
-        return tuple(indices)
+def _epoch_of(record: VisitRecord) -> int:
+    return record.epoch

@@ -1,4 +1,4 @@
-"""Pictures of a run: what the losses were, what was repeated, and what the most repeated samples look like."""
+"""Pictures of a run: losses, repeats, and the samples that were repeated most."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from batch_sampler_attn.errors import RecordError, counted
 from batch_sampler_attn.recorders.analysis import most_repeated_samples
+from batch_sampler_attn.recorders.json_lines import read_visits
 from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.reading import read_visits
-from batch_sampler_attn.recorders.visits import VisitRecord
+from batch_sampler_attn.recorders.recorder import VisitRecord
 
-# Told apart by everybody, in print too.
+# Distinct to colour-blind readers, and in grey print.
 _LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
 
 
 class _Epoch(NamedTuple):
-    """What is drawn of an epoch."""
-
     number: int
     batches: int
     first_losses: list[float]
@@ -34,7 +32,7 @@ class _Epoch(NamedTuple):
 
 
 class _RunFigure(Figure):
-    """A figure of matplotlib's that a notebook shows as it is, with no ``%matplotlib inline`` before."""
+    """A matplotlib figure that a notebook shows without ``%matplotlib inline``."""
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()
@@ -48,23 +46,21 @@ def plot_run(
     *,
     n: int = 10,
 ) -> Figure:
-    """Draw a run: losses and threshold, repeats and overhead by epoch; below, the samples most often repeated.
+    """Draw the losses, thresholds and repeats of each epoch, and the samples that were repeated most.
 
     Args:
-        run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or the visits themselves. Of visits alone
-            the threshold is known up to where the losses on both sides of it lie, and its middle is drawn.
-        images: The image of a sample, by its dataset index: ``lambda index: dataset[index][0]``. (H, W), (H, W, 3) or
-            (3, H, W), an array or a tensor; None draws none. It takes visits with indices, through a
-            ``BatchAttentionSampler``.
-        n: Images at most.
+        run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Visits alone do not have the
+            threshold; the middle between the highest loss that advanced and the lowest that was repeated is drawn.
+        images: A function from dataset index to image, such as ``lambda index: dataset[index][0]``: an array or tensor
+            of shape (H, W), (H, W, 3) or (3, H, W). It needs the dataset indices of a ``BatchAttentionSampler``. None
+            draws no samples.
+        n: The most images.
 
     Returns:
-        A figure of matplotlib's: ``plot_run(recorder).savefig("run.png")``. As the last thing in a notebook's cell it
-        is shown.
+        A matplotlib figure: ``plot_run(recorder).savefig("run.png")``. A notebook shows it at the end of a cell.
 
     Raises:
-        RecordError: If there is no visit, or images are asked for of visits without indices, or the file is not a
-            recorder's.
+        RecordError: If there is no visit, if visits lack the indices for ``images``, or if the file is not a recorder's.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):
@@ -73,13 +69,12 @@ def plot_run(
     else:
         visits = read_visits(run) if isinstance(run, (str, os.PathLike)) else list(run)
     if not visits:
-        raise RecordError("there is no visit to draw; give the schedule the recorder, and train for an epoch")
+        raise RecordError("there is no visit to draw; give the recorder to the schedule, and train an epoch")
     epochs = _by_epoch(visits, thresholds)
     samples = [] if images is None else most_repeated_samples(visits, n)
     figure = _RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
-    above, *below = figure.subfigures(2 if samples else 1, 1, height_ratios=[5, 2] if samples else [1], squeeze=False)[
-        :, 0
-    ]
+    heights = [5, 2] if samples else [1]
+    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     losses, repeats = above.subplots(2, 1, sharex=True)
     _draw_losses(losses, epochs)
     _draw_repeats(repeats, epochs)
@@ -109,7 +104,7 @@ def _by_epoch(visits: list[VisitRecord], thresholds: dict[int, float | None]) ->
 
 
 def _between(visits: list[VisitRecord]) -> float | None:
-    """The middle between the highest loss that advanced and the lowest that was repeated; None if there is no such."""
+    """The middle between the highest loss that advanced and the lowest that was repeated; None if they overlap."""
     advanced = max((visit.loss for visit in visits if visit.decision == "advance"), default=math.nan)
     repeated = min((visit.loss for visit in visits if visit.decision == "repeat"), default=math.nan)
     return (advanced + repeated) / 2 if advanced < repeated else None
@@ -119,15 +114,13 @@ def _draw_losses(axes: Axes, epochs: list[_Epoch]) -> None:
     numbers = [epoch.number for epoch in epochs]
     points = [(epoch.number, loss) for epoch in epochs for loss in epoch.first_losses]
     means = [sum(losses) / len(losses) if (losses := epoch.first_losses) else math.nan for epoch in epochs]
-    axes.plot(
-        *zip(*points, strict=True), ".", color=_LOSS, alpha=0.15, label="a batch, first visit"
-    ) if points else None
+    if points:
+        axes.plot(*zip(*points, strict=True), ".", color=_LOSS, alpha=0.15, label="a batch, first visit")
     axes.plot(numbers, means, "o-", color=_LOSS, label="their mean")
     in_force = [(epoch.number, epoch.threshold) for epoch in epochs if epoch.threshold is not None]
     if in_force:
-        axes.plot(
-            *zip(*in_force, strict=True), "_", color=_THRESHOLD, markersize=14, markeredgewidth=2, label="threshold"
-        )
+        marks = {"markersize": 14, "markeredgewidth": 2}
+        axes.plot(*zip(*in_force, strict=True), "_", color=_THRESHOLD, label="threshold", **marks)
     axes.set_ylabel("loss")
     axes.legend(fontsize=8)
 
@@ -144,7 +137,7 @@ def _draw_repeats(axes: Axes, epochs: list[_Epoch]) -> None:
 
 
 def _displayable(image: Any) -> Any:
-    """With channels last, and without a channel that is alone."""
+    """The image as an array with channels last, or without channels if it has one."""
     for step in ("detach", "cpu", "numpy"):
         image = getattr(image, step, lambda image=image: image)()
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):

@@ -10,9 +10,9 @@ import operator
 class Oracle:
     """Answers as the schedule must. An epoch is a list of batches, a batch the list of its visits' losses."""
 
-    def __init__(self, k=1.2, warmup_epochs=1, epoch_loss="first", max_visits=100, nonfinite="advance", window=None):
+    def __init__(self, k=1.2, warmup_epochs=1, epoch_loss="first", max_visits=100, nonfinite="advance", epoch_length=None):
         self.k, self.warmup_epochs, self.epoch_loss = k, warmup_epochs, epoch_loss
-        self.max_visits, self.nonfinite, self.window = max_visits, nonfinite, window
+        self.max_visits, self.nonfinite, self.epoch_length = max_visits, nonfinite, epoch_length
         self.ended = []
         self.finished = []
         self.current = []
@@ -24,7 +24,7 @@ class Oracle:
             return "repeat"
         self.finished.append(self.current)
         self.current = []
-        if len(self.finished) == self.window:
+        if len(self.finished) == self.epoch_length:
             self.end_epoch()
         return "advance"
 

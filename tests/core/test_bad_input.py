@@ -23,7 +23,7 @@ from batch_sampler_attn.recorders import MemoryRecorder
         *({"warmup_epochs": count} for count in (0, -1, 1.5, None, True, "1")),
         *({"max_visits": count} for count in (0, -3, 2.0, True, "many")),
         *({"max_visits": count} for count in (numpy.int64(0), numpy.float64(2), numpy.bool_(True), numpy.ones(2))),
-        *({"window": count} for count in (0, -1, 0.5, False)),
+        *({"epoch_length": count} for count in (0, -1, 0.5, False)),
         *({"epoch_loss": word} for word in ("mean", "First", None, 1, numpy.ones(2))),
         *({"nonfinite": word} for word in ("skip", None, 0)),
     ],
@@ -48,7 +48,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         numpy.float32(1.2),
         warmup_epochs=numpy.uint8(2),
         max_visits=numpy.int64(5),
-        window=numpy.int32(7),
+        epoch_length=numpy.int32(7),
         budget=numpy.float32(0.5),
         floor=numpy.int64(-1),
         epoch_loss=numpy.str_("last"),
@@ -60,7 +60,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         "epoch_loss": "last",
         "max_visits": 5,
         "nonfinite": "advance",
-        "window": 7,
+        "epoch_length": 7,
         "budget": 0.5,
         "floor": -1.0,
     }
@@ -212,7 +212,7 @@ def test_a_recorder_that_raises_does_not_make_a_window_miss_its_end():
         def on_visit(self, *arguments):
             raise OSError("disk full")
 
-    schedule = BatchAttentionSchedule(window=2, recorders=[Broken()])
+    schedule = BatchAttentionSchedule(epoch_length=2, recorders=[Broken()])
     for _ in range(4):
         with pytest.raises(OSError, match="disk full"):
             schedule.decide(1.0)
@@ -296,7 +296,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(state, said):
 
 @pytest.mark.parametrize("batches", [3, 4])
 def test_a_state_whose_window_is_full_is_refused_since_it_would_never_end(batches):
-    schedule = BatchAttentionSchedule(window=3)
+    schedule = BatchAttentionSchedule(epoch_length=3)
     for _ in range(2):
         schedule.decide(1.0)
     state = schedule.state_dict()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
-from batch_sampler_attn.losses import label_smoothing_floor
+from batch_sampler_attn.options import label_smoothing_floor
 
 BUDGETS = st.floats(0.01, 3.0)
 TRACES = st.lists(st.floats(0, 10) | st.sampled_from([math.nan, math.inf]), min_size=1, max_size=200)

@@ -15,7 +15,6 @@ from batch_sampler_attn.errors import (
     OptionError,
     ProtocolError,
     RanksDivergedError,
-    RecordError,
     StateError,
 )
 from batch_sampler_attn.indices import are_plain, as_plain, plain_indices
@@ -23,8 +22,6 @@ from batch_sampler_attn.loader_order import check_order
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.overhead_watch import OverheadWatch
 from batch_sampler_attn.rank_messages import NOT_SAID, Kind, Message, mean_over
-from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, read_visits
-from batch_sampler_attn.recorders.line_file import LineFile
 from batch_sampler_attn.shards import Shard, said_of_order, shard_of, unpack_shard
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
@@ -272,7 +269,7 @@ def test_a_loss_without_doubles_and_data_classes_of_arrays_are_windows_too():
 
 def test_ranks_that_begin_an_epoch_with_different_options_are_told_which():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, reduce=reduce)
+        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, ranks=reduce)
         for _ in schedule.attend(range(2)):
             schedule.decide(1.0)
 
@@ -285,7 +282,7 @@ def test_ranks_that_begin_an_epoch_with_different_options_are_told_which():
 
 def test_a_rank_that_refuses_its_loss_tells_the_others():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         for _ in schedule.attend(range(2)):
             schedule.decide([1.0, 2.0] if rank == 1 else 1.0, samples=4)
 
@@ -390,57 +387,6 @@ def test_a_recorder_that_knows_nothing_of_loaded_states_is_left_alone():
     assert recorder.visits == 1
 
 
-def visit(recorder, epoch, batch, indices=None):
-    recorder.on_visit(epoch, batch, 1, 1.0, Decision.ADVANCE, indices)
-
-
-def test_keys_of_other_kinds_are_kept_in_memory():
-    recorder = MemoryRecorder()
-    visit(recorder, 0, 0, [(0, "left")])
-    assert recorder.visits[0].indices == ((0, "left"),)
-
-
-def test_a_step_back_to_what_no_record_has_leaves_the_visits_that_there_are():
-    recorder = MemoryRecorder()
-    for batch in range(3):
-        visit(recorder, 0, batch)
-    recorder.on_state_loaded(0, 2)
-    recorder.on_state_loaded(5, 1)
-    assert [record.batch for record in recorder.visits] == [0, 1]
-
-
-def test_an_epoch_that_is_abandoned_before_any_visit_is_in_the_file(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    with JsonLinesRecorder(path) as recorder:
-        visit(recorder, 0, 0)
-    with JsonLinesRecorder(path) as recorder:
-        recorder.on_epoch_abandoned(0)
-        visit(recorder, 0, 0)
-    assert len(read_visits(path)) == 1
-
-
-def test_a_closed_recorder_refuses_visits(tmp_path):
-    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
-    recorder.close()
-    with pytest.raises(RecordError, match="was closed"):
-        visit(recorder, 0, 0)
-    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
-    visit(recorder, 0, 0)
-    recorder.close()
-    with pytest.raises(RecordError, match="was closed"):
-        visit(recorder, 0, 1)
-
-
-def test_many_lines_reach_the_file_before_the_epochs_end(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    with JsonLinesRecorder(path) as recorder:
-        visit(recorder, 0, 0)
-        first = path.stat().st_size
-        for batch in range(1, 2000):
-            visit(recorder, 0, batch)
-        assert path.stat().st_size > 100 * first
-
-
 def test_what_ranks_have_in_common_of_an_order_is_what_its_sampler_says():
     seeded = types.SimpleNamespace(seed=3, epoch=1, shuffle=True, data_source=range(7))
     says = {"seed of the order": 3, "epoch of set_epoch": 1, "shuffle": True, "samples of the data": 7}
@@ -468,18 +414,3 @@ def test_losses_that_nobody_was_told_of_are_no_ground_for_another_k():
         watch.note_epoch(quiet)
     with pytest.warns(BatchAttentionWarning, match=r"k=2.0 has repeated nothing in 5 epochs.*Use a lower k, or wait"):
         watch.note_epoch(quiet)
-
-
-def test_a_forked_process_does_not_write_what_waits_in_its_parent(tmp_path, monkeypatch):
-    file = LineFile(tmp_path / "visits.jsonl")
-    file.open()
-    file.write(b"{}\n")
-    with monkeypatch.context() as forked:
-        forked.setattr("os.getpid", lambda: -1)
-        file.close_if_left()
-    assert file.is_open
-    file.close_if_left()
-    assert not file.is_open
-    with pytest.raises(RecordError, match="was closed"):
-        file.write(b"{}\n")
-    assert (tmp_path / "visits.jsonl").read_bytes() == b"{}\n"

@@ -62,7 +62,7 @@ JUNK = [
 MAKERS = {
     "plain": lambda: BatchAttentionSchedule(1.0, max_visits=4),
     "no limit": lambda: BatchAttentionSchedule(1.1, max_visits=None, epoch_loss="all", warmup_epochs=2),
-    "window": lambda: BatchAttentionSchedule(1.0, window=5, epoch_loss="last"),
+    "epoch_length": lambda: BatchAttentionSchedule(1.0, epoch_length=5, epoch_loss="last"),
     "control": lambda: EqualComputeControl([[1, 3, 1, 2, 1, 1]] * 4, seed=2),
 }
 

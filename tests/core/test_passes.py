@@ -8,6 +8,7 @@ import pytest
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.passes import Phase
+from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import schedule_with_threshold
 
 
@@ -15,7 +16,7 @@ def test_a_driver_in_ten_lines():
     schedule = schedule_with_threshold(1.0)
     losses = iter([0.5, 2.0, 1.5, 1.0, 0.1])
     visits = []
-    with schedule.open_pass() as current:
+    with passes_of(schedule).open() as current:
         for batch in "abc":
             decision = Decision.REPEAT
             while decision is Decision.REPEAT:
@@ -25,12 +26,12 @@ def test_a_driver_in_ten_lines():
                 decision = current.collect()
     assert visits == [("a", 0, 0), ("b", 1, 0), ("b", 1, 1), ("b", 1, 2), ("c", 2, 0)]
     assert schedule.last_summary.repeats == 2
-    assert schedule.active_pass is None
+    assert passes_of(schedule).active is None
 
 
-def test_a_pass_that_raises_is_left_and_its_epoch_begins_anew():
+def test_a_pass_that_raises_is_left_and_its_epoch_begins_again():
     schedule = schedule_with_threshold(1.0)
-    current = schedule.open_pass()
+    current = passes_of(schedule).open()
 
     def body():
         with current:
@@ -43,7 +44,7 @@ def test_a_pass_that_raises_is_left_and_its_epoch_begins_anew():
     assert (current.phase, schedule.batches) == (Phase.LEFT, 1)
     with pytest.raises(ProtocolError, match="stale"):
         current.offer()
-    with schedule.open_pass() as another:
+    with passes_of(schedule).open() as another:
         assert schedule.batches == 0
         another.offer()
         schedule.decide(0.5)
@@ -55,11 +56,11 @@ def test_a_pass_that_raises_is_left_and_its_epoch_begins_anew():
 def test_a_pass_is_stale_once_another_epoch_was_begun(how):
     schedule = schedule_with_threshold(1.0)
     state = schedule.state_dict()
-    current = schedule.open_pass()
+    current = passes_of(schedule).open()
     current.offer()
     schedule.decide(0.5)
     if how == "another pass":
-        schedule.open_pass()
+        passes_of(schedule).open()
     elif how == "abandoned":
         schedule.abandon_epoch()
     else:
@@ -72,7 +73,7 @@ def test_a_pass_is_stale_once_another_epoch_was_begun(how):
 
 def test_batches_that_do_not_come_in_order_bring_their_own_place_and_visits():
     schedule = schedule_with_threshold(1.0)
-    current = schedule.open_pass()
+    current = passes_of(schedule).open()
     for position, visits, loss in ((0, 0, 2.0), (1, 0, 0.5), (0, 1, 0.5)):
         current.offer(position, visits=visits)
         assert (schedule.batch_index, schedule.visits) == (position, visits)
@@ -89,7 +90,7 @@ def test_batches_that_do_not_come_in_order_bring_their_own_place_and_visits():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_a_schedule_in_the_middle_of_a_pass_can_be_copied(copied):
     schedule = BatchAttentionSchedule()
-    current = schedule.open_pass()
+    current = passes_of(schedule).open()
     current.offer()
     twin, twins_pass = copied((schedule, current))
     twin.decide(1.0)

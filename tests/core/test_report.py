@@ -99,7 +99,7 @@ def test_samples_that_are_no_weight_are_refused(samples):
 @pytest.mark.parametrize("reduce", ["mean", 3, print, BatchAttentionSchedule])
 def test_what_cannot_reduce_is_refused(reduce):
     with pytest.raises(OptionError, match=r"reduce is .*MeanOverRanks\(\)"):
-        BatchAttentionSchedule(reduce=reduce)
+        BatchAttentionSchedule(ranks=reduce)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
@@ -128,7 +128,7 @@ class Echo:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_a_copy_tells_its_ranks_anew_of_a_report_that_was_on_its_way(copied):
-    schedule = BatchAttentionSchedule(reduce=Echo())
+    schedule = BatchAttentionSchedule(ranks=Echo())
     schedule.report(1.0)
     twin = copied(schedule)
     twin.report(1.0)
@@ -230,7 +230,7 @@ def test_ranks_decide_as_one_schedule_that_is_told_the_mean(data, ranks, options
             batch[0] = batch[0][0], batch[0][1] + 1
 
     def on_rank(rank, reduce):
-        schedule, made = BatchAttentionSchedule(**options, reduce=reduce), []
+        schedule, made = BatchAttentionSchedule(**options, ranks=reduce), []
         for epoch in table:
             for batch in schedule.attend(range(len(epoch))):
                 loss, samples = epoch[batch][rank]
@@ -256,7 +256,7 @@ def test_ranks_decide_as_one_schedule_that_is_told_the_mean(data, ranks, options
 
 def test_no_sample_on_any_rank_is_an_error_on_each():
     def on_rank(rank, reduce):
-        BatchAttentionSchedule(reduce=reduce).decide(math.nan, samples=0)
+        BatchAttentionSchedule(ranks=reduce).decide(math.nan, samples=0)
 
     for error in on_threads(3, on_rank):
         assert isinstance(error, OptionError)
@@ -276,7 +276,7 @@ def test_the_loss_of_the_only_rank_with_samples_is_left_as_it_is(loss):
 
 def test_many_ranks_are_named_by_their_place():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         for _ in schedule.attend(iter(range(2 + (rank == 3)))):
             schedule.decide(1.0)
 
@@ -287,7 +287,7 @@ def test_many_ranks_are_named_by_their_place():
 
 def test_windows_end_alike_and_a_control_is_dealt_alike():
     def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(window=2, reduce=reduce)
+        schedule = BatchAttentionSchedule(epoch_length=2, ranks=reduce)
         for _ in schedule.attend(range(5)):
             schedule.decide(1.0 + rank)
         return schedule.threshold, schedule.epoch, schedule.batches
@@ -295,7 +295,7 @@ def test_windows_end_alike_and_a_control_is_dealt_alike():
     assert on_threads(2, on_rank) == [(pytest.approx(1.8), 2, 1)] * 2
 
     def on_rank_of_control(rank, reduce):
-        schedule = EqualComputeControl([[1, 3, 1, 2]], reduce=reduce)
+        schedule = EqualComputeControl([[1, 3, 1, 2]], ranks=reduce)
         made = [(batch, schedule.decide(1.0 + rank)) for batch in schedule.attend(range(4))]
         return made, schedule.last_summary.mean_loss
 
@@ -307,7 +307,7 @@ def test_windows_end_alike_and_a_control_is_dealt_alike():
 
 def test_a_state_saved_by_one_rank_goes_on_on_all_and_in_mid_epoch_on_as_many():
     def begun(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         for stop in (3, 2):
             for batch in schedule.attend(range(3)):
                 schedule.decide(1.0 + batch + rank)
@@ -319,7 +319,7 @@ def test_a_state_saved_by_one_rank_goes_on_on_all_and_in_mid_epoch_on_as_many():
     assert middle == same
 
     def go_on(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         schedule.load_state_dict(middle)
         for batch in schedule.attend(iter(range(schedule.batch_index, 3))):
             schedule.decide(1.0 + batch + rank)
@@ -334,7 +334,7 @@ def test_a_state_saved_by_one_rank_goes_on_on_all_and_in_mid_epoch_on_as_many():
             assert "in the middle of an epoch of 2 ranks" in str(error)
 
     def from_epochs_end(rank, reduce):
-        schedule = BatchAttentionSchedule(reduce=reduce)
+        schedule = BatchAttentionSchedule(ranks=reduce)
         schedule.load_state_dict(ended)
         return schedule.threshold
 
@@ -343,7 +343,7 @@ def test_a_state_saved_by_one_rank_goes_on_on_all_and_in_mid_epoch_on_as_many():
 
 def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_goes_on_on_as_many_ranks_alone():
     def begun(rank, reduce):
-        schedule = BatchAttentionSchedule(1.0, reduce=reduce)
+        schedule = BatchAttentionSchedule(1.0, ranks=reduce)
         for loss in (1.0, 2.0):
             for _ in schedule.attend([0]):
                 if schedule.decide(loss) is Decision.REPEAT:
@@ -354,7 +354,7 @@ def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_goes_on_on_as_many_r
     assert (state["state"]["batches"], state["state"]["visits"]) == (0, 1)
 
     def loaded(rank, reduce):
-        schedule = BatchAttentionSchedule(1.0, reduce=reduce)
+        schedule = BatchAttentionSchedule(1.0, ranks=reduce)
         schedule.load_state_dict(state)
         return schedule.visits
 

@@ -141,7 +141,7 @@ def test_a_batch_is_its_own_key_whatever_it_is_made_of():
 
 def test_keys_work_with_recorders_windows_and_controls():
     for schedule in (
-        BatchAttentionSchedule(1.0, window=1, recorders=[MemoryRecorder()]),
+        BatchAttentionSchedule(1.0, epoch_length=1, recorders=[MemoryRecorder()]),
         EqualComputeControl([[2], [2]]),
     ):
         if isinstance(schedule, BatchAttentionSchedule) and schedule.options.window:
@@ -178,7 +178,7 @@ def test_a_loss_of_none_is_told_of_skip():
 
 
 def test_a_window_counts_batches_that_were_trained_on():
-    schedule = BatchAttentionSchedule(1.0, window=2)
+    schedule = BatchAttentionSchedule(1.0, epoch_length=2)
     run(schedule, "abc", [1.0, SKIP, 2.0])
     assert (schedule.epoch, schedule.batches, schedule.threshold) == (1, 0, 1.5)
     run(schedule, "abc", [2.0, SKIP, 1.0, SKIP])

@@ -82,14 +82,6 @@ def test_an_abandoned_epoch_leaves_no_visits(tmp_path):
     assert [record.loss for record in memory.visits if record.epoch == 1] == [0.5, 0.5, 0.5]
 
 
-def test_a_file_that_is_not_a_recorders_is_left_as_it_is(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("first\nlast without an end")
-    with pytest.raises(RecordError, match="a file of its own"):
-        JsonLinesRecorder(path)
-    assert path.read_text() == "first\nlast without an end"
-
-
 def test_indices_may_be_strings(tmp_path):
     with JsonLinesRecorder(tmp_path / "visits.jsonl") as recorder:
         recorder.on_visit(0, 0, 1, 1.0, Decision.ADVANCE, ["a", "b"])

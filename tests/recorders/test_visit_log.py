@@ -1,10 +1,16 @@
-"""Visits of runs that were stopped, rolled back, started again or made twice at once: one timeline, or words."""
+"""Files of visits: runs that were stopped, resumed, rolled back, copied, or could not write."""
 
 import copy
 import json
+import multiprocessing
+import os
+import pickle
 import random
+import resource
 import subprocess
 import sys
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,10 +18,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import RecordError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, RecordError
 from batch_sampler_attn.recorders import (
     JsonLinesRecorder,
     MemoryRecorder,
+    Recorder,
     most_repeated,
     most_repeated_samples,
     read_visits,
@@ -29,6 +36,7 @@ class Run:
     """A hand-written loop under a schedule that can be saved after any visit, with losses from a seed."""
 
     def __init__(self, recorders, seed):
+        self.recorders = recorders
         self.schedule = BatchAttentionSchedule(1.0, max_visits=4, recorders=recorders)
         self.rng = random.Random(seed)
 
@@ -43,6 +51,10 @@ class Run:
     def load(self, saved):
         self.schedule.load_state_dict(saved[0])
         self.rng.setstate(saved[1])
+
+
+def visit(recorder, epoch, batch, indices=None):
+    recorder.on_visit(epoch, batch, 1, 1.0, Decision.ADVANCE, indices)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -60,8 +72,8 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
                 states.append((run.save(), len(made)))
         state, length = rng.choice(states)
         if rng.random() < 0.5:  # in a new process
-            run.schedule.epochs.recorders[0].close()
-            memory = run.schedule.epochs.recorders[1]
+            run.recorders[0].close()
+            memory = run.recorders[1]
             run = Run([JsonLinesRecorder(path), memory], seed=100)
             if rng.random() < 0.2:
                 with path.open("a") as file:
@@ -71,10 +83,10 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
         states = [(saved, at) for saved, at in states if at <= length]
     run.visit()
     run.schedule.state_dict()
-    in_file, in_memory = read_visits(path), run.schedule.epochs.recorders[1].visits
+    in_file, in_memory = read_visits(path), run.recorders[1].visits
     assert [record[:3] for record in in_file[:-1]] == made
     assert in_memory == in_file
-    run.schedule.epochs.recorders[0].close()
+    run.recorders[0].close()
 
 
 def test_a_run_that_nothing_happened_to_is_written_as_its_visits_and_no_other_line(tmp_path):
@@ -112,18 +124,19 @@ def test_a_recorder_in_memory_forgets_what_was_rolled_back_at_once():
     assert (memory.visits, memory.summaries) == (kept, summaries)
 
 
-def test_a_state_that_is_older_than_an_abandoned_epoch_brings_its_visits_back(tmp_path):
+def test_a_state_from_before_an_abandoned_epoch_brings_its_visits_back(tmp_path):
     path = tmp_path / "visits.jsonl"
     with JsonLinesRecorder(path) as lines:
         memory = MemoryRecorder()
         run = Run([lines, memory], 0)
         for _ in range(7):
             run.visit()
-        saved, kept = run.save(), list(memory.visits)
+        before, saved, kept = run.save(), run.save(), list(memory.visits)
         run.visit()
         run.schedule.abandon_epoch()
-        run.visit()
+        run.load(before)
         run.load(saved)
+        assert memory.visits == kept
         run.visit()
     assert memory.visits[:-1] == kept
     assert read_visits(path) == memory.visits
@@ -195,79 +208,70 @@ def test_a_rolled_back_sampler_is_recorded_as_if_it_had_not_been(tmp_path, repea
 
 
 WRITE = """
-import sys
+import os, sys
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders import JsonLinesRecorder
-recorder = JsonLinesRecorder(sys.argv[1])
-schedule = BatchAttentionSchedule(recorders=[recorder])
-for line in sys.stdin:
-    try:
-        schedule.decide(float(line))
-    except RecordError as error:
-        print(error, flush=True)
-        break
-    print("recorded", flush=True)
+schedule = BatchAttentionSchedule(recorders=[JsonLinesRecorder(sys.argv[1])])
+for loss in range(50):
+    schedule.decide(loss)
+if sys.argv[2] == "fork" and (child := os.fork()):
+    os.waitpid(child, 0)
 """
 
 
-def test_two_processes_that_write_one_file_are_found_out(tmp_path):
+@pytest.mark.parametrize("end", ["as it is", "fork"])
+def test_lines_that_nobody_closed_are_in_the_file_once_after_the_process(tmp_path, end):
     path = tmp_path / "visits.jsonl"
-    command = [sys.executable, "-c", WRITE, str(path)]
-    ranks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-
-    def report(rank, loss):
-        ranks[rank].stdin.write(f"{loss}\n")
-        ranks[rank].stdin.flush()
-        return ranks[rank].stdout.readline()
-
-    answers = [report(0, 1.0), report(1, 2.0), report(0, 3.0), report(1, 4.0), report(1, 5.0)]
-    for rank in ranks:
-        rank.communicate()
-    assert "another process or recorder writes to it too" in answers[2]
-    assert [answer for answer in answers if "recorded" not in answer] == [answers[2]]
-    assert [record.loss for record in read_visits(path)] == [2.0, 4.0, 5.0]
-
-
-def test_a_recorder_made_again_for_the_same_file_takes_it_over(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    first = BatchAttentionSchedule(recorders=[JsonLinesRecorder(path)])
-    first.decide(1.0)
-    second = BatchAttentionSchedule(recorders=[JsonLinesRecorder(path)])
-    second.decide(2.0)
-    with pytest.raises(RecordError, match="a file of its own"):
-        first.decide(3.0)
-    del first, second  # what nobody closed is written as the last reference goes
-    assert [record.loss for record in read_visits(path)] == [2.0]
-
-
-def test_lines_that_nobody_closed_are_there_after_the_process(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    losses = "".join(f"{loss}\n" for loss in range(50))
-    subprocess.run([sys.executable, "-c", WRITE, str(path)], input=losses, text=True, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", WRITE, str(path), end], check=True)
     assert [record.loss for record in read_visits(path)] == list(range(50))
+
+
+def test_two_recorders_of_one_file_are_found(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    first, second = (JsonLinesRecorder(path) for _ in range(2))
+    visit(first, 0, 0)
+    first.flush()
+    visit(second, 0, 0)
+    second.flush()
+    visit(first, 0, 1)
+    with pytest.warns(BatchAttentionWarning, match="another recorder has written to the file; give each run and each"):
+        first.flush()
+    visit(second, 0, 1)
+    for recorder in (first, second):
+        recorder.close()
+    assert [record.batch for record in read_visits(path)] == [0, 1]
+
+
+def test_a_recorder_that_is_replaced_in_a_notebook_leaves_the_file_to_its_successor(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    schedule = BatchAttentionSchedule(recorders=[JsonLinesRecorder(path)])
+    for _ in range(2):
+        schedule.decide(1.0)
+        schedule.end_epoch()
+    schedule.decide(0.5)
+    again = BatchAttentionSchedule(recorders=[JsonLinesRecorder(path)])
+    for loss in (4.0, 3.0):
+        again.decide(loss)
+        again.end_epoch()
+    del schedule
+    again.decide(2.0)
+    del again
+    assert [record.loss for record in read_visits(path)] == [4.0, 3.0, 2.0]
 
 
 def visit_line(epoch, batch, visit, **more):
     return json.dumps({"epoch": epoch, "batch": batch, "visit": visit, "loss": 1.0, "decision": "advance", **more})
 
 
-def write(path, keys, end="\n"):
-    path.write_text("\n".join(visit_line(*key) for key in keys) + end)
-    return [record[:3] for record in read_visits(path)]
-
-
-def test_files_without_any_word_of_a_restart_are_read_as_one_timeline_too(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    whole = [(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 0, 2), (1, 1, 1), (2, 0, 1)]
-    assert write(path, whole) == whole
-    # Rolled back to the middle of epoch 1, in the repeats of a batch; and then to the begin of epoch 1.
-    assert write(path, [*whole, (1, 0, 2), (1, 0, 3)]) == [*whole[:3], (1, 0, 2), (1, 0, 3)]
-    assert write(path, [*whole, (1, 0, 1), (1, 1, 1)]) == [*whole[:2], (1, 0, 1), (1, 1, 1)]
-    assert write(path, [*whole, (0, 0, 1)]) == [(0, 0, 1)]
-    # Deferred repeats come out of order, which is no restart.
-    deferred = [(1, 0, 1), (1, 1, 1), (1, 2, 1), (1, 0, 2), (1, 1, 2)]
-    assert write(path, [*deferred, (1, 0, 2), (1, 1, 2), (2, 0, 1)]) == [*deferred, (2, 0, 1)]
+def test_a_visit_of_an_earlier_epoch_is_the_first_of_another_run(tmp_path):
+    path, memory = tmp_path / "visits.jsonl", MemoryRecorder()
+    with JsonLinesRecorder(path) as lines:
+        for seed in range(3):
+            run = Run([memory, lines], seed)
+            for _ in range(12):
+                run.visit()
+    assert len(memory.visits) == 12
+    assert read_visits(path) == memory.visits
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -316,28 +320,221 @@ def test_a_record_that_begins_in_mid_run_may_be_gone_on_with(tmp_path):
     assert [(record.batch, record.loss) for record in read_visits(path)] == [(3, 3.0), (4, 4.0), (5, 4.0)]
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_line_and_leaves_no_half_of_one(tmp_path, monkeypatch):
+# A file that cannot be written ------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(size):
+    """Let no file grow beyond ``size`` bytes; the write that would is cut off there, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_visit_and_leaves_no_half_line(tmp_path):
     path = tmp_path / "visits.jsonl"
     with JsonLinesRecorder(path) as recorder:
         schedule = BatchAttentionSchedule(recorders=[recorder])
         schedule.decide(1.0)
-        whole = recorder._file._file
-
-        class Full:
-            truncate, fileno = whole.truncate, whole.fileno
-
-            def write(self, data):
-                whole.write(data[:7])
-                raise OSError("No space left on device")
-
-        recorder._file._file = Full()
-        schedule.decide(2.0)
-        with pytest.raises(OSError, match="No space"):
-            schedule.state_dict()
-        assert len(read_visits(path)) == 1
-        recorder._file._file = whole
+        schedule.state_dict()
+        size = path.stat().st_size
+        with full_disk(size + 7):
+            schedule.decide(2.0)
+            with pytest.warns(BatchAttentionWarning, match=r"visits cannot be written to .*, and training continues"):
+                state = schedule.state_dict()
+            with pytest.warns(BatchAttentionWarning, match="training continues"):
+                schedule.end_epoch()
+            assert path.stat().st_size == size
         schedule.decide(3.0)
     assert [record.loss for record in read_visits(path)] == [1.0, 2.0, 3.0]
+    resumed = BatchAttentionSchedule()
+    resumed.load_state_dict(state)
+    assert resumed.batches == 2
+
+
+def test_a_full_disk_is_not_tried_again_at_each_visit(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    with JsonLinesRecorder(path) as recorder:
+        with full_disk(0), pytest.warns(BatchAttentionWarning, match="training continues") as warned:
+            for batch in range(5000):
+                visit(recorder, 0, batch)
+        assert 2 < len(warned) < 10
+    assert len(read_visits(path)) == 5000
+
+
+def test_what_cannot_be_written_at_the_end_is_an_error(tmp_path):
+    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
+    visit(recorder, 0, 0)
+    with full_disk(0), pytest.raises(OSError, match="too large"):
+        recorder.close()
+
+
+class OnAFullDevice(Recorder):
+    """As a logger that appends to a file."""
+
+    def flush(self):
+        with open("/dev/full", "a", encoding="utf-8") as file:
+            file.write("visits")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_state_is_saved_though_a_recorder_cannot_write():
+    schedule = BatchAttentionSchedule(recorders=[OnAFullDevice()])
+    schedule.decide(1.0)
+    with pytest.warns(BatchAttentionWarning, match=r"OnAFullDevice.*No space left on device"):
+        state = schedule.state_dict()
+    resumed = BatchAttentionSchedule()
+    resumed.load_state_dict(state)
+    assert resumed.batches == 1
+
+
+@pytest.mark.parametrize("wrong", [MemoryRecorder, JsonLinesRecorder, Recorder])
+def test_a_class_in_place_of_a_recorder_is_refused_at_once(wrong):
+    with pytest.raises(OptionError, match=rf"recorders.*{wrong.__name__}"):
+        BatchAttentionSchedule(recorders=[wrong])
+
+
+# Whose file it is -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "first\nlast without an end",
+        "first\nsecond\n",
+        '{"epoch":0,"loss":1.5}\n',
+        '{"epoch":0,"loss":1.5}',
+        "[]\n",
+        "\n",
+        '{"epoch":0,"bat',
+        "x" * 100,
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, text):
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    if text == '{"epoch":0,"bat':  # the first line of a run that was cut off
+        JsonLinesRecorder(path)
+    else:
+        with pytest.raises(RecordError, match="Give the recorder a file of its own"):
+            JsonLinesRecorder(path)
+    assert path.read_text() == text
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, "/dev/null"):
+        with pytest.raises(RecordError, match="is not a file of recorded visits"):
+            JsonLinesRecorder(path)
+
+
+def test_a_closed_recorder_refuses_visits(tmp_path):
+    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
+    recorder.close()
+    with pytest.raises(RecordError, match="was closed"):
+        visit(recorder, 0, 0)
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with JsonLinesRecorder("visits.jsonl") as recorder:
+        visit(recorder, 0, 0)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(read_visits(tmp_path / "visits.jsonl")) == 1
+
+
+# Copies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])
+def test_a_copy_in_mid_run_continues_the_file(tmp_path, duplicate):
+    path = tmp_path / "visits.jsonl"
+    recorder = JsonLinesRecorder(path)
+    visit(recorder, 0, 0)
+    twin = duplicate(recorder)
+    visit(twin, 0, 1)
+    twin.close()
+    recorder.close()
+    assert [record.batch for record in read_visits(path)] == [0, 1]
+    with pytest.raises(RecordError, match="was closed"):
+        visit(duplicate(recorder), 0, 2)
+
+
+def go_on(schedule):
+    for _ in range(3):
+        schedule.decide(1.0)
+    schedule.state_dict()
+
+
+def test_a_schedule_with_its_recorder_can_be_sent_to_a_spawned_process(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    recorder = JsonLinesRecorder(path)
+    schedule = BatchAttentionSchedule(recorders=[recorder])
+    go_on(schedule)
+    process = multiprocessing.get_context("spawn").Process(target=go_on, args=(schedule,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert [record.batch for record in read_visits(path)] == list(range(6))
+
+
+# Long epochs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
+def test_memory_does_not_grow_in_an_endless_epoch(tmp_path):
+    with JsonLinesRecorder(tmp_path / "visits.jsonl") as recorder:
+        tracemalloc.start()
+        for batch in range(20_000):
+            visit(recorder, 0, batch)
+            if batch == 5_000:
+                recorder.flush()
+                before = tracemalloc.get_traced_memory()[0]
+        recorder.flush()
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    assert grown < 50_000
+
+
+def test_many_lines_reach_the_file_before_the_epoch_s_end(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    with JsonLinesRecorder(path) as recorder:
+        for batch in range(2000):
+            visit(recorder, 0, batch)
+        assert path.stat().st_size > 60_000
+
+
+# What is recorded -------------------------------------------------------------------------------------
+
+
+def test_keys_of_other_kinds_are_kept_in_memory():
+    recorder = MemoryRecorder()
+    visit(recorder, 0, 0, [(0, "left")])
+    assert recorder.visits[0].indices == ((0, "left"),)
+
+
+def test_a_state_of_visits_that_no_record_has_leaves_the_visits_that_there_are():
+    recorder = MemoryRecorder()
+    for batch in range(3):
+        visit(recorder, 0, batch)
+    recorder.on_state_loaded(0, 2)
+    recorder.on_state_loaded(5, 1)
+    assert [record.batch for record in recorder.visits] == [0, 1]
+
+
+def test_an_epoch_that_is_abandoned_before_any_visit_is_in_the_file(tmp_path):
+    path = tmp_path / "visits.jsonl"
+    with JsonLinesRecorder(path) as recorder:
+        visit(recorder, 0, 0)
+    with JsonLinesRecorder(path) as recorder:
+        recorder.on_epoch_abandoned(0)
+        visit(recorder, 0, 0)
+    assert len(read_visits(path)) == 1
 
 
 def test_windows_longer_than_a_pass_are_recorded_whole(tmp_path):
@@ -351,7 +548,7 @@ def test_windows_longer_than_a_pass_are_recorded_whole(tmp_path):
                 schedule.decide(1.0)
     assert len(memory.visits) == 15
     assert read_visits(path) == memory.visits
-    with pytest.raises(RecordError, match="for the first time twice"):
+    with pytest.raises(RecordError, match="two first visits"):
         visit_counts(memory.visits)
 
 

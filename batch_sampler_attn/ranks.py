@@ -1,0 +1,452 @@
+"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data.
+
+Nothing here imports torch. A ``RankTransport``, such as ``distributed.MeanOverRanks``, carries the messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from batch_sampler_attn.errors import (
+    OptionError,
+    ProtocolError,
+    RankLostError,
+    RanksDivergedError,
+    RankTimeoutError,
+    StateError,
+    short_repr,
+)
+from batch_sampler_attn.losses import detached
+from batch_sampler_attn.options import length_of, positive_int, sample_weight
+
+Item = TypeVar("Item")
+
+# ``RankMessage.samples`` of a loss that was reported without a weight.
+UNWEIGHTED = -1.0
+
+
+class MessageKind(enum.IntEnum):
+    """What a message is about."""
+
+    BEGIN = 1
+    BATCH = 2
+    VISIT = 3
+    SKIP = 4
+    END = 5
+    REFUSED = 6
+
+
+class RankMessage(NamedTuple):
+    """One rank's message to the others. Every field but the loss is a number that a double holds exactly.
+
+    Attributes:
+        kind: A ``MessageKind``, as a number.
+        epoch: The epoch in progress.
+        batch: The batch's position; as an epoch begins or ends, the batches so far.
+        visit: 1 for a batch's first visit; as an epoch begins, the visits that its first batch has had.
+        digest: As an epoch begins, a digest of what must be the same on all ranks; 0 otherwise.
+        samples: The weight of the loss, or ``UNWEIGHTED``.
+        loss: A number, or a tensor of one element on any device.
+    """
+
+    kind: float
+    epoch: float
+    batch: float
+    visit: float
+    digest: float = 0
+    samples: float = UNWEIGHTED
+    loss: Any = 0.0
+
+    def __str__(self) -> str:
+        epoch, batch, visit = int(self.epoch), int(self.batch), int(self.visit)
+        if self.kind == MessageKind.BEGIN:
+            return f"begins epoch {epoch}" + (f" after {batch} batches, {visit} visits" if batch or visit else "")
+        if self.kind == MessageKind.END:
+            return f"ended epoch {epoch} after {batch} batches"
+        if self.kind == MessageKind.BATCH:
+            return f"epoch {epoch}, has a batch {batch}"
+        action = {MessageKind.SKIP: ", skipped", MessageKind.REFUSED: ", stopped by an error of its own"}
+        return f"epoch {epoch}, batch {batch}, visit {visit}{action.get(MessageKind(int(self.kind)), '')}"
+
+
+@runtime_checkable
+class RankTransport(Protocol):
+    """Carries messages between ranks."""
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks train together; 1 for a process on its own."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank, from 0."""
+
+    def claim(self) -> None:
+        """Reserve this transport for one schedule.
+
+        Raises:
+            OptionError: If another schedule has claimed it.
+        """
+
+    def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
+        """Send a message to all ranks, without waiting for theirs.
+
+        Returns:
+            A function that waits, and returns the messages of all ranks by rank, with losses as floats. It raises
+            RankTimeoutError if a rank did not send one in time, and RankLostError if a rank is gone.
+        """
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all ranks, by rank."""
+
+
+RanksOption = RankTransport | Literal["refuse"] | None
+
+
+class Ranks:
+    """One schedule's side of the exchanges between ranks. In a process on its own it does nothing.
+
+    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` the number
+    of the visit to that batch, from 1.
+
+    Args:
+        option: ``ranks=`` as ``BatchAttentionSchedule`` takes it.
+
+    Attributes:
+        transport: Carries the messages; None if this process decides by its own losses.
+
+    Raises:
+        OptionError: If the option is not allowed, or another schedule has claimed it.
+    """
+
+    def __init__(self, option: RanksOption) -> None:
+        # A class has all of the protocol's names as well.
+        self.transport = option if isinstance(option, RankTransport) and not isinstance(option, type) else None
+        self._refuses_ranks = isinstance(option, str) and option == "refuse"
+        self._has_begun = False
+        # Messages that were sent and whose answers were not waited for.
+        self._unanswered: list[Callable[[], list[RankMessage]]] = []
+        if self.transport is not None:
+            self.transport.claim()
+        elif option is not None and not self._refuses_ranks:
+            raise OptionError(
+                f"ranks is {short_repr(option)}; it must be MeanOverRanks() from batch_sampler_attn.distributed, "
+                'None for ranks that each decide alone, or "refuse"'
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Messages on their way belong to the original, not to a copy.
+        return {**vars(self), "_unanswered": []}
+
+    @property
+    def count(self) -> int:
+        """How many ranks decide together."""
+        return 1 if self.transport is None else self.transport.ranks
+
+    @property
+    def shard(self) -> Shard:
+        """This rank, among those that decide together."""
+        return Shard() if self.transport is None else Shard(self.transport.rank, self.transport.ranks)
+
+    def require_choice(self) -> None:
+        """Refuse to decide alone in a process group, unless ``ranks=`` says so.
+
+        Raises:
+            ProtocolError: If ``ranks`` is "refuse" and the process group has several ranks.
+        """
+        if self._refuses_ranks and (size := process_group_size()) > 1:
+            raise ProtocolError(
+                f"this process is one of {size} in a process group, and would decide by its own losses: ranks that "
+                "decide differently wait for each other forever. Give the schedule (or SampleAttention) "
+                "ranks=MeanOverRanks() from batch_sampler_attn.distributed; or ranks=None if they share no gradients"
+            )
+
+    def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
+        """Check, once an epoch, that all ranks begin or resume it alike.
+
+        Args:
+            epoch: The epoch.
+            batches: Its batches so far.
+            visits: Visits that the next batch has had.
+            common: JSON values by name, which must be the same on all ranks.
+
+        Raises:
+            RanksDivergedError: If a rank is elsewhere, or a value differs.
+        """
+        if self.transport is None or self._has_begun:
+            return
+        digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
+        messages = self._exchange(RankMessage(MessageKind.BEGIN, epoch, batches, visits, digest))
+        if len({message.digest for message in messages}) > 1:
+            raise RanksDivergedError(describe_differences(self.transport.gather(common)))
+        self._has_begun = True
+
+    def notify(self, kind: MessageKind, epoch: int, batch: int, visit: int) -> None:
+        """Send a message without waiting; the next exchange checks that all ranks sent the same.
+
+        It reaches the other ranks even if this one then raises an error, or waits inside a collective of DDP.
+        """
+        if self.transport is not None:
+            # A transport that failed raises the same again in the next exchange.
+            with contextlib.suppress(RankTimeoutError, RankLostError):
+                self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
+
+    def send_loss(self, epoch: int, batch: int, visit: int, loss: object, samples: object) -> Callable[[], float]:
+        """Send the loss of a visit; the result waits for those of all ranks, and returns their mean by samples.
+
+        Raises:
+            LossError: If the loss is not one real number.
+            OptionError: If ``samples`` is not a weight.
+            RanksDivergedError: If the ranks differed before, as where one skipped a batch.
+        """
+        assert self.transport is not None
+        self._check_answers()
+        message = RankMessage(MessageKind.VISIT, epoch, batch, visit)
+        try:
+            if samples is not None:
+                message = message._replace(samples=sample_weight("samples", samples))
+            wait = self.transport.start(message._replace(loss=detached(loss)))
+        except Exception:
+            self.notify(MessageKind.REFUSED, epoch, batch, visit)
+            raise
+        return lambda: weighted_mean(check_same_place(wait()))
+
+    def end(self, epoch: int, batches: int, mean_loss: float | None = None, samples: float = 0.0) -> float | None:
+        """Check that all ranks are at the end of the epoch.
+
+        Args:
+            epoch: The epoch.
+            batches: Its batches.
+            mean_loss: Its mean loss on this rank; None if there is none.
+            samples: The weight of ``mean_loss``.
+
+        Returns:
+            The mean over all ranks by samples; None if no rank has one.
+
+        Raises:
+            RanksDivergedError: If a rank is elsewhere.
+        """
+        if self.transport is None or not self._has_begun:
+            return mean_loss
+        weight = 0.0 if mean_loss is None else samples
+        message = RankMessage(MessageKind.END, epoch, batches, 0, samples=weight, loss=mean_loss or 0.0)
+        messages = self._exchange(message)
+        self.forget()
+        return weighted_mean(messages) if any(message.samples for message in messages) else None
+
+    def forget(self) -> None:
+        """Have the next ``begin`` compare the ranks again: another epoch begins, or a state was loaded."""
+        self._has_begun = False
+        self._unanswered.clear()
+
+    def _exchange(self, message: RankMessage) -> list[RankMessage]:
+        assert self.transport is not None
+        self._check_answers()
+        return check_same_place(self.transport.start(message)())
+
+    def _check_answers(self) -> None:
+        while self._unanswered:
+            check_same_place(self._unanswered.pop(0)())
+
+
+def process_group_size() -> int:
+    """The number of ranks in ``torch.distributed``'s default group; 1 if there is none."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    return int(distributed.get_world_size())
+
+
+# What messages add up to ---------------------------------------------------------------------------------
+
+
+def weighted_mean(messages: Sequence[RankMessage]) -> float:
+    """The mean loss by samples. Added up in the order of ranks, it is the same double on each of them.
+
+    Raises:
+        OptionError: If no rank has a sample.
+        RanksDivergedError: If only some ranks gave ``samples=``.
+    """
+    unweighted = [rank for rank, message in enumerate(messages) if message.samples == UNWEIGHTED]
+    if len(unweighted) == len(messages):
+        messages = [message._replace(samples=1.0) for message in messages]
+    elif unweighted:
+        raise RanksDivergedError(f"samples= was not given on {_name(unweighted)}; give it on all ranks or on none")
+    # The loss of no samples may be NaN.
+    weighted = [message for message in messages if message.samples]
+    if not weighted:
+        raise OptionError("samples is 0 on every rank; call schedule.skip() on all of them for such a batch")
+    if len(weighted) == 1:
+        return float(weighted[0].loss)
+    # The rounding of sum() differs between versions of Python.
+    total = samples = 0.0
+    for message in weighted:
+        total += message.loss * message.samples
+        samples += message.samples
+    return total / samples
+
+
+def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
+    """The messages of one exchange, by rank, if all ranks are at the same place.
+
+    Raises:
+        RanksDivergedError: If a rank is elsewhere, skipped the batch, or stopped by an error.
+    """
+    if len({message[:4] for message in messages}) == 1:
+        return messages
+    rule = "All ranks must make the same calls in the same order, over as many batches"
+    if any(message.kind == MessageKind.SKIP for message in messages):
+        rule = "Call skip() on all ranks or on none; a rank with no samples for a batch takes part with samples=0"
+    raise RanksDivergedError(
+        f"the ranks are not at the same visit ({_by_rank(messages, '{ranks}: {value}', '; ')}). {rule}. Restart from "
+        "a checkpoint: since the ranks last agreed, updates may have mixed different batches"
+    )
+
+
+def describe_differences(values: Sequence[dict[str, Any]]) -> str:
+    """An error message that names each value that is not the same on all ranks.
+
+    Args:
+        values: By rank, JSON values by name.
+    """
+    parts = []
+    for name in sorted({name for value in values for name in value}):
+        of_ranks = [short_repr(value.get(name)) for value in values]
+        if len(set(of_ranks)) > 1:
+            parts.append(f"{name} {_by_rank(of_ranks, '{value} ({ranks})', ', ')}")
+    return (
+        f"as the epoch begins, the ranks differ in {'; '.join(parts)}. All need the same options, states saved at the "
+        "same moment, and as many batches"
+    )
+
+
+def _by_rank(values: Iterable[object], form: str, separator: str) -> str:
+    """Each distinct value with the ranks that have it."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks_of.setdefault(str(value), []).append(rank)
+    return separator.join(form.format(value=value, ranks=_name(ranks)) for value, ranks in ranks_of.items())
+
+
+def _name(ranks: list[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
+
+
+# Each rank's part of the data ----------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """One rank's part of an order that all ranks draw alike: every ``ranks``-th item, from the ``rank``-th on.
+
+    Items are indices, or whole batches. Every rank gets as many batches: a rank that would lack the last one takes an
+    item from the beginning of the order. With ``drop_last``, the items that not every rank can have are left out.
+
+    Attributes:
+        rank: The rank, from 0.
+        ranks: The number of ranks that share the order.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+
+    def length(self, items: int, batch_size: int | None, *, drop_last: bool) -> int:
+        """How many of ``items`` items are this rank's."""
+        whole, left = divmod(items, self.ranks)
+        return whole + (left > 0 and self._has_one_more(whole, left, batch_size, drop_last=drop_last))
+
+    def of(self, items: Iterable[Item], batch_size: int | None, *, drop_last: bool) -> Iterator[Item]:
+        """This rank's items.
+
+        Args:
+            items: The whole order.
+            batch_size: Items in a batch; None if the items are batches.
+            drop_last: Whether a last, shorter batch is left out.
+        """
+        iterator = iter(items)
+        first: list[Item] = []
+        for whole in itertools.count():
+            group = list(itertools.islice(iterator, self.ranks))
+            first = first or group
+            if len(group) == self.ranks:
+                yield group[self.rank]
+                continue
+            if group and self._has_one_more(whole, len(group), batch_size, drop_last=drop_last):
+                yield group[self.rank] if self.rank < len(group) else first[(self.rank - len(group)) % len(first)]
+            return
+
+    def _has_one_more(self, whole: int, left: int, batch_size: int | None, *, drop_last: bool) -> bool:
+        """Whether this rank gets one more item, if ``left`` are left after ``whole`` for every rank."""
+        if drop_last:
+            return False
+        begins_a_batch = batch_size is None or whole % batch_size == 0
+        return self.rank < left or begins_a_batch
+
+
+def shard_of(sampler: Any, rank: object, world_size: object) -> Shard | None:
+    """The shard that ``rank=`` and ``world_size=`` name; None if neither is given.
+
+    Raises:
+        OptionError: If only one is given or allowed, or the sampler is sharded already.
+    """
+    if rank is None and world_size is None:
+        return None
+    ranks = positive_int("world_size", world_size, "the number of ranks that share the data")
+    if ranks == 1 and rank is None:
+        return Shard()
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < ranks:
+        raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1}, with world_size={ranks}")
+    if ranks > 1 and (own := own_shard(sampler)) is not None:
+        raise OptionError(
+            f"{type(sampler).__name__} is sharded already, for rank {own.rank} of {own.ranks}; leave rank= and "
+            "world_size= out"
+        )
+    return Shard(rank, ranks)
+
+
+def own_shard(sampler: Any) -> Shard | None:
+    """The shard of a ``DistributedSampler`` or the like, or of a batch sampler over one; None for any other."""
+    for part in (sampler, getattr(sampler, "sampler", None)):
+        rank, ranks = getattr(part, "rank", None), getattr(part, "num_replicas", None)
+        if isinstance(rank, int) and isinstance(ranks, int):
+            return Shard(rank, ranks)
+    return None
+
+
+def order_facts(sampler: Any, shard: Shard | None) -> dict[str, int]:
+    """What ranks that share an order must have in common, by its name in messages, as far as the sampler says it.
+
+    Args:
+        sampler: Draws the order.
+        shard: The part of the order that is this rank's; None if the sampler draws a rank's own part, whose length may
+            differ.
+    """
+    names = {"seed": "seed of the order", "epoch": "epoch of set_epoch", "shuffle": "shuffle"}
+    facts = {name: value for attribute, name in names.items() if isinstance(value := getattr(sampler, attribute, 0), int)}
+    data = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
+    lengths = {"length of the order": shard and length_of(sampler), "samples of the data": length_of(data)}
+    return {**facts, **{name: length for name, length in lengths.items() if length is not None}}
+
+
+def unpack_shard(packed: object, here: Shard, *, is_in_epoch: bool) -> Shard:
+    """The shard that a state was saved on.
+
+    Raises:
+        StateError: If it is damaged, or an epoch in progress is shared by another number of ranks.
+    """
+    numbers = packed if isinstance(packed, list) and all(type(number) is int for number in packed) else []
+    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
+        raise StateError(f"shard is {short_repr(packed)} in the state; it must be [rank, ranks]")
+    shard = Shard(*numbers)
+    if is_in_epoch and shard.ranks != here.ranks:
+        raise StateError(
+            f"the state was saved in the middle of an epoch of {shard.ranks} ranks, and there are {here.ranks} here. "
+            f"Resume on {shard.ranks} ranks, or load a state that was saved between two epochs"
+        )
+    return shard
