@@ -109,6 +109,21 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
+def check_line(place: str, text: str) -> None:
+    """Refuse what no record of any kind is.
+
+    Raises:
+        RecordsError: If the line is empty, or begins with a byte order mark.
+    """
+    if text.startswith("\ufeff"):
+        raise RecordsError(
+            f"{place} begins with a byte order mark, which some editors add. Save the file as UTF-8 without one, or "
+            "copy it again from where it was made"
+        )
+    if not text.strip():
+        raise RecordsError(f"{place} is empty. Delete the empty line, or copy the file again from where it was made")
+
+
 def parse_record(path: Path, number: int, text: str | bytes, kind: type[Record]) -> Record:
     """A record from its JSON.
 
@@ -117,13 +132,7 @@ def parse_record(path: Path, number: int, text: str | bytes, kind: type[Record])
     """
     text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
     place = f"{path}, line {number}"
-    if text.startswith("\ufeff"):
-        raise RecordsError(
-            f"{place} begins with a byte order mark, which some editors add. Save the file as UTF-8 without one, or "
-            "copy it again from where it was made"
-        )
-    if not text.strip():
-        raise RecordsError(f"{place} is empty. Delete the empty line, or copy the file again from where it was made")
+    check_line(place, text)
     try:
         return kind.model_validate_json(text.encode(errors="surrogateescape"))
     except ValidationError as error:

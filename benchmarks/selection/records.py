@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.claiming import refuse_foreign
 from benchmarks.errors import PlanError, RecordsError, StorageError
+from benchmarks.reading import check_line
 
 SCHEMA_VERSION = 1
 
@@ -124,6 +125,7 @@ class Folder:
             raise RecordsError(f"{self._runs} cannot be read: {error}") from error
         runs: dict[tuple[str, int, str], Run] = {}
         for number, line in enumerate(lines, start=1):
+            check_line(f"{self._runs}, line {number}", line)
             try:
                 run = Run.model_validate_json(line)
             except ValidationError as error:

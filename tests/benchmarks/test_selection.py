@@ -352,6 +352,17 @@ def test_damaged_records_are_refused(folder, spoil):
         Folder(folder).read_runs()
 
 
+@pytest.mark.parametrize(
+    ("before", "said"), [("\ufeff", "line 1 begins with a byte order mark"), ("\n", "line 1 is empty")]
+)
+def test_a_line_that_is_no_record_of_any_kind_is_named_as_what_it_is(folder, before, said):
+    command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0")
+    path = folder / "runs.jsonl"
+    path.write_text(before + path.read_text(), encoding="utf-8")
+    with pytest.raises(RecordsError, match=said):
+        Folder(folder).read_runs()
+
+
 def test_a_folder_that_cannot_be_had_is_refused_in_one_line(folder, capsys):
     folder.write_text("not a folder")
     assert command(folder, "--settings", "balanced", "--arms", "plain") == 2

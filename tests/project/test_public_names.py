@@ -25,10 +25,10 @@ STANDS_BEFORE = {"BatchAttentionMixin": ("transformers", "Trainer")}
 
 
 def load(name):
-    """The object of an entry; None where its framework is not installed."""
+    """The object of an entry; None where there is none, as without its framework."""
     module, _, own = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), own)
+        return getattr(importlib.import_module(module), own, None)
     except ImportError:
         return None
 
