@@ -191,8 +191,8 @@ class Passes:
         self._has_warned_of_loss = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A reported loss may be on its way between ranks. In a copy, the visit is reported again.
-        return {**vars(self), "_reported": None}
+        # A loss on its way between ranks is not the copy's, which reports the visit again.
+        return {**vars(self), "_reported": self._reported if self.ranks.transport is None else None}
 
     @property
     def state(self) -> State:

@@ -1,6 +1,5 @@
 """What only unusual input, a failing rank or a broken environment reaches, so that no line of the core is untried."""
 
-import sys
 import types
 from dataclasses import make_dataclass
 
@@ -12,22 +11,17 @@ from batch_sampler_attn.afresh import afresh
 from batch_sampler_attn.errors import (
     BatchAttentionWarning,
     LossError,
-    OptionError,
     ProtocolError,
-    RanksDivergedError,
     StateError,
 )
 from batch_sampler_attn.indices import are_plain, as_plain, plain_indices
 from batch_sampler_attn.loader_order import check_order
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.overhead_watch import OverheadWatch
-from batch_sampler_attn.rank_messages import NOT_SAID, Kind, Message, mean_over
-from batch_sampler_attn.shards import Shard, said_of_order, shard_of, unpack_shard
 from batch_sampler_attn.state import State
 from batch_sampler_attn.summary import EpochSummary
 from batch_sampler_attn.windows import WindowLoss, samples_in
 from tests.core.test_attend import schedule_with_threshold
-from tests.core.test_report import on_threads
 
 # The package itself
 
@@ -264,106 +258,6 @@ def test_a_loss_without_doubles_and_data_classes_of_arrays_are_windows_too():
     assert samples_in(batch) == 4
 
 
-# Ranks
-
-
-def test_ranks_that_begin_an_epoch_with_different_options_are_told_which():
-    def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, ranks=reduce)
-        for _ in schedule.attend(range(2)):
-            schedule.decide(1.0)
-
-    for error in on_threads(2, on_rank):
-        assert isinstance(error, RanksDivergedError)
-        assert "the ranks differ in " in str(error)
-        assert "1.0 (rank 0)" in str(error)
-        assert "1.2 (rank 1)" in str(error)
-
-
-def test_a_rank_that_refuses_its_loss_tells_the_others():
-    def on_rank(rank, reduce):
-        schedule = BatchAttentionSchedule(ranks=reduce)
-        for _ in schedule.attend(range(2)):
-            schedule.decide([1.0, 2.0] if rank == 1 else 1.0, samples=4)
-
-    well, refusing = on_threads(2, on_rank)
-    assert isinstance(refusing, LossError)
-    assert "rank 1: epoch 0, batch 0, visit 1, where it stopped for an error of its own" in str(well)
-
-
-def test_a_message_says_in_words_where_its_rank_is():
-    assert str(Message(Kind.BEGIN, 1, 0, 0, 0, NOT_SAID, 0.0)) == "begins epoch 1"
-    assert str(Message(Kind.BEGIN, 1, 3, 2, 0, NOT_SAID, 0.0)) == "begins epoch 1 after 3 batches, 2 visits"
-
-
-def test_samples_that_only_some_ranks_say_are_refused():
-    said, unsaid = (Message(Kind.VISIT, 0, 0, 1, 0, samples, 1.0) for samples in (4.0, NOT_SAID))
-    with pytest.raises(RanksDivergedError, match="but not on rank 1; give it on all or none"):
-        mean_over([said, unsaid])
-
-
-@pytest.mark.parametrize("world", [1, 4])
-def test_several_ranks_that_nobody_said_decide_alike_are_refused(monkeypatch, world):
-    group = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: world)
-    monkeypatch.setitem(sys.modules, "torch.distributed", group)
-    attended = BatchAttentionSchedule().attend("a")
-    if world == 1:
-        assert [attended.schedule.decide(1.0) for _ in attended] == [Decision.ADVANCE]
-    else:
-        with pytest.raises(ProtocolError, match="one of 4 in an initialized process group"):
-            next(iter(attended))
-    monkeypatch.delitem(sys.modules, "torch.distributed")
-    assert next(iter(BatchAttentionSchedule().attend("a"))) == "a"
-
-
-# Shards
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("batch_size", [None, 1, 2])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("items", range(8))
-def test_every_rank_has_as_many_batches_and_together_they_have_everything(items, ranks, batch_size, drop_last):
-    parts = [[*Shard(rank, ranks).of(range(items), batch_size, drop_last=drop_last)] for rank in range(ranks)]
-    shards = [Shard(rank, ranks) for rank in range(ranks)]
-    assert [shard.length(items, batch_size, drop_last=drop_last) for shard in shards] == [*map(len, parts)]
-    assert len({-(-len(part) // (batch_size or 1)) for part in parts}) == 1
-    seen = {item for part in parts for item in part}
-    assert seen == set(range(items - items % ranks if drop_last else items))
-
-
-class OfARank(list):
-    """A sampler that is for a rank already."""
-
-    rank, num_replicas = 1, 2
-
-
-def test_a_shard_is_what_rank_and_world_size_say_and_not_what_the_sampler_is_already():
-    assert shard_of([], None, None) is None
-    assert shard_of([], None, 1) == Shard(0, 1)
-    assert shard_of([], 1, 3) == Shard(1, 3)
-    assert shard_of(OfARank(), 0, 1) == Shard(0, 1)
-    for rank in (None, True, 3, -1, "1"):
-        with pytest.raises(OptionError, match="it must be an int from 0 to 2"):
-            shard_of([], rank, 3)
-    for sampler in (OfARank(), types.SimpleNamespace(sampler=OfARank())):
-        with pytest.raises(OptionError, match="is for rank 1 of 2 already"):
-            shard_of(sampler, 0, 2)
-
-
-def test_a_saved_shard_is_checked():
-    assert unpack_shard([1, 3], Shard(0, 2), is_in_epoch=False) == Shard(1, 3)
-    assert unpack_shard([1, 2], Shard(0, 2), is_in_epoch=True) == Shard(1, 2)
-    for packed, said in (
-        ((0, 1), r"must be \[rank, ranks\]"),
-        ([0], r"must be \[rank, ranks\]"),
-        ([2, 2], "changed after it was saved"),
-        ([1, 3], "in the middle of an epoch of 3 ranks"),
-    ):
-        with pytest.raises(StateError, match=said):
-            unpack_shard(packed, Shard(0, 2), is_in_epoch=True)
-
-
 # Recorders
 
 
@@ -385,15 +279,6 @@ def test_a_recorder_that_knows_nothing_of_loaded_states_is_left_alone():
     schedule.load_state_dict(schedule_with_threshold().state_dict())
     schedule.decide(1.0)
     assert recorder.visits == 1
-
-
-def test_what_ranks_have_in_common_of_an_order_is_what_its_sampler_says():
-    seeded = types.SimpleNamespace(seed=3, epoch=1, shuffle=True, data_source=range(7))
-    says = {"seed of the order": 3, "epoch of set_epoch": 1, "shuffle": True, "samples of the data": 7}
-    assert said_of_order(seeded, None) == says
-    own = {"seed of the order": 0, "epoch of set_epoch": 0, "shuffle": 0}
-    assert said_of_order(range(5), Shard(0, 2)) == {**own, "length of the order": 5}
-    assert said_of_order(types.SimpleNamespace(dataset=iter([])), None) == own
 
 
 def test_losses_that_nobody_was_told_of_are_no_ground_for_another_k():

@@ -4,7 +4,7 @@ import pytest
 
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import RanksDivergedError
-from tests.core.test_report import on_threads
+from tests.distributed.threads import on_threads
 from tests.loading.helpers import FORKING_IS_FINE
 from tests.samples.test_attend import BATCH_SIZE, SAMPLES, load
 
