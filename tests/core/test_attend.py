@@ -3,14 +3,18 @@
 import copy
 import io
 import itertools
+import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
+from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl, checkpoint
+from batch_sampler_attn.attend import check_order
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.schedule import passes_of
 
 
 def schedule_with_threshold(threshold=1.0, **options):
@@ -81,17 +85,25 @@ def test_each_iteration_is_one_epoch_ended_by_itself():
     assert schedule.last_summary.epoch == 2
 
 
-def test_length_and_attributes_are_the_loaders():
+def test_base_batches_and_attributes_are_the_loaders():
     class Loader(list):
         dataset = "the data"
 
     attended = BatchAttentionSchedule().attend(Loader([1, 2, 3]))
-    assert len(attended) == 3
+    assert attended.base_batches == 3
     assert attended.dataset == "the data"
     with pytest.raises(AttributeError):
         attended.nothing  # noqa: B018
     with pytest.raises(TypeError):
-        len(BatchAttentionSchedule().attend(iter([1])))
+        BatchAttentionSchedule().attend(iter([1])).base_batches  # noqa: B018
+
+
+def test_what_attend_returns_has_no_length_since_it_yields_visits():
+    attended = BatchAttentionSchedule().attend([1, 2])
+    with pytest.raises(TypeError, match=r"no length: repeats are decided.*len\(loader\), or attended\.base_batches"):
+        len(attended)
+    for _ in attended:
+        attended.schedule.decide(1.0)
 
 
 def test_the_schedule_can_be_reached_from_the_attended_loader():
@@ -101,15 +113,41 @@ def test_the_schedule_can_be_reached_from_the_attended_loader():
     assert attended.schedule.threshold == 1.5
 
 
-def test_repeats_are_told_apart_by_visits_and_decisions():
+def test_visits_and_decisions_count_repeats_and_base_batches():
     schedule = schedule_with_threshold()
     losses = iter([1.0, 2.0, 1.0])
-    told, bar = [], 0
-    for _ in schedule.attend("ab"):
-        told.append(schedule.visits)
+    visits, bar = [], 0
+    attended = schedule.attend("ab")
+    for _ in attended:
+        visits.append(schedule.visits)
         bar += schedule.decide(next(losses)) is Decision.ADVANCE
-    assert told == [0, 0, 1]
-    assert bar == len(schedule.attend("ab"))
+    assert visits == [0, 0, 1]
+    assert bar == attended.base_batches
+
+
+@pytest.mark.parametrize("way", ["attend", "immediate", "deferred"])
+def test_an_average_over_first_visits_is_one_over_base_batches_before_and_after_the_decision(way):
+    schedule = schedule_with_threshold(max_visits=3)
+    loader = range(0, 6, 2) if way == "attend" else loader_through_a_sampler(schedule, range(6), way)
+    before, after = [], []
+    for batch in schedule.attend(loader):
+        first = batch if way == "attend" else batch[0].item()
+        if schedule.is_first_visit:
+            before.append(first)
+        schedule.decide(2.0 if first == 2 else 1.0)
+        if schedule.is_first_visit:
+            after.append(first)
+    assert schedule.last_summary.repeats == 2
+    assert before == after == [0, 2, 4]
+
+
+def test_in_a_loop_by_hand_the_first_visit_is_that_of_the_next_decision():
+    schedule = schedule_with_threshold()
+    first_visits = []
+    for loss in (1.0, 2.0, 1.0, 1.0):
+        first_visits.append(schedule.is_first_visit)
+        schedule.decide(loss)
+    assert first_visits == [True, True, False, True]
 
 
 def test_asking_for_the_next_batch_without_a_decision_is_refused():
@@ -246,21 +284,6 @@ def test_a_generator_that_is_used_up_is_refused_in_the_second_epoch():
         list(attended)
 
 
-@pytest.mark.parametrize("module", ["ignite.engine.engine", "pytorch_lightning", "lightning.pytorch.loops"])
-def test_trainers_that_would_end_at_the_length_are_refused_by_their_module(module):
-    theirs = {"__name__": module}
-    exec("def begin(loader): return iter(loader)", theirs)
-    with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*the loader itself, and"):
-        theirs["begin"](BatchAttentionSchedule().attend([1]))
-
-
-@pytest.mark.parametrize("module", ["lightning.fabric.wrappers", "ignites.engine", "__main__", None])
-def test_other_modules_may_iterate(module):
-    theirs = {} if module is None else {"__name__": module}
-    exec("def begin(loader): return iter(loader)", theirs)
-    assert next(theirs["begin"](BatchAttentionSchedule().attend([1, 2]))) == 1
-
-
 def test_an_attended_generator_is_true():
     assert BatchAttentionSchedule().attend(iter([1]))
 
@@ -293,12 +316,12 @@ def test_end_epoch_while_a_repeat_is_due_is_refused():
         schedule.end_epoch()
 
 
-def test_end_epoch_is_refused_where_a_window_ends_epochs():
+def test_end_epoch_is_refused_where_a_length_ends_epochs():
     with pytest.raises(ProtocolError, match="epoch_length=3"):
         BatchAttentionSchedule(epoch_length=3).end_epoch()
 
 
-def test_a_window_goes_on_from_one_pass_to_the_next():
+def test_an_epoch_of_fixed_length_spans_passes():
     schedule = BatchAttentionSchedule(1.0, epoch_length=3)
     run_epoch(schedule, [1, 2], [1.0, 2.0])
     assert schedule.epoch == 0
@@ -358,10 +381,24 @@ def test_attributes_are_set_where_they_are_read():
         schedule.attend([1]).flag = True
 
 
+def test_special_names_are_the_attended_loaders_own():
+    class Loader(list):
+        pass
+
+    loader = Loader("ab")
+    attended = BatchAttentionSchedule().attend(loader)
+    attended.__mark__ = attended.mark = 1
+    assert not hasattr(loader, "__mark__")
+    del attended.__mark__, attended.mark
+    assert not hasattr(loader, "mark")
+    with pytest.raises(AttributeError, match="mark"):
+        attended.__mark__  # noqa: B018
+
+
 def test_what_attend_returns_can_be_copied_and_pickled():
     attended = BatchAttentionSchedule(1.5).attend([1, 2])
     for twin in (copy.copy(attended), copy.deepcopy(attended), pickle.loads(pickle.dumps(attended))):
-        assert len(twin) == 2
+        assert twin.base_batches == 2
         for _ in twin:
             twin.schedule.decide(1.0)
         assert twin.schedule.last_summary.batches == 2
@@ -372,6 +409,35 @@ def test_attending_twice_is_refused():
     for other in (schedule, BatchAttentionSchedule()):
         with pytest.raises(ProtocolError, match="attended twice"):
             other.attend(schedule.attend([1]))
+
+
+def test_a_loader_whose_sampler_belongs_to_another_schedule_is_refused():
+    class Loader(list):
+        batch_sampler = SimpleNamespace(schedule=None)
+
+    with pytest.raises(ProtocolError, match=r"loader\.batch_sampler\.schedule\.attend\(loader\)"):
+        BatchAttentionSchedule().attend(Loader())
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [({"in_order": False}, "in_order=False"), ({"snapshot_every_n_steps": 5}, "Leave it at 1")]
+)
+def test_a_loader_that_yields_in_another_order_or_from_a_snapshot_is_refused(option, said):
+    check_order(SimpleNamespace())
+    with pytest.raises(ProtocolError, match=said):
+        check_order(SimpleNamespace(**option))
+
+
+@pytest.mark.parametrize("how", ["batch_sampler", "sampler"])
+def test_a_loader_of_sample_attention_is_refused_with_the_way_out(how):
+    data = pytest.importorskip("torch.utils.data")
+    from batch_sampler_attn import SampleAttention
+
+    attention = SampleAttention(8, 2)
+    options = {"batch_sampler": attention} if how == "batch_sampler" else {"sampler": attention, "batch_size": None}
+    loader = data.DataLoader(range(8), **options)
+    with pytest.raises(ProtocolError, match=r"SampleAttention.*attention\.attend\(loader\)"):
+        BatchAttentionSchedule().attend(loader)
 
 
 ONCE = {
@@ -411,7 +477,7 @@ def test_a_schedule_and_an_attended_loader_say_what_they_are_and_where():
             break
     assert repr(schedule) == (
         "<BatchAttentionSchedule(k=1.0, warmup_epochs=1, epoch_loss='first', max_visits=100, nonfinite='advance', "
-        "epoch_length=None), epoch 1, batch 2, visits 0, threshold 1>"
+        "epoch_length=None, budget=None, floor=0.0), epoch 1, batch 2, visits 0, threshold 1>"
     )
     assert repr(schedule.attend([1] * 3)) == f"<list of 3 batches, attended by {schedule!r}>"
     assert repr(schedule.attend(iter([1]))).startswith("<list_iterator, attended by")
@@ -495,7 +561,7 @@ def test_decisions_by_hand_are_found_out_wherever_they_were_made(stray):
         run_epoch(schedule, [1, 2], [])
 
 
-def test_a_stray_decision_in_a_window_is_found_out_and_windows_still_span_passes():
+def test_a_stray_decision_in_an_epoch_of_fixed_length_is_found_out():
     schedule = BatchAttentionSchedule(1.0, epoch_length=5)
     run_epoch(schedule, [1, 2], [1.0, 1.0])
     run_epoch(schedule, [1, 2], [1.0, 1.0])
@@ -570,9 +636,28 @@ def test_a_recorder_that_raises_as_an_epoch_ends_leaves_nothing_of_it_to_the_nex
         assert run_epoch(resumed, range(10), [math.nan, *[1.0] * 9]) == [*range(10)]
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_whole_loader_after_a_resume_in_the_very_first_epoch_is_refused(as_json):
+    schedule = BatchAttentionSchedule(1.0)
+    for _ in schedule.attend(range(10)):
+        schedule.decide(1.0)
+        if schedule.batches == 4:
+            break
+    state = schedule.state_dict()
+    resumed = BatchAttentionSchedule(1.0)
+    resumed.load_state_dict(json.loads(json.dumps(state)) if as_json else state)
+    with pytest.raises(ProtocolError, match="after 4 batches, and the loader has 10, as many as the whole epoch"):
+        run_epoch(resumed, range(10), [1.0] * 10)
+    assert len(run_epoch(resumed, itertools.islice(range(10), 4, None), [1.0] * 6)) == 6
+    assert resumed.last_summary.batches == 10
+    resumed.load_state_dict(state)
+    with pytest.warns(BatchAttentionWarning, match="had 14 batches in all, instead of 10"):
+        run_epoch(resumed, iter(range(10)), [1.0] * 10)
+
+
 def test_the_whole_loader_through_an_iterator_is_warned_of_at_the_end():
     resumed = stopped_in_second_epoch(10, after=4)
-    with pytest.warns(BatchAttentionWarning, match="had 14 batches in all, and the one before had 10"):
+    with pytest.warns(BatchAttentionWarning, match="had 14 batches in all, instead of 10"):
         run_epoch(resumed, iter(range(10)), [1.0] * 14)
 
 
@@ -607,37 +692,40 @@ def test_epochs_of_unlike_lengths_may_be_gone_on_with():
 # Epochs without an end ------------------------------------------------------------------------------------
 
 
-def almost_endless(**options):
-    schedule = BatchAttentionSchedule(**options)
+def schedule_after(batches, schedule):
+    """As ``schedule`` is after so many batches of its epoch, each with a loss of 1."""
     state = schedule.state_dict()
-    numbers = {**state["state"], "batches": 999_998, "loss_count": 999_998, "loss_sum": 999_998.0}
-    schedule.load_state_dict({**state, "state": numbers})
+    numbers = {**state["state"], "batches": batches, "loss_count": batches, "loss_sum": float(batches)}
+    changed = {name: value for name, value in state.items() if name not in ("version", "fingerprint")}
+    schedule.load_state_dict(checkpoint.seal({**changed, "state": numbers}))
     return schedule
 
 
-def train_on_six(schedule, *, by_hand):
-    for _ in range(6) if by_hand else schedule.attend(range(6)):
-        schedule.decide(1.0)
-
-
-@pytest.mark.parametrize("way", ["by hand", "attend", "recorded"])
-def test_a_first_epoch_of_a_million_batches_is_warned_of_once_with_the_way_out(way):
-    schedule = almost_endless(recorders=[MemoryRecorder()] if way == "recorded" else [])
+@pytest.mark.parametrize("recorders", [[], [MemoryRecorder()]])
+def test_a_first_epoch_of_a_million_batches_is_warned_of_once_with_the_way_out(recorders):
+    schedule = schedule_after(999_998, BatchAttentionSchedule(recorders=recorders))
     with pytest.warns(BatchAttentionWarning, match=r"1,000,000 batches without an end.*epoch_length=N") as warned:
-        train_on_six(schedule, by_hand=way != "attend")
+        run_epoch(schedule, range(6), [1.0] * 6)
     assert len(warned) == 1
     assert warned[0].filename == __file__
 
 
-def test_epochs_that_end_and_windows_may_be_long():
-    schedule = almost_endless(epoch_length=2_000_000)
-    for _ in range(4):
+def test_a_loop_by_hand_that_never_ends_an_epoch_is_warned_of_once_with_the_way_out():
+    schedule = BatchAttentionSchedule()
+    with pytest.warns(BatchAttentionWarning, match=r"5,000 batches.*end_epoch\(\) after each epoch.*epoch_length=N"):
+        for _ in range(5_000):
+            schedule.decide(1.0)
+    for _ in range(6_000):
         schedule.decide(1.0)
-    schedule = schedule_with_threshold()
-    state = schedule.state_dict()
-    schedule.load_state_dict({**state, "state": {**state["state"], "batches": 999_999}})
-    schedule.decide(1.0)
-    assert schedule.batches == 1_000_000
+    with pytest.raises(ProtocolError, match=r"no epoch has ended yet.*end_epoch\(\).*epoch_length=N"):
+        schedule.last_summary  # noqa: B018
+
+
+def test_epochs_that_end_may_be_long():
+    long = BatchAttentionSchedule(epoch_length=2_000_000)
+    for schedule in (schedule_after(4_999, schedule_with_threshold()), schedule_after(4_999, long)):
+        schedule.decide(1.0)
+        assert schedule.batches == 5_000
 
 
 def test_a_progress_bar_moved_by_decisions_ends_at_its_total_and_one_without_a_total_counts_visits():
@@ -645,11 +733,11 @@ def test_a_progress_bar_moved_by_decisions_ends_at_its_total_and_one_without_a_t
     schedule = schedule_with_threshold()
     losses = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0] * 2)
     attended = schedule.attend(range(3))
-    with tqdm(total=len(attended), file=io.StringIO()) as bar:
+    with tqdm(total=attended.base_batches, file=io.StringIO()) as bar:
         for _ in attended:
             bar.update(schedule.decide(next(losses)) is Decision.ADVANCE)
         assert bar.n == bar.total == 3
-    bar = tqdm(iter(attended), file=io.StringIO())
+    bar = tqdm(attended, file=io.StringIO())
     for _ in bar:
         schedule.decide(next(losses))
     assert (bar.n, bar.total) == (6, None)
