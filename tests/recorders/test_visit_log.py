@@ -540,7 +540,7 @@ def test_an_epoch_that_is_abandoned_before_any_visit_is_in_the_file(tmp_path):
 def test_windows_longer_than_a_pass_are_recorded_whole(tmp_path):
     path, memory = tmp_path / "visits.jsonl", MemoryRecorder()
     with JsonLinesRecorder(path) as lines:
-        schedule = BatchAttentionSchedule(window=5, recorders=[lines, memory])
+        schedule = BatchAttentionSchedule(epoch_length=5, recorders=[lines, memory])
         sampler = BatchAttentionSampler(SequentialSampler(range(6)), 2, schedule=schedule)
         loader = DataLoader(TensorDataset(torch.arange(6.0)), batch_sampler=sampler)
         for _ in range(5):
