@@ -12,6 +12,7 @@ import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
+from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.recorders import MemoryRecorder
 
 
@@ -290,3 +291,34 @@ def test_two_plausible_numbers_exchanged_in_a_state_are_found_out():
     numbers["loss_sum"], numbers["threshold"] = numbers["threshold"], numbers["loss_sum"]
     with pytest.raises(StateError, match="changed or damaged"):
         BatchAttentionSchedule(1.0).load_state_dict(state)
+
+
+class Shaped:
+    """A value with a shape, as arrays have."""
+
+    def __init__(self, value, shape=()):
+        self.value, self.shape = value, shape
+
+    def tolist(self):
+        return self.value
+
+
+def test_losses_of_samples_are_one_number_each():
+    assert as_floats([1, 2.5]) == as_floats(Shaped([1.0, 2.5], (2,))) == [1.0, 2.5]
+    for losses, said in (
+        (Shaped(1.0), 'reduction="none"'),
+        (Shaped([[1.0]], (1, 1)), "flatten"),
+        (1.0, "losses of type float"),
+    ):
+        with pytest.raises(LossError, match=said):
+            as_floats(losses)
+
+
+@pytest.mark.parametrize(("module", "error"), [("jax.core", LossError), ("elsewhere", RuntimeError)])
+def test_a_value_that_jax_traces_has_no_loss_yet_and_other_errors_stay_what_they_are(module, error):
+    def refuse(self):
+        raise RuntimeError("abstract")
+
+    tracer = type("Tracer", (Shaped,), {"__module__": module, "tolist": refuse})
+    with pytest.raises(error, match=r"traces before it runs|abstract"):
+        as_floats(tracer(1.0, (1,)))

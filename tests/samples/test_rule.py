@@ -130,7 +130,7 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
 
 
 @pytest.mark.parametrize("select", ["loss", "random"])
-def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(choose):
+def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(select):
     attention = SampleAttention(60, 6, k=1.5, prune_probability=0.5, choose=choose, max_visits=3, seed=2)
     seen = Counter()
     extra = pruned = 0
@@ -144,7 +144,7 @@ def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(choose):
     hard, easy = sum(seen[index] for index in range(12)) / 12, sum(seen[index] for index in range(12, 60)) / 48
     assert extra > 20
     assert pruned > 500
-    assert hard / easy > 3 if choose == "loss" else 0.85 < hard / easy < 1.18
+    assert hard / easy > 3 if select == "loss" else 0.85 < hard / easy < 1.18
 
 
 def test_no_sample_is_forgotten_however_well_it_is_fitted():
