@@ -6,9 +6,10 @@ No framework is imported. What counts its changes in an integer ``_version``, as
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence
 from functools import lru_cache, partial
-from types import GeneratorType, NoneType
+from types import GeneratorType, NoneType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from batch_sampler_attn.errors import BatchChangedError, ProtocolError, warn
@@ -120,13 +121,13 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
                 current.offer()
                 yield fresh
                 decision = current.collect()
-                if is_first:
-                    is_first = False
-                    warn_if_changed(versions)
                 if decision is ADVANCE:
                     break
                 check_unchanged(versions)
                 fresh = fresh_copy(batch)
+            if is_first:
+                is_first = False
+                warn_if_changed(versions)
 
 
 def check_order(loader: Any) -> None:
@@ -258,13 +259,18 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
                 pass
         return value
     if issubclass(cls, tuple):
-        return tuple.__new__(cls, [_fresh(item, versions) for item in value])
+        items = [_fresh(item, versions) for item in value]
+        return value if all(map(operator.is_, items, value)) else tuple.__new__(cls, items)
     return _fresh_object(value, versions)
 
 
 def _fresh_object(value: Any, versions: Versions | None) -> Any:
     cls = type(value)
-    is_container = hasattr(cls, "__copy__") or hasattr(cls, "__dataclass_fields__") or isinstance(value, dict | list)
+    is_container = (
+        hasattr(cls, "__copy__")
+        or hasattr(cls, "__dataclass_fields__")
+        or isinstance(value, (dict, list, SimpleNamespace))
+    )
     attributes = getattr(value, "__dict__", {})
     if _is_array(cls) or isinstance(value, type) or not (
         is_container or any(_is_array(type(item)) for item in attributes.values())
@@ -280,9 +286,9 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
     elif isinstance(twin, MutableSequence):
         _refill(twin, enumerate(list(twin)), versions)
     inside = getattr(twin, "__dict__", None)
-    names = [*inside] if inside is not None else [*getattr(cls, "__dataclass_fields__", ())]
-    for name in names:
-        item = getattr(twin, name) if inside is None else inside[name]
+    if inside is None:
+        inside = {name: getattr(twin, name) for name in getattr(cls, "__slots__", ()) if hasattr(twin, name)}
+    for name, item in list(inside.items()):
         new = _fresh(item, versions)
         if new is not item:
             # Not setattr(), which a frozen class refuses and others give a meaning of their own.

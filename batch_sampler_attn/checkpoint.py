@@ -39,7 +39,7 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
     if not isinstance(packed, dict):
         raise StateError(f"{what} is {type(packed).__name__}, not a dictionary; pass what state_dict() returned")
     version = packed.get("version")
-    if version != VERSION or isinstance(version, bool):
+    if type(version) is not int or version != VERSION:
         raise StateError(
             f"{what} is of version {short_repr(version)}; this release reads version {VERSION}. Load it with the "
             "release that saved it, or start without it"
@@ -53,7 +53,7 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
         )
     fields = {name: value for name, value in packed.items() if name != "fingerprint"}
     try:
-        is_intact = packed["fingerprint"] == _fingerprint(fields)
+        is_intact = short_repr(packed["fingerprint"]) == str(_fingerprint(fields))
     except (TypeError, ValueError, RecursionError):  # not JSON types
         is_intact = False
     if not is_intact:

@@ -48,9 +48,9 @@ class Run(NamedTuple):
 
     Attributes:
         state: Of the rule.
-        last_summary: Of the epoch that ended last; None before.
-        length: Batches of the epoch in progress, where the loader says so; None where it does not.
-        flight: What the driver has handed out, as a value of its own; None without a driver.
+        last_summary: Of the epoch that ended last.
+        length: Batches of the epoch in progress, where the loader says so.
+        flight: What the driver has handed out, as a value of its own.
     """
 
     state: State
@@ -78,13 +78,7 @@ class Recorder:
         """The visits of the epoch in progress do not count; it begins again."""
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        """A saved state was loaded, from which training resumes.
-
-        Args:
-            epoch: The epoch in which the state was saved.
-            visits: The visits of that epoch that had been recorded by then. Whatever was recorded after them, and in
-                later epochs, no longer counts.
-        """
+        """A state was loaded that was saved in ``epoch``, after so many visits of it; later records no longer count."""
 
     def flush(self) -> None:
         """A state is being saved: everything recorded up to now must be safe."""
@@ -105,13 +99,7 @@ class Driver(Protocol):
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
 
     def settled(self, flight: Any, decision: Decision | None, visits: int) -> Any:
-        """The flight after the current batch's visit.
-
-        Args:
-            flight: As it was before.
-            decision: On the batch; None if it was skipped.
-            visits: Visits made to it, this one included.
-        """
+        """The flight after visit number ``visits`` to the current batch, or after it was skipped (None)."""
 
     def restarted(self) -> Any:
         """The flight as an epoch begins again."""
@@ -141,23 +129,14 @@ _STALE = (
 class Passes:
     """One schedule's passes.
 
-    Args:
+    Attributes:
         options: Of the schedule.
         criterion: Says which batches want another visit.
-        recorders: As the schedule was given them.
-        ranks: As the schedule was given it.
-        saved_options: What a state that is loaded here has to agree with.
-
-    Attributes:
-        options: The same.
-        criterion: The same.
         recorders: Notified of every visit and every epoch.
         ranks: What this process and the others agree on.
+        saved_options: What a state that is loaded here has to agree with.
         driver: Hands out the batches; None where a loop iterates over a loader, or is written by hand.
         run: All that is remembered.
-
-    Raises:
-        OptionError: If an element of ``recorders``, or ``ranks``, is of another kind.
     """
 
     def __init__(
@@ -191,8 +170,8 @@ class Passes:
         self._has_warned_of_loss = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A reported loss may be on its way between ranks. In a copy, the visit is reported again.
-        return {**vars(self), "_reported": None}
+        # A loss on its way between ranks is not the copy's, which reports the visit again.
+        return {**vars(self), "_reported": self._reported if self.ranks.transport is None else None}
 
     @property
     def state(self) -> State:
@@ -216,11 +195,7 @@ class Passes:
         return None if current is None or current.phase in (_LEFT, _OVER) else current
 
     def set_driver(self, driver: Driver) -> None:
-        """Have ``driver`` hand out the batches.
-
-        Raises:
-            ProtocolError: If another one does so already.
-        """
+        """Have ``driver`` hand out the batches."""
         if self.driver is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self.driver = driver
@@ -304,11 +279,7 @@ class Passes:
         return reported()
 
     def _pass_awaiting(self, caller: str) -> Pass | None:
-        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop.
-
-        Raises:
-            ProtocolError: If no batch is waiting for one.
-        """
+        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop."""
         current = self._pass
         if current is not None and current.phase is _AWAITING_LOSS:
             return current
@@ -352,11 +323,6 @@ class Passes:
         Args:
             length: How many batches there are, if all of them will be offered from the first one on.
             common: What has to be the same on every rank, besides options, state and length, as JSON types.
-
-        Raises:
-            ProtocolError: If there are decisions from outside any pass, or more batches than remain of a resumed epoch,
-                or ranks without the ``ranks`` option.
-            RanksDivergedError: If another rank is elsewhere.
         """
         self.ranks.require_choice()
         if self.active is not None:
@@ -378,16 +344,7 @@ class Passes:
         return self._pass
 
     def end_epoch(self, host_reads: int | None = None) -> EpochSummary:
-        """End the epoch in progress.
-
-        Args:
-            host_reads: For its summary.
-
-        Raises:
-            EmptyEpochError: If it has no batch.
-            ProtocolError: If the criterion says that it cannot end here.
-            RanksDivergedError: If another rank is not at its end.
-        """
+        """End the epoch in progress; ``host_reads`` is for its summary."""
         state = self.state
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
@@ -432,11 +389,7 @@ class Passes:
         return self.end_epoch()
 
     def abandon(self, *, was_left: bool) -> None:
-        """Forget the epoch in progress; it sets no threshold.
-
-        Args:
-            was_left: True if its loop was left, False if the user asked for it.
-        """
+        """Forget the epoch in progress, because its loop was left or because the user asked for it."""
         self._retire_pass()
         if self.state.progress:
             for recorder in self.recorders:
@@ -570,11 +523,7 @@ class Passes:
         )
 
     def unpack(self, packed: object) -> Run:
-        """What ``assign`` takes, of a saved state, without a flight.
-
-        Raises:
-            StateError: If it is of another version or of other options, or is damaged.
-        """
+        """What ``assign`` takes, of a saved state, without a flight."""
         keys = {"options", "state", "last_summary", "epoch_batches", "ranks"}
         fields = checkpoint.unseal("the schedule's state", packed, keys)
         checkpoint.check_options(self.saved_options, fields["options"])
@@ -618,10 +567,6 @@ class Pass:
 
     As a context manager it is closed at the end: finished if the body reached its end, left if it raised.
 
-    Args:
-        passes: Of the schedule.
-        announces: Whether other ranks are notified of each batch, since none knows how many there are.
-
     Attributes:
         phase: What it waits for.
         position: The position of the current batch, or of the last one.
@@ -659,9 +604,6 @@ class Pass:
             position: Its position in the epoch; None where batches come in order.
             visits: The visits it has had, where batches do not come in order.
             indices: Its dataset indices, if they are known.
-
-        Raises:
-            ProtocolError: If the pass is stale.
         """
         if self.phase is not _BETWEEN_BATCHES:
             self._check_is_open()
@@ -677,11 +619,7 @@ class Pass:
         self.phase = _AWAITING_LOSS
 
     def collect(self) -> Decision:
-        """The decision on the batch that was yielded; ADVANCE, if it was skipped.
-
-        Raises:
-            ProtocolError: If there is none yet, or the pass is stale.
-        """
+        """The decision on the batch that was yielded; ADVANCE, if it was skipped."""
         if self.phase is not _DECIDED and self.phase is not _SKIPPED:
             self._check_is_open()
             state = self._passes.state
@@ -696,11 +634,7 @@ class Pass:
         return self.decision
 
     def take_over(self, state: State) -> None:
-        """Visits were made and decided on elsewhere: this is the state that they led to.
-
-        Raises:
-            ProtocolError: If the pass is stale.
-        """
+        """Visits were made and decided on elsewhere: this is the state that they led to."""
         self._check_is_open()
         self._passes.replace_state(state)
 
@@ -710,10 +644,6 @@ class Pass:
         Args:
             finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
             host_reads: For the epoch's summary.
-
-        Raises:
-            EmptyEpochError: If there was no batch.
-            ProtocolError: If the criterion says that the epoch cannot end here.
         """
         if self.phase in (_LEFT, _OVER):
             return
@@ -722,11 +652,7 @@ class Pass:
             self._passes.close_epoch(host_reads)
 
     def out_of_turn(self, caller: str) -> ProtocolError:
-        """What to raise where a loss, or a skip, is for no batch.
-
-        Args:
-            caller: "decide", "report" or "skip".
-        """
+        """What to raise where a loss, or a skip, is for no batch."""
         if self.phase is _SKIPPED:
             return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
         if self.phase is _BETWEEN_BATCHES:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from batch_sampler_attn.errors import OptionError, shown
+from batch_sampler_attn.errors import OptionError, short_repr
 
 
 class SeededDataset(Dataset[Any]):
@@ -56,9 +56,9 @@ class SeededDataset(Dataset[Any]):
         if isinstance(dataset, IterableDataset) or not (
             hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
         ):
-            raise OptionError(f"dataset is {shown(dataset)}; it must be one whose items are fetched by index")
+            raise OptionError(f"dataset is {short_repr(dataset)}; it must be one whose items are fetched by index")
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise OptionError(f"seed is {shown(seed)}; it must be a whole number")
+            raise OptionError(f"seed is {short_repr(seed)}; it must be a whole number")
         self.dataset = dataset
         self.seed = seed
 

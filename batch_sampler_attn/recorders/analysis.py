@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from batch_sampler_attn.errors import RecordError
-from batch_sampler_attn.recorders.recorder import VisitRecord
+from batch_sampler_attn.recorders.visits import VisitRecord
 
 
 class RepeatedBatch(NamedTuple):

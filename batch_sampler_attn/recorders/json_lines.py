@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from batch_sampler_attn.errors import RecordError
-from batch_sampler_attn.indices import plain_indices
-from batch_sampler_attn.notices import warn
-from batch_sampler_attn.recorders.memory import Timeline
-from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
+from batch_sampler_attn.checkpoint import plain_indices
+from batch_sampler_attn.errors import RecordError, warn
+from batch_sampler_attn.passes import Recorder
+from batch_sampler_attn.recorders.visits import Timeline, VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
@@ -72,9 +71,7 @@ class JsonLinesRecorder(Recorder):
     ) -> None:
         number = loss if loss - loss == 0 else str(loss)
         line = {"epoch": epoch, "batch": batch, "visit": visit, "loss": number, "decision": decision.value}
-        if indices is not None:
-            line["indices"] = plain_indices(indices)
-        self._add(line)
+        self._add(line if indices is None else {**line, "indices": plain_indices(indices)})
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
         self.flush()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, shown
-from batch_sampler_attn.recorders.recorder import Recorder
+from batch_sampler_attn.errors import OptionError, short_repr
+from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.summary import EpochSummary
 
 
@@ -35,7 +35,7 @@ class LogRecorder(Recorder):
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:
         if not callable(log):
-            raise OptionError(f"log is {shown(log)}; it must be callable as log(numbers, step=epoch)")
+            raise OptionError(f"log is {short_repr(log)}; it must be callable as log(numbers, step=epoch)")
         self._log = log
         self._flush = flush
 

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from batch_sampler_attn.errors import RecordError, counted
+from batch_sampler_attn.errors import RecordError, plural
 from batch_sampler_attn.recorders.analysis import most_repeated_samples
 from batch_sampler_attn.recorders.json_lines import read_visits
 from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.recorder import VisitRecord
+from batch_sampler_attn.recorders.visits import VisitRecord
 
 # Distinct to colour-blind readers, and in grey print.
 _LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
@@ -82,7 +82,7 @@ def plot_run(
         for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
             axes.imshow(_displayable(images(sample)), cmap="gray")
             axes.set_axis_off()
-            axes.set_title(f"{sample}\n{counted(count, 'repeat', 'repeats')}", fontsize=8)
+            axes.set_title(f"{sample}\n{plural(count, 'repeat', 'repeats')}", fontsize=8)
         below[0].suptitle("samples whose batches were repeated most", fontsize=10)
     return figure
 
@@ -119,8 +119,7 @@ def _draw_losses(axes: Axes, epochs: list[_Epoch]) -> None:
     axes.plot(numbers, means, "o-", color=_LOSS, label="their mean")
     in_force = [(epoch.number, epoch.threshold) for epoch in epochs if epoch.threshold is not None]
     if in_force:
-        marks = {"markersize": 14, "markeredgewidth": 2}
-        axes.plot(*zip(*in_force, strict=True), "_", color=_THRESHOLD, label="threshold", **marks)
+        axes.plot(*zip(*in_force, strict=True), "_", color=_THRESHOLD, ms=14, mew=2, label="threshold")
     axes.set_ylabel("loss")
     axes.legend(fontsize=8)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from batch_sampler_attn import checkpoint
 from batch_sampler_attn.accumulation import samples_in
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, short_repr
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers.replay import (
     Replay,
@@ -29,8 +30,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["BatchAttention"]
-
-_VERSION = 2
 
 # The loss of a batch, in the logs of a step; taken out again before Keras reads them.
 _LOSS = "batch_attention_loss"
@@ -101,8 +100,8 @@ class BatchAttention:
 
         Raises:
             OptionError: If a callback is not an instance of ``keras.callbacks.Callback``.
-            ProtocolError: Before the first update, if training works in a way that cannot be repeated; the message says
-                what to use instead.
+            ProtocolError: Before the first update, if training works in a way that cannot be repeated; the message
+                says what to use instead.
         """
         refuse_own_loader(x, "BatchAttention.fit repeats batches")
         callbacks = keras.tree.flatten(callbacks or [])
@@ -115,7 +114,8 @@ class BatchAttention:
         _check_model(self.model)
         try:
             # Ours is the first: an epoch of the schedule has ended before other callbacks learn that it has.
-            return self.model.fit(x, y, *args, callbacks=[_Epochs(self._step, self._replay), *callbacks], **kwargs)
+            callbacks = [_Epochs(self._step, self._replay), *callbacks]
+            return self.model.fit(x, y, *args, callbacks=callbacks, **kwargs)
         finally:
             self._replay.end_epoch(finished=False)
             self._step.remove()
@@ -125,7 +125,7 @@ class BatchAttention:
 
         Keras resumes at the beginning of an epoch, and so does this: an epoch in progress starts again.
         """
-        return {"version": _VERSION, "schedule": self.schedule.state_dict(), "repeats": self.repeats}
+        return checkpoint.seal({"schedule": self.schedule.state_dict(), "repeats": self.repeats})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from what ``state_dict`` returned.
@@ -133,14 +133,9 @@ class BatchAttention:
         Raises:
             StateError: If the state has another version or other options, or is damaged. Nothing is assigned then.
         """
-        keys = {*state_dict} if isinstance(state_dict, dict) else set()
-        if keys != {"version", "schedule", "repeats"} or state_dict["version"] != _VERSION:
-            raise StateError(
-                f"the state is {short_repr(state_dict)}; it must come from BatchAttention.state_dict() of "
-                f"batch_sampler_attn.trainers.keras, version {_VERSION}"
-            )
-        self.schedule.load_state_dict(state_dict["schedule"])
-        self._step.repeats = state_dict["repeats"]
+        fields = checkpoint.unseal("the attention's state", state_dict, {"schedule", "repeats"})
+        self.schedule.load_state_dict(fields["schedule"])
+        self._step.repeats = fields["repeats"]
 
 
 class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]

@@ -32,6 +32,8 @@ from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision, State
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
+__all__ = ["Replay"]
+
 
 class Replay:
     """Keeps the batches of the current window and decides when to train on them again.
@@ -238,15 +240,7 @@ class Replay:
 
 @contextmanager
 def standing_in(target: Any, **methods: Any) -> Iterator[None]:
-    """Put methods on one object, and at the end put back what its instance had.
-
-    The class and other instances stay as they are. Values go into the instance's dictionary directly, past any
-    ``__setattr__`` of its class.
-
-    Args:
-        target: The object.
-        methods: What to call in place of its methods, by name.
-    """
+    """Put methods on one object, past any ``__setattr__`` of its class; at the end put back what its instance had."""
     attributes = vars(target)
     before = {name: attributes[name] for name in methods if name in attributes}
     attributes.update(methods)
@@ -259,12 +253,7 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
 
 
 def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
-    """The schedule that a trainer is to use: the given one, or a new one with these options.
-
-    Args:
-        k: The trainer's argument ``k``; None if it was not given.
-        schedule: The trainer's argument ``schedule``; None if it was not given.
-        options: Further options of ``BatchAttentionSchedule``, by name.
+    """Return the schedule that a trainer was given, or a new one with the options that it was given.
 
     Raises:
         OptionError: If an option has a value that is not allowed, there are options beside a schedule, or ``schedule``
@@ -277,16 +266,14 @@ def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> Batch
     if schedule is None:
         return BatchAttentionSchedule(**options)
     if not isinstance(schedule, BatchAttentionSchedule):
-        raise OptionError(
-            f"schedule is {short_repr(schedule)}; it must be a BatchAttentionSchedule, such as BatchAttentionSchedule(k=1.2)"
-        )
+        raise OptionError(f"schedule is {short_repr(schedule)}; it must be like BatchAttentionSchedule(k=1.2)")
     if options:
         raise OptionError(f"got schedule= and also {', '.join(options)}; give these options to the schedule")
     return schedule
 
 
 def refuse_own_loader(loader: object, instead: str) -> None:
-    """Refuse a loader of this package, or on one of its samplers: a trainer reports no losses to these.
+    """Refuse a loader of this package, or on one of its samplers: trainers report no losses to these.
 
     Args:
         loader: What the trainer was given.
@@ -303,13 +290,10 @@ def refuse_own_loader(loader: object, instead: str) -> None:
 
 
 def refuse_closures(optimizer: Any) -> None:
-    """Refuse LBFGS, which trains on a batch several times in each step.
-
-    Args:
-        optimizer: The trainer's optimizer, in any wrapper that has it as ``optimizer``.
+    """Refuse LBFGS, also in a wrapper that has it as ``optimizer``: it makes several visits in each step.
 
     Raises:
-        ProtocolError: If it is LBFGS.
+        ProtocolError: If the optimizer is LBFGS.
     """
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -318,11 +302,7 @@ def refuse_closures(optimizer: Any) -> None:
 
 
 def several_visits(name: str) -> ProtocolError:
-    """The refusal of an optimizer that trains on a batch more than once in a step, as LBFGS and SAM do.
-
-    Args:
-        name: The optimizer's class.
-    """
+    """The refusal of an optimizer, by name, that trains on a batch more than once in a step, as LBFGS and SAM do."""
     return ProtocolError(
         f"{name} trains on a batch several times in each step, so there is no one loss to decide on. Use another "
         "optimizer, such as AdamW or SGD"
@@ -330,11 +310,11 @@ def several_visits(name: str) -> ProtocolError:
 
 
 def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
-    """Warn, before training, if it is too short for any batch to be repeated.
+    """Warn at the start of a training that ends before any batch can be repeated.
 
     Args:
         schedule: The trainer's schedule.
-        epochs: Epochs that the trainer is about to train, which may be a fraction; None if it has no end.
+        epochs: Epochs to come, which may be a fraction; None if their number is not known.
         windows: Windows in an epoch; None if that is not known.
     """
     options = schedule.options

@@ -125,8 +125,8 @@ def test_a_model_that_is_not_compiled_is_refused_in_keras_s_words():
     [
         ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
         ({"k": 0}, "k is 0"),
-        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
-        ({"schedule": BatchAttentionSchedule}, "it must be a BatchAttentionSchedule, such as"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
+        ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
         ({"k": BatchAttentionSchedule()}, "give it as schedule="),
     ],
 )
@@ -141,7 +141,7 @@ def test_what_is_no_model_is_refused(model):
         BatchAttention(model)
 
 
-@pytest.mark.parametrize("callback", [BatchAttentionSchedule(), keras.callbacks.TerminateOnNaN], ids=["schedule", "class"])
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule(), keras.callbacks.TerminateOnNaN], ids=str)
 def test_what_is_no_callback_is_refused(callback):
     text = refusal(callbacks=[callback], error=OptionError)
     assert "it must have instances of keras.callbacks.Callback" in text
@@ -154,6 +154,7 @@ def test_what_is_no_callback_is_refused(callback):
         lambda state: None,
         lambda state: state["schedule"],
         lambda state: {**state, "version": 1},
+        lambda state: {**state, "repeats": 1},
         lambda state: {**state, "schedule": {}},
         lambda state: BatchAttention(make_model(Case()), k=1.5).state_dict(),
     ],

@@ -310,7 +310,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again():
     attention, _ = attended(compiled(CASE, make_model(CASE, Changing)))
     with (
         pytest.warns(UserWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed 1 of its tensors in place"),
+        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
     ):
         fit(attention)
 

@@ -129,10 +129,10 @@ def test_the_schedule_of_a_sampler_is_refused():
     [
         ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
         ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
-        ({"schedule": BatchAttentionSchedule}, "it must be a BatchAttentionSchedule, such as"),
+        ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
         ({"k": BatchAttentionSchedule()}, "give it as schedule="),
         ({"k": 0}, "k is 0"),
-        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
         ({"ranks": "mean"}, "ranks is 'mean'"),
     ],
 )

@@ -327,7 +327,7 @@ def test_a_tensor_that_was_changed_in_place_is_not_trained_on_again():
     replay.hold([images])
     images.mul_(2)
     replay.note(5.0)
-    with pytest.raises(BatchChangedError, match=r"changed 1 of its tensors in place \(of shape \(2, 3\)\)"):
+    with pytest.raises(BatchChangedError, match=r"changed tensors of it in place \(of shape \(2, 3\)\)"):
         next(replay.repeats())
 
 
@@ -475,7 +475,6 @@ def own_loaders():
         "MySampler": DataLoader(data, batch_sampler=MySampler(range(8), 2, schedule=BatchAttentionSchedule())),
         "the loader's sampler": DataLoader(data, batch_size=None, sampler=attention),
         "in accelerate's": DataLoader(data, batch_sampler=Sharding()),
-        "as the data": DataLoader(attended, batch_size=None, sampler=range(4)),
         "windows": accumulate(DataLoader(data), 2),
     }
 
