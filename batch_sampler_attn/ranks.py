@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from batch_sampler_attn.checkpoint import check_ranks
 from batch_sampler_attn.errors import (
     OptionError,
     ProtocolError,
     RankLostError,
     RanksDivergedError,
     RankTimeoutError,
-    StateError,
     short_repr,
 )
 from batch_sampler_attn.losses import detached
@@ -113,8 +113,8 @@ RanksOption = RankTransport | Literal["refuse"] | None
 class Ranks:
     """One schedule's side of the exchanges between ranks. In a process on its own it does nothing.
 
-    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` the number
-    of the visit to that batch, from 1.
+    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` counts the
+    visits to that batch from 1.
 
     Args:
         option: ``ranks=`` as ``BatchAttentionSchedule`` takes it.
@@ -136,10 +136,7 @@ class Ranks:
         if self.transport is not None:
             self.transport.claim()
         elif option is not None and not self._refuses_ranks:
-            raise OptionError(
-                f"ranks is {short_repr(option)}; it must be MeanOverRanks() from batch_sampler_attn.distributed, "
-                'None for ranks that each decide alone, or "refuse"'
-            )
+            raise OptionError(f'ranks is {short_repr(option)}; it must be MeanOverRanks(), None, or "refuse"')
 
     def __getstate__(self) -> dict[str, Any]:
         # Messages on their way belong to the original, not to a copy.
@@ -163,9 +160,9 @@ class Ranks:
         """
         if self._refuses_ranks and (size := process_group_size()) > 1:
             raise ProtocolError(
-                f"this process is one of {size} in a process group, and would decide by its own losses: ranks that "
-                "decide differently wait for each other forever. Give the schedule (or SampleAttention) "
-                "ranks=MeanOverRanks() from batch_sampler_attn.distributed; or ranks=None if they share no gradients"
+                f"this process is one of {size} in a process group, which must decide alike. Give the schedule (or "
+                "SampleAttention) ranks=MeanOverRanks() from batch_sampler_attn.distributed; or ranks=None if they "
+                "share no gradients"
             )
 
     def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
@@ -301,12 +298,13 @@ def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
     """
     if len({message[:4] for message in messages}) == 1:
         return messages
-    rule = "All ranks must make the same calls in the same order, over as many batches"
+    places = _by_rank(messages, "{ranks}: {value}", "; ")
+    advice = "All ranks must make the same calls in the same order, over as many batches"
     if any(message.kind == MessageKind.SKIP for message in messages):
-        rule = "Call skip() on all ranks or on none; a rank with no samples for a batch takes part with samples=0"
+        advice = "Call skip() on all ranks or on none; a rank without samples for a batch takes part with samples=0"
     raise RanksDivergedError(
-        f"the ranks are not at the same visit ({_by_rank(messages, '{ranks}: {value}', '; ')}). {rule}. Restart from "
-        "a checkpoint: since the ranks last agreed, updates may have mixed different batches"
+        f"the ranks are not at the same visit ({places}). {advice}. Restart from a checkpoint, since the last updates "
+        "may have mixed different batches"
     )
 
 
@@ -316,14 +314,14 @@ def describe_differences(values: Sequence[dict[str, Any]]) -> str:
     Args:
         values: By rank, JSON values by name.
     """
-    parts = []
+    differences = []
     for name in sorted({name for value in values for name in value}):
         of_ranks = [short_repr(value.get(name)) for value in values]
-        if len(set(of_ranks)) > 1:
-            parts.append(f"{name} {_by_rank(of_ranks, '{value} ({ranks})', ', ')}")
+        if len({*of_ranks}) > 1:
+            differences.append(f"{name} {_by_rank(of_ranks, '{value} ({ranks})', ', ')}")
     return (
-        f"as the epoch begins, the ranks differ in {'; '.join(parts)}. All need the same options, states saved at the "
-        "same moment, and as many batches"
+        f"as the epoch begins, the ranks differ in {'; '.join(differences)}. All need the same options, states saved "
+        "at the same moment, and as many batches"
     )
 
 
@@ -401,12 +399,10 @@ def shard_of(sampler: Any, rank: object, world_size: object) -> Shard | None:
     if ranks == 1 and rank is None:
         return Shard()
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < ranks:
-        raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1}, with world_size={ranks}")
+        raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1} (world_size - 1)")
     if ranks > 1 and (own := own_shard(sampler)) is not None:
-        raise OptionError(
-            f"{type(sampler).__name__} is sharded already, for rank {own.rank} of {own.ranks}; leave rank= and "
-            "world_size= out"
-        )
+        kind = type(sampler).__name__
+        raise OptionError(f"{kind} is for rank {own.rank} of {own.ranks} already; leave rank= and world_size= out")
     return Shard(rank, ranks)
 
 
@@ -427,26 +423,20 @@ def order_facts(sampler: Any, shard: Shard | None) -> dict[str, int]:
         shard: The part of the order that is this rank's; None if the sampler draws a rank's own part, whose length may
             differ.
     """
-    names = {"seed": "seed of the order", "epoch": "epoch of set_epoch", "shuffle": "shuffle"}
-    facts = {name: value for attribute, name in names.items() if isinstance(value := getattr(sampler, attribute, 0), int)}
+    names = {"seed of the order": "seed", "epoch of set_epoch": "epoch", "shuffle": "shuffle"}
+    values = {name: getattr(sampler, attribute, 0) for name, attribute in names.items()}
+    facts = {name: value for name, value in values.items() if isinstance(value, int)}
     data = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
     lengths = {"length of the order": shard and length_of(sampler), "samples of the data": length_of(data)}
     return {**facts, **{name: length for name, length in lengths.items() if length is not None}}
 
 
-def unpack_shard(packed: object, here: Shard, *, is_in_epoch: bool) -> Shard:
+def unpack_shard(packed: list[int], here: Shard, *, is_in_epoch: bool) -> Shard:
     """The shard that a state was saved on.
 
     Raises:
-        StateError: If it is damaged, or an epoch in progress is shared by another number of ranks.
+        StateError: If the state shares an epoch in progress among another number of ranks.
     """
-    numbers = packed if isinstance(packed, list) and all(type(number) is int for number in packed) else []
-    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
-        raise StateError(f"shard is {short_repr(packed)} in the state; it must be [rank, ranks]")
-    shard = Shard(*numbers)
-    if is_in_epoch and shard.ranks != here.ranks:
-        raise StateError(
-            f"the state was saved in the middle of an epoch of {shard.ranks} ranks, and there are {here.ranks} here. "
-            f"Resume on {shard.ranks} ranks, or load a state that was saved between two epochs"
-        )
+    shard = Shard(*packed)
+    check_ranks(shard.ranks, here.ranks, is_in_epoch=is_in_epoch)
     return shard

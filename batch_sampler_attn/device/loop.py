@@ -1,68 +1,64 @@
-"""The device loop: what a user constructs, runs and saves."""
+"""The device loop: how far ahead it enqueues updates, what an update does, and how it is captured and resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from batch_sampler_attn.device import checks, saving
-from batch_sampler_attn.device.counters import DeviceCounters
-from batch_sampler_attn.device.data import Augmentation, ResidentData
-from batch_sampler_attn.device.graphs import Graphs
-from batch_sampler_attn.device.guard import Guard
-from batch_sampler_attn.device.host import HostSide
-from batch_sampler_attn.device.pacing import Pacing
-from batch_sampler_attn.device.parts import Parts, Progress, Recipe
-from batch_sampler_attn.device.place import Place
-from batch_sampler_attn.device.randomness import Randomness
-from batch_sampler_attn.device.staged import StagedData
-from batch_sampler_attn.device.update import Update
-from batch_sampler_attn.errors import OptionError, ProtocolError
-from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.checkpoint import VERSION
+from batch_sampler_attn.device.counters import Counters, copy_in
+from batch_sampler_attn.errors import DeviceLoopError, OptionError, ProtocolError, StateError
+from batch_sampler_attn.rule import RandomVisits
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 from batch_sampler_attn.summary import EpochSummary
+
+# CUDA's libraries initialize themselves in their first calls, which a capture does not allow.
+_EAGER_UPDATES = 3
+_VERSION = f"DeviceLoop {VERSION}"
 
 
 class DeviceLoop:
-    """Trains a model with Batch-attention decided on the device.
+    """Trains a model on data that lies on its device, with Batch-attention decided there.
 
-    Every batch needs at least one visit. So with the cursor at batch c of N, N - c more updates are certainly needed,
-    and are enqueued without a word from the device; each of them finds out there which batch it is for. Then the
-    cursor is read once, and so on: about log N / log(1 / r) reads an epoch at a share r of repeats, with the very
-    decisions of ``BatchAttentionSchedule`` in a hand-written loop. On a CUDA device an update is one captured graph.
+    Every batch needs at least one visit. While batch c of N is next, N - c more updates are certainly needed, and are
+    enqueued without synchronizing: each update finds out on the device which batch it is for. Then the host reads the
+    position once, and enqueues again. Decisions are those of ``BatchAttentionSchedule.decide`` in a hand-written loop.
+
+    On a CUDA device an update is captured as a graph after three eager updates, which are training like any other. A
+    change of the optimizer's settings takes a new capture, as does a tensor of the model that is replaced or frozen.
+    All else that Python decides (dropout rates, hooks, attributes of ``loss_fn``) stays as captured. The loop has a
+    stream of its own there, and random numbers that start where the device's default generator is now.
 
     Args:
-        model: Any module, on the data's device. Its modules are trained in the modes that they are in now, so that
-            those in evaluation mode stay frozen; all in training mode, if none is now.
-        optimizer: Of its parameters; on CUDA constructed with ``capturable=True``, unless ``graph=False``. A number
-            that changes, as ``lr`` under a scheduler, has the update captured again (about as long as a few updates
-            take); give ``lr`` as a tensor on the device, changed in place, to change it without (SGD has to be fused
-            then).
+        model: Trained in the modes (training, evaluation) that its modules have now, or all in training if none is.
+        optimizer: Of the model's parameters; for captured updates constructed with ``capturable=True``. A new ``lr``
+            takes a new capture, unless it is a tensor on the device that is changed in place.
         loss_fn: From (outputs, targets) to the mean loss of the batch.
-        data: ``ResidentData`` or ``StagedData``.
-        schedule: Decides about repeats, and holds the state between epochs: a run may go on with the same schedule in a
-            hand-written loop, or the other way round. None is plain training, and an ``EqualComputeControl`` its
-            repeats at random. Recorders are told of epochs, not of visits, which the host does not see.
-        normalize: Mean and standard deviation of the inputs' channels, of shapes that broadcast against a batch.
-        augmentation: Random augmentation on the device.
-        autocast: The type for autocast, such as ``torch.bfloat16``; None for no autocast.
-        scaler: A ``torch.amp.GradScaler``, for float16. The optimizer has to be fused then, since any other asks the
-            host in every step whether to skip it; ``graph=False`` says that it may.
-        channels_last: Lay out model and images with their channels last. The model is converted in place.
-        tf32: Allow TF32 in this loop, or forbid it; None leaves PyTorch's settings alone.
-        graph: Capture updates as CUDA graphs; None does so on CUDA devices. What Python decides on is fixed then:
-            dropout rates, attributes of model and ``loss_fn``, hooks. Parameters that are frozen, thawed, replaced or
-            laid out otherwise are noticed, and have the update captured again.
-        seed: Of dropout, fresh augmentation, and all else that training draws on this loop's account.
-        count_visits: Keep the number of visits to each batch, for ``visit_counts``.
+        inputs: (samples, ...), as stored, on the model's device.
+        targets: (samples, ...), on the same device.
+        batch_size: Samples in a batch; the last batch of an epoch has what remains.
+        schedule: Decides, and holds the state between epochs; None is plain training. Recorders receive epochs alone.
+        generator: A CPU generator that the order of each epoch is drawn from; None is torch's default.
+        prepare: From a batch of stored inputs to the model's inputs; it draws from torch's default generators. If it
+            has ``set_epoch``, it receives the epoch's number: a tensor that the loop changes in place.
+        autocast: Such as ``torch.bfloat16``; None is no autocast.
+        scaler: For float16; captured updates need an optimizer with ``fused=True`` then.
+        graph: False makes every update eagerly, on a CUDA device too.
 
     Attributes:
-        parts: What the loop is made of, for the modules beside this one.
-
-    Raises:
-        OptionError: If the parts do not fit each other, or cannot be trained with here.
+        model: The model.
+        schedule: The schedule; one that never repeats in plain training.
+        batches: Base batches in an epoch.
+        order: The samples of the current epoch, in the order of its batches; int64, on the device.
+        updates: Updates made, up to the last ``synchronize``.
+        visit_counts: Visits to each batch of the current epoch, up to the last ``synchronize``.
     """
 
     def __init__(
@@ -70,171 +66,287 @@ class DeviceLoop:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         loss_fn: Callable[[Any, Tensor], Tensor],
-        data: ResidentData | StagedData,
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int,
         *,
         schedule: BatchAttentionSchedule | None = None,
-        normalize: tuple[Tensor, Tensor] | None = None,
-        augmentation: Augmentation | None = None,
+        generator: torch.Generator | None = None,
+        prepare: Callable[[Tensor], Any] | None = None,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        channels_last: bool = False,
-        tf32: bool | None = None,
         graph: bool | None = None,
-        seed: int = 0,
-        count_visits: bool = False,
     ) -> None:
-        device = checks.check_devices(model, data)
-        if graph and device.type != "cuda":
-            raise OptionError(f"graph=True needs a CUDA device, and the model is on {device}; leave graph at None")
-        is_graphed = device.type == "cuda" if graph is None else graph
-        host = HostSide(schedule, data.batches)
-        if normalize is not None:
-            normalize = (normalize[0].to(device), normalize[1].to(device))
-        recipe = Recipe(loss_fn, normalize, augmentation, autocast, scaler, channels_last)
-        checks.check_optimizer(optimizer, model, scaler, graph=is_graphed, may_wait=graph is False)
-        if is_graphed:
-            checks.check_is_alone(model)
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
+        device, samples = inputs.device, len(inputs)
+        if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers(), targets)):
+            raise OptionError(f"inputs are on {device}, but not targets and model; move all to one device")
+        if len(targets) != samples or not 1 <= batch_size <= samples:
+            raise OptionError(
+                f"batch_size is {batch_size}, for {samples} inputs and {len(targets)} targets; give as many targets as "
+                "inputs, and a batch_size from 1 to their number"
+            )
+        self._captures = device.type == "cuda" and graph is not False
+        if self._captures and not all(group.get("capturable", True) for group in optimizer.param_groups):
+            raise OptionError("the optimizer has capturable=False; construct it with True, or pass graph=False")
+        self.schedule = schedule or BatchAttentionSchedule(max_visits=1, warmup_epochs=sys.maxsize, ranks=None)
+        self._passes = passes = passes_of(self.schedule)
+        if (passes.driver, passes.ranks.transport, passes.options.nonfinite) != (None, None, "advance"):
+            raise OptionError(
+                f"schedule is {schedule!r}, which has ranks=, nonfinite='raise' or a BatchAttentionSampler; leave them "
+                "out for a device loop, or write the loop by hand"
+            )
+        self.model, self._optimizer, self._loss_fn, self._prepare = model, optimizer, loss_fn, prepare
+        self._inputs, self._targets, self._generator, self._autocast = inputs, targets, generator, autocast
+        self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+        is_in_training = any(module.training for module in model.modules())
+        self._modes = {module: module.training or not is_in_training for module in model.modules()}
 
-        self.model = model
-        self.schedule = schedule
-        self.device = device
-        self.counts_visits = count_visits
-        counters = DeviceCounters(
-            host.schedule.options, device, data.batches, is_dealt=host.is_dealt, count_visits=count_visits
-        )
-        randomness = Randomness(seed, device, data.generator)
-        place = Place(device, randomness, tf32)
-        draws_afresh = augmentation is not None and augmentation.fresh
-        graphs = Graphs(
-            optimizer,
-            place.stream if is_graphed else None,
-            randomness,
-            model,
-            draws_afresh=draws_afresh,
-            functions=[loss_fn] if augmentation is None else [loss_fn, augmentation.apply],
-        )
-        self.parts = Parts(model, optimizer, data, recipe, host, counters, randomness, place, graphs, Progress())
-        if augmentation is not None and not augmentation.fresh:
-            data.reserve_uniforms(augmentation.draws)
-        update = Update(self.parts)
-        checks.check_sample(self.parts, update.prepare)
-        if is_graphed:
-            # The first updates are eager on purpose, which an optimizer that was copied would warn of.
-            optimizer._warned_capturable_if_run_uncaptured = True
-        self._guard = Guard(self.parts)
-        self._pacing = Pacing(self.parts, update, self._guard)
+        self._batch_size, self._full_batches = batch_size, samples // batch_size
+        self.batches = -(-samples // batch_size)
+        self.order = torch.arange(samples, device=device)
+        self._first, self._last = (self.order.split(batch_size)[number].clone() for number in (0, -1))
+        is_random = isinstance(passes.criterion, RandomVisits)
+        self._counters = Counters(passes.options, device, self.batches, is_random=is_random)
+        if set_epoch := getattr(prepare, "set_epoch", None):
+            set_epoch(self._counters.epoch)
+        # The open pass, and how far the epoch has come as far as the host knows.
+        self._pass: Any = None
+        self._cursor = self._host_reads = self._in_flight = self.updates = 0
+        self.visit_counts = [0] * self.batches
 
-    @property
-    def batches(self) -> int:
-        """Base batches in an epoch."""
-        return self.parts.data.batches
-
-    @property
-    def updates(self) -> int:
-        """Updates made so far."""
-        return self.parts.progress.updates
-
-    @property
-    def summary(self) -> EpochSummary:
-        """The epoch in progress, up to the updates that were settled last."""
-        return self.parts.host.schedule.summary
-
-    @property
-    def visit_counts(self) -> list[int]:
-        """Visits to each batch of the epoch that was begun last, in order of position. Waits for the device.
-
-        In mid-epoch, only those of batches that are done with are of this epoch.
-
-        Raises:
-            ProtocolError: If the loop was constructed without ``count_visits=True``, or updates are in flight.
-        """
-        if not self.counts_visits:
-            raise ProtocolError("visits are not counted; construct the loop with count_visits=True")
-        if self.parts.progress.in_flight:
-            raise ProtocolError("updates are in flight; call settle(now=True) first")
-        with self.parts.place.on_stream():
-            return self.parts.counters.read_tally() or []
-
-    @property
-    def order(self) -> Tensor:
-        """The samples of the epoch that was begun last, by index, in the order of its batches; on the device.
-
-        Raises:
-            ProtocolError: If a DataLoader has the order, as with ``StagedData``.
-        """
-        data = self.parts.data
-        if not isinstance(data, ResidentData):
-            raise ProtocolError("the order of StagedData is its DataLoader's; ask its sampler")
-        return data.order
+        self._device, self._stream, self._random = device, None, None
+        if device.type == "cuda":
+            self._stream, self._random = torch.cuda.Stream(device), torch.Generator(device)
+            self._random.set_state(torch.cuda.default_generators[device.index].get_state())
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        # Of the shorter batch, and of full ones.
+        self._eager_updates = [0, 0]
+        self._captured_with: Any = None
 
     def run_epoch(self) -> EpochSummary:
-        """Train to the end of the epoch, from its begin or from where ``run_updates`` or a loaded state left it.
-
-        Returns:
-            The epoch's summary, with the number of times that the host waited for the cursor; with ``window``, that
-            of the window that ended last.
-
-        Until updates are captured, a shorter last batch's too, which takes some four epochs (on the CPU: until the
-        cursor was first read), each call first copies model and optimizer to the host, which waits for the device.
+        """Train to the end of the epoch, from where training is in it.
 
         Raises:
-            DeviceLoopError: If the update cannot be captured, or the device's memory does not suffice. Until updates
-                are captured (on the CPU: until the cursor was first read), any error leaves everything as it was
-                before the call; from then on, the weights are where the last update left them.
+            DeviceLoopError: If the update cannot be captured. What was trained before stays.
         """
-        with self._guard.on():
-            while True:
-                self._pacing.enqueue(None)
-                if (summary := self._pacing.settle(now=True)) is not None:
-                    return summary
+        return self.run_updates(sys.maxsize)  # type: ignore[return-value]
 
     def run_updates(self, updates: int) -> EpochSummary | None:
         """Train for so many updates, or to the end of the epoch if that comes first; then return its summary."""
-        stop = self.updates + updates
-        summary = None
-        with self._guard.on():
-            while summary is None and self.updates < stop:
-                self._pacing.enqueue(stop - self.updates)
-                summary = self._pacing.settle(now=True)
+        stop, summary = self.updates + updates, None
+        while summary is None and self.updates < stop:
+            self.enqueue(stop - self.updates)
+            summary = self.synchronize()
         return summary
 
-    def enqueue(self, updates: int | None = None) -> None:
-        """Enqueue updates that are certainly needed, at most ``updates`` of them, and return without waiting.
+    def enqueue(self, updates: int | None = None) -> int:
+        """Enqueue updates that are certainly needed, at most ``updates``, without waiting; return how many.
 
-        Leave model and optimizer alone until ``settle(now=True)`` has returned: the updates are made on a stream of
-        the loop's own. An error that leaves everything as before leaves it as before the first ``enqueue`` that has
-        not been settled.
+        Leave model and optimizer alone until ``synchronize`` has returned, also after an error.
         """
-        with self._guard.on():
-            self._pacing.enqueue(updates)
+        if self._pass is None or self._pass is not self._passes.active:
+            self._open_epoch(torch.randperm(len(self.order), generator=self._generator), 0, [0] * self.batches, 0)
+        for module, is_training in self._modes.items():
+            module.training = is_training
+        # A shorter last batch takes another graph.
+        is_full = self._cursor < self._full_batches
+        needed = self._full_batches - self._cursor if is_full else 1
+        if (length := self._passes.options.epoch_length) is not None:
+            # Such an epoch ends on the host.
+            needed = min(needed, length - self._passes.state.batches)
+        count = min(needed - self._in_flight, sys.maxsize if updates is None else updates)
+        with self._on_device():
+            if self._graphs and self._held() != self._captured_with:
+                self._drop_graphs()
+            for _ in range(count):
+                run = self._ready(is_full)
+                # Counted first: if an interrupt comes in between, one too many is harmless.
+                self._in_flight += 1
+                run()
+        return count
 
-    def settle(self, *, now: bool = False) -> EpochSummary | None:
-        """Read the cursor, if all updates that are certainly needed have been enqueued, or if ``now``.
+    def synchronize(self) -> EpochSummary | None:
+        """Wait for what is enqueued, and read what became of it; return the epoch's summary if the epoch is over."""
+        if self._pass is None:
+            return None
+        passes, before = self._passes, self._passes.state
+        with self._on_device():
+            state, self._cursor, self.visit_counts = self._counters.read(before)
+        self._in_flight = 0
+        self._host_reads += 1
+        self._pass.take_over(state)
+        self.updates += state.progress - before.progress
+        if state.batches == passes.options.epoch_length:
+            passes.end_epoch(self._host_reads)
+            with self._on_device():
+                self._counters.write(passes.state, self._cursor, self.visit_counts)
+        if self._cursor < self.batches:
+            return None
+        ended, self._pass = self._pass, None
+        ended.close(finished=True, host_reads=self._host_reads)
+        return passes.last_summary or self.schedule.summary
 
-        Returns:
-            The epoch's summary if it is over; None otherwise.
-        """
-        return self._pacing.settle(now=now)
+    def _open_epoch(self, order: Tensor, cursor: int, visit_counts: list[int], host_reads: int) -> None:
+        """Begin an epoch of the data, or resume one whose state the schedule has."""
+        passes, state, criterion = self._passes, self._passes.state, self._passes.criterion
+        if state.batches != cursor and passes.options.epoch_length is None:
+            raise ProtocolError(
+                f"the schedule is in the middle of an epoch, after {state.batches} batches of another loop; end that "
+                "epoch there, or forget it with schedule.abandon_epoch()"
+            )
+        drawn = criterion.draw(state.epoch) if isinstance(criterion, RandomVisits) else None
+        if drawn and len(drawn) != self.batches:
+            raise ProtocolError(f"visit_counts has {len(drawn)} batches in epoch {state.epoch}; give it {self.batches}")
+        opened = passes.open()
+        with self._on_device():
+            copy_in(self.order, order.cpu())
+            self._counters.write(state, cursor, visit_counts, drawn)
+        self._pass, self._cursor, self.visit_counts = opened, cursor, visit_counts
+        self._host_reads, self._in_flight = host_reads, 0
+
+    def _train(self, is_full: bool) -> None:
+        """Train once on the full batch at the cursor, or on the last one; decide about a repeat."""
+        positions = self._counters.cursor * self._batch_size + self._first if is_full else self._last
+        samples = self.order.index_select(0, positions)
+        inputs, targets = self._inputs.index_select(0, samples), self._targets.index_select(0, samples)
+        prepared = inputs if self._prepare is None else self._prepare(inputs)
+        # Gradients that are None before a capture are written by each replay, not added to.
+        self._optimizer.zero_grad(set_to_none=True)
+        is_on, scaler = self._autocast is not None, self._scaler
+        # Without a cache: a replay would keep a weight that is in it as it was cast at the capture.
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=is_on, cache_enabled=False):
+            loss = self._loss_fn(self.model(prepared), targets)
+        scaler.scale(loss).backward()
+        scaler.step(self._optimizer)
+        scaler.update()
+        self._counters.visit(loss)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """On CUDA: on the loop's stream, after what the caller enqueued, with the loop's random numbers."""
+        if self._stream is None or self._random is None:
+            yield
+            return
+        default = torch.cuda.default_generators[self._device.index]
+        # The state object itself is exchanged: a graph draws from the object that it was captured with.
+        callers = default.graphsafe_get_state()
+        default.graphsafe_set_state(self._random)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            default.graphsafe_set_state(callers)
+
+    def _ready(self, is_full: bool) -> Callable[[], object]:
+        """What makes an update: ``_train`` at first, later a graph of it."""
+        if not self._captures or self._eager_updates[is_full] < _EAGER_UPDATES:
+            self._eager_updates[is_full] += 1
+            return lambda: self._train(is_full)
+        if is_full not in self._graphs:
+            self._graphs[is_full] = self._capture(is_full)
+        return self._graphs[is_full].replay
+
+    def _capture(self, is_full: bool) -> torch.cuda.CUDAGraph:
+        """A graph of the update; nothing is trained."""
+        assert self._random is not None
+        graph, held, random = torch.cuda.CUDAGraph(), self._held(), self._random.get_state()
+        # Graphs share memory, since they never run at the same time.
+        pool, said = next((other.pool() for other in self._graphs.values()), None), ""
+        try:
+            # Only this thread is watched: another one, of a DataLoader, may pin memory.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                try:
+                    self._train(is_full)
+                except RuntimeError as error:
+                    # The end of a broken capture raises another error, which says less.
+                    said = str(error).splitlines()[0]
+                    raise
+            self._captured_with = self._held()
+            if self._captured_with != held:
+                raise RuntimeError(f"each step of {type(self._optimizer).__name__} changes its state on the host")
+        except BaseException as error:
+            self._drop_graphs()
+            # The old one stays in the capture that failed.
+            self._random = torch.Generator(self._device).set_state(random)
+            if not isinstance(error, RuntimeError):
+                raise
+            raise DeviceLoopError(
+                f"the update cannot be captured as a CUDA graph: {said or error}. Model, loss_fn, prepare and the "
+                "optimizer may not read values on the host (.item(), .cpu(), if tensor > 0); or pass graph=False"
+            ) from error
+        return graph
+
+    def _drop_graphs(self) -> None:
+        """Begin again with eager updates."""
+        if self._stream is not None:
+            # Replays in flight use the graphs' memory, and the gradients lie in it.
+            self._stream.synchronize()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._graphs.clear()
+        self._eager_updates = [0, 0]
+
+    def _held(self) -> Any:
+        """What graphs know of model and optimizer: numbers by value, tensors by where they lie."""
+        groups = [{**group, "params": ()} for group in self._optimizer.param_groups]
+        return _by_value([*self.model.parameters(), *self.model.buffers(), *groups, *self._optimizer.state.values()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on from here, model and optimizer included; tensors are on the host.
+        """Everything to resume from, model and optimizer included; their tensors are copies on the device.
 
-        It may be taken between epochs, and in the middle of one after ``run_updates``.
-
-        Raises:
-            ProtocolError: If updates are in flight.
+        Dropout on a CPU and orders without ``generator`` draw from torch's default generator: save its state as well.
         """
-        return saving.state_of(self.parts)
+        if self._in_flight:
+            raise ProtocolError(f"{self._in_flight} updates are in flight; call synchronize() before state_dict()")
+        return copy.deepcopy(
+            {
+                "version": _VERSION,
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "generator": self._generator and self._generator.get_state(),
+                "random": self._random and self._random.get_state(),
+                "data": self._data_fingerprint(),
+                "updates": self.updates,
+                "epoch": self._pass and [self.order.cpu(), self._cursor, self.visit_counts, self._host_reads],
+            }
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; docs/what-may-change.md says what may be another here.
-
-        Everything is loaded in place, so captured graphs stay valid, unless the optimizer has state for other
-        parameters there than here, as before its first step: then updates are captured anew.
+        """Resume from where ``state_dict`` was called; updates are captured again.
 
         Raises:
-            StateError: If it is of another version, model, optimizer or schedule, or in mid-epoch of other data.
+            StateError: If it is of another schedule or version, or in mid-epoch of other data. Other errors are
+                torch's, which checks the states of model and optimizer as it loads them.
         """
-        saving.load(self.parts, state_dict)
+        if state_dict.get("version") != _VERSION:
+            raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")
+        if state_dict["epoch"] and state_dict["data"] != self._data_fingerprint():
+            raise StateError("the state was saved in mid-epoch of other data; construct the loop with the same data")
+        run = self._passes.unpack(state_dict["schedule"])
+        self._drop_graphs()
+        self.model.load_state_dict(state_dict["model"])
+        # The optimizer would train on in the state's own tensors.
+        self._optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
+        self._scaler.load_state_dict(state_dict["scaler"])
+        if self._generator is not None:
+            self._generator.set_state(state_dict["generator"].cpu())
+        if self._random is not None and state_dict["random"] is not None:
+            self._random.set_state(state_dict["random"].cpu())
+        self._passes.assign(run)
+        self._pass, self._in_flight, self.updates = None, 0, state_dict["updates"]
+        if state_dict["epoch"]:
+            self._open_epoch(*state_dict["epoch"])
+
+    def _data_fingerprint(self) -> list[int]:
+        first = self._targets.reshape(-1)[:1024].tolist()
+        return [len(self._inputs), self._batch_size, zlib.crc32(repr(first).encode())]
+
+
+def _by_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (value.data_ptr(), value.stride(), value.requires_grad) if value.is_cuda else value.tolist()
+    if isinstance(value, dict):
+        return {name: _by_value(entry) for name, entry in value.items()}
+    return [*map(_by_value, value)] if isinstance(value, (list, tuple)) else value
