@@ -13,7 +13,7 @@ from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
 from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, check_loader
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
-from batch_sampler_attn.loading.order import BaseBatches, check_shard
+from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.seeded import warn_if_inside
 from batch_sampler_attn.options import length_of, one_of
 from batch_sampler_attn.passes import Pass
@@ -282,7 +282,7 @@ class _BatchSource(Source):
                 "do to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
         if passes.ranks.count > 1:
-            check_shard(self._base.sampler, self._base.shard, passes.ranks.shard)
+            self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:
             raise ProtocolError(

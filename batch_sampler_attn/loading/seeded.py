@@ -21,24 +21,20 @@ _WAY_OUT = (
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set whose items draw the same random numbers whenever the same visit is made, and others at each visit.
+    """A data set around another one, whose items draw the same random numbers whenever the same visit is made.
 
     A DataLoader seeds its workers whenever it starts them, so a resumed run would augment differently. Here, the draws
     of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. They are the
-    same after a resume, with any number of workers, and in each process. While a batch is fetched, the global
-    generators of PyTorch, Python and NumPy are set; afterwards they are restored. Draws from other generators, such as
-    those of some augmentation libraries, are not affected.
+    same after a resume, and with any number of workers. The global generators of PyTorch, Python and NumPy are set
+    while a batch is fetched, and restored afterwards. Other generators are not affected, such as those of some
+    augmentation libraries.
 
-    It has an effect only as the data set of a DataLoader with a ``BatchAttentionSampler``, under ``attend``. Within
-    another data set, such as ``Subset``, it has none, and a ``BatchAttentionWarning`` says so: put it around the others.
+    It has an effect only as the data set of a DataLoader with a ``BatchAttentionSampler``, under ``attend``. Inside
+    another data set, such as a ``Subset``, it has none and warns: put it around all others.
 
     Args:
         dataset: A map-style data set, with ``__getitem__`` or ``__getitems__``.
         seed: A whole number.
-
-    Attributes:
-        dataset: The argument.
-        seed: The argument.
 
     Raises:
         OptionError: If ``dataset`` has no items by index, or ``seed`` is not a whole number.

@@ -49,7 +49,11 @@ def attend(
             batches than those that are behind.
     """
     size = positive_int("size", size, "the batches of one update")
-    _refuse_engine(accelerator)
+    if hasattr(accelerator, "is_gradient_accumulation_boundary"):
+        raise ProtocolError(
+            "attend() got a DeepSpeed engine, which counts the batches of an update itself. Use schedule.attend("
+            "accumulate(loader, engine.gradient_accumulation_steps())), engine.step() for each batch, and one decide()"
+        )
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise ProtocolError(
             f"the Accelerator has gradient_accumulation_steps={steps}, and its accumulate() counts repeats as further "
@@ -62,18 +66,13 @@ def attend(
             "the loader keeps its own position (use_stateful_dataloader=True), which counts a window that is to be "
             "repeated as done. Leave that setting out: attend() skips the batches that are behind"
         )
-    return schedule.attend(AccumulatedLoader(_Resumed(schedule, accelerator, loader, size), size))
+    if schedule.options.epoch_length is None:
+        loader = _Resumed(schedule, accelerator, loader, size)
+    return schedule.attend(AccumulatedLoader(loader, size))
 
 
 class _Resumed(Iterable[Batch]):
-    """A loader that each pass iterates over from the schedule's epoch and position on.
-
-    Args:
-        schedule: Knows epoch and position.
-        accelerator: Skips batches.
-        loader: As ``prepare`` returned it.
-        size: Batches in a window, by which the schedule counts.
-    """
+    """A prepared loader that begins each pass at the schedule's epoch, and at the schedule's window in it."""
 
     def __init__(self, schedule: BatchAttentionSchedule, accelerator: Any, loader: Iterable[Batch], size: int) -> None:
         self._schedule = schedule
@@ -82,11 +81,8 @@ class _Resumed(Iterable[Batch]):
         self._size = size
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = self._loader
-        if self._has_own_epochs:
-            return iter(loader)
         # The pass is open, and has forgotten an epoch that was left.
-        behind, skipped = self._behind, _skipped_by(loader)
+        loader, behind, skipped = self._loader, self._behind, _skipped_by(self._loader)
         if skipped not in (0, behind):
             raise ProtocolError(
                 f"the loader skips {skipped} batches, and {behind} batches of this epoch are behind. Give attend() the "
@@ -102,13 +98,15 @@ class _Resumed(Iterable[Batch]):
         return iter(loader)
 
     def __len__(self) -> int:
-        # Before the pass opens, an epoch that was left is not forgotten yet: it will begin at its first batch.
-        is_resumed = passes_of(self._schedule).active is None and not self._has_own_epochs
-        behind = self._behind if is_resumed else 0
-        return max(0, len(self._loader) - max(0, behind - _skipped_by(self._loader)))  # type: ignore[arg-type]
+        if _skipped_by(self._loader):
+            raise TypeError("the length of a loader from skip_first_batches may be negative")
+        # Without a pass, the next one resumes; an epoch that was left begins again.
+        behind = self._behind if passes_of(self._schedule).active is None else 0
+        return max(0, len(self._loader) - behind)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_loader" or name.startswith("__"):
+        # Its position is the schedule's, whatever states the loader has.
+        if name in ("_loader", "state_dict", "load_state_dict") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._loader, name)
 
@@ -116,10 +114,6 @@ class _Resumed(Iterable[Batch]):
     def _behind(self) -> int:
         """Batches of the epoch that were trained on before this pass."""
         return passes_of(self._schedule).state.position * self._size
-
-    @property
-    def _has_own_epochs(self) -> bool:
-        return self._schedule.options.epoch_length is not None
 
 
 def check_accelerator(schedule: BatchAttentionSchedule, accelerator: Any) -> None:
@@ -143,16 +137,6 @@ def check_accelerator(schedule: BatchAttentionSchedule, accelerator: Any) -> Non
         raise ProtocolError(
             f"this process is one of {ranks} that share gradients, and ranks that decide differently wait for each "
             "other forever. Use BatchAttentionSchedule(..., ranks=MeanOverRanks()), from batch_sampler_attn.distributed"
-        )
-
-
-def _refuse_engine(accelerator: Any) -> None:
-    """Refuse a DeepSpeed engine in the place of an ``Accelerator``: it counts a repeat as another batch of an update."""
-    if hasattr(accelerator, "is_gradient_accumulation_boundary"):
-        raise ProtocolError(
-            "attend() got a DeepSpeed engine, which counts the batches of an update itself. Write the loop around "
-            "schedule.attend(accumulate(loader, engine.gradient_accumulation_steps())): engine.step() after each batch "
-            "of a window, then one schedule.decide(loss)"
         )
 
 

@@ -188,9 +188,9 @@ class _Repeating(TrainerCallback):
         self._windows: int | None = None
         self._behind = 0
         self._is_first_epoch = True
-        # Of the training: whether the number of items is in the losses; None before the first visit.
+        # Of the training: whether batches' losses are divided by the window's items, and add up to the window's loss.
         self._are_divided: bool | None = None
-        # Of the window: the model in its wrappers; losses that add up to the window's, and the weight of their sum.
+        # Of the window: the model in its wrappers; losses that add up, and the weight of their sum between ranks.
         self._model: Any = None
         self._parts: list[Any] = []
         self._weight: object = 1
@@ -251,7 +251,7 @@ class _Repeating(TrainerCallback):
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
         self._repeats = 0
-        self._are_divided = None
+        self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
     def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Note where the trainer is."""
@@ -313,14 +313,16 @@ class _Repeating(TrainerCallback):
         trainer.control = callbacks.on_optimizer_step(args, trainer.state, trainer.control)
 
     def _visit(self, inputs: Any, items: Any) -> Any:
-        """Forward and backward pass of one batch; its loss goes to the window's."""
-        is_divided = self._is_divided(items)
+        """Forward and backward pass of one batch, whose loss goes to the window's."""
+        trainer, is_divided, asked = self._trainer, self._are_divided, None
+        if is_divided is None:
+            # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
+            is_divided = trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
+            if is_divided and isinstance(items, torch.Tensor) and not self._is_of_one_batch:
+                asked = items.detach().to(torch.float32).requires_grad_()
         # Weights come first: the step may take the batch apart.
         weight = self._weight_of(inputs, items, is_divided=is_divided)
-        weight_of_mean, asked = weight, None
-        if is_divided and self._is_to_be_asked(items):
-            weight_of_mean = self._weight_of(inputs, items, is_divided=False)
-            asked = items.detach().to(torch.float32).requires_grad_()
+        weight_of_mean = weight if asked is None else self._weight_of(inputs, items, is_divided=False)
         self._losses = []
         try:
             output = self._training_step(self._model, inputs, items if asked is None else asked)
@@ -329,11 +331,11 @@ class _Repeating(TrainerCallback):
             self._losses = None
         if len(losses) != 1:
             raise ProtocolError(
-                f"{type(self._trainer).__name__}.training_step called compute_loss {len(losses)} times for one batch, "
-                "so there is no one loss to decide on. Call it once, and let it return the loss to train on"
+                f"{type(trainer).__name__}.training_step called compute_loss {len(losses)} times for one batch, so "
+                "there is no one loss to decide on. Call it once, and let it return the loss to train on"
             )
         if asked is not None:
-            # A loss that was divided by the number of items has a gradient with respect to it.
+            # A loss that was divided by the items has a gradient with respect to them.
             is_divided = self._are_divided = asked.grad is not None
         if is_divided:
             self._parts.append(losses[0])
@@ -343,28 +345,13 @@ class _Repeating(TrainerCallback):
         return output
 
     def _note_parts(self) -> None:
-        """Note the loss of a window whose batches' losses add up to it: each is divided by the items of all."""
+        """Note the loss of a window whose batches' losses add up to it."""
         if self._parts:
             # A single one is noted as it is, bit for bit.
             loss, *others = self._parts
             for other in others:
                 loss = float(loss) + float(other)
             self._replay.note(loss, self._weight)
-
-    def _is_divided(self, items: Any) -> bool:
-        """Whether batches' losses are divided by the window's items, and add up: as the trainer has it, until asked."""
-        trainer = self._trainer
-        said = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if said is not None:
-            return bool(said)
-        if self._are_divided is not None:
-            return self._are_divided
-        return trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
-
-    def _is_to_be_asked(self, items: Any) -> bool:
-        """Whether a first visit has to show that the loss is divided: many models receive the items, and ignore them."""
-        is_open = self._are_divided is None and getattr(self._trainer, "loss_is_scaled_for_ga", None) is None
-        return is_open and isinstance(items, torch.Tensor) and not self._is_of_one_batch
 
     @property
     def _is_of_one_batch(self) -> bool:
@@ -389,11 +376,7 @@ def _windows_of(loader: object, args: Any) -> int | None:
 
 
 def _check_callback(callback: object) -> None:
-    """Refuse a schedule, or another trainer's callback, where transformers takes its own.
-
-    Raises:
-        OptionError: If the callback is of this package, and not of transformers.
-    """
+    """Refuse a schedule, or another trainer's callback, where transformers takes its own."""
     cls = callback if isinstance(callback, type) else type(callback)
     is_own = any(base.__module__.partition(".")[0] == _PACKAGE for base in cls.__mro__)
     if is_own and not issubclass(cls, TrainerCallback):
@@ -404,12 +387,7 @@ def _check_callback(callback: object) -> None:
 
 
 def _check_trainer(trainer: Any) -> None:
-    """Refuse what cannot be repeated and shows before data is loaded.
-
-    Raises:
-        ProtocolError: If the trainer uses DataParallel, another's updates, or ranks that decide apart, or makes batches
-            inside its step.
-    """
+    """Refuse what cannot be repeated, before any data is loaded."""
     if trainer.args.n_gpu > 1:
         raise ProtocolError(
             f"the trainer splits each batch among {trainer.args.n_gpu} GPUs in one process (DataParallel), which "
