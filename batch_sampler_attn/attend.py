@@ -5,6 +5,7 @@ No framework is imported. What counts its changes in an integer ``_version``, as
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence
@@ -95,12 +96,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
 
 def attend(schedule: Schedule, passes: Passes, loader: Iterable[Batch]) -> AttendedLoader[Batch, Schedule]:
-    """``BatchAttentionSchedule.attend``.
-
-    Raises:
-        TypeError: If the loader is not iterable.
-        ProtocolError: If the loader is attended already, or its batches belong to something else.
-    """
+    """``BatchAttentionSchedule.attend``."""
     if not hasattr(type(loader), "__iter__") and not hasattr(type(loader), "__getitem__"):
         raise TypeError(f"attend() takes an iterable of batches, such as a DataLoader; got {type(loader).__name__}")
     _check_loader(loader, has_driver=passes.driver is not None)
@@ -131,11 +127,7 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def check_order(loader: Any) -> None:
-    """Refuse loaders that yield batches in another order than their indices were handed out.
-
-    Raises:
-        ProtocolError: If the loader does.
-    """
+    """Refuse loaders that yield batches in another order than their indices were handed out."""
     if getattr(loader, "in_order", True) is False:
         raise ProtocolError(
             "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
@@ -190,11 +182,7 @@ def fresh_copy(batch: Any, versions: Versions | None = None) -> Any:
     """``batch`` with every container in it copied, and everything else in it the very same.
 
     Containers are lists, dictionaries, tuples, dataclasses, whatever defines ``__copy__``, and objects with a tensor or
-    an array among their attributes. What contains itself stays as it is.
-
-    Args:
-        batch: What the loader yielded.
-        versions: Where the tensors in it are noted; None to note none.
+    an array among their attributes. What contains itself stays as it is. Tensors are noted in ``versions``.
     """
     try:
         return _fresh(batch, versions)
@@ -211,15 +199,7 @@ def is_changed(versions: Versions) -> bool:
 
 
 def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None:
-    """Refuse to repeat what was changed in place since it was noted.
-
-    Args:
-        versions: As ``fresh_copy`` noted them.
-        may_use_sampler: Whether a ``BatchAttentionSampler`` would be another way out.
-
-    Raises:
-        BatchChangedError: If a tensor was changed.
-    """
+    """Refuse to repeat what was changed in place since it was noted."""
     if is_changed(versions):
         shapes = dict.fromkeys(
             str(tuple(getattr(tensor, "shape", ()))) for tensor, version in versions if tensor._version != version
@@ -237,9 +217,8 @@ def warn_if_changed(versions: Versions) -> None:
     """Tell the user at the first batch what would be refused at the first repeat."""
     if is_changed(versions):
         warn(
-            "the loop changed tensors of its batch in place. Once such a batch is to be repeated, that is refused, "
-            "since a repeat would train on something else. Change a copy instead: images = images.clone() first, or "
-            "operations without a final underscore"
+            "the loop changed tensors of its batch in place, which is refused once such a batch is to be repeated. "
+            "Change a copy instead: images = images.clone() first, or operations without a final underscore"
         )
 
 
@@ -253,10 +232,8 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
         return value
     if _is_tensor(cls):
         if versions is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # made in inference mode, where changes are not counted
                 versions.append((value, value._version))
-            except RuntimeError:  # made in inference mode, where changes are not counted
-                pass
         return value
     if issubclass(cls, tuple):
         items = [_fresh(item, versions) for item in value]
@@ -272,8 +249,10 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
         or isinstance(value, (dict, list, SimpleNamespace))
     )
     attributes = getattr(value, "__dict__", {})
-    if _is_array(cls) or isinstance(value, type) or not (
-        is_container or any(_is_array(type(item)) for item in attributes.values())
+    if (
+        _is_array(cls)
+        or isinstance(value, type)
+        or not (is_container or any(_is_array(type(item)) for item in attributes.values()))
     ):
         return value
     try:
@@ -318,6 +297,6 @@ def _is_array(cls: type) -> bool:
 def _warn_uncopied(name: str, error: str) -> None:
     """Once for each class."""
     warn(
-        f"a batch holds a {name}, which cannot be copied ({error}), so a repeat gets it as the last visit left it. Do not "
-        "change it in the loop, or define its __copy__"
+        f"a batch holds a {name}, which cannot be copied ({error}), so a repeat gets it as the last visit left it. Do "
+        "not change it in the loop, or define its __copy__"
     )

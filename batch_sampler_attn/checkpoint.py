@@ -15,26 +15,19 @@ VERSION = 2
 
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:
-    """A state with the version and the fingerprint by which ``unseal`` recognizes it.
-
-    Args:
-        state: JSON types by name.
-    """
+    """A state, of JSON types, with the version and the fingerprint by which ``unseal`` recognizes it."""
     versioned = {"version": VERSION, **state}
     return {**versioned, "fingerprint": _fingerprint(versioned)}
 
 
 def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
-    """The dictionary that ``seal`` sealed.
+    """The dictionary that ``seal`` sealed, if it has these keys and no value differs from the one saved.
 
     Args:
         what: The state's name in messages, such as "the schedule's state".
         packed: As the user gave it.
-        keys: Those that it must have, besides version and fingerprint.
+        keys: Those that it must have.
         optional: Those that it may have.
-
-    Raises:
-        StateError: If it is of another version or has other keys, or if a value differs from the one saved.
     """
     if not isinstance(packed, dict):
         raise StateError(f"{what} is {type(packed).__name__}, not a dictionary; pass what state_dict() returned")
@@ -62,11 +55,7 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
 
 
 def check_options(ours: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Refuse a state that was saved with other options.
-
-    Raises:
-        StateError: If an option differs, or is missing.
-    """
+    """Refuse a state that was saved with other options."""
     names = {**ours, **saved}
     differing = [
         f"{name} (saved {short_repr(saved.get(name))}, here {short_repr(ours.get(name))})"
@@ -81,11 +70,7 @@ def check_options(ours: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
-    """Refuse to share an epoch in progress among another number of ranks.
-
-    Raises:
-        StateError: If the state was saved in mid-epoch on another number of ranks.
-    """
+    """Refuse to share an epoch in progress among another number of ranks."""
     if is_in_epoch and saved != here:
         raise StateError(
             f"the state was saved in mid-epoch on {saved} ranks, and there are {here} here. Load one that was saved "
@@ -94,11 +79,7 @@ def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
 
 
 def plain_indices(indices: Sequence[Any]) -> list[int | str]:
-    """Dataset indices as JSON types.
-
-    Raises:
-        StateError: If they are neither whole numbers nor strings.
-    """
+    """Dataset indices as JSON types."""
     try:
         return [index if isinstance(index, str) else operator.index(index) for index in indices]
     except TypeError as error:

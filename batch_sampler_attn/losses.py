@@ -81,9 +81,9 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that jax.jit "
-            "or another transformation traces before it runs. Return the loss from that function, and call decide on "
-            "what it returns: loss, state = update(state, batch); schedule.decide(loss)"
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that "
+            "jax.jit or another transformation traces before it runs. Return the loss from that function, and call "
+            "decide on what it returns: loss, state = update(state, batch); schedule.decide(loss)"
         ) from error
 
 

@@ -13,7 +13,8 @@ from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, plural, short_repr
 from batch_sampler_attn.flight import NOTHING, Feed, InFlight, check_loader
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
-from batch_sampler_attn.loading.order import BaseBatches, check_shard
+from batch_sampler_attn.loading.order import BaseBatches
+from batch_sampler_attn.loading.seeded import warn_if_inside
 from batch_sampler_attn.options import length_of, one_of
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.ranks import Shard, process_group_size, unpack_shard
@@ -281,13 +282,14 @@ class _BatchSource:
     def deliver(self, loader: Any) -> Iterator[Any]:
         passes, run = self._passes, self._passes.run
         check_loader(self._sampler, loader)
+        warn_if_inside(getattr(loader, "dataset", None))
         if self.is_in_order and not yields_what_it_fetches(loader):
             raise ProtocolError(
                 f"an immediate repeat is fetched from the DataLoader's dataset, past what {type(loader).__name__} may "
                 "do to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
         if passes.ranks.count > 1:
-            check_shard(self._base.sampler, self._base.shard, passes.ranks.shard)
+            self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:
             raise ProtocolError(

@@ -12,13 +12,9 @@ from batch_sampler_attn.summary import EpochSummary, html_table
 
 
 class MemoryRecorder(Recorder):
-    """Keeps each visit and each summary in a list.
+    """Keeps a ``VisitRecord`` of each visit in ``visits``, and the ``EpochSummary`` of each epoch in ``summaries``.
 
     When an older state is loaded, both lists lose what came after it.
-
-    Attributes:
-        visits: One ``VisitRecord`` for each visit.
-        summaries: One ``EpochSummary`` for each epoch.
     """
 
     def __init__(self) -> None:

@@ -79,9 +79,7 @@ def test_an_option_too_large_or_too_long_to_be_shown_is_refused_all_the_same(k, 
         BatchAttentionSchedule(k)
 
 
-@pytest.mark.parametrize(
-    ("value", "said"), [(20, r"0\.2 is 20 %"), (1.5, r"0\.015 is 1\.5 %"), (100, r"1 is 100 %")]
-)
+@pytest.mark.parametrize(("value", "said"), [(20, r"0\.2 is 20 %"), (1.5, r"0\.015 is 1\.5 %"), (100, r"1 is 100 %")])
 def test_a_percentage_in_place_of_a_fraction_is_refused_with_what_was_probably_meant(value, said):
     with pytest.raises(OptionError, match=said):
         BatchAttentionSchedule(budget=value)
