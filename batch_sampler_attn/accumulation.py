@@ -18,7 +18,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns: the loader's batches in lists. ``len`` counts lists; other attributes are the loader's."""
+    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's."""
 
     def __init__(self, loader: Iterable[Batch], size: int) -> None:
         self._loader = loader
@@ -82,8 +82,8 @@ def own_part(loader: object) -> str | None:
 class AccumulatedLoss:
     """The mean loss over the samples of a window, from the mean losses of its batches.
 
-    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of ``add``.
-    The mean of a window of one batch is its loss, bit for bit.
+    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of
+    ``add``. The mean of a window of one batch is its loss, bit for bit.
 
     Example:
         >>> loss = AccumulatedLoss()
@@ -152,8 +152,8 @@ def samples_in(batch: object) -> int:
     length = _first_length(batch)
     if length is None:
         raise OptionError(
-            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, so its "
-            "samples cannot be counted. Count them with samples=lambda batch: ..."
+            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, "
+            "so its samples cannot be counted. Count them with samples=lambda batch: ..."
         )
     return length
 

@@ -21,8 +21,8 @@ def attend(
 ) -> AttendedLoader[list[Batch], BatchAttentionSchedule]:
     """Yield the windows of a prepared loader, each again while the decision is REPEAT.
 
-    A window is a list of the batches of one update. Call ``accelerator.backward`` for each batch, make one update, decide
-    on the mean of an ``AccumulatedLoss``, and step the learning-rate schedule on ADVANCE.
+    A window is a list of the batches of one update. Call ``accelerator.backward`` for each batch, make one update,
+    decide on the mean of an ``AccumulatedLoss``, and step the learning-rate schedule on ADVANCE.
 
     ``accelerator.register_for_checkpointing(schedule)`` saves and loads the schedule. Each iteration begins at the
     schedule's epoch and window, so a resumed run uses the same loop. The order of batches must follow from the epoch's
@@ -57,8 +57,8 @@ def attend(
     refuse_own_loader(loader, "attend() of batch_sampler_attn.trainers.accelerate repeats its windows")
     if getattr(loader, "use_stateful_dataloader", False):
         raise ProtocolError(
-            "the loader has use_stateful_dataloader=True, whose saved position is past a window that is to be repeated. "
-            "Leave that out: attend() skips the batches that are behind"
+            "the loader has use_stateful_dataloader=True, whose saved position is past a window that is to be "
+            "repeated. Leave that out: attend() skips the batches that are behind"
         )
     if schedule.options.epoch_length is None:
         loader = _Resumed(schedule, accelerator, loader, size)
@@ -91,7 +91,8 @@ class _Resumed(Iterable[Batch]):
                 return iter(())
             loader = self._accelerator.skip_first_batches(loader, behind)
         # The loader itself tells two samplers its epoch; skipping, sharding and batching are three.
-        for part in (loader, *(getattr(sampler, "sampler", None) for sampler in _batch_samplers(loader))):
+        parts: list[Any] = [loader, *(getattr(sampler, "sampler", None) for sampler in _batch_samplers(loader))]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self._schedule.epoch)
         return iter(loader)

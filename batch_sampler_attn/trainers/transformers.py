@@ -59,8 +59,8 @@ class BatchAttentionMixin(Trainer):
     over ``num_items_in_batch`` (tokens) if the loss is divided by that number, and otherwise the mean over samples.
 
     Everything that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs,
-    evaluations and checkpoints) counts updates without repeats. The training loss in its logs is of first visits; beside
-    it are ``batch_attention/repeats``, since the log before, and ``batch_attention/threshold``. Checkpoints hold the
+    evaluations and checkpoints) counts updates without repeats. Its logs have the training loss of first visits,
+    ``batch_attention/repeats`` since the log before, and ``batch_attention/threshold``. Its checkpoints have the
     schedule's state, in ``batch_attention.json``.
 
     Args:
@@ -314,7 +314,8 @@ class _Repeating(TrainerCallback):
         trainer, is_divided, asked = self._trainer, self._are_divided, None
         if is_divided is None:
             # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
-            is_divided = trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
+            receives_items = trainer.model_accepts_loss_kwargs and items is not None
+            is_divided = receives_items or trainer.compute_loss_func is not None
             if is_divided and isinstance(items, torch.Tensor) and not self._is_of_one_batch:
                 asked = items.detach().to(torch.float32).requires_grad_()
         # Weights come first: the step may take the batch apart.
@@ -387,8 +388,8 @@ def _check_trainer(trainer: Any) -> None:
     """Refuse what cannot be repeated, before any data is loaded."""
     if trainer.args.n_gpu > 1:
         raise ProtocolError(
-            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs (DataParallel), with which batch-attention was "
-            "not tried. Start it with torchrun, and ranks=MeanOverRanks(); or with CUDA_VISIBLE_DEVICES=0"
+            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs (DataParallel), with which batch-attention "
+            "was not tried. Start it with torchrun, and ranks=MeanOverRanks(); or with CUDA_VISIBLE_DEVICES=0"
         )
     check_accelerator(trainer.schedule, trainer.accelerator)
     for base in type(trainer).__mro__:
