@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,16 +55,13 @@ _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
 class BatchAttentionMixin(Trainer):
     """Repeats batches inside the optimizer step of a ``transformers.Trainer``, or of a subclass such as SFTTrainer.
 
-    With ``gradient_accumulation_steps=n``, the schedule decides on the window of n batches that one update is made
-    from. Its loss is the mean over the trainer's ``num_items_in_batch`` (tokens) if batches' losses are divided by that
-    number, and otherwise the mean of the batches' losses over samples. The second also holds for models that receive the
-    number and return a batch's mean, whose losses the trainer adds up.
+    With ``gradient_accumulation_steps=n``, the schedule decides on the n batches of one update. Their loss is the mean
+    over ``num_items_in_batch`` (tokens) if the loss is divided by that number, and otherwise the mean over samples.
 
-    Mixed precision, gradient scaler, clipping and the callbacks around an update are the trainer's, at every visit.
-    ``compute_loss`` runs at every visit too. Everything that the trainer counts (``global_step``, the learning-rate
-    schedule, epochs, tokens, steps between logs, evaluations and checkpoints) counts windows, not repeats. The training
-    loss in its logs is of first visits; beside it are ``batch_attention/repeats``, since the log before, and
-    ``batch_attention/threshold``, the current one. Checkpoints hold the schedule's state, in ``batch_attention.json``.
+    Everything that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs,
+    evaluations and checkpoints) counts updates without repeats. Its logs have the training loss of first visits,
+    ``batch_attention/repeats`` since the log before, and ``batch_attention/threshold``. Its checkpoints have the
+    schedule's state, in ``batch_attention.json``.
 
     Args:
         args: Arguments of the trainer.
@@ -89,8 +87,7 @@ class BatchAttentionMixin(Trainer):
         >>> MyTrainer(schedule=1.2)
         Traceback (most recent call last):
         ...
-        batch_sampler_attn.errors.OptionError: schedule is 1.2; it must be a BatchAttentionSchedule, such as \
-BatchAttentionSchedule(k=1.2)
+        batch_sampler_attn.errors.OptionError: schedule is 1.2; it must be like BatchAttentionSchedule(k=1.2)
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -168,14 +165,8 @@ BatchAttentionSchedule(k=1.2)
 class _Repeating(TrainerCallback):
     """Repeats a trainer's windows: after the update, and before the learning-rate schedule and everything that counts.
 
-    Two methods stand in for the trainer's, on the instance, so that they are outermost whatever subclasses override.
-    ``training_step`` keeps each batch as the trainer hands it out; ``compute_loss`` keeps each loss as it is returned.
-    The other methods are those of a callback.
-
-    Args:
-        trainer: The trainer with the mixin.
-        replay: Keeps the current window, and decides.
-        samples: Returns the number of samples in a batch.
+    Three methods stand in for the trainer's, on the instance, so that they are outermost whatever subclasses override.
+    The others are those of a callback.
     """
 
     def __init__(self, trainer: Any, replay: Replay, samples: Callable[[Any], object]) -> None:
@@ -201,11 +192,12 @@ class _Repeating(TrainerCallback):
     def installed(self) -> Iterator[None]:
         """Have the trainer call this object; at the end, leave the trainer as it was, and an open epoch unfinished."""
         trainer = self._trainer
-        self._training_step, self._compute_loss = trainer.training_step, trainer.compute_loss
+        own = {name: getattr(self, name) for name in ("get_train_dataloader", "training_step", "compute_loss")}
+        self._trainers = SimpleNamespace(**{name: getattr(trainer, name) for name in own})
         # After the user's callbacks, which see an update before its window is repeated.
         trainer.add_callback(self)
         try:
-            with standing_in(trainer, training_step=self.training_step, compute_loss=self.compute_loss):
+            with standing_in(trainer, **own):
                 yield
         finally:
             self._replay.end_epoch(finished=False)
@@ -219,6 +211,12 @@ class _Repeating(TrainerCallback):
 
     # In place of the trainer's methods ---------------------------------------------------------------------
 
+    def get_train_dataloader(self) -> Any:
+        """Refuse a loader that repeats by itself."""
+        loader = self._trainers.get_train_dataloader()
+        refuse_own_loader(loader, "BatchAttentionMixin repeats batches by itself")
+        return loader
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Keep a batch, and make its first visit."""
         if not self._replay.is_in_epoch:
@@ -231,7 +229,7 @@ class _Repeating(TrainerCallback):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the loss of a batch that is trained on."""
-        output = self._compute_loss(*args, **kwargs)
+        output = self._trainers.compute_loss(*args, **kwargs)
         if self._losses is not None:
             loss = output[0] if isinstance(output, tuple) else output
             # A copy: the training step may scale its loss in place.
@@ -241,8 +239,7 @@ class _Repeating(TrainerCallback):
     # The callback ------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        """Check loader, optimizer and the length of training."""
-        refuse_own_loader(train_dataloader, "BatchAttentionMixin repeats batches by itself")
+        """Check the optimizer and the length of training."""
         refuse_closures(self._trainer.optimizer)
         windows = _windows_of(train_dataloader, args)
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows
@@ -317,7 +314,8 @@ class _Repeating(TrainerCallback):
         trainer, is_divided, asked = self._trainer, self._are_divided, None
         if is_divided is None:
             # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
-            is_divided = trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
+            receives_items = trainer.model_accepts_loss_kwargs and items is not None
+            is_divided = receives_items or trainer.compute_loss_func is not None
             if is_divided and isinstance(items, torch.Tensor) and not self._is_of_one_batch:
                 asked = items.detach().to(torch.float32).requires_grad_()
         # Weights come first: the step may take the batch apart.
@@ -325,7 +323,7 @@ class _Repeating(TrainerCallback):
         weight_of_mean = weight if asked is None else self._weight_of(inputs, items, is_divided=False)
         self._losses = []
         try:
-            output = self._training_step(self._model, inputs, items if asked is None else asked)
+            output = self._trainers.training_step(self._model, inputs, items if asked is None else asked)
             losses = self._losses
         finally:
             self._losses = None
@@ -390,9 +388,8 @@ def _check_trainer(trainer: Any) -> None:
     """Refuse what cannot be repeated, before any data is loaded."""
     if trainer.args.n_gpu > 1:
         raise ProtocolError(
-            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs in one process (DataParallel), which "
-            "batch-attention was not tried with. Start it with torchrun and use ranks=MeanOverRanks(); or show it one "
-            "GPU: CUDA_VISIBLE_DEVICES=0"
+            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs (DataParallel), with which batch-attention "
+            "was not tried. Start it with torchrun, and ranks=MeanOverRanks(); or with CUDA_VISIBLE_DEVICES=0"
         )
     check_accelerator(trainer.schedule, trainer.accelerator)
     for base in type(trainer).__mro__:
