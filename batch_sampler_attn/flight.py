@@ -122,18 +122,14 @@ class Feed:
         vars(self).update(state, lock=threading.RLock())
 
     @property
-    def is_open(self) -> bool:
-        """Whether a pass has begun, and neither ended nor been left."""
-        return self._pass is not None
+    def is_kept(self) -> bool:
+        """Whether a loop has stopped asking for batches, but keeps the iterator, which would go on."""
+        return self._pass is not None and self._pass.is_suspended
 
     @property
     def ticket(self) -> Any:
         """The ticket of the batch that the open pass has yielded last; None without one."""
         return None if self._pass is None else self._pass.ticket
-
-    def close(self) -> None:
-        """Make the open pass stale."""
-        self._pass = None
 
     def loaded(self) -> None:
         """The sampler's state is about to be replaced by a loaded one."""
@@ -188,7 +184,9 @@ class Feed:
                         self.is_inside_loader = False
                     self._check_arrival(current)
                 ticket = current.ticket = source.offer()
+                current.is_suspended = True
                 yield batch
+                current.is_suspended = False
                 if self._pass is not current:
                     raise ProtocolError(
                         "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state "
@@ -196,6 +194,7 @@ class Feed:
                     )
                 source.collect(ticket)
         finally:
+            current.is_suspended = False
             if self._pass is current:
                 self.is_inside_loader = False  # an interrupt may have come before it was reset
                 self._pass = None
@@ -285,7 +284,7 @@ class _Pass:
         self.ticket: Any = None
         self.thread = self.asking_thread = threading.get_ident()
         self.asking: object = None
-        self.was_refused = self.was_used_elsewhere = False
+        self.was_refused = self.was_used_elsewhere = self.is_suspended = False
         self.has_length = length_of(loader) is not None
         # With persistent workers, a DataLoader is one iterator.
         self.is_one_iterator = getattr(loader, "persistent_workers", False) is True

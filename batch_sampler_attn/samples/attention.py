@@ -303,9 +303,8 @@ class SampleAttention:
         return self._epoch(loader)
 
     def _epoch(self, loader: Any) -> Iterator[Any]:
-        if self._feed.is_open:
-            # An iterator was kept, perhaps after its last batch.
-            self._feed.close()
+        if self._feed.is_kept:
+            # Perhaps after its last batch.
             self._source.closed()
         if self._source.is_full and self.epoch == self.options.epochs and not self._has_warned_of_end:
             self._has_warned_of_end = True
