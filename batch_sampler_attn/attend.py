@@ -10,7 +10,7 @@ import copy
 import operator
 from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence
 from functools import lru_cache, partial
-from types import GeneratorType, NoneType, SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from batch_sampler_attn.errors import BatchChangedError, ProtocolError, warn
@@ -128,52 +128,30 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
 
 def check_order(loader: Any) -> None:
     """Refuse loaders that yield batches in another order than their indices were handed out."""
-    if getattr(loader, "in_order", True) is False:
+    in_order, snapshots = getattr(loader, "in_order", True), getattr(loader, "snapshot_every_n_steps", 1)
+    if in_order is False or snapshots != 1:
         raise ProtocolError(
-            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
-            "losses would be attributed to the wrong ones; leave in_order at True"
-        )
-    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
-        raise ProtocolError(
-            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
-            "pass over batches without training on them. Leave it at 1"
+            f"{type(loader).__name__} has in_order={in_order} and snapshot_every_n_steps={snapshots}; leave them at "
+            "True and 1, or losses would be attributed to the wrong batches, and a resume would drop some"
         )
 
 
 def _check_loader(loader: Any, *, has_driver: bool) -> None:
     if isinstance(loader, AttendedLoader):
-        raise ProtocolError(
-            "attend() was given what attend() returned, so that each batch would be attended twice; iterate over the "
-            "attended loader itself"
-        )
-    if not has_driver:
-        for sampler in (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
-            # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
-            owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"
-            if hasattr(sampler, "schedule") or hasattr(sampler, "attend"):
-                raise ProtocolError(
-                    f"the loader's batches are those of a {type(sampler).__name__}, which this schedule does not know; "
-                    f"iterate over {owner}.attend(loader), or make a DataLoader without it"
-                )
-    elif _has_begun(loader):
-        name = "a generator expression" if isinstance(loader, GeneratorType) else f"{type(loader).__name__}(...)"
-        raise ProtocolError(
-            f"attend() was given {name}, which began to iterate over the DataLoader before the epoch, so that its "
-            "batches are not those that the BatchAttentionSampler hands out. Give attend() the DataLoader itself, and "
-            "put the rest around it: for index, batch in enumerate(schedule.attend(loader)). What has to change "
-            "batches in between is a class whose __iter__ iterates over the DataLoader, with repeats='deferred'"
-        )
-
-
-def _has_begun(loader: object) -> bool:
-    """Whether a loader inside, if there is one, was asked for its iterator when this was made."""
-    if isinstance(loader, GeneratorType):
-        # A generator expression asks at once for its first "for"; a generator function, when it is iterated over.
-        return loader.gi_code.co_name == "<genexpr>"
-    return isinstance(loader, (enumerate, zip, map, filter))
+        raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
+    for sampler in () if has_driver else (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
+        # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
+        owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"
+        if hasattr(sampler, "schedule") or hasattr(sampler, "attend"):
+            raise ProtocolError(
+                f"the loader's batches are those of a {type(sampler).__name__}, which this schedule does not know; "
+                f"iterate over {owner}.attend(loader), or make a DataLoader without it"
+            )
 
 
 # Fresh containers ----------------------------------------------------------------------------------------
+
+_CHANGE_A_COPY = "Change a copy instead: images = images.clone() first, or operations without a final underscore"
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, NoneType})
 
@@ -207,9 +185,7 @@ def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None
         sampler = ", or use a BatchAttentionSampler, which fetches a batch again for each repeat"
         raise BatchChangedError(
             f"the batch is to be repeated, but its last visit changed tensors of it in place (of shape "
-            f"{', '.join(shapes)}), so that a repeat would train on something else. Change a copy instead "
-            "(images = images.clone() first, or operations without a final underscore)"
-            + (sampler if may_use_sampler else "")
+            f"{', '.join(shapes)}). {_CHANGE_A_COPY}{sampler if may_use_sampler else ''}"
         )
 
 
@@ -218,7 +194,7 @@ def warn_if_changed(versions: Versions) -> None:
     if is_changed(versions):
         warn(
             "the loop changed tensors of its batch in place, which is refused once such a batch is to be repeated. "
-            "Change a copy instead: images = images.clone() first, or operations without a final underscore"
+            f"{_CHANGE_A_COPY}"
         )
 
 

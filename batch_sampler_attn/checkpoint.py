@@ -37,20 +37,17 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
             f"{what} is of version {short_repr(version)}; this release reads version {VERSION}. Load it with the "
             "release that saved it, or start without it"
         )
-    missing = keys - set(packed) | {"fingerprint"} - set(packed)
-    extra = set(packed) - keys - {*optional, "version", "fingerprint"}
-    if missing or extra:
-        raise StateError(
-            f"{what} lacks {sorted(missing)} and has {short_repr(sorted(map(short_repr, extra)))} besides; pass what "
-            "state_dict() returned, unchanged"
-        )
     fields = {name: value for name, value in packed.items() if name != "fingerprint"}
+    has_all = keys <= set(fields) <= keys | {*optional, "version"}
     try:
-        is_intact = short_repr(packed["fingerprint"]) == str(_fingerprint(fields))
+        is_intact = short_repr(packed.get("fingerprint")) == str(_fingerprint(fields))
     except (TypeError, ValueError, RecursionError):  # not JSON types
         is_intact = False
-    if not is_intact:
-        raise StateError(f"{what} was changed or damaged after it was saved; load another checkpoint")
+    if not has_all or not is_intact:
+        raise StateError(
+            f"{what} is of something else, or was changed or damaged after it was saved: it has "
+            f"{short_repr(sorted(map(str, packed)))}. Pass what state_dict() returned, or load another checkpoint"
+        )
     return fields
 
 

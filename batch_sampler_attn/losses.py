@@ -62,9 +62,7 @@ def detached(loss: object) -> Any:
 def _check_shape(loss: object) -> None:
     shape = getattr(loss, "shape", ())
     if any(length != 1 for length in shape):
-        raise LossError(
-            f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
-        )
+        raise LossError(f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, as with loss.mean()")
 
 
 def _is_masked(loss: object) -> bool:

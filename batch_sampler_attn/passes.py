@@ -275,14 +275,9 @@ class Passes:
         """The loss to decide on, reported just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
-        elif samples is not None:
-            raise ProtocolError("decide() without a loss was given samples=; give it to report()")
         reported, self._reported = self._reported, None
         if reported is None:
-            raise ProtocolError(
-                "decide() was called without a loss, and none was reported. Call schedule.decide(loss), or "
-                "schedule.report(loss) before it"
-            )
+            raise ProtocolError("decide() was called without a loss, and none was reported; call decide(loss)")
         self._decides_alone = self.ranks.transport is None
         return reported()
 
@@ -391,7 +386,7 @@ class Passes:
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
-                "ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
+                "ADVANCE, or give it up with skip(), or the epoch with abandon_epoch()"
             )
         if self._reported is not None:
             raise ProtocolError("end_epoch() was called after report() had a visit's loss; call decide() first")
@@ -651,10 +646,7 @@ class Pass:
         if self.phase is _BETWEEN_BATCHES:
             return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
         if caller == "skip":
-            return ProtocolError(
-                "skip() was called after decide() had this visit's loss. Call it instead of decide(); to leave a batch "
-                "that is to be repeated, call it when attend() yields the batch again"
-            )
+            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
         return ProtocolError(
             f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
             "yields the batch again by itself when the decision is REPEAT"

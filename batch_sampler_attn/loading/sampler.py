@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, plural, short_repr
-from batch_sampler_attn.flight import NOTHING, Feed, InFlight, check_loader
+from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
+from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, check_loader
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
 from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.seeded import warn_if_inside
@@ -96,7 +96,6 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._batches = _BatchSource(self, self._base, schedule, is_immediate=repeats == "immediate")
         passes_of(schedule).set_driver(self._batches)
         self.schedule = schedule
-        self._was_loaded = False
 
     @property
     def batch_size(self) -> int | None:
@@ -152,17 +151,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._batches.feed.is_inside_loader:
-            if not self._was_loaded:
-                raise StateError(
-                    "a StatefulDataLoader tried to restore this sampler from a state of its own, which is older than "
-                    "the decisions. Save sampler.state_dict() beside loader.state_dict(), and load both"
-                )
+        if self._batches.feed.is_loaders_state():
             return
         fields = checkpoint.unseal("the sampler's state", state_dict, _KEYS)
         checkpoint.check_options(self._options(), fields["options"])
         self._batches.load(fields)
-        self._was_loaded = True
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -226,7 +219,7 @@ class EpochFlight(NamedTuple):
     is_resumed: bool = False
 
 
-class _BatchSource:
+class _BatchSource(Source):
     """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``.
 
     Args:
@@ -525,7 +518,7 @@ class _BatchSource:
             flight = self._redrawn(flight)
         begins = not position and flight.epoch_generator is not None
         base.set_generator_state(flight.epoch_generator if begins else generator)
-        self.feed.close()
+        self.feed.loaded()
         self._passes.assign(run._replace(flight=flight))
 
 

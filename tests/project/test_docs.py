@@ -25,16 +25,8 @@ BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.DOTALL 
 TRAINERS = {"accelerate", "jax", "keras", "lightning", "transformers"}
 
 # Modules without __all__ whose public classes and functions are for users.
-PUBLIC_MODULES = (
-    "accumulation",
-    "distributed",
-    "errors",
-    "passes",
-    "recorders.plots",
-    "trainers.accelerate",
-    "trainers.transformers",
-)
-# These are for other modules.
+PUBLIC_MODULES = ("accumulation", "distributed", "errors", "recorders.plots", "trainers.accelerate")
+# These are for other modules of the package.
 INTERNAL_NAMES = (
     "accumulation.own_part",
     "errors.plural",
