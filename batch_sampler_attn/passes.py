@@ -48,9 +48,9 @@ class Run(NamedTuple):
 
     Attributes:
         state: Of the rule.
-        last_summary: Of the epoch that ended last; None before.
-        length: Batches of the epoch in progress, where the loader says so; None where it does not.
-        flight: What the driver has handed out, as a value of its own; None without a driver.
+        last_summary: Of the epoch that ended last.
+        length: Batches of the epoch in progress, where the loader says so.
+        flight: What the driver has handed out, as a value of its own.
     """
 
     state: State
@@ -78,13 +78,7 @@ class Recorder:
         """The visits of the epoch in progress do not count; it begins again."""
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        """A saved state was loaded, from which training resumes.
-
-        Args:
-            epoch: The epoch in which the state was saved.
-            visits: The visits of that epoch that had been recorded by then. Whatever was recorded after them, and in
-                later epochs, no longer counts.
-        """
+        """A state was loaded that was saved in ``epoch``, after so many visits of it; later records no longer count."""
 
     def flush(self) -> None:
         """A state is being saved: everything recorded up to now must be safe."""
@@ -105,13 +99,7 @@ class Driver(Protocol):
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
 
     def settled(self, flight: Any, decision: Decision | None, visits: int) -> Any:
-        """The flight after the current batch's visit.
-
-        Args:
-            flight: As it was before.
-            decision: On the batch; None if it was skipped.
-            visits: Visits made to it, this one included.
-        """
+        """The flight after visit number ``visits`` to the current batch, or after it was skipped (None)."""
 
     def restarted(self) -> Any:
         """The flight as an epoch begins again."""
@@ -132,6 +120,13 @@ class Phase(enum.Enum):
 _BETWEEN_BATCHES, _AWAITING_LOSS = Phase.BETWEEN_BATCHES, Phase.AWAITING_LOSS
 _DECIDED, _SKIPPED, _LEFT, _OVER = Phase.DECIDED, Phase.SKIPPED, Phase.LEFT, Phase.OVER
 
+_GIVE_REMAINING = (
+    "Give attend() the remaining batches: schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
+)
+_FEWER_BATCHES = (
+    "To train on n batches an epoch, give attend() no more: schedule.attend(itertools.islice(loader, n)), or "
+    "BatchAttentionSampler(..., batches_per_epoch=n)"
+)
 _STALE = (
     "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state was loaded since. "
     "Iterate over schedule.attend(loader) again"
@@ -141,23 +136,14 @@ _STALE = (
 class Passes:
     """One schedule's passes.
 
-    Args:
+    Attributes:
         options: Of the schedule.
         criterion: Says which batches want another visit.
-        recorders: As the schedule was given them.
-        ranks: As the schedule was given it.
-        saved_options: What a state that is loaded here has to agree with.
-
-    Attributes:
-        options: The same.
-        criterion: The same.
         recorders: Notified of every visit and every epoch.
         ranks: What this process and the others agree on.
+        saved_options: What a state that is loaded here has to agree with.
         driver: Hands out the batches; None where a loop iterates over a loader, or is written by hand.
         run: All that is remembered.
-
-    Raises:
-        OptionError: If an element of ``recorders``, or ``ranks``, is of another kind.
     """
 
     def __init__(
@@ -191,8 +177,8 @@ class Passes:
         self._has_warned_of_loss = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A reported loss may be on its way between ranks. In a copy, the visit is reported again.
-        return {**vars(self), "_reported": None}
+        # A loss on its way between ranks is not the copy's, which reports the visit again.
+        return {**vars(self), "_reported": self._reported if self.ranks.transport is None else None}
 
     @property
     def state(self) -> State:
@@ -216,11 +202,7 @@ class Passes:
         return None if current is None or current.phase in (_LEFT, _OVER) else current
 
     def set_driver(self, driver: Driver) -> None:
-        """Have ``driver`` hand out the batches.
-
-        Raises:
-            ProtocolError: If another one does so already.
-        """
+        """Have ``driver`` hand out the batches."""
         if self.driver is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self.driver = driver
@@ -232,7 +214,7 @@ class Passes:
         """``BatchAttentionSchedule.decide``."""
         current = self._pass_awaiting("decide")
         if loss is REPORTED or samples is not None or not self._decides_alone:
-            loss = self._agreed_loss(current, loss, samples)
+            loss = self._agreed_loss(loss, samples)
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
@@ -259,7 +241,8 @@ class Passes:
             raise ProtocolError(f"{caller}() was given a loss after report(); call decide() without one")
         state = self.state
         if current is None:
-            self._begin_by_hand()
+            # It may be the first visit of its epoch.
+            self._agree_on_begin(None)
         elif samples is None and current.indices is not None:
             samples = len(current.indices)
         position = state.position if current is None else current.position
@@ -277,7 +260,7 @@ class Passes:
             raise ProtocolError("skip() was called after report() had this visit's loss; call decide()")
         state = self.state
         if current is None:
-            self._begin_by_hand()
+            self._agree_on_begin(None)
         position = state.position if current is None else current.position
         self.ranks.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
         with _lock_of(self.driver):
@@ -288,27 +271,18 @@ class Passes:
         if self.state.batches == self.options.epoch_length:
             self.end_epoch()
 
-    def _agreed_loss(self, current: Pass | None, loss: object, samples: object) -> float:
+    def _agreed_loss(self, loss: object, samples: object) -> float:
         """The loss to decide on, reported just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
-        elif samples is not None:
-            raise ProtocolError("decide() without a loss was given samples=; give it to report()")
         reported, self._reported = self._reported, None
         if reported is None:
-            raise ProtocolError(
-                "decide() was called without a loss, and none was reported. Call schedule.decide(loss), or "
-                "schedule.report(loss) before it"
-            )
+            raise ProtocolError("decide() was called without a loss, and none was reported; call decide(loss)")
         self._decides_alone = self.ranks.transport is None
         return reported()
 
     def _pass_awaiting(self, caller: str) -> Pass | None:
-        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop.
-
-        Raises:
-            ProtocolError: If no batch is waiting for one.
-        """
+        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop."""
         current = self._pass
         if current is not None and current.phase is _AWAITING_LOSS:
             return current
@@ -352,13 +326,7 @@ class Passes:
         Args:
             length: How many batches there are, if all of them will be offered from the first one on.
             common: What has to be the same on every rank, besides options, state and length, as JSON types.
-
-        Raises:
-            ProtocolError: If there are decisions from outside any pass, or more batches than remain of a resumed epoch,
-                or ranks without the ``ranks`` option.
-            RanksDivergedError: If another rank is elsewhere.
         """
-        self.ranks.require_choice()
         if self.active is not None:
             self.abandon(was_left=True)
         state = self.state
@@ -366,11 +334,15 @@ class Passes:
             raise ProtocolError(
                 "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
                 f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
-                "count in the epoch that is about to begin. Forget them with schedule.abandon_epoch(); if they are an "
-                "epoch of a hand-written loop, end it with schedule.end_epoch()"
+                "count in the epoch that is about to begin. Call abandon_epoch() to forget them, or end_epoch() if "
+                "they are an epoch of a hand-written loop"
             )
-        if length is not None and self.driver is None:
-            self._check_remaining(length)
+        resumed_at = self._resumed_at
+        if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
+            raise ProtocolError(
+                f"the schedule resumes in mid-epoch, after {resumed_at} batches, and the loader has {length}, as many "
+                f"as the whole epoch. {_GIVE_REMAINING}, in the order of the saved run; or call abandon_epoch()"
+            )
         self._agree_on_begin(length, common)
         if not state.progress:
             self.run = self.run._replace(length=length)
@@ -378,16 +350,7 @@ class Passes:
         return self._pass
 
     def end_epoch(self, host_reads: int | None = None) -> EpochSummary:
-        """End the epoch in progress.
-
-        Args:
-            host_reads: For its summary.
-
-        Raises:
-            EmptyEpochError: If it has no batch.
-            ProtocolError: If the criterion says that it cannot end here.
-            RanksDivergedError: If another rank is not at its end.
-        """
+        """End the epoch in progress; ``host_reads`` is for its summary."""
         state = self.state
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
@@ -418,13 +381,12 @@ class Passes:
         if self.active is not None:
             raise ProtocolError(
                 "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
-                "BatchAttentionSampler(..., batches_per_epoch=n)"
+                f"{_FEWER_BATCHES}"
             )
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
-                "ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
+                "ADVANCE, or give it up with skip(), or the epoch with abandon_epoch()"
             )
         if self._reported is not None:
             raise ProtocolError("end_epoch() was called after report() had a visit's loss; call decide() first")
@@ -432,11 +394,7 @@ class Passes:
         return self.end_epoch()
 
     def abandon(self, *, was_left: bool) -> None:
-        """Forget the epoch in progress; it sets no threshold.
-
-        Args:
-            was_left: True if its loop was left, False if the user asked for it.
-        """
+        """Forget the epoch in progress, because its loop was left or because the user asked for it."""
         self._retire_pass()
         if self.state.progress:
             for recorder in self.recorders:
@@ -448,9 +406,7 @@ class Passes:
         if self._epochs_left_in_a_row == 2:
             warn(
                 "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing "
-                "will ever repeat. To train on n batches an epoch, give attend() no more: "
-                "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for "
-                "epochs of n batches of a stream, use epoch_length=n"
+                f"will ever repeat. {_FEWER_BATCHES}; for epochs of n batches of a stream, use epoch_length=n"
             )
 
     def _begin(self) -> None:
@@ -459,26 +415,12 @@ class Passes:
         self._accounted = 0
         self._resumed_at = None
 
-    def _begin_by_hand(self) -> None:
-        """A visit is made outside of any pass: it may be the first of its epoch."""
+    def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None = None) -> None:
         self.ranks.require_choice()
-        self._agree_on_begin(None, None)
-
-    def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None) -> None:
         if self.ranks.transport is not None:
             state = self.state
             facts = {**self.saved_options, "batches to come": length, **(common or {}), **state._asdict()}
             self.ranks.begin(state.epoch, state.position, state.visits, facts)
-
-    def _check_remaining(self, length: int) -> None:
-        """Refuse a whole loader where a loaded state has a part of the epoch behind it."""
-        if self._resumed_at is not None and self._resumed_at < self._whole_length == length:
-            raise ProtocolError(
-                f"the schedule resumes in mid-epoch, after {self._resumed_at} batches, and the loader has {length}, as "
-                "many as the whole epoch. Give attend() the remaining ones, in the order of the saved run: "
-                "schedule.attend(itertools.islice(loader, schedule.batch_index, None)); or begin the epoch again after "
-                "schedule.abandon_epoch()"
-            )
 
     @property
     def _whole_length(self) -> int:
@@ -500,8 +442,7 @@ class Passes:
         if resumed_at is not None and abs(total - expected) == resumed_at < expected:
             warn(
                 f"the epoch that was resumed after {resumed_at} batches had {total} batches in all, instead of "
-                f"{expected}. After load_state_dict() in mid-epoch, give attend() the remaining batches, just once: "
-                "schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
+                f"{expected}. {_GIVE_REMAINING}, just once"
             )
 
     # Warnings --------------------------------------------------------------------------------------------
@@ -570,11 +511,7 @@ class Passes:
         )
 
     def unpack(self, packed: object) -> Run:
-        """What ``assign`` takes, of a saved state, without a flight.
-
-        Raises:
-            StateError: If it is of another version or of other options, or is damaged.
-        """
+        """What ``assign`` takes, of a saved state, without a flight."""
         keys = {"options", "state", "last_summary", "epoch_batches", "ranks"}
         fields = checkpoint.unseal("the schedule's state", packed, keys)
         checkpoint.check_options(self.saved_options, fields["options"])
@@ -618,10 +555,6 @@ class Pass:
 
     As a context manager it is closed at the end: finished if the body reached its end, left if it raised.
 
-    Args:
-        passes: Of the schedule.
-        announces: Whether other ranks are notified of each batch, since none knows how many there are.
-
     Attributes:
         phase: What it waits for.
         position: The position of the current batch, or of the last one.
@@ -659,9 +592,6 @@ class Pass:
             position: Its position in the epoch; None where batches come in order.
             visits: The visits it has had, where batches do not come in order.
             indices: Its dataset indices, if they are known.
-
-        Raises:
-            ProtocolError: If the pass is stale.
         """
         if self.phase is not _BETWEEN_BATCHES:
             self._check_is_open()
@@ -677,11 +607,7 @@ class Pass:
         self.phase = _AWAITING_LOSS
 
     def collect(self) -> Decision:
-        """The decision on the batch that was yielded; ADVANCE, if it was skipped.
-
-        Raises:
-            ProtocolError: If there is none yet, or the pass is stale.
-        """
+        """The decision on the batch that was yielded; ADVANCE, if it was skipped."""
         if self.phase is not _DECIDED and self.phase is not _SKIPPED:
             self._check_is_open()
             state = self._passes.state
@@ -696,11 +622,7 @@ class Pass:
         return self.decision
 
     def take_over(self, state: State) -> None:
-        """Visits were made and decided on elsewhere: this is the state that they led to.
-
-        Raises:
-            ProtocolError: If the pass is stale.
-        """
+        """Visits were made and decided on elsewhere: this is the state that they led to."""
         self._check_is_open()
         self._passes.replace_state(state)
 
@@ -710,10 +632,6 @@ class Pass:
         Args:
             finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
             host_reads: For the epoch's summary.
-
-        Raises:
-            EmptyEpochError: If there was no batch.
-            ProtocolError: If the criterion says that the epoch cannot end here.
         """
         if self.phase in (_LEFT, _OVER):
             return
@@ -722,20 +640,13 @@ class Pass:
             self._passes.close_epoch(host_reads)
 
     def out_of_turn(self, caller: str) -> ProtocolError:
-        """What to raise where a loss, or a skip, is for no batch.
-
-        Args:
-            caller: "decide", "report" or "skip".
-        """
+        """What to raise where a loss, or a skip, is for no batch."""
         if self.phase is _SKIPPED:
             return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
         if self.phase is _BETWEEN_BATCHES:
             return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
         if caller == "skip":
-            return ProtocolError(
-                "skip() was called after decide() had this visit's loss. Call it instead of decide(); to leave a batch "
-                "that is to be repeated, call it when attend() yields the batch again"
-            )
+            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
         return ProtocolError(
             f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
             "yields the batch again by itself when the decision is REPEAT"

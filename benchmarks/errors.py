@@ -1,8 +1,16 @@
 """What the benchmarks refuse, with what to do about it."""
 
+from benchmarks.text import visible
+
 
 class BenchmarkError(Exception):
-    """Base of all errors that a benchmark raises on purpose; its message is all that a user needs to see."""
+    """Base of all errors that a benchmark raises on purpose; its message is all that a user needs to see.
+
+    The message may hold names of files and from records, so it is shown without control characters.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class DataError(BenchmarkError):

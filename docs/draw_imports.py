@@ -2,6 +2,7 @@
 
     python docs/draw_imports.py            # write the picture into architecture.md
     python docs/draw_imports.py --check    # say whether it is the one that is there
+    python docs/draw_imports.py --size     # print lines, modules and floors of the package, by folder
 
 The picture is a Mermaid diagram, which GitHub and documentation sites draw. A folder is one box. An arrow says who
 imports whom; one that follows from others (A to B to C, and A to C) is left out.
@@ -54,12 +55,43 @@ def find_circles(graph: Graph) -> list[list[str]]:
     return circles
 
 
-def draw(graph: Graph) -> str:
-    """The picture, with folders for boxes."""
+def to_rooms(graph: Graph) -> Graph:
+    """The same graph with one room for each folder, and one for each module outside of folders."""
     rooms: Graph = {}
     for module, imported in graph.items():
         inside = rooms.setdefault(_room_of(module), set())
         inside.update({_room_of(other) for other in imported} - {_room_of(module)})
+    return rooms
+
+
+def count_floors(graph: Graph) -> int:
+    """How many rooms there are in the longest chain of imports."""
+    floors: dict[str, int] = {}
+
+    def floor(module: str) -> int:
+        if module not in floors:
+            floors[module] = 1 + max(map(floor, graph[module]), default=0)
+        return floors[module]
+
+    return max(map(floor, graph))
+
+
+def describe_size() -> str:
+    """Lines and modules by folder, and the floors of the whole package."""
+    lines: dict[str, list[int]] = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        folder = path.parent.relative_to(ROOT).as_posix()
+        lines.setdefault(folder, []).append(len(path.read_text(encoding="utf-8").splitlines()))
+    rows = [f"{sum(each):7,} lines in {len(each):2} modules: {folder}/" for folder, each in lines.items()]
+    modules = [count for each in lines.values() for count in each]
+    floors = count_floors(to_rooms(read_imports()))
+    total = f"{sum(modules):7,} lines in {len(modules):2} modules, on {floors} floors of rooms"
+    return "\n".join([*rows, total])
+
+
+def draw(graph: Graph) -> str:
+    """The picture, with folders for boxes."""
+    rooms = to_rooms(graph)
     del rooms[PACKAGE]  # the front door imports what it exports
     lines = ["```mermaid", "graph TD"]
     for room, imported in sorted(rooms.items()):
@@ -85,7 +117,10 @@ def _room_of(module: str) -> str:
 
 
 def main() -> None:
-    """Write the picture, or check it."""
+    """Write the picture, or check it, or print the size."""
+    if "--size" in sys.argv:
+        print(describe_size())  # noqa: T201
+        return
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.windows import WindowLoss, windows
+from batch_sampler_attn.accumulation import AccumulatedLoss, accumulate
 
 EPOCHS = 10
 ACCUMULATION_STEPS = 4
@@ -26,17 +26,17 @@ def main() -> None:
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    windows_of_epoch = windows(loader, ACCUMULATION_STEPS)
+    windows = accumulate(loader, ACCUMULATION_STEPS)
     # It stays above zero: updates too small to lower a window's loss would repeat it in vain.
-    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows_of_epoch), eta_min=2e-3)
+    lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows), eta_min=2e-3)
     # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
     schedule = BatchAttentionSchedule(k=1.2, budget=0.5)
 
     for _ in range(EPOCHS):
-        for window in schedule.attend(windows_of_epoch):
+        for window in schedule.attend(windows):
             samples = sum(len(y) for _, y in window)
-            window_loss = WindowLoss()
+            window_loss = AccumulatedLoss()
             optimizer.zero_grad()
             for x, y in window:
                 with torch.autocast(device, dtype=dtype):

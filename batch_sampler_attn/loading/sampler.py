@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import DataLoader, Sampler
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.agreement import ranks_of_process_group
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.loading.base_batches import BaseBatches
-from batch_sampler_attn.loading.delivery import Delivery
-from batch_sampler_attn.loading.progress import EpochProgress
-from batch_sampler_attn.schedule import BatchAttentionSchedule
+from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
+from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, check_loader
+from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
+from batch_sampler_attn.loading.order import BaseBatches
+from batch_sampler_attn.loading.seeded import warn_if_inside
+from batch_sampler_attn.options import length_of, one_of
+from batch_sampler_attn.passes import Pass
+from batch_sampler_attn.ranks import Shard, process_group_size, unpack_shard
+from batch_sampler_attn.rule import REPEAT, Decision
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
-REPEATS = ("immediate", "deferred")
-STATE_KEYS = {
-    "version",
-    "options",
-    "schedule",
-    "epoch_generator",
-    "generator",
-    "position",
-    "is_exhausted",
-    "last_base_batch",
-    "flight",
-    "pending",
-}
+_KEYS = {"options", "schedule", "generator", "epoch_generator", "position", "is_exhausted", "last_base_batch"}
+_KEYS |= {"flight", "pending", "begun", "shard"}
 
 
 class BatchAttentionSampler(Sampler[list[int]]):
-    """A batch sampler whose repeats fetch the same indices anew, so that random augmentation is drawn afresh.
+    """A batch sampler whose repeats fetch the same indices again, so that random augmentation is drawn again.
 
     Pass it as ``DataLoader(dataset, batch_sampler=...)`` and iterate over ``schedule.attend(loader)``. A plain
     ``for batch in loader`` visits every batch once, in an order drawn faster than by torch's own ``BatchSampler``.
@@ -46,19 +41,17 @@ class BatchAttentionSampler(Sampler[list[int]]):
         repeats: "immediate", as in the paper: the repeat follows at once, while the loader's own batches wait. Where
             the loader has workers, one more worker fetches it, which lives as long as they do. Or "deferred": the
             workers fetch it, and it arrives after the ``num_workers * prefetch_factor`` batches that they had been
-            given before. What is still to be repeated when the base batches are over is served by going through the
-            loader again.
-        batches_per_epoch: Train on so many batches of each epoch's order, and no more; None for all of them.
+            given before. Repeats that are left when the base batches are over take another iteration of the loader.
+        batches_per_epoch: The most batches of each epoch's order to train on; None for all of them.
         rank: With ``world_size``, for ranks that train together: which of them this is. Each takes every
             ``world_size``-th index of the order (or batch, of a batch sampler), so the order has to be the same on all:
             a generator with the same seed. Every rank has as many batches; one that would lack the last takes an item
             from the order's beginning. Leave both out with a ``DistributedSampler``.
         world_size: How many ranks there are; 1 for ranks that have data of their own.
 
-    What the state holds makes order, visits and decisions of a resumed run those of the uninterrupted one. Random
-    numbers that a data set draws in worker processes are not in it: a DataLoader seeds its workers anew, there as in
-    plain training, so random augmentation goes on with other draws. With ``DataLoader(SeededDataset(dataset), ...)``
-    they follow from epoch, batch and visit, and a resumed run has them too.
+    A resumed run has the order, visits and decisions of the uninterrupted one. Random numbers that a dataset draws in
+    worker processes are not in the state, since a DataLoader seeds its workers whenever it starts them. With
+    ``DataLoader(SeededDataset(dataset), ...)`` they follow from epoch, batch and visit, and a resumed run has them too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -88,28 +81,25 @@ class BatchAttentionSampler(Sampler[list[int]]):
         world_size: int | None = None,
     ) -> None:
         if schedule is None:
-            if (ranks := ranks_of_process_group()) > 1:
+            if (ranks := process_group_size()) > 1:
                 raise ProtocolError(
-                    f"this process is one of {ranks} in an initialized process group, and its BatchAttentionSampler "
-                    "was given no schedule. If a trainer made it anew from yours, switch that off (Lightning: "
+                    f"this process is one of {ranks} in a process group, and its BatchAttentionSampler was given no "
+                    "schedule. If a trainer made it again from yours, switch that off (Lightning: "
                     "use_distributed_sampler=False); if you made it, give it "
-                    "schedule=BatchAttentionSchedule(reduce=MeanOverRanks())"
+                    "schedule=BatchAttentionSchedule(ranks=MeanOverRanks())"
                 )
             schedule = BatchAttentionSchedule()
         if not isinstance(schedule, BatchAttentionSchedule):
-            raise OptionError(f"schedule is {schedule!r}; pass a BatchAttentionSchedule(k=...)")
-        if repeats not in REPEATS:
-            raise OptionError(f"repeats is {repeats!r}; it must be one of {', '.join(map(repr, REPEATS))}")
+            raise OptionError(f"schedule is {short_repr(schedule)}; pass a BatchAttentionSchedule(k=...)")
+        self.repeats = one_of("repeats", repeats, ("immediate", "deferred"))
         self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch, rank, world_size)
-        self._delivery = Delivery(self, self._base, schedule, is_immediate=repeats == "immediate")
-        schedule.attach(self._delivery)
+        self._batches = _BatchSource(self, self._base, schedule, is_immediate=repeats == "immediate")
+        passes_of(schedule).set_driver(self._batches)
         self.schedule = schedule
-        self.repeats = repeats
-        self._was_loaded = False
 
     @property
     def batch_size(self) -> int | None:
-        """Indices in a batch; None if a batch sampler was wrapped whose batch size is its own affair."""
+        """Indices in a batch; None if it wraps a batch sampler of unknown batch size."""
         return self._base.batch_size
 
     @property
@@ -123,10 +113,10 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return self._base.sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the epoch that is about to begin on to the sampler inside, as torch's BatchSampler does.
+        """Pass the number of the epoch that is about to begin to the sampler inside.
 
         Args:
-            epoch: As a ``DistributedSampler`` takes it. A sampler without ``set_epoch`` is not told.
+            epoch: As a ``DistributedSampler`` takes it. A sampler without ``set_epoch`` ignores it.
         """
         self._base.set_epoch(epoch)
 
@@ -139,73 +129,402 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return f"<{type(self).__name__}({inside}{size}, repeats={self.repeats!r}), {self.schedule!r}>"
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._delivery.batches()
+        return self._batches.feed.indices(self._base)
 
     # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state and its schedule's, as plain JSON types.
 
-        Take it between reporting a loss and asking for the next batch; taken before the loss is reported,
-        the batch that is out is visited again after the resume. Torch's global generator is yours to save; where a
-        wrapper of the DataLoader is attended, resuming draws one number more from it, a seed for the loader's workers.
+        It may be taken at any time; a batch whose loss was not reported is visited again after the resume. That holds
+        after an interrupt (Ctrl-C) too. Torch's global generator is yours to save; where a wrapper of the DataLoader is
+        attended, resuming draws one number more from it, a seed for the loader's workers.
         """
-        if self._delivery.is_inside_loader:
+        if self._batches.feed.is_inside_loader:
             # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.
             return {"saved_by_loader": True}
-        state = {
-            "version": checkpoint.VERSION,
-            "options": self._options(),
-            "schedule": self.schedule.state_dict(),
-            "generator": self._base.generator_state(),
-            **self._delivery.progress.pack(),
-        }
-        if self.schedule.options.window is None:
-            del state["begun"]  # the schedule's epoch says it
-        return state
+        return checkpoint.seal({"options": self._options(), **self._batches.pack()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken, in the sampler and in its schedule.
+        """Resume where ``state_dict`` was taken, in the sampler and in its schedule.
 
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._delivery.is_inside_loader:
-            if not self._was_loaded:
-                raise StateError(
-                    "a StatefulDataLoader tried to restore this sampler from a state of its own, which is older than "
-                    "the decisions. Save sampler.state_dict() beside loader.state_dict(), and load both"
-                )
+        if self._batches.feed.is_loaders_state():
             return
-        has_window = self.schedule.options.window is not None
-        fields = checkpoint.check_keys(
-            "the sampler's state", state_dict, STATE_KEYS, {"shard", "begun"} if has_window else {"shard"}
-        )
-        checkpoint.check_version(fields["version"])
+        fields = checkpoint.unseal("the sampler's state", state_dict, _KEYS)
         checkpoint.check_options(self._options(), fields["options"])
-        position = checkpoint.check_count("position", fields["position"])
-        schedule_parts = self.schedule.unpack(fields["schedule"])
-        generator = self._base.check_generator_state("generator", fields["generator"])
-        if position and (generator is None) != (fields["epoch_generator"] is None):
-            raise StateError("of generator and epoch_generator, the state has one and lacks the other; it was changed")
-        progress = EpochProgress.unpack(
-            self._base,
-            {"begun": [schedule_parts[0].epoch, 0], **fields},
-            is_immediate=self.repeats == "immediate",
-            # A window ends epochs, and with them the count of batches done, while this goes on.
-            batches_done=None if has_window else schedule_parts[0].position,
-        )
-        self._base.set_generator_state(generator)
-        self.schedule.assign(*schedule_parts)
-        self._delivery.go_on(progress)
-        self._was_loaded = True
+        self._batches.load(fields)
 
     def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
+        return {
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "repeats": self.repeats,
+            "batches_per_epoch": self._base.most_batches,
         }
-        if self._base.most_batches is not None:
-            options["batches_per_epoch"] = self._base.most_batches
-        return options
+
+
+class VisitIndices(list[Any]):
+    """A batch's dataset indices, on their way to the dataset that is to fetch them.
+
+    Attributes:
+        visit: Which visit they are for: the epoch and the batches before the pass, the batch's position, and the visits
+            that it has had. ``SeededDataset`` draws by it.
+    """
+
+    __slots__ = ("visit",)
+
+    visit: tuple[int, ...]
+
+
+class Ticket(NamedTuple):
+    """One base batch of the epoch: its position, the visits it has had, and its dataset indices."""
+
+    position: int
+    visits: int
+    indices: list[Any]
+
+    def to_fetch(self, begun: tuple[int, int]) -> VisitIndices:
+        """What to ask a dataset for, in a pass that began at ``begun``."""
+        indices = VisitIndices(self.indices)
+        indices.visit = (*begun, self.position, self.visits)
+        return indices
+
+
+class EpochFlight(NamedTuple):
+    """Where the batches of an epoch are. It is never changed, but replaced, in one assignment with the schedule's state.
+
+    Attributes:
+        position: Base batches handed out so far.
+        in_flight: Handed out, and their losses have not arrived.
+        pending: To be repeated.
+        epoch_generator: State of the generator that the epoch's order is drawn from; None if there is no generator.
+        last_base_batch: The one handed out last; None at position 0.
+        is_exhausted: Whether the order has no more base batches.
+        begun: The epoch, and the position in it, at which the pass began.
+        shard: The rank whose indices these are: a state may have been saved on another one.
+        is_resumed: Whether the next pass resumes this one, since it was loaded.
+    """
+
+    position: int = 0
+    in_flight: InFlight = InFlight()
+    pending: tuple[Ticket, ...] = ()
+    epoch_generator: str | None = None
+    last_base_batch: list[Any] | None = None
+    is_exhausted: bool = False
+    begun: tuple[int, int] = (0, 0)
+    shard: Shard = Shard()
+    is_resumed: bool = False
+
+
+class _BatchSource(Source):
+    """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``.
+
+    Args:
+        sampler: The one that loaders are built on.
+        base: Its base batches.
+        schedule: Its schedule.
+        is_immediate: Whether a repeat is fetched at once, rather than handed out to the loader again.
+
+    Attributes:
+        is_in_order: Whether a batch is finished before the next one begins.
+        feed: Goes between the loader and the loop.
+    """
+
+    advice = "call schedule.skip() for a batch not to train on; batches_per_epoch=n trains on fewer"
+
+    def __init__(
+        self, sampler: object, base: BaseBatches, schedule: BatchAttentionSchedule, *, is_immediate: bool
+    ) -> None:
+        self.is_in_order = is_immediate
+        self.feed = Feed(self, sampler)
+        self._sampler = sampler
+        self._base = base
+        self._passes = passes_of(schedule)
+        self._pass: Pass | None = None
+        # The order that is being drawn, and the batch that it gave last.
+        self._drawn: tuple[Iterator[list[Any]], object] | None = None
+        # Base batches of the epoch, where the loader takes fewer than there are.
+        self._limit: int | None = None
+        self._starts_resumed = False
+        self._fetchers: WeakKeyDictionary[Any, OnDemandFetcher] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An order that is being drawn cannot be copied, and worker processes must not be.
+        return {**vars(self), "_pass": None, "_drawn": None, "_fetchers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _fetchers=WeakKeyDictionary())
+
+    @property
+    def lock(self) -> Any:
+        return self.feed.lock
+
+    @property
+    def _flight(self) -> EpochFlight:
+        return self._passes.run.flight  # type: ignore[no-any-return]
+
+    def _replace(self, flight: EpochFlight) -> None:
+        with self.lock:
+            self._passes.run = self._passes.run._replace(flight=flight)
+
+    # What the schedule asks for --------------------------------------------------------------------------
+
+    def deliver(self, loader: Any) -> Iterator[Any]:
+        passes, run = self._passes, self._passes.run
+        check_loader(self._sampler, loader)
+        warn_if_inside(getattr(loader, "dataset", None))
+        if self.is_in_order and not yields_what_it_fetches(loader):
+            raise ProtocolError(
+                f"an immediate repeat is fetched from the DataLoader's dataset, past what {type(loader).__name__} may "
+                "do to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
+            )
+        if passes.ranks.count > 1:
+            self._base.check_shard(passes.ranks.shard)
+        is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
+        if is_in_epoch and not run.flight.is_resumed:
+            raise ProtocolError(
+                "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
+                "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
+            )
+        return self._epoch(loader)
+
+    def settled(self, flight: EpochFlight, decision: Decision | None, visits: int) -> EpochFlight:
+        ticket = self._current_ticket(flight)
+        if self.is_in_order and flight.pending:
+            flight = flight._replace(pending=flight.pending[1:])
+        else:
+            flight = flight._replace(in_flight=flight.in_flight.landed())
+        if decision is REPEAT:
+            flight = flight._replace(pending=(*flight.pending, ticket._replace(visits=visits)))
+        return flight
+
+    def restarted(self) -> EpochFlight:
+        return EpochFlight(shard=self._base.rank_shard)
+
+    def _current_ticket(self, flight: EpochFlight) -> Ticket:
+        if self.is_in_order and flight.pending:
+            return flight.pending[0]
+        return flight.in_flight.out[0]  # type: ignore[no-any-return]
+
+    def _epoch(self, loader: Any) -> Iterator[Any]:
+        with self._passes.open(length_of(loader), self._base.common_to_ranks()) as self._pass:
+            self._begin(loader)
+            yield from self.feed.batches(loader)
+            self._replace(self.restarted())
+
+    def _begin(self, loader: Any) -> None:
+        flight, state = self._flight, self._passes.state
+        self._starts_resumed = flight.is_resumed
+        flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
+        if flight.position:
+            flight = self._redrawn(flight)
+        else:
+            flight = flight._replace(begun=(state.epoch, state.position))
+        self._drop_fetchers()
+        length, whole = length_of(loader), self._base.length
+        # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
+        self._limit = length if length is not None and whole is not None and length < whole else None
+        self._replace(flight)
+
+    # What the feed asks for ------------------------------------------------------------------------------
+
+    @property
+    def out(self) -> tuple[Ticket, ...]:
+        return self._flight.in_flight.out
+
+    def hand_out(self) -> list[Any] | None:
+        flight = self._flight
+        if flight.in_flight.resend:
+            ticket = flight.in_flight.resend[0]
+            flight = flight._replace(in_flight=flight.in_flight.resent())
+        elif flight.pending and not self.is_in_order:
+            ticket = flight.pending[0]
+            flight = flight._replace(pending=flight.pending[1:], in_flight=flight.in_flight.sent(ticket))
+        else:
+            flight, batch = self._next_base_batch(flight)
+            if batch is None:
+                self._replace(flight)
+                return None
+            ticket = Ticket(flight.position, 0, batch)
+            flight = flight._replace(
+                position=flight.position + 1, last_base_batch=batch, in_flight=flight.in_flight.sent(ticket)
+            )
+        self._replace(flight)
+        return ticket.to_fetch(flight.begun)
+
+    def recall(self) -> None:
+        self._replace(self._flight._replace(in_flight=self._flight.in_flight.recalled()))
+
+    def start(self, loader: Any) -> Iterator[Any]:
+        """``iter(loader)``; on a resume, with as many draws from its generator as the run had made at this point.
+
+        A DataLoader draws a seed for its workers whenever it makes an iterator: here too, where the saved run was in
+        the middle of one. From then on, whatever shares the generator (it may be torch's global one) would draw other
+        numbers. Of a wrapper it is not known when it makes the iterator.
+        """
+        starts_resumed, self._starts_resumed = self._starts_resumed, False
+        if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
+            return iter(loader)
+        flight, generator = self._flight, loader.generator
+        throwaway = torch.Generator()
+        throwaway.set_state((generator or torch.default_generator).get_state())
+        is_draining = not self.is_in_order and flight.is_exhausted and flight.pending
+        starts_loader = not flight.position or (is_draining and not flight.in_flight.resend)
+        # Persistent workers keep the seed that they were started with.
+        is_first_start = not flight.position and not self._passes.state.epoch
+        if is_first_start or (starts_loader and not loader.persistent_workers):
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
+        loader.generator = throwaway
+        try:
+            return iter(loader)
+        finally:
+            loader.generator = generator
+
+    def fetch(self, loader: Any) -> Any:
+        """An immediate repeat, from a fetcher that is kept as long as the loader's own workers are."""
+        flight = self._flight
+        if not self.is_in_order or not flight.pending:
+            return NOTHING
+        fetcher = self._fetchers.get(loader)
+        if fetcher is None:
+            fetcher = OnDemandFetcher(loader, (self._passes.state.epoch, flight.position))
+            self._fetchers[loader] = fetcher
+        return fetcher.fetch(flight.pending[0].to_fetch(flight.begun))
+
+    def offer(self) -> Ticket:
+        ticket = self._current_ticket(self._flight)
+        assert self._pass is not None
+        self._pass.offer(ticket.position, visits=ticket.visits, indices=ticket.indices)
+        return ticket
+
+    def collect(self, ticket: Ticket) -> None:
+        assert self._pass is not None
+        self._pass.collect()
+
+    def missing(self, *, was_refused: bool) -> str:
+        flight = self._flight
+        if flight.pending:
+            return plural(len(flight.pending), "repeat", "repeats")
+        is_over = was_refused or flight.is_exhausted or flight.position in (self._limit, self._base.length)
+        return "" if is_over else f"base batches after the first {flight.position}"
+
+    def continues(self, *, has_length: bool) -> bool:
+        # Without a length, a loader that ended early may have meant to, and nobody knows for how many batches.
+        return has_length or bool(self._flight.pending)
+
+    def closed(self) -> None:
+        self._drop_fetchers()
+
+    def _drop_fetchers(self) -> None:
+        for loader, fetcher in [*self._fetchers.items()]:
+            if not fetcher.outlives_epoch:
+                del self._fetchers[loader]
+
+    # The base order --------------------------------------------------------------------------------------
+
+    def _next_base_batch(self, flight: EpochFlight) -> tuple[EpochFlight, list[Any] | None]:
+        """The next base batch, and the flight as the order was drawn so far; None if there is none."""
+        if flight.is_exhausted or flight.position == self._limit:
+            return flight, None
+        if flight.position:
+            flight = self._redrawn(flight)
+            assert self._drawn is not None
+            batches, _ = self._drawn
+        else:
+            batches, generator = self._base.begin_epoch()
+            # Before anything is drawn, so that a state saved after an interrupt begins with the same order.
+            flight = flight._replace(epoch_generator=generator)
+            self._replace(flight)
+        # Whether an interrupted draw took a batch is not known.
+        self._drawn = None
+        batch = next(batches, None)
+        if batch is None:
+            return flight._replace(is_exhausted=True), None
+        self._drawn = batches, batch
+        return flight, batch
+
+    def _redrawn(self, flight: EpochFlight) -> EpochFlight:
+        """The flight, once the epoch's order is drawn up to its position, if it is not already.
+
+        Raises:
+            StateError: If it is another order.
+        """
+        if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
+            return flight
+        tickets, last = (*flight.in_flight.recalled().resend, *flight.pending), flight.position - 1
+        known = {**{ticket.position: ticket.indices for ticket in tickets}, last: flight.last_base_batch}
+        is_other_ranks = flight.shard != self._base.rank_shard
+        if is_other_ranks:
+            known = dict.fromkeys(known)
+        batches = self._base.resumed(
+            flight.epoch_generator, flight.position, known, is_exhausted=flight.is_exhausted
+        )
+        if is_other_ranks:
+            # This rank's batches are on their way where the other's were.
+            resend = tuple(ticket._replace(indices=known[ticket.position]) for ticket in flight.in_flight.resend)
+            pending = tuple(ticket._replace(indices=known[ticket.position]) for ticket in flight.pending)
+            in_flight = flight.in_flight._replace(resend=resend)
+            flight = flight._replace(in_flight=in_flight, pending=pending, shard=self._base.rank_shard)
+        flight = flight._replace(last_base_batch=known[last])
+        self._drawn = batches, flight.last_base_batch
+        return flight
+
+    # Saving and loading ----------------------------------------------------------------------------------
+
+    def pack(self) -> dict[str, Any]:
+        """The epoch and the schedule as JSON types."""
+        with self.lock:
+            schedule, flight = self._passes.pack(), self._flight
+            generator = self._base.generator_state()
+        last = flight.last_base_batch
+        return {
+            "schedule": schedule,
+            "generator": generator,
+            "epoch_generator": flight.epoch_generator,
+            "position": flight.position,
+            "is_exhausted": flight.is_exhausted,
+            "last_base_batch": None if last is None else checkpoint.plain_indices(last),
+            "flight": _pack_tickets(flight.in_flight.recalled().resend),
+            "pending": _pack_tickets(flight.pending),
+            "begun": [*flight.begun],
+            "shard": [*flight.shard],
+        }
+
+    def load(self, fields: dict[str, Any]) -> None:
+        """Resume from what ``pack`` packed.
+
+        Raises:
+            StateError: If it does not fit. Nothing is assigned then.
+        """
+        base, position = self._base, fields["position"]
+        run = self._passes.unpack(fields["schedule"])
+        flight = EpochFlight(
+            position=position,
+            in_flight=InFlight((), _unpack_tickets(fields["flight"])),
+            pending=_unpack_tickets(fields["pending"]),
+            epoch_generator=base.check_generator_state("epoch_generator", fields["epoch_generator"]),
+            last_base_batch=fields["last_base_batch"],
+            is_exhausted=fields["is_exhausted"],
+            begun=tuple(fields["begun"]),
+            shard=unpack_shard(fields["shard"], base.rank_shard, is_in_epoch=position > 0),
+            is_resumed=True,
+        )
+        generator = base.check_generator_state("generator", fields["generator"])
+        if position and not base.is_set_by_epoch:
+            # Here, rather than as the loop begins: the order tells whether the data is the same.
+            flight = self._redrawn(flight)
+        begins = not position and flight.epoch_generator is not None
+        base.set_generator_state(flight.epoch_generator if begins else generator)
+        self.feed.loaded()
+        self._passes.assign(run._replace(flight=flight))
+
+
+def _pack_tickets(tickets: Iterable[Ticket]) -> list[list[Any]]:
+    return [[ticket.position, ticket.visits, checkpoint.plain_indices(ticket.indices)] for ticket in tickets]
+
+
+def _unpack_tickets(packed: list[list[Any]]) -> tuple[Ticket, ...]:
+    return tuple(Ticket(*ticket) for ticket in packed)

@@ -3,6 +3,7 @@
 Pictures are in ``batch_sampler_attn.recorders.plots``, which needs matplotlib.
 """
 
+from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.recorders.analysis import (
     RepeatedBatch,
     RepeatedSample,
@@ -13,7 +14,7 @@ from batch_sampler_attn.recorders.analysis import (
 from batch_sampler_attn.recorders.json_lines import JsonLinesRecorder, read_visits
 from batch_sampler_attn.recorders.log import LogRecorder, TensorBoardRecorder
 from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
+from batch_sampler_attn.recorders.visits import VisitRecord
 
 __all__ = [
     "JsonLinesRecorder",

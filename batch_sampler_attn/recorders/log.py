@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, shown
-from batch_sampler_attn.recorders.recorder import Recorder
+from batch_sampler_attn.errors import OptionError, short_repr
+from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.summary import EpochSummary
 
 
@@ -17,25 +17,16 @@ class LogRecorder(Recorder):
 
     Args:
         log: Called as ``log(numbers, step=epoch)``, such as ``mlflow.log_metrics`` or the ``log`` of a W&B run. If your
-            steps are not epochs, leave the step out: ``lambda numbers, step: run.log(numbers)``. The epoch is among
-            the numbers.
+            steps are not epochs, leave them out: ``lambda numbers, step: run.log(numbers)``.
         flush: Called when a state is saved; None for nothing.
 
     Raises:
         OptionError: If ``log`` is not callable.
-
-    Example:
-        >>> from batch_sampler_attn import BatchAttentionSchedule
-        >>> recorder = LogRecorder(lambda numbers, step: print(step, numbers["batch_attention/repeats"]))
-        >>> schedule = BatchAttentionSchedule(recorders=[recorder])
-        >>> schedule.decide(1.0), schedule.end_epoch().repeats
-        0 0
-        (<Decision.ADVANCE: 'advance'>, 0)
     """
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:
         if not callable(log):
-            raise OptionError(f"log is {shown(log)}; it must be callable as log(numbers, step=epoch)")
+            raise OptionError(f"log is {short_repr(log)}; it must be callable as log(numbers, step=epoch)")
         self._log = log
         self._flush = flush
 

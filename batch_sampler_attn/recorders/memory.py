@@ -1,70 +1,20 @@
-"""Visits and summaries in lists, without what a rolled-back run has taken back."""
+"""Visits and summaries in lists."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
-from batch_sampler_attn.indices import as_plain
-from batch_sampler_attn.recorders.recorder import Recorder, VisitRecord
+from batch_sampler_attn.checkpoint import plain_index
+from batch_sampler_attn.passes import Recorder
+from batch_sampler_attn.recorders.visits import Timeline, VisitRecord
 from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.summary import EpochSummary
-from batch_sampler_attn.tables import html_table
-
-
-class Timeline:
-    """The visits of one run, without those that an abandoned epoch or an older state has taken back.
-
-    Attributes:
-        visits: In the order of training.
-    """
-
-    def __init__(self) -> None:
-        self.visits: list[VisitRecord] = []
-        # Where the record begins: an epoch, and how many of its visits came before.
-        self._begin = (0, 0)
-        # Both as they were at the last visit, if some were taken back since: a state may be newer than that.
-        self._at_last_visit: tuple[list[VisitRecord], tuple[int, int]] | None = None
-
-    def add(self, record: VisitRecord) -> None:
-        """Add a visit. One of an earlier epoch is the first of another run, which counts alone."""
-        if self.visits and record.epoch < self.visits[-1].epoch:
-            self._take_back([], (0, 0))
-        self._at_last_visit = None
-        self.visits.append(record)
-
-    def abandon(self, epoch: int) -> None:
-        """Take back the visits of an epoch that starts again."""
-        first = bisect_left(self.visits, epoch, key=_epoch_of)
-        self._take_back(self.visits[:first], min(self._begin, (epoch, 0)))
-
-    def resume(self, epoch: int, made: int) -> bool:
-        """Take back what came after ``made`` visits of ``epoch``; return whether the visits before are here."""
-        visits, begin = self._at_last_visit or (self.visits, self._begin)
-        first, end = (bisect_left(visits, number, key=_epoch_of) for number in (epoch, epoch + 1))
-        kept = first + made - (begin[1] if epoch == begin[0] else 0)
-        follows_on = visits[first - 1].epoch == epoch - 1 if first else epoch == begin[0]
-        if follows_on and first <= kept <= end:
-            self._take_back(visits[:kept], begin)
-        elif not visits or (epoch, made) < begin:
-            self._take_back([], (epoch, made))
-        else:
-            return False
-        return True
-
-    def _take_back(self, kept: list[VisitRecord], begin: tuple[int, int]) -> None:
-        self._at_last_visit = self._at_last_visit or ([*self.visits], self._begin)
-        self.visits[:], self._begin = kept, begin
+from batch_sampler_attn.summary import EpochSummary, html_table
 
 
 class MemoryRecorder(Recorder):
-    """Keeps each visit and each summary in a list.
+    """Keeps a ``VisitRecord`` of each visit in ``visits``, and the ``EpochSummary`` of each epoch in ``summaries``.
 
     When an older state is loaded, both lists lose what came after it.
-
-    Attributes:
-        visits: One ``VisitRecord`` for each visit.
-        summaries: One ``EpochSummary`` for each epoch.
     """
 
     def __init__(self) -> None:
@@ -75,7 +25,7 @@ class MemoryRecorder(Recorder):
     def on_visit(
         self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
     ) -> None:
-        known = None if indices is None else tuple(map(as_plain, indices))
+        known = None if indices is None else tuple(map(plain_index, indices))
         self._timeline.add(VisitRecord(epoch, batch, visit, loss, decision.value, known))
 
     def on_epoch_end(self, summary: EpochSummary) -> None:
@@ -95,7 +45,3 @@ class MemoryRecorder(Recorder):
     def _drop_summaries(self, epoch: int) -> None:
         while self.summaries and self.summaries[-1].epoch >= epoch:
             self.summaries.pop()
-
-
-def _epoch_of(record: VisitRecord) -> int:
-    return record.epoch

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -39,6 +38,7 @@ from benchmarks.cifar.storage import Storage
 from benchmarks.cifar.training import Setup
 from benchmarks.errors import BenchmarkError
 from benchmarks.schema import Configuration, RunName
+from benchmarks.text import visible
 
 _GO_ON = "the same command goes on from the last epoch that was kept"
 
@@ -49,7 +49,10 @@ def run(options: Options, console: Console) -> Path:
     Raises:
         BenchmarkError: If they cannot be made. The epochs up to the states that were kept last are recorded.
     """
-    say = partial(console.print, highlight=False, markup=False)
+
+    def say(text: str) -> None:
+        console.print(visible(text), highlight=False, markup=False)
+
     options.check()
     runs, device = options.plan(), options.find_device()
     images = options.sample(load_images(options.data, options.data_dir, say))
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped; {_GO_ON}")
     console.print(
-        f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}",
+        visible(f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"),
         highlight=False,
         markup=False,
         soft_wrap=True,

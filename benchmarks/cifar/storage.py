@@ -7,11 +7,15 @@
 
 Every file is written whole beside the old one and put in its place, so a command that is killed leaves the old or
 the new one. The state holds the record too: it is what counts, and the record is a copy that is quick to read.
+
+Nothing is deleted or replaced in a folder that is not known to be one of these: that of others may be called ``work``
+too. What is deleted has a name that only this module writes, and is not behind a link.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +27,16 @@ from filelock import FileLock, Timeout
 
 from benchmarks.cifar.collecting import VISITS, collect, load_state
 from benchmarks.cifar.stopping import term_waits
+from benchmarks.claiming import refuse_foreign
 from benchmarks.errors import RecordsError, StorageError
 from benchmarks.reading import read_configuration
-from benchmarks.schema import Checked, Configuration, OfRun, OfVisits, RunFile, RunName
+from benchmarks.schema import ARMS, Checked, Configuration, OfRun, OfVisits, RunFile, RunName
+
+_CONFIGURATION, _EPOCHS, _RUNS, _WORK = "configuration.json", "epochs.jsonl", "runs.jsonl", "work"
+_RECORD, _STATE = "record.json", "state.pt"
+# The folder of a run, and what is left of one of its files by a command that was killed while it wrote it.
+_RUN_FOLDER = re.compile(rf"({'|'.join(ARMS)})(-(first|last|all))?-noise\d+-seed-?\d+")
+_HALF_WRITTEN = re.compile(rf"\.({re.escape(_RECORD)}|{re.escape(_STATE)})\.\d+")
 
 
 class Storage:
@@ -40,7 +51,7 @@ class Storage:
         self.folder = folder
         self._configuration = configuration
         self._digest = configuration.digest()
-        self._work = folder / "work"
+        self._work = folder / _WORK
 
     @contextmanager
     def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
@@ -48,8 +59,10 @@ class Storage:
 
         Raises:
             RecordsError: If the folder has records of another configuration.
-            StorageError: If another command is in it, or it cannot be written.
+            StorageError: If it has files of others under the names of ours, another command is in it, or it cannot
+                be written.
         """
+        self._check_is_ours()
         lock = FileLock(self._work / "lock")
         try:
             self._work.mkdir(parents=True, exist_ok=True)
@@ -61,21 +74,46 @@ class Storage:
         except OSError as error:
             raise StorageError(f"{self._work} cannot be written: {error.strerror}; give another --out") from error
         try:
-            for torn in self._work.glob("*/.*"):  # what a killed command was writing
-                torn.unlink()
             self._claim()
+            self._clear_half_written()
             yield
         finally:
             lock.release()
 
+    def _check_is_ours(self) -> None:
+        """Refuse a folder of others, before anything is written there; mark a new one as ours."""
+        refuse_foreign(self.folder, (_WORK, _RUNS, _EPOCHS, VISITS, _CONFIGURATION), _CONFIGURATION, "--out")
+        if not (self.folder / _CONFIGURATION).exists():
+            # Before ``work`` is made: a command that is killed here leaves a folder that the next one knows.
+            self._write_configuration()
+        try:
+            read_configuration(self.folder)
+        except RecordsError as error:
+            raise RecordsError(f"{self.folder} is not a folder of records: {error}. Or give another --out") from error
+
     def _claim(self) -> None:
-        path = self.folder / "configuration.json"
-        has_records = (self.folder / "runs.jsonl").exists() or any(self._work.glob("*/*.*"))
-        if path.exists() and has_records:
+        has_records = (self.folder / _RUNS).exists() or any(self._work.glob("*/*.*"))
+        if has_records:
             _check_same(self.folder, read_configuration(self.folder), self._configuration)
         else:
-            text = self._configuration.model_dump_json(indent=1) + "\n"
-            write_whole(path, lambda file: file.write(text.encode()))
+            self._write_configuration()
+
+    def _write_configuration(self) -> None:
+        text = self._configuration.model_dump_json(indent=1) + "\n"
+        write_whole(self.folder / _CONFIGURATION, lambda file: file.write(text.encode()))
+
+    def _clear_half_written(self) -> None:
+        for folder in self._work.iterdir():
+            if not _RUN_FOLDER.fullmatch(folder.name) or not folder.is_dir():
+                continue
+            for path in folder.iterdir():
+                if _HALF_WRITTEN.fullmatch(path.name):
+                    self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        """Delete a file of a run's folder, unless it is behind a link, or is one."""
+        if not any(each.is_symlink() for each in (self._work, path.parent, path)):
+            path.unlink(missing_ok=True)
 
     # One run -------------------------------------------------------------------------------------------
 
@@ -85,7 +123,7 @@ class Storage:
         Raises:
             StorageError: If it cannot be written.
         """
-        path = self._path(record.run.run, "state.pt")
+        path = self._path(record.run.run, _STATE)
         state = {"record": record.model_dump_json(), "loop": loop_state}
         write_whole(path, lambda file: torch.save(state, file))
         self.write_record(record)
@@ -97,7 +135,7 @@ class Storage:
             StorageError: If it cannot be written.
         """
         text = record.model_dump_json()
-        write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
+        write_whole(self._path(record.run.run, _RECORD), lambda file: file.write(text.encode()))
 
     def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
         """What ``save`` kept last, or None.
@@ -105,12 +143,12 @@ class Storage:
         Raises:
             RecordsError: If it is of another configuration, or cannot be read.
         """
-        path = self._path(run, "state.pt")
+        path = self._path(run, _STATE)
         return load_state(path, self._digest) if path.exists() else None
 
     def forget_state(self, run: RunName) -> None:
         """Nothing goes on from this run any more; its record stays."""
-        self._path(run, "state.pt").unlink(missing_ok=True)
+        self._delete(self._path(run, _STATE))
 
     def read_visits(self, run: RunName) -> list[list[int]]:
         """The visits to each batch of each epoch of a finished run.
@@ -118,7 +156,7 @@ class Storage:
         Raises:
             RecordsError: If they are gone, as where only the records of a run were kept.
         """
-        path = self._path(run, "record.json")
+        path = self._path(run, _RECORD)
         record = self._collect().get(run)
         if record is None or not record.visits:
             raise RecordsError(
@@ -164,8 +202,8 @@ class Storage:
             records = [record for _, record in sorted(self._collect().items(), key=lambda item: _sort_key(item[0]))]
             # In this order: epochs without their run are made good by the next command, a run without epochs is not.
             self._write_lines(VISITS, map(_visits_of, filter(_is_attention, records)))
-            self._write_lines("epochs.jsonl", (epoch for record in records for epoch in record.epochs))
-            self._write_lines("runs.jsonl", (record.run for record in records))
+            self._write_lines(_EPOCHS, (epoch for record in records for epoch in record.epochs))
+            self._write_lines(_RUNS, (record.run for record in records))
 
     def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
         text = "".join(line.model_dump_json() + "\n" for line in lines)

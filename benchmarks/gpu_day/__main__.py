@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 import tyro
 
+from benchmarks.errors import StorageError
 from benchmarks.gpu_day import BEGUN
 from benchmarks.gpu_day.plan import DRY, FULL
-from benchmarks.gpu_day.results import hand_over, take_up, write_table
+from benchmarks.gpu_day.results import claim, hand_over, take_up, write_table
 from benchmarks.gpu_day.steps import Day
 
 
@@ -55,6 +56,10 @@ def run(
     def save() -> str:
         return write_table(plan, work, out, hand_over(work, out))
 
+    try:
+        claim(out, work)
+    except StorageError as error:
+        sys.exit(f"error: {error}")
     day = Day(plan, work, minutes * 60 - (time.monotonic() - BEGUN), is_dry=dry_run, save=save)
     for results in (out, earlier):
         if results is not None:

@@ -11,9 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.claiming import refuse_foreign
 from benchmarks.gpu_day.measuring import missing, read_rows
 from benchmarks.gpu_day.plan import Plan
 from benchmarks.studies.device_loop import show
+from benchmarks.text import visible
 
 # What comes back from a machine that is lent.
 MOST_FILES = 8
@@ -27,6 +29,23 @@ FILES = {
     "records.log": "records.log",
     **{f"records/{name}": name for name in _RECORDS},
 }
+
+_TESTS = "GPU tests: "
+# What is written over in the folder that is worked in, and the mark of such a folder.
+LOGS = ("tests.log", "rows.log", "records.log")
+MARK = "gpu_day.mark"
+
+
+def claim(results: Path, work: Path) -> None:
+    """Refuse folders of other programs, and mark the one that is worked in.
+
+    Raises:
+        StorageError: If one has files under the names of ours, and is not known to be ours.
+    """
+    refuse_foreign(results, (*FILES.values(), TABLE), TABLE, "--out", begin=_TESTS)
+    refuse_foreign(work, LOGS, MARK, "--work")
+    work.mkdir(parents=True, exist_ok=True)
+    (work / MARK).touch()
 
 
 def take_up(results: Path, work: Path) -> None:
@@ -57,15 +76,16 @@ def write_table(plan: Plan, work: Path, results: Path, too_large: list[str]) -> 
     """The short table, as text; it is written beside the results too."""
     text = io.StringIO()
     console = Console(file=text, width=120, color_system=None)
-    console.print(f"GPU tests: {_of_tests(work / 'tests.txt')}", highlight=False, markup=False)
+    console.print(f"{_TESTS}{_of_tests(work / 'tests.txt')}", highlight=False, markup=False)
     _show_rows(plan, read_rows(work / "rows.jsonl"), console)
     _show_records(work / "records", console)
     if (said := _of_records(work / "records.log")) is not None:
         console.print(f"records of ResNet34: {said}", highlight=False, markup=False)
     for name in too_large:
         console.print(f"{name} is larger than {MOST_BYTES >> 20} MiB, and stays in {work}", markup=False)
-    (results / TABLE).write_text(text.getvalue(), encoding="utf-8")
-    return text.getvalue()
+    shown = visible(text.getvalue())
+    (results / TABLE).write_text(shown, encoding="utf-8")
+    return shown
 
 
 def _of_tests(path: Path) -> str:

@@ -21,6 +21,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.report.claims import Finding, judge_claims
 from benchmarks.report.page import write_report
 from benchmarks.report.results import read_experiments
+from benchmarks.text import visible
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     reduced = {experiment.name for experiment in experiments if experiment.reductions}
     _print_claims(judge_claims(experiments, options.epoch_loss), reduced, console)
-    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    console.print(visible(f"report: {page}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_claims(findings: Sequence[Finding], reduced: Collection[str], console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from benchmarks.report import paper
 from benchmarks.report.naming import base_name, tell_apart
 from benchmarks.report.statistics import Sample, sample
 from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings
+from benchmarks.text import visible
 
 At = Literal["best", "last"]
 Measure = Callable[[Sequence[Epoch]], float]
@@ -175,8 +176,9 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
             new = _join(found[digest], new, folder)
         found[digest] = new
         names.setdefault(digest, folder.resolve().name)
-    told = tell_apart([experiment.configuration for experiment in found.values()], [*names.values()])
-    named = [experiment._replace(apart=apart) for experiment, apart in zip(found.values(), told, strict=True)]
+    shown = [_with_visible_names(experiment) for experiment in found.values()]
+    told = tell_apart([experiment.configuration for experiment in shown], [*map(visible, names.values())])
+    named = [experiment._replace(apart=apart) for experiment, apart in zip(shown, told, strict=True)]
     experiments = sorted(named, key=lambda experiment: experiment.name)
     for experiment in experiments:
         if not experiment.runs:
@@ -229,6 +231,22 @@ def variance(counts: Sequence[int] | NDArray[np.int64]) -> float:
 
 def _name(arm: Arm, condition: Condition, seed: int) -> RunName:
     return RunName(arm, None if arm == "baseline" else condition.epoch_loss, condition.label_noise, seed)
+
+
+def _with_visible_names(experiment: Experiment) -> Experiment:
+    """The experiment as it can be shown: its names go to a terminal, into figures, and into names of files."""
+    fields = _visible(experiment.configuration.model_dump())
+    return experiment._replace(configuration=Configuration.model_validate(fields))
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [_visible(each) for each in value]
+    if isinstance(value, dict):
+        return {_visible(name): _visible(each) for name, each in value.items()}
+    return value
 
 
 def _join(one: Experiment, other: Experiment, folder: Path) -> Experiment:

@@ -42,6 +42,7 @@ from benchmarks.selection.arms import ARMS, PEERS, applies, updates_of
 from benchmarks.selection.records import Folder, Plan, Run
 from benchmarks.selection.settings import SETTINGS, Task, make_task
 from benchmarks.selection.training import BATCH_SIZE, train
+from benchmarks.text import visible
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,7 +145,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
         # Before the first run, rather than hours later.
         PEERS[arm].load()
     torch.set_num_threads(options.threads)
-    data = load_images(options.data, options.data_dir, console.print)
+    data = load_images(
+        options.data,
+        options.data_dir,
+        lambda text: console.print(visible(text), highlight=False, markup=False),
+    )
     folder = Folder(options.out)
     folder.open(
         Plan(

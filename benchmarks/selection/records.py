@@ -9,7 +9,9 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from benchmarks.claiming import refuse_foreign
 from benchmarks.errors import PlanError, RecordsError, StorageError
+from benchmarks.reading import check_line
 
 SCHEMA_VERSION = 1
 
@@ -79,9 +81,12 @@ class Folder:
         Raises:
             PlanError: If what is there was made with another.
             RecordsError: If what is there is damaged.
-            StorageError: If the folder cannot be made or written to.
+            StorageError: If the folder cannot be made or written to, or has runs of another program.
         """
         file = self.path / "plan.json"
+        refuse_foreign(self.path, (self._runs.name,), file.name, "--out")
+        if file.exists():
+            self.read_plan()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._lock:
@@ -120,6 +125,7 @@ class Folder:
             raise RecordsError(f"{self._runs} cannot be read: {error}") from error
         runs: dict[tuple[str, int, str], Run] = {}
         for number, line in enumerate(lines, start=1):
+            check_line(f"{self._runs}, line {number}", line)
             try:
                 run = Run.model_validate_json(line)
             except ValidationError as error:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.errors import StorageError
 from benchmarks.gpu_day import results, steps
 from benchmarks.gpu_day.measuring import append_rows, missing, read_rows
 from benchmarks.gpu_day.plan import DRY, FULL, Item
-from benchmarks.gpu_day.results import MOST_FILES, hand_over, take_up, write_table
+from benchmarks.gpu_day.results import MOST_FILES, claim, hand_over, take_up, write_table
 from benchmarks.gpu_day.steps import Day, Ended
 
 
@@ -324,6 +325,27 @@ def test_a_line_that_was_cut_off_takes_no_other_along_and_the_table_is_made(tmp_
     table = write_table(FULL, tmp_path, tmp_path, [])
     assert "captured, read" in table
     assert "GPU tests: 1 passed" in table
+
+
+@pytest.mark.parametrize("name", ["table.txt", "tests.txt", "configuration.json", "runs.jsonl"])
+def test_a_folder_of_another_program_gets_no_results(tmp_path, name):
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    (out / name).write_text("of another program")
+    with pytest.raises(StorageError, match=f"has {name} but no table.txt of this command.*another --out"):
+        claim(out, work)
+    assert [path.read_text() for path in out.iterdir()] == ["of another program"]
+    assert not work.exists()
+
+
+def test_a_folder_of_another_program_is_not_worked_in(tmp_path):
+    (tmp_path / "tests.log").write_text("of another program")
+    with pytest.raises(StorageError, match=r"has tests.log .*another --work"):
+        claim(tmp_path / "out", tmp_path)
+
+
+def test_the_folders_of_a_day_are_known_again(dry):
+    claim(dry[0] / "out", dry[0] / "work")
 
 
 def test_without_a_gpu_the_command_says_so(tmp_path):

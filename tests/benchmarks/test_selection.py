@@ -352,6 +352,17 @@ def test_damaged_records_are_refused(folder, spoil):
         Folder(folder).read_runs()
 
 
+@pytest.mark.parametrize(
+    ("before", "said"), [("\ufeff", "line 1 begins with a byte order mark"), ("\n", "line 1 is empty")]
+)
+def test_a_line_that_is_no_record_of_any_kind_is_named_as_what_it_is(folder, before, said):
+    command(folder, "--settings", "balanced", "--arms", "plain", "--seeds", "0")
+    path = folder / "runs.jsonl"
+    path.write_text(before + path.read_text(), encoding="utf-8")
+    with pytest.raises(RecordsError, match=said):
+        Folder(folder).read_runs()
+
+
 def test_a_folder_that_cannot_be_had_is_refused_in_one_line(folder, capsys):
     folder.write_text("not a folder")
     assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
@@ -364,6 +375,16 @@ def test_a_folder_that_cannot_be_had_is_refused_in_one_line(folder, capsys):
     assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
     # What stands in brackets is no markup.
     assert "input_value='many'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "said"), [("runs.jsonl", "but no plan.json"), ("plan.json", "is no plan")])
+def test_a_folder_of_another_program_is_refused_and_left_as_it_is(folder, capsys, name, said):
+    folder.mkdir()
+    (folder / name).write_text("{}\n" if name == "runs.jsonl" else "[]")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert command(folder, "--settings", "balanced", "--arms", "plain") == 2
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # The report ----------------------------------------------------------------------------------------------

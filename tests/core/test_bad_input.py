@@ -10,8 +10,9 @@ import numpy
 import pytest
 import torch
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
+from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.recorders import MemoryRecorder
 
 
@@ -23,7 +24,8 @@ from batch_sampler_attn.recorders import MemoryRecorder
         *({"warmup_epochs": count} for count in (0, -1, 1.5, None, True, "1")),
         *({"max_visits": count} for count in (0, -3, 2.0, True, "many")),
         *({"max_visits": count} for count in (numpy.int64(0), numpy.float64(2), numpy.bool_(True), numpy.ones(2))),
-        *({"window": count} for count in (0, -1, 0.5, False)),
+        *({"epoch_length": count} for count in (0, -1, 0.5, False)),
+        *({"budget": budget} for budget in (0, -0.1, 1.001, 20, math.nan, True, "0.2")),
         *({"epoch_loss": word} for word in ("mean", "First", None, 1, numpy.ones(2))),
         *({"nonfinite": word} for word in ("skip", None, 0)),
     ],
@@ -60,7 +62,7 @@ def test_numpys_numbers_and_strings_are_options_and_become_pythons():
         "epoch_loss": "last",
         "max_visits": 5,
         "nonfinite": "advance",
-        "window": 7,
+        "epoch_length": 7,
         "budget": 0.5,
         "floor": -1.0,
     }
@@ -77,7 +79,14 @@ def test_an_option_too_large_or_too_long_to_be_shown_is_refused_all_the_same(k, 
         BatchAttentionSchedule(k)
 
 
-@pytest.mark.parametrize("recorders", ["visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3])
+@pytest.mark.parametrize(("value", "said"), [(20, r"0\.2 is 20 %"), (1.5, r"0\.015 is 1\.5 %"), (100, r"1 is 100 %")])
+def test_a_percentage_in_place_of_a_fraction_is_refused_with_what_was_probably_meant(value, said):
+    with pytest.raises(OptionError, match=said):
+        BatchAttentionSchedule(budget=value)
+    assert BatchAttentionSchedule(budget=1).options.budget == 1.0
+
+
+@pytest.mark.parametrize("recorders", ["visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3, [MemoryRecorder]])
 def test_what_is_no_list_of_recorders_is_refused_at_construction(recorders):
     with pytest.raises(OptionError, match="MemoryRecorder"):
         BatchAttentionSchedule(recorders=recorders)
@@ -166,13 +175,6 @@ def test_a_masked_loss_has_no_value_and_is_refused(loss):
     assert schedule.end_epoch().mean_loss == 1.0
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors:UserWarning")
-def test_a_masked_tensor_is_refused_too():
-    masked = torch.masked.masked_tensor(torch.tensor(7.0), torch.tensor(False))
-    with pytest.raises(LossError, match="masked loss"):
-        BatchAttentionSchedule().decide(masked)
-
-
 @pytest.mark.parametrize("loss", [numpy.ma.array([1.5], mask=[False]), numpy.ma.array(1.5)], ids=repr)
 def test_a_loss_that_could_be_masked_and_is_not_is_a_loss(loss):
     schedule = BatchAttentionSchedule()
@@ -207,7 +209,7 @@ def test_nonfinite_raise_refuses_the_loss_and_keeps_the_state(loss):
     assert schedule.decide(1.0) is Decision.ADVANCE
 
 
-def test_a_recorder_that_raises_does_not_make_a_window_miss_its_end():
+def test_a_recorder_that_raises_does_not_make_an_epoch_of_fixed_length_miss_its_end():
     class Broken(MemoryRecorder):
         def on_visit(self, *arguments):
             raise OSError("disk full")
@@ -217,12 +219,6 @@ def test_a_recorder_that_raises_does_not_make_a_window_miss_its_end():
         with pytest.raises(OSError, match="disk full"):
             schedule.decide(1.0)
     assert (schedule.epoch, schedule.batches) == (2, 0)
-
-
-def test_a_whole_number_where_json_dropped_the_fraction_is_read():
-    schedule = BatchAttentionSchedule(1.0)
-    schedule.load_state_dict(damaged(["state", "loss_sum"], 2))
-    assert schedule.state_dict() == saved_state()
 
 
 def saved_state():
@@ -257,30 +253,23 @@ def damaged(path, value):
     ("state", "said"),
     [
         (None, "not a dictionary"),
-        ({}, "lacks"),
+        ({}, "of version None"),
         ("state", "not a dictionary"),
         (damaged(["version"], 0), "version 0"),
         (damaged(["version"], KeyError), "version"),
         (damaged(["extra"], 1), "extra"),
-        (damaged(["options", "k"], 1.1), r"k \(saved 1.1, here 1.0\)"),
-        (damaged(["options", "epoch_loss"], "last"), "epoch_loss"),
-        (damaged(["options", "max_visits"], None), "max_visits"),
-        (damaged(["options"], KeyError), "options"),
-        (damaged(["state", "epoch"], -1), "epoch is -1"),
-        (damaged(["state", "epoch"], "1"), "epoch is '1'"),
-        (damaged(["state", "epoch"], 0), "warm-up"),
-        (damaged(["state", "visits"], 100), "max_visits is 100"),
-        (damaged(["state", "visits"], 1.0), "visits is 1.0"),
-        (damaged(["state", "loss_sum"], math.nan), "loss_sum is nan"),
-        (damaged(["state", "loss_sum"], None), "loss_sum is None"),
-        (damaged(["state", "loss_count"], 7), "7 losses from 1 visits"),
-        (damaged(["state", "threshold"], "1"), "threshold is '1'"),
-        (damaged(["state", "repeats"], True), "repeats is True"),
-        (damaged(["state", "batches"], KeyError), "batches"),
-        (damaged(["last_summary"], 3), "last summary"),
-        (damaged(["last_summary", "visits"], -1), "visits is -1"),
-        (damaged(["last_summary", "overhead"], None), "overhead is None"),
-        (damaged(["last_summary", "mean_loss"], "x"), "mean_loss is 'x'"),
+        (BatchAttentionSchedule(1.1).state_dict(), r"k \(saved 1.1, here 1.0\)"),
+        (BatchAttentionSchedule(1.0, epoch_loss="last").state_dict(), "epoch_loss"),
+        (BatchAttentionSchedule(1.0, max_visits=None).state_dict(), "max_visits"),
+        (EqualComputeControl([[1]]).state_dict(), "visit_counts_crc32"),
+        (damaged(["options"], KeyError), "changed or damaged"),
+        (damaged(["state", "batches"], KeyError), "changed or damaged"),
+        (damaged(["state", "loss_sum"], 2.5), "changed or damaged"),
+        (damaged(["state", "loss_sum"], math.nan), "changed or damaged"),
+        (damaged(["last_summary"], None), "changed or damaged"),
+        (damaged(["last_summary", "visits"], 2), "changed or damaged"),
+        (damaged(["fingerprint"], KeyError), "changed or damaged"),
+        (damaged(["options", "k"], torch.ones(1)), "changed or damaged"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -294,14 +283,40 @@ def test_a_state_that_does_not_fit_is_refused_whole(state, said):
     assert schedule.decide(1.0) is Decision.ADVANCE
 
 
-@pytest.mark.parametrize("batches", [3, 4])
-def test_a_state_whose_window_is_full_is_refused_since_it_would_never_end(batches):
-    schedule = BatchAttentionSchedule(epoch_length=3)
-    for _ in range(2):
-        schedule.decide(1.0)
-    state = schedule.state_dict()
-    schedule.load_state_dict(state)
-    with pytest.raises(StateError, match=f"{batches} batches, but window is 3"):
-        schedule.load_state_dict({**state, "state": {**state["state"], "batches": batches}})
-    schedule.decide(1.0)
-    assert (schedule.epoch, schedule.batches) == (1, 0)
+def test_two_plausible_numbers_exchanged_in_a_state_are_found_out():
+    state = saved_state()
+    numbers = state["state"]
+    numbers["loss_sum"], numbers["threshold"] = numbers["threshold"], numbers["loss_sum"]
+    with pytest.raises(StateError, match="changed or damaged"):
+        BatchAttentionSchedule(1.0).load_state_dict(state)
+
+
+class Shaped:
+    """A value with a shape, as arrays have."""
+
+    def __init__(self, value, shape=()):
+        self.value, self.shape = value, shape
+
+    def tolist(self):
+        return self.value
+
+
+def test_losses_of_samples_are_one_number_each():
+    assert as_floats([1, 2.5]) == as_floats(Shaped([1.0, 2.5], (2,))) == [1.0, 2.5]
+    for losses, said in (
+        (Shaped(1.0), 'reduction="none"'),
+        (Shaped([[1.0]], (1, 1)), "flatten"),
+        (1.0, "losses of type float"),
+    ):
+        with pytest.raises(LossError, match=said):
+            as_floats(losses)
+
+
+@pytest.mark.parametrize(("module", "error"), [("jax.core", LossError), ("elsewhere", RuntimeError)])
+def test_a_value_that_jax_traces_has_no_loss_yet_and_other_errors_stay_what_they_are(module, error):
+    def refuse(self):
+        raise RuntimeError("abstract")
+
+    tracer = type("Tracer", (Shaped,), {"__module__": module, "tolist": refuse})
+    with pytest.raises(error, match=r"traces before it runs|abstract"):
+        as_floats(tracer(1.0, (1,)))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
-from batch_sampler_attn.losses import label_smoothing_floor
+from batch_sampler_attn.options import label_smoothing_floor
 
-BUDGETS = st.floats(0.01, 3.0)
+BUDGETS = st.floats(0.01, 1.0)
 TRACES = st.lists(st.floats(0, 10) | st.sampled_from([math.nan, math.inf]), min_size=1, max_size=200)
 
 
@@ -66,13 +66,13 @@ class BudgetOracle:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_decision_is_the_oracles(seed):
     rng = random.Random(seed)
-    k, budget, floor = rng.choice([1.0, 1.2]), rng.choice([0.05, 0.15, 0.5, 2.0]), rng.choice([0.0, -0.5, 0.25])
+    k, budget, floor = rng.choice([1.0, 1.2]), rng.choice([0.05, 0.15, 0.5, 1.0]), rng.choice([0.0, -0.5, 0.25])
     schedule, oracle = BatchAttentionSchedule(k, budget=budget, floor=floor), BudgetOracle(k, budget, floor)
     for _ in range(600):
         # Multiples of a power of two: sums come out the same in any order.
         loss = floor + rng.randrange(1, 400) / 128
         assert schedule.decide(loss).value == oracle.decide(loss)
-        assert schedule.epochs.state.strictness == pytest.approx(oracle.strictness(), rel=1e-12)
+        assert schedule.state_dict()["state"]["strictness"] == pytest.approx(oracle.strictness(), rel=1e-12)
         if not schedule.visits and rng.random() < 0.03:
             schedule.end_epoch()
             oracle.end_epoch()
@@ -130,32 +130,21 @@ def test_the_budget_goes_to_the_worst_batches_and_is_used_up():
 
 def test_a_budget_that_is_never_reached_changes_nothing():
     rng = random.Random(2)
-    plain, budgeted = BatchAttentionSchedule(1.1), BatchAttentionSchedule(1.1, budget=8.0)
+    plain, budgeted = BatchAttentionSchedule(1.2), BatchAttentionSchedule(1.2, budget=1.0)
     for _ in range(300):
-        loss = rng.uniform(0.5, 1.5)
+        # Far above the threshold, so that it does not matter how far a first repeat has raised it.
+        loss = 5.0 if rng.random() < 0.1 else rng.uniform(0.5, 0.6)
         assert plain.decide(loss) is budgeted.decide(loss)
         for schedule in (plain, budgeted):
             end_if(schedule, 10)
 
 
-def test_a_state_of_the_first_release_has_no_trace_of_either():
-    saved = BatchAttentionSchedule().state_dict()
-    assert not {"budget", "floor"} & set(saved["options"])
-    assert "strictness" not in saved["state"]
+def test_a_state_saved_without_a_budget_is_refused_with_one():
     with pytest.raises(StateError, match="budget"):
-        BatchAttentionSchedule(budget=0.1).load_state_dict(saved)
+        BatchAttentionSchedule(budget=0.1).load_state_dict(BatchAttentionSchedule().state_dict())
 
 
-@pytest.mark.parametrize("strictness", [0, -1, math.nan, "1"])
-def test_a_strictness_that_cannot_be_is_refused(strictness):
-    schedule = BatchAttentionSchedule(budget=0.1)
-    saved = schedule.state_dict()
-    saved["state"]["strictness"] = strictness
-    with pytest.raises(StateError, match="strictness"):
-        schedule.load_state_dict(saved)
-
-
-@pytest.mark.parametrize("budget", [0, -0.1, math.nan, math.inf, "0.1", True])
+@pytest.mark.parametrize("budget", [0, -0.1, 1.5, math.nan, math.inf, "0.1", True])
 def test_a_budget_that_is_none_is_refused(budget):
     with pytest.raises(OptionError, match="budget"):
         BatchAttentionSchedule(budget=budget)
@@ -227,21 +216,21 @@ def train(schedule, epochs, losses):
     return said
 
 
-def test_five_epochs_without_a_repeat_are_told_once_with_what_lower_ks_would_have_repeated():
-    ((epoch, text),) = train(BatchAttentionSchedule(1.2), 12, [1.0] * 15 + [1.1] * 3 + [0.7] * 6)
-    # The mean is 0.9375: above 1.2 times it there is no loss, above 1.1 times it 3 of 24, above 1.05 times it 18.
+@pytest.mark.parametrize(
+    ("options", "advice"), [({}, "Use a lower k, or wait"), ({"budget": 0.01}, "Raise the budget, or shuffle the data")]
+)
+def test_five_epochs_without_a_repeat_are_warned_of_once_with_the_way_out(options, advice):
+    ((epoch, text),) = train(BatchAttentionSchedule(1.2, **options), 12, [1.0] * 15 + [1.1] * 3 + [0.7] * 6)
     assert epoch == 5
     assert "k=1.2 has repeated nothing in 5 epochs" in text
-    assert "k=1.1 12.5%" in text
-    assert "k=1.05 75.0%" in text
+    assert advice in text
 
 
-def test_no_lower_k_is_offered_where_none_would_have_repeated_anything():
-    ((_, text),) = train(BatchAttentionSchedule(1.2), 6, [1.0] * 24)
-    assert "No lower k would have repeated any. Wait" in text
-    # k=1 alone would have repeated the 12 that are above the mean.
-    ((_, text),) = train(BatchAttentionSchedule(1.2), 6, [1.0] * 12 + [0.99] * 12)
-    assert "would have repeated: k=1.0 50.0%. Use one" in text
+def test_repeats_that_stop_later_are_not_warned_of():
+    schedule = BatchAttentionSchedule(1.2, max_visits=2)
+    assert not train(schedule, 1, [1.0] * 20)
+    assert not train(schedule, 1, [1.0] * 20 + [1.3])
+    assert not train(schedule, 12, [1.0] * 20)
 
 
 @pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02}])
@@ -259,10 +248,3 @@ def test_an_epoch_of_more_than_twice_the_updates_is_told_once_with_the_way_out()
     assert "budget=0.2" in said[0][1]
     assert "300%" in said[0][1]
     assert not train(BatchAttentionSchedule(0.5, max_visits=4, budget=0.2), 5, [1.0] * 30)
-
-
-def test_a_budget_that_held_every_repeat_back_is_told_of_by_its_name():
-    ((epoch, text),) = train(BatchAttentionSchedule(budget=0.1), 8, [1.0, 1.0, 9.0] + [1.0] * 21)
-    assert epoch == 5
-    assert "budget=0.1 has let nothing repeat in 5 epochs, though 5 batches had a loss above" in text
-    assert "once 10 batches of its epoch were begun" in text

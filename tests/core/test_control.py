@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from batch_sampler_attn import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import loader_through_a_sampler
 
 COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)
@@ -26,15 +27,15 @@ def run(control, epochs):
 
 
 @given(epochs=COUNTS, seed=st.integers(0, 100))
-def test_every_epoch_has_just_the_given_visit_counts_dealt_to_other_batches(epochs, seed):
+def test_every_epoch_has_just_the_given_visit_counts_drawn_for_other_batches(epochs, seed):
     control = EqualComputeControl(epochs, seed=seed)
     for counts, seen in zip(epochs, run(control, epochs), strict=True):
-        dealt = [seen.count(batch) for batch in range(len(counts))]
-        assert sorted(dealt) == sorted(counts)
+        drawn = [seen.count(batch) for batch in range(len(counts))]
+        assert sorted(drawn) == sorted(counts)
         assert seen == sorted(seen)
 
 
-def test_repeats_follow_at_once_and_are_dealt_alike_for_the_same_seed():
+def test_repeats_follow_at_once_and_are_drawn_alike_for_the_same_seed():
     epochs = [[1, 4, 1, 2, 1, 1]] * 3
     first, again = run(EqualComputeControl(epochs, seed=1), epochs), run(EqualComputeControl(epochs, seed=1), epochs)
     assert first == again
@@ -62,7 +63,7 @@ def test_it_can_be_recorded_saved_and_resumed_like_a_schedule():
 
 
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_through_a_sampler_every_batch_has_the_visits_that_were_dealt_to_it(repeats):
+def test_through_a_sampler_every_batch_has_the_visits_that_were_drawn_for_it(repeats):
     counts = [[1, 2, 3, 1], [2, 2, 1, 4]]
     control = EqualComputeControl(counts)
     loader = loader_through_a_sampler(control, range(8), repeats, num_workers=1)
@@ -71,15 +72,15 @@ def test_through_a_sampler_every_batch_has_the_visits_that_were_dealt_to_it(repe
         for batch in control.attend(loader):
             seen.append(batch[0].item() // 2)
             control.decide(1.0)
-        assert [seen.count(position) for position in range(4)] == control.epochs.criterion.deal(epoch)
-        assert sorted(control.epochs.criterion.deal(epoch)) == sorted(expected)
+        assert [seen.count(position) for position in range(4)] == passes_of(control).criterion.draw(epoch)
+        assert sorted(passes_of(control).criterion.draw(epoch)) == sorted(expected)
         assert control.last_summary.epoch == epoch
 
 
 def test_the_counts_of_a_recorded_run_fit_in():
     recorder = MemoryRecorder()
     control = EqualComputeControl([[1, 1], [1, 2]])
-    control.epochs.recorders = (recorder,)
+    passes_of(control).recorders = (recorder,)
     run(control, [[1, 1], [1, 2]])
     assert [sorted(counts) for counts in visit_counts(recorder.visits)] == [[1, 1], [1, 2]]
 

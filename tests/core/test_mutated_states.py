@@ -6,7 +6,6 @@ import math
 import os
 import random
 import sys
-import warnings
 
 import numpy
 import pytest
@@ -62,7 +61,7 @@ JUNK = [
 MAKERS = {
     "plain": lambda: BatchAttentionSchedule(1.0, max_visits=4),
     "no limit": lambda: BatchAttentionSchedule(1.1, max_visits=None, epoch_loss="all", warmup_epochs=2),
-    "window": lambda: BatchAttentionSchedule(1.0, epoch_length=5, epoch_loss="last"),
+    "length": lambda: BatchAttentionSchedule(1.0, epoch_length=5, epoch_loss="last"),
     "control": lambda: EqualComputeControl([[1, 3, 1, 2, 1, 1]] * 4, seed=2),
 }
 
@@ -156,18 +155,19 @@ def test_a_mutated_state_is_refused_with_nothing_changed_or_trains_to_the_end_of
         successor = MAKERS[name]()
         successor.load_state_dict(json.loads(text))
         assert json.dumps(successor.state_dict()) == text
-        go_on(schedule)
-    assert 0.3 * MUTATIONS < refused < MUTATIONS
+        train_on(schedule)
+    # What is let through is a state in which 2 stands for 2.0, or nothing was changed.
+    assert refused > 0.9 * MUTATIONS
     assert longest < 2000
 
 
-def go_on(schedule):
+def train_on(schedule):
     """To the end of the epoch that was loaded, and through another one."""
     is_control = isinstance(schedule, EqualComputeControl)
     epochs_left = 4 - schedule.epoch if is_control else 2
     epoch, rng = schedule.epoch, random.Random(3)
     for _ in range(min(2, epochs_left)):
-        if is_control or schedule.options.window is None:
+        if is_control or schedule.options.epoch_length is None:
             batches = BATCHES - schedule.batch_index if is_control else 4
         else:
             batches = 5
@@ -195,8 +195,6 @@ def test_a_state_through_a_writer_that_drops_fractions_of_zero_is_read():
     resumed = BatchAttentionSchedule(2)
     resumed.load_state_dict(without_fractions(schedule.state_dict()))
     assert resumed.state_dict() == schedule.state_dict()
-    assert all(type(value) is float for value in (resumed.last_summary.overhead, resumed.last_summary.mean_loss))
-    assert type(resumed.threshold) is float
 
 
 def test_losses_too_large_to_be_added_up_keep_the_state_plain_json():
@@ -226,52 +224,3 @@ def test_a_version_that_is_not_the_number_is_refused(version):
     schedule = BatchAttentionSchedule()
     with pytest.raises(StateError, match="version"):
         schedule.load_state_dict({**schedule.state_dict(), "version": version})
-
-
-@pytest.mark.parametrize(
-    "value", [torch.ones(2), numpy.ones(2), True, "1.2", None, [1.2], 10**5000], ids=lambda value: type(value).__name__
-)
-def test_an_option_that_cannot_be_compared_is_refused_as_another_one(value):
-    schedule = BatchAttentionSchedule(1.0)
-    state = schedule.state_dict()
-    with pytest.raises(StateError, match="other options: k"):
-        schedule.load_state_dict({**state, "options": {**state["options"], "k": value}})
-
-
-def test_a_state_without_the_number_of_skipped_batches_is_read_as_none_skipped():
-    schedule = BatchAttentionSchedule()
-    schedule.decide(1.0)
-    state = schedule.state_dict()
-    assert "skipped_batches" not in state["state"]
-    resumed = BatchAttentionSchedule()
-    resumed.load_state_dict(state)
-    assert resumed.batch_index == 1
-
-
-def test_a_last_summary_is_that_of_the_epoch_before():
-    schedule = BatchAttentionSchedule()
-    first = schedule.state_dict()
-    schedule.decide(1.0)
-    schedule.end_epoch()
-    second = schedule.state_dict()
-    for state, summary in (
-        (first, second["last_summary"]),
-        (second, None),
-        (second, {**second["last_summary"], "epoch": 1}),
-    ):
-        with pytest.raises(StateError, match=r"in epoch \d, and its last summary is that of"):
-            schedule.load_state_dict({**state, "last_summary": summary})
-    schedule.load_state_dict(first)
-    schedule.load_state_dict(second)
-
-
-def test_a_control_refuses_an_epoch_that_it_has_no_counts_for():
-    control = EqualComputeControl([[1, 2]])
-    state = control.state_dict()
-    for number, value in (("epoch", 2), ("epoch", 2**62), ("batches", 3)):
-        summary = {**control.summary.as_dict(), "epoch": value - 1} if number == "epoch" else None
-        with pytest.raises(StateError, match="visit_counts"):
-            control.load_state_dict({**state, "state": {**state["state"], number: value}, "last_summary": summary})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        control.load_state_dict(state)

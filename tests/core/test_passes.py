@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import ProtocolError
-from batch_sampler_attn.passes import Phase
+from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
+from batch_sampler_attn.passes import Phase, Recorder
 from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import schedule_with_threshold
 
@@ -96,3 +97,85 @@ def test_a_schedule_in_the_middle_of_a_pass_can_be_copied(copied):
     twin.decide(1.0)
     assert twins_pass.collect() is Decision.ADVANCE
     assert (twin.batches, schedule.batches) == (1, 0)
+
+
+class HandingOut:
+    """A driver whose flight is the list of what it heard."""
+
+    is_in_order = True
+
+    def __init__(self, schedule):
+        self.passes, self.lock = passes_of(schedule), threading.RLock()
+
+    def deliver(self, loader):
+        with self.passes.open() as current:
+            for batch in loader:
+                current.offer()
+                yield batch
+                current.collect()
+
+    def settled(self, flight, decision, visits):
+        return (*flight, (decision, visits))
+
+    def restarted(self):
+        return ()
+
+
+def test_a_driver_s_flight_follows_decisions_and_skips_and_it_is_the_only_one():
+    schedule = BatchAttentionSchedule()
+    driver = HandingOut(schedule)
+    passes_of(schedule).set_driver(driver)
+    with pytest.raises(ProtocolError, match="make one for each sampler"):
+        passes_of(schedule).set_driver(driver)
+    with pytest.raises(ProtocolError, match=r"decide\(\) was called while no batch"):
+        schedule.decide(1.0)
+    for batch in schedule.attend("ab"):
+        if batch == "a":
+            schedule.decide(1.0)
+        else:
+            schedule.skip()
+            assert passes_of(schedule).run.flight == ((Decision.ADVANCE, 1), (None, 0))
+    assert passes_of(schedule).run.flight == ()
+
+
+def test_visits_that_were_made_elsewhere_are_taken_over():
+    schedule = schedule_with_threshold()
+    elsewhere = schedule_with_threshold()
+    elsewhere.decide(1.0)
+    with passes_of(schedule).open() as current:
+        current.take_over(passes_of(elsewhere).state)
+    assert schedule.last_summary.batches == 1
+    with pytest.raises(ProtocolError, match="stale"):
+        current.take_over(passes_of(elsewhere).state)
+
+
+def test_a_recorder_without_on_state_loaded_is_left_alone():
+    class Counting:
+        visits = 0
+
+        def on_visit(self, *visit):
+            self.visits += 1
+
+        def on_epoch_end(self, summary):
+            pass
+
+        def on_epoch_abandoned(self, epoch):
+            pass
+
+    recorder = Counting()
+    schedule = BatchAttentionSchedule(1.0, recorders=[recorder])
+    schedule.load_state_dict(schedule_with_threshold().state_dict())
+    schedule.decide(1.0)
+    assert recorder.visits == 1
+
+
+def test_a_full_disk_is_warned_of_and_the_state_is_returned():
+    class FullDisk(Recorder):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    schedule = BatchAttentionSchedule(1.0, recorders=[FullDisk()])
+    schedule.decide(1.0)
+    with pytest.warns(BatchAttentionWarning, match="FullDisk could not write.*No space left"):
+        state = schedule.state_dict()
+    BatchAttentionSchedule(1.0).load_state_dict(state)

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EpochSummary
 from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
-from batch_sampler_attn.rule import Options, State, step
+from batch_sampler_attn.options import Options
+from batch_sampler_attn.rule import State, skip, step
 from tests.core.oracle import Oracle
 
 OPTIONS = st.fixed_dictionaries(
@@ -84,7 +85,9 @@ class ScheduleAgainstOracle(RuleBasedStateMachine):
             warnings.simplefilter("ignore", BatchAttentionWarning)
             assert self.schedule.decide(loss).value == self.oracle.decide(loss)
 
-    @precondition(lambda self: self.options["epoch_length"] is None and self.oracle.finished and not self.oracle.current)
+    @precondition(
+        lambda self: self.options["epoch_length"] is None and self.oracle.finished and not self.oracle.current
+    )
     @rule()
     def end_epoch(self):
         summary = self.schedule.end_epoch()
@@ -241,3 +244,8 @@ def test_a_summary_says_what_it_holds():
     assert isinstance(summary, EpochSummary)
     assert str(summary) == "epoch 0: 1 batch, 0 repeats (overhead 0%), mean loss 2.000"
     assert repr(summary).startswith("EpochSummary(epoch=0, batches=1, visits=1, repeats=0, overhead=0.0, mean_loss=2.0")
+
+
+def test_a_repeat_cut_off_by_a_fixed_length_is_skipped_without_being_counted_twice():
+    state = skip(State(visits=1))
+    assert (state.visits, state.batches, state.repeats, state.most_visits) == (0, 0, 0, 1)

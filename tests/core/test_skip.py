@@ -8,6 +8,7 @@ import pytest
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, LossError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import schedule_with_threshold
 
 SKIP = "skip"
@@ -55,12 +56,12 @@ def test_a_batch_skipped_in_mid_repeat_is_done_with_the_visits_it_had(epoch_loss
 
 def test_skipping_in_a_hand_written_loop_forgets_the_batch_whose_repeat_is_due():
     schedule = schedule_with_threshold()
-    assert schedule.decide(2.0, batch="a") is Decision.REPEAT
+    assert schedule.decide(2.0) is Decision.REPEAT
     schedule.skip()
     assert schedule.visits == 0
-    assert schedule.decide(3.0, batch="b") is Decision.REPEAT
+    assert schedule.decide(3.0) is Decision.REPEAT
     assert schedule.visits == 1
-    assert schedule.decide(1.0, batch="b") is Decision.ADVANCE
+    assert schedule.decide(1.0) is Decision.ADVANCE
     summary = schedule.end_epoch()
     assert (summary.batches, summary.repeats, summary.visits) == (2, 1, 3)
 
@@ -75,9 +76,9 @@ def test_a_loop_by_hand_that_runs_out_of_memory_in_mid_repeat_goes_on_after_skip
             raise MemoryError
         return step
 
-    for batch in "abcde":
+    for _ in "abcde":
         try:
-            while schedule.decide(train_step(), batch=batch) is Decision.REPEAT:
+            while schedule.decide(train_step()) is Decision.REPEAT:
                 pass
         except MemoryError:
             schedule.skip()
@@ -87,73 +88,8 @@ def test_a_loop_by_hand_that_runs_out_of_memory_in_mid_repeat_goes_on_after_skip
     assert summary.mean_loss == (1.0 + 2.0 + 3.0 + 1.0) / 4
 
 
-def test_going_on_without_skip_is_found_out_by_the_batchs_key():
-    schedule = schedule_with_threshold()
-    schedule.decide(2.0, batch=("images", 7))
-    before = schedule.state_dict()
-    with pytest.raises(ProtocolError, match=r"REPEAT for batch \('images', 7\).*batch \('images', 8\).*skip\(\)"):
-        schedule.decide(1.0, batch=("images", 8))
-    assert schedule.state_dict() == before
-    assert schedule.decide(1.0, batch=("images", 7)) is Decision.ADVANCE
-    assert schedule.decide(1.0, batch=("images", 8)) is Decision.ADVANCE
-
-
-def test_a_loop_that_ignores_repeat_is_found_out_at_its_first_repeat():
-    schedule = schedule_with_threshold()
-
-    def loop():
-        for index, loss in enumerate([1.0, 2.0, 1.0, 1.0]):
-            schedule.decide(loss, batch=index)
-
-    with pytest.raises(ProtocolError, match="batch 1, and now the loss of batch 2"):
-        loop()
-
-
-@pytest.mark.parametrize("forget", ["abandon_epoch", "load", "skip", "without a key"])
-def test_a_key_is_forgotten_with_the_batch(forget):
-    schedule = schedule_with_threshold()
-    state = schedule.state_dict()
-    schedule.decide(2.0, batch=0)
-    if forget == "load":
-        schedule.load_state_dict(state)
-    elif forget == "without a key":
-        schedule.decide(1.0)
-    else:
-        getattr(schedule, forget)()
-    assert schedule.decide(2.0, batch=1) is Decision.REPEAT
-    assert schedule.decide(1.0, batch=1) is Decision.ADVANCE
-
-
-def test_a_batch_is_its_own_key_whatever_it_is_made_of():
-    numpy, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
-    schedule = schedule_with_threshold()
-    first, second = [torch.ones(3), torch.ones(2)], [torch.zeros(3), torch.ones(2)]
-    schedule.decide(2.0, batch=first)
-    with pytest.raises(ProtocolError, match="REPEAT for batch"):
-        schedule.decide(1.0, batch=second)
-    schedule.decide(1.0, batch=first)
-    array = numpy.ones(3)
-    schedule.decide(2.0, batch=array)
-    with pytest.raises(ProtocolError, match="REPEAT for batch"):
-        schedule.decide(1.0, batch=numpy.zeros(3))
-    schedule.decide(1.0, batch=array)
-
-
-def test_keys_work_with_recorders_windows_and_controls():
-    for schedule in (
-        BatchAttentionSchedule(1.0, epoch_length=1, recorders=[MemoryRecorder()]),
-        EqualComputeControl([[2], [2]]),
-    ):
-        if isinstance(schedule, BatchAttentionSchedule) and schedule.options.window:
-            schedule.decide(1.0, batch=0)
-        assert schedule.decide(2.0, batch=1) is Decision.REPEAT
-        with pytest.raises(ProtocolError, match=r"batch 1.*batch 2"):
-            schedule.decide(1.0, batch=2)
-        assert schedule.decide(1.0, batch=1) is Decision.ADVANCE
-
-
 @pytest.mark.parametrize("is_after", ["decide", "skip"])
-def test_one_word_a_visit_is_enough(is_after):
+def test_one_call_a_visit_is_enough(is_after):
     schedule = schedule_with_threshold()
     for _ in schedule.attend("a"):
         schedule.decide(1.0)
@@ -177,7 +113,7 @@ def test_a_loss_of_none_is_told_of_skip():
         BatchAttentionSchedule().decide(None)
 
 
-def test_a_window_counts_batches_that_were_trained_on():
+def test_an_epoch_of_fixed_length_counts_batches_that_were_trained_on():
     schedule = BatchAttentionSchedule(1.0, epoch_length=2)
     run(schedule, "abc", [1.0, SKIP, 2.0])
     assert (schedule.epoch, schedule.batches, schedule.threshold) == (1, 0, 1.5)
@@ -212,10 +148,10 @@ def test_a_control_keeps_its_counts_where_batches_are_skipped_in_both_runs_or_in
     both = EqualComputeControl(counts, seed=1)
     seen = run(both, "abcd", [1.0, SKIP, *[1.0] * 5])
     visits = [sum(batch == letter for batch, _ in seen) for letter in "acd"]
-    assert visits == both.epochs.criterion.deal(0)
+    assert visits == passes_of(both).criterion.draw(0)
     assert both.last_summary.visits == 6
     own = EqualComputeControl(counts, seed=1)
-    dealt = own.epochs.criterion.deal(0)
+    dealt = passes_of(own).criterion.draw(0)
     run(own, "abc", [SKIP, *[1.0] * sum(dealt[:2])])
     assert own.last_summary.batches == 2
 
@@ -227,3 +163,12 @@ def test_a_loss_that_is_not_finite_and_a_skip_do_not_warn_twice():
     schedule.skip()
     schedule.decide(1.0)
     assert schedule.end_epoch().batches == 2
+
+
+def test_skipped_batches_give_a_budget_nothing_to_spend():
+    schedule = schedule_with_threshold(budget=0.5)
+    for _ in range(9):
+        schedule.skip()
+    assert [schedule.decide(loss) for loss in (2.0, 2.0)] == [Decision.ADVANCE, Decision.REPEAT]
+    schedule.decide(1.0)
+    assert schedule.end_epoch().repeats == 1

@@ -8,16 +8,16 @@ import torch.distributed as dist
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.rank_messages import NOT_SAID, Kind, Message
+from batch_sampler_attn.ranks import MessageKind, RankMessage
 from tests.distributed.processes import outcome
 
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 120.0
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
 
 def make_schedule(group=None, **options):
-    reduce = MeanOverRanks(group, timeout_seconds=LIMIT_SECONDS)
-    return BatchAttentionSchedule(1.0, max_visits=2, reduce=reduce, **options)
+    ranks = MeanOverRanks(group, timeout_seconds=LIMIT_SECONDS)
+    return BatchAttentionSchedule(1.0, max_visits=2, ranks=ranks, **options)
 
 
 def train(schedule, loss_of, batches=2):
@@ -32,7 +32,7 @@ def train(schedule, loss_of, batches=2):
 def through_a_run(rank, folder):
     pair = dist.new_group([0, 1])
     outcomes = {
-        "class as reduce": outcome(lambda: BatchAttentionSchedule(reduce=MeanOverRanks)),
+        "class as ranks": outcome(lambda: BatchAttentionSchedule(ranks=MeanOverRanks)),
         "two at once": two_at_once(rank),
         "refused in a later window": outcome(lambda: refused_in_a_later_window(rank)),
     }
@@ -72,7 +72,7 @@ def two_at_once(rank):
 
 
 def refused_in_a_later_window(rank):
-    for batch in (schedule := make_schedule(window=2)).attend(range(8)):
+    for batch in (schedule := make_schedule(epoch_length=2)).attend(range(8)):
         schedule.decide(torch.ones(2) if rank == 1 and batch == 4 else 1.0)
 
 
@@ -83,8 +83,9 @@ def jax_losses(rank):
 
 
 def ended_as_options_were_told(rank):
-    schedule = make_schedule()
+    ranks = MeanOverRanks(timeout_seconds=LIMIT_SECONDS)
+    schedule = BatchAttentionSchedule(1.0, max_visits=2, ranks=ranks)
     if rank == 0:
         return [outcome(lambda: train(schedule, float)), outcome(lambda: schedule.decide(1.0))]
     # It finds out with the others that something differs, and is gone before it says what it has.
-    return schedule.agreement.reduce.start(Message(Kind.BEGIN, 0, 0, 0, 12345, NOT_SAID, 0.0))()
+    return ranks.start(RankMessage(MessageKind.BEGIN, 0, 0, 0, digest=12345))()

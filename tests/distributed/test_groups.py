@@ -53,7 +53,7 @@ def test_a_loss_refused_in_a_later_window_is_told_at_once(results):
         error, seconds = result["refused in a later window"]
         assert type(error) is (LossError if rank == 1 else RanksDivergedError)
         assert seconds < LIMIT_SECONDS
-    assert "rank 1: epoch 2, batch 0, visit 1, where it stopped" in str(error)
+    assert "rank 1: epoch 2, batch 0, visit 1, stopped" in str(error)
 
 
 @pytest.mark.skipif(not HAS_JAX, reason="jax is not installed")
@@ -64,12 +64,12 @@ def test_losses_may_be_of_jax(results):
 def test_a_rank_that_ends_as_options_are_compared_is_told_and_told_again(results):
     for error, seconds in results[0]["ended as options were told"]:
         assert type(error) is RankLostError
-        assert "telling what each begins with" in str(error)
+        assert "the comparison of options" in str(error)
         assert seconds < LIMIT_SECONDS
 
 
-def test_the_class_in_place_of_a_reducer_is_refused(results):
+def test_the_class_in_place_of_an_object_is_refused(results):
     for result in results:
-        error, _ = result["class as reduce"]
+        error, _ = result["class as ranks"]
         assert type(error) is OptionError
         assert "must be MeanOverRanks()" in str(error)

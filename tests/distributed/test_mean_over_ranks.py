@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError
-from batch_sampler_attn.rank_messages import Kind, Message, checked
+from batch_sampler_attn.errors import OptionError, ProtocolError
 
 
 def train(schedule):
@@ -22,54 +21,47 @@ def train(schedule):
     return made, schedule.threshold
 
 
-def test_without_a_process_group_it_is_as_though_it_were_not_there():
-    made = train(BatchAttentionSchedule(reduce=MeanOverRanks()))
+def test_without_a_process_group_it_changes_nothing():
+    made = train(BatchAttentionSchedule(ranks=MeanOverRanks()))
     assert made == train(BatchAttentionSchedule())
     assert (0, Decision.REPEAT) in made[0]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_a_copied_schedule_has_a_reducer_of_its_own(copied):
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=7))
-    twin = copied(schedule)
-    assert twin.agreement.reduce is not schedule.agreement.reduce
-    assert twin.agreement.reduce.timeout_seconds == 7
+def test_a_copied_schedule_has_messages_of_its_own(copied):
+    ranks = MeanOverRanks(timeout_seconds=7)
+    schedule = BatchAttentionSchedule(ranks=ranks)
+    twin_schedule, twin = copied((schedule, ranks))
+    assert twin is not ranks
+    assert twin.timeout_seconds == 7
     with pytest.raises(OptionError, match="belongs to another schedule"):
-        BatchAttentionSchedule(reduce=twin.agreement.reduce)
-    assert train(twin) == train(schedule)
+        BatchAttentionSchedule(ranks=twin)
+    assert train(twin_schedule) == train(schedule)
 
 
-def test_a_reducer_says_what_it_is():
+def test_it_says_what_it_is():
     assert repr(MeanOverRanks()) == "<MeanOverRanks of 1 ranks, timeout_seconds=600>"
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", 0.0001, 1e10])
-def test_a_limit_that_is_none_is_refused(seconds):
+def test_a_limit_that_is_not_allowed_is_refused(seconds):
     with pytest.raises(OptionError, match="timeout_seconds"):
         MeanOverRanks(timeout_seconds=seconds)
 
 
-def test_a_group_that_is_none_is_refused():
-    with pytest.raises(OptionError, match="must be a process group that this rank is in"):
+def test_another_kind_of_group_is_refused():
+    with pytest.raises(OptionError, match="a process group that this rank is in"):
         MeanOverRanks("gloo")
 
 
 @pytest.mark.parametrize("device", ["gpu", 3.5])
-def test_a_device_that_is_none_is_refused(device):
+def test_another_kind_of_device_is_refused(device):
     with pytest.raises(OptionError, match=r"device is .*torch\.device"):
         MeanOverRanks(device=device)
 
 
-def test_other_visits_to_one_batch_are_other_places():
-    message = Message(Kind.VISIT, 1, 2, 1, 0, 1.0, 0.5)
-    with pytest.raises(
-        RanksDivergedError, match=r"rank 0: epoch 1, batch 2, visit 1; rank 1: epoch 1, batch 2, visit 2"
-    ):
-        checked([message, message._replace(visit=2)])
-
-
 def test_an_epoch_does_not_end_between_report_and_decide():
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks())
     schedule.decide(1.0)
     schedule.report(2.0)
     with pytest.raises(ProtocolError, match=r"end_epoch\(\) was called after report"):
@@ -79,9 +71,9 @@ def test_an_epoch_does_not_end_between_report_and_decide():
 
 
 def test_a_device_loop_does_not_take_it():
-    model = torch.nn.Linear(2, 2)
-    data = ResidentData(torch.randn(8, 2), torch.zeros(8, dtype=torch.long), batch_size=4, generator=torch.Generator())
-    schedule = BatchAttentionSchedule(reduce=MeanOverRanks())
+    model, targets = torch.nn.Linear(2, 2), torch.zeros(8, dtype=torch.long)
+    schedule = BatchAttentionSchedule(ranks=MeanOverRanks())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(OptionError, match="a device loop trains in one process"):
-        DeviceLoop(model, optimizer, torch.nn.functional.cross_entropy, data, schedule=schedule)
+    loss = torch.nn.functional.cross_entropy
+    with pytest.raises(OptionError, match="which has ranks="):
+        DeviceLoop(model, optimizer, loss, torch.randn(8, 2), targets, 4, schedule=schedule)

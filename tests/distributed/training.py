@@ -71,7 +71,7 @@ class Joined(Sampler):
     def __iter__(self):
         orders = [list(base) for base in self.bases]
         if self.case.shards == "ours":
-            # Written anew: every rank takes each ranks-th index.
+            # Written again here: every rank takes each ranks-th index.
             orders = [order[rank :: self.ranks] for rank, order in enumerate(orders)]
         for begin in range(0, len(orders[0]), BATCH_SIZE):
             yield [index for order in orders for index in order[begin : begin + BATCH_SIZE]]
@@ -89,13 +89,13 @@ def make_model():
     return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
 
 
-def make_schedule(case, reduce):
-    return BatchAttentionSchedule(1.02, max_visits=5, epoch_loss=case.epoch_loss, reduce=reduce)
+def make_schedule(case, ranks):
+    return BatchAttentionSchedule(1.02, max_visits=5, epoch_loss=case.epoch_loss, ranks=ranks)
 
 
 def on_a_rank(rank, case, ranks, epochs=EPOCHS):
     """The visits and the weights of a rank that trains along."""
-    schedule = make_schedule(case, MeanOverRanks(timeout_seconds=60))
+    schedule = make_schedule(case, MeanOverRanks(timeout_seconds=600))
     shard = {"rank": rank, "world_size": ranks} if case.shards == "ours" else {}
     repeats = case.repeats or "immediate"
     sampler = BatchAttentionSampler(

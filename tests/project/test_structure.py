@@ -16,6 +16,7 @@ IMPORTS = runpy.run_path(str(ROOT / "docs" / "draw_imports.py"))
 OTHERS = {
     "_BaseDataLoaderIter",
     "_asdict",
+    "_combined_loader",
     "_exit",
     "_fields",
     "_getframe",
@@ -54,15 +55,42 @@ def private_names_taken(tree):
             yield node.lineno, node.attr
 
 
-def crossings(source):
+def crossings(source, made):
+    """Underscore names that are taken and that nobody in ``made`` makes, which are those of the same folder."""
     tree = ast.parse(source)
-    made = set(private_names_made(tree)) | OTHERS
-    return [(line, name) for line, name in private_names_taken(tree) if is_private(name) and name not in made]
+    allowed = made | set(private_names_made(tree)) | OTHERS
+    return [(line, name) for line, name in private_names_taken(tree) if is_private(name) and name not in allowed]
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in FILES}), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_what_is_private_is_private_to_its_folder(folder):
+    sources = {path: path.read_text(encoding="utf-8") for path in FILES if path.parent == folder}
+    made = {name for source in sources.values() for name in private_names_made(ast.parse(source))}
+    assert {str(path): found for path, source in sources.items() if (found := crossings(source, made))} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_underscore_name_crosses_modules(path):
-    assert crossings(path.read_text(encoding="utf-8")) == []
+def test_no_underscore_name_is_imported_from_another_folder(path):
+    """Also where the same name is made here."""
+    assert [name for module, name in private_imports(path) if folder_of(module) not in (None, path.parent)] == []
+
+
+def private_imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                parts = [*node.module.split("."), alias.name]
+                yield from ((node.module, part) for part in parts if is_private(part))
+
+
+def folder_of(module):
+    """The folder of a module of this repository; None for others."""
+    place = ROOT.joinpath(*module.split("."))
+    if place.is_dir():
+        return place
+    return place.parent if place.with_suffix(".py").exists() else None
 
 
 @pytest.mark.parametrize(
@@ -74,14 +102,19 @@ def test_no_underscore_name_crosses_modules(path):
         ("def f(x):\n    x._z = 1", ["_z"]),
         ("class A:\n    def __init__(self): self._z = 1\n    def __eq__(self, o): return o._z == self._z", []),
         ("class A(B):\n    def f(self): return self._inherited", ["_inherited"]),
+        ("def f(x):\n    return x._of_a_neighbour", []),
     ],
 )
 def test_a_crossing_is_found(source, found):
-    assert [name for _, name in crossings(source)] == found
+    assert [name for _, name in crossings(source, {"_of_a_neighbour"})] == found
 
 
 def test_no_module_is_imported_by_what_it_imports():
     assert IMPORTS["find_circles"](IMPORTS["read_imports"]()) == []
+
+
+def test_no_folder_is_imported_by_what_it_imports():
+    assert IMPORTS["find_circles"](IMPORTS["to_rooms"](IMPORTS["read_imports"]())) == []
 
 
 def test_a_circle_is_found():
@@ -103,9 +136,12 @@ def test_loading_and_device_know_nothing_of_each_other():
                 assert not [other for other in imported if other.startswith(f"batch_sampler_attn.{there}")], module
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_is_longer_than_300_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+@pytest.mark.parametrize(
+    ("graph", "floors"),
+    [({"a": set()}, 1), ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, 3), ({"a": {"c"}, "b": {"c"}, "c": set()}, 2)],
+)
+def test_floors_are_the_longest_chain_of_imports(graph, floors):
+    assert IMPORTS["count_floors"](graph) == floors
 
 
 def test_nothing_imports_from_the_examples():

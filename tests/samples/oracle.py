@@ -5,51 +5,61 @@ import random
 import struct
 
 
+def single(number):
+    """In the precision in which losses are remembered, and compared with the mean."""
+    return None if number is None else struct.unpack("f", struct.pack("f", number))[0]
+
+
 class SampleOracle:
     """Told what went out and came back, says what goes out next.
 
-    ``visits`` holds (epoch, is_extra, sample, weight, loss) of every visit whose loss came back.
+    ``visits`` holds (epoch, is_extra, sample, weight, loss) of every visit whose loss came back, ``sent`` the epoch and
+    sample of every one that went out.
     """
 
-    def __init__(self, samples, batch_size, updates, first_plain_epoch=None, **options):
+    def __init__(self, samples, batch_size, updates, first_full_epoch=None, **options):
         self.samples, self.batch_size, self.updates = samples, batch_size, updates
-        self.first_plain_epoch = first_plain_epoch
-        self.k, self.leave_out, self.weighted = options["k"], options["leave_out"], options["weighted"]
+        self.first_full_epoch = first_full_epoch
+        self.k, self.prune_probability, self.weighted = options["k"], options["prune_probability"], options["weighted"]
         self.max_visits, self.floor, self.seed = options["max_visits"], options["floor"], options["seed"]
-        self.remember = options["remember"]
+        self.remember_loss = options["remember_loss"]
         self.epoch = 0
         self.visits = []
+        self.sent = []
         self.means = {}
         self.order = []
         self.passes = 0
         self.pool = []
         self.out = []
         self.handed_out = 0
-        self.left_out = 0
+        self.pruned = 0
 
-    def plain(self):
-        return self.first_plain_epoch is not None and self.epoch >= self.first_plain_epoch
+    def is_full(self):
+        return self.first_full_epoch is not None and self.epoch >= self.first_full_epoch
 
     def mean(self):
         return self.means.get(self.epoch - 1)
 
     def remembered(self, sample):
         for _, is_extra, other, _, loss in reversed(self.visits):
-            if other == sample and math.isfinite(loss) and (self.remember == "last" or not is_extra):
-                return struct.unpack("f", struct.pack("f", loss))[0]
+            if other == sample and math.isfinite(loss) and (self.remember_loss == "last" or not is_extra):
+                return single(loss)
         return None
 
     def hand_out(self):
         if self.handed_out == self.updates:
             return None
-        if self.plain() and self.handed_out == 0 and self.epoch == self.first_plain_epoch:
+        if self.is_full() and self.handed_out == 0 and self.epoch == self.first_full_epoch:
             self.order, self.pool = [], []
         self.handed_out += 1
+        if len(self.pool) >= self.batch_size:
+            self.pool = [sample for sample in self.pool if self.sent.count((self.epoch, sample)) < self.max_visits]
         if len(self.pool) >= self.batch_size:
             samples, self.pool = self.pool[: self.batch_size], self.pool[self.batch_size :]
             self.out.append((True, [(sample, 1.0) for sample in samples]))
         else:
             self.out.append((False, [self.draw() for _ in range(self.batch_size)]))
+        self.sent += [(self.epoch, sample) for sample, _ in self.out[-1][1]]
         return [sample for sample, _ in self.out[-1][1]]
 
     def draw(self):
@@ -62,30 +72,30 @@ class SampleOracle:
         self.passes += 1
         order = list(range(self.samples))
         rng.shuffle(order)
-        limit = None if self.plain() or not self.leave_out else self.mean()
+        limit = None if self.is_full() or not self.prune_probability else single(self.mean())
         fitted = [
             limit is not None and self.remembered(sample) is not None and self.remembered(sample) < limit
             for sample in order
         ]
-        gone = [is_fitted and rng.random() < self.leave_out for is_fitted in fitted]
+        gone = [is_fitted and rng.random() < self.prune_probability for is_fitted in fitted]
         if all(gone):
             gone = [False] * len(gone)
-        expected_share = 1 - self.leave_out * sum(fitted) / self.samples
+        expected_share = 1 - self.prune_probability * sum(fitted) / self.samples
         for sample, is_fitted, is_gone in zip(order, fitted, gone, strict=True):
-            weight = expected_share / (1 - self.leave_out if is_fitted else 1) if self.weighted else 1.0
+            weight = expected_share / (1 - self.prune_probability if is_fitted else 1) if self.weighted else 1.0
             if is_gone:
-                self.left_out += 1
+                self.pruned += 1
             else:
                 self.order.append((sample, weight))
 
     def report(self, losses):
         is_extra, batch = self.out.pop(0)
         mean, threshold = self.mean(), None
-        if self.k is not None and mean is not None and not self.plain():
+        if self.k is not None and mean is not None and not self.is_full():
             threshold = self.floor + self.k * (mean - self.floor)
         for (sample, weight), loss in zip(batch, losses, strict=True):
             self.visits.append((self.epoch, is_extra, sample, weight, loss))
-            made = sum(1 for epoch, _, other, _, _ in self.visits if (epoch, other) == (self.epoch, sample))
+            made = self.sent.count((self.epoch, sample))
             is_wanted = threshold is not None and math.isfinite(loss) and loss > threshold
             if is_wanted and made < self.max_visits and sample not in self.pool:
                 self.pool.append(sample)

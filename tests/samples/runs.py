@@ -44,20 +44,20 @@ class Backwards:
 
 
 def kind(batch_size=3, **options):
-    return lambda: SampleAttention(SAMPLES, batch_size, reduce=None, **options)
+    return lambda: SampleAttention(SAMPLES, batch_size, ranks=None, **options)
 
 
 KINDS = {
-    "leaves out": kind(leave_out=0.5),
-    "leaves out, weighted": kind(leave_out=0.3, weighted=True, updates=9),
-    "pools": kind(4, k=1.0, leave_out=0.0, max_visits=3),
-    "both": kind(k=0.9, leave_out=0.5, weighted=True, max_visits=4, remember="base"),
-    "both, with a floor": kind(k=1.1, leave_out=0.5, floor=-0.5, updates=4),
-    "at random": kind(k=0.8, leave_out=0.5, choose="random", max_visits=9, seed=5),
-    "plain at the end": kind(k=0.8, leave_out=0.5, epochs=4, plain_share=0.5),
-    "in one batch": kind(SAMPLES, k=0.8, leave_out=0.5, updates=3),
+    "leaves out": kind(prune_probability=0.5),
+    "leaves out, weighted": kind(prune_probability=0.3, weighted=True, updates=9),
+    "pools": kind(4, k=1.0, prune_probability=0.0, max_visits=3),
+    "both": kind(k=0.9, prune_probability=0.5, weighted=True, max_visits=4, remember_loss="base"),
+    "both, with a floor": kind(k=1.1, prune_probability=0.5, floor=-0.5, updates=4),
+    "at random": kind(k=0.8, prune_probability=0.5, select="random", max_visits=9, seed=5),
+    "plain at the end": kind(k=0.8, prune_probability=0.5, epochs=4, final_full_share=0.5),
+    "in one batch": kind(SAMPLES, k=0.8, prune_probability=0.5, updates=3),
     "in the user's order": lambda: SampleAttention(SAMPLES, 4, k=1.0, weighted=True, sampler=Backwards()),
-    "on a rank": kind(k=1.0, leave_out=0.5, weighted=True, rank=1, world_size=2, updates=5),
+    "on a rank": kind(k=1.0, prune_probability=0.5, weighted=True, rank=1, world_size=2, updates=5),
 }
 
 

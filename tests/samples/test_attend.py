@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, StateError
 from tests.loading.helpers import FORKING_IS_FINE
+from tests.samples.runs import LooksAhead
 
 pytestmark = FORKING_IS_FINE
 
@@ -34,7 +35,7 @@ def loss_of(index, epoch):
 
 def make(**options):
     return SampleAttention(
-        SAMPLES, BATCH_SIZE, **{"k": 1.2, "leave_out": 0.5, "weighted": True, "updates": 9, **options}
+        SAMPLES, BATCH_SIZE, **{"k": 1.2, "prune_probability": 0.5, "weighted": True, "updates": 9, **options}
     )
 
 
@@ -51,21 +52,17 @@ def run_epoch(attention, loader, seen=None):
         assert list(batch) == attention.indices
         losses = torch.tensor([loss_of(int(index), attention.epoch) for index in batch])
         seen.append((attention.indices, attention.weights))
-        attention.weigh(losses)
+        attention.weighted_mean(losses)
     return seen
 
 
 def run_by_hand(attention, ahead, epochs):
-    """What a loader that reads so many batches ahead has to come to, from the rule alone."""
-    rule, seen = attention._epochs, []
+    """What a loader that reads so many batches ahead amounts to, without one."""
+    seen = []
     for _ in range(epochs):
-        while not rule.is_over:
-            while len(rule.flight) <= ahead and rule.hand_out() is not None:
-                pass
-            batch = rule.flight[0]
-            seen.append((batch.indices, batch.weights))
-            rule.settle([loss_of(index, rule.epoch) for index in batch.indices])
-        rule.end()
+        for indices in attention.attend(LooksAhead(attention, ahead)):
+            seen.append((indices, attention.weights))
+            attention.report([loss_of(index, attention.epoch) for index in indices])
     return seen
 
 
@@ -172,7 +169,7 @@ def test_a_batch_that_was_out_as_the_state_was_saved_comes_again():
 
 
 def test_a_loop_that_is_left_goes_on_with_the_batch_that_was_out():
-    attention = make(leave_out=0.0, k=None)
+    attention = make(prune_probability=0.0, k=None)
     loader = load(attention, 2)
     seen = []
     for batch in attention.attend(loader):
@@ -193,13 +190,13 @@ def test_the_weighted_mean_is_of_the_losses_framework():
         for _ in range(2):
             for _ in attention.attend():
                 weights = attention.weights
-                mean = attention.weigh(losses * 2)
+                mean = attention.weighted_mean(losses * 2)
                 assert isinstance(mean, kind)
                 assert mean.item() == pytest.approx(sum(weights) / 2)
     attention = make(weighted=False)
-    batches = attention.attend()
+    batches = iter(attention.attend())
     next(batches)
-    assert attention.weigh(torch.tensor([1.0, 2.0, 3.0, 6.0])).item() == 3.0
+    assert attention.weighted_mean(torch.tensor([1.0, 2.0, 3.0, 6.0])).item() == 3.0
 
 
 def test_the_gradient_of_the_weighted_mean_is_weighted():
@@ -208,7 +205,7 @@ def test_the_gradient_of_the_weighted_mean_is_weighted():
         for _ in attention.attend():
             losses = torch.tensor([0.1, 0.2, 5.0, 6.0], requires_grad=True)
             weights = attention.weights
-            attention.weigh(losses).backward()
+            attention.weighted_mean(losses).backward()
             assert losses.grad.tolist() == pytest.approx([weight / 4 for weight in weights])
 
 
@@ -222,7 +219,7 @@ def test_a_plain_pass_over_the_loader_sees_every_sample_once_and_changes_nothing
 
 def test_a_sampler_of_the_users_gives_the_order_of_each_pass():
     sampler = DistributedSampler(Numbered(), num_replicas=1, rank=0, shuffle=True)
-    attention = make(k=None, leave_out=0.0, sampler=sampler, updates=13)
+    attention = make(k=None, prune_probability=0.0, sampler=sampler, updates=13)
     seen = [int(index) for indices in run_epoch(attention, None) for index in indices[0]]
     for number in range(2):
         sampler.set_epoch(number)
@@ -251,16 +248,16 @@ def test_a_copy_in_mid_epoch_goes_on_by_itself():
         ({"k": "1.2"}, "k is"),
         ({"max_visits": 0}, "max_visits"),
         ({"max_visits": 256}, "max_visits"),
-        ({"leave_out": 1.0}, "leave_out"),
-        ({"leave_out": -0.1}, "leave_out"),
-        ({"leave_out": True}, "leave_out"),
+        ({"prune_probability": 1.0}, "prune_probability"),
+        ({"prune_probability": -0.1}, "prune_probability"),
+        ({"prune_probability": True}, "prune_probability"),
         ({"weighted": 1}, "weighted"),
         ({"updates": 0}, "updates"),
         ({"epochs": 0}, "epochs"),
-        ({"plain_share": 1.1}, "plain_share"),
+        ({"final_full_share": 1.1}, "final_full_share"),
         ({"floor": float("nan")}, "floor"),
         ({"remember": "first"}, "remember"),
-        ({"choose": "best"}, "choose"),
+        ({"select": "best"}, "select"),
         ({"sampler": 3}, "sampler"),
         ({"sampler": iter([1])}, "sampler"),
     ],
@@ -285,7 +282,7 @@ def test_an_option_that_is_not_allowed_is_named(options, named):
 )
 def test_losses_that_are_not_one_a_sample_are_refused_and_the_batch_stays_out(losses, hint):
     attention = make()
-    batches = attention.attend()
+    batches = iter(attention.attend())
     next(batches)
     with pytest.raises(LossError, match=hint):
         attention.report(losses)
@@ -312,9 +309,9 @@ def test_words_out_of_turn_are_refused():
 
 def test_an_iterator_of_another_pass_is_stale():
     attention = make()
-    first = attention.attend()
+    first = iter(attention.attend())
     next(first)
-    next(attention.attend())
+    next(iter(attention.attend()))
     with pytest.raises(ProtocolError, match="stale"):
         next(first)
 
@@ -328,7 +325,7 @@ def test_loaders_that_would_mix_samples_up_are_refused():
     with pytest.raises(ProtocolError, match="another batch sampler"):
         attention.attend(load(make()))
     with pytest.raises(ProtocolError, match="did not take"):
-        next(attention.attend([torch.arange(4)]))
+        next(iter(attention.attend([torch.arange(4)])))
 
 
 def test_a_wrapper_that_drops_batches_is_found_out():
@@ -355,7 +352,7 @@ def test_a_wrapper_that_drops_batches_is_found_out():
 def test_indices_that_are_none_of_the_data_set_are_refused(indices):
     attention = make(sampler=indices)
     with pytest.raises(OptionError, match="index"):
-        next(attention.attend())
+        next(iter(attention.attend()))
 
 
 # Damaged states ----------------------------------------------------------------------------------------------
@@ -376,7 +373,7 @@ def saved_state():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("version",), 2),
+        (("version",), 1),
         (("options", "k"), 1.3),
         (("options",), {}),
         (("epoch",), -1),
@@ -389,6 +386,7 @@ def saved_state():
         (("losses",), None),
         (("visits",), "????"),
         (("stream", "order"), "AAA"),
+        (("stream", "order"), "AAAAAAAAAAA="),
         (("stream", "order"), "/////w=="),
         (("stream", "scale"), 0.0),
         (("stream", "passes"), True),
@@ -417,7 +415,7 @@ def test_a_damaged_state_is_refused_and_nothing_is_assigned(path, value):
 
 def test_a_million_samples_take_a_few_megabytes_of_state():
     attention = SampleAttention(1_281_167, 256)
-    next(attention.attend())
+    next(iter(attention.attend()))
     assert len(json.dumps(attention.state_dict())) < 25_000_000
 
 
@@ -425,7 +423,7 @@ def test_a_step_costs_little_beside_one_of_training():
     import timeit
 
     attention = SampleAttention(5000, 64, k=1.2, weighted=True, updates=10**6)
-    batches = attention.attend()
+    batches = iter(attention.attend())
     losses = torch.rand(64)
 
     def step():

@@ -78,7 +78,7 @@ def test_a_copy_that_is_made_while_a_batch_is_out_begins_with_that_batch(make_co
         if number == 2:
             twin, twin_of_loader = make_copy((attention, loader))
             assert twin_of_loader.batch_sampler is twin
-            batches = twin.attend(twin_of_loader)
+            batches = iter(twin.attend(twin_of_loader))
             assert next(batches).tolist() == batch.tolist() == twin.indices
         attention.report([1.0] * len(batch))
     assert (attention.epoch, twin.epoch, twin.updates) == (3, 2, 2)

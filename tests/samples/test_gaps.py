@@ -4,7 +4,7 @@ import pytest
 
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import RanksDivergedError
-from tests.core.test_report import on_threads
+from tests.distributed.threads import on_threads
 from tests.loading.helpers import FORKING_IS_FINE
 from tests.samples.test_attend import BATCH_SIZE, SAMPLES, load
 
@@ -13,7 +13,7 @@ pytestmark = FORKING_IS_FINE
 
 def make():
     """Without any choice, so that the order is the same whenever losses come."""
-    return SampleAttention(SAMPLES, BATCH_SIZE, leave_out=0.0, updates=9)
+    return SampleAttention(SAMPLES, BATCH_SIZE, prune_probability=0.0, updates=9)
 
 
 def train(attention, loader, seen, stop=None):
@@ -68,14 +68,43 @@ def test_a_list_of_indices_that_a_loop_changes_gives_no_loss_to_another_sample()
 
 
 def test_ranks_that_loaded_different_states_in_mid_epoch_are_told_as_they_go_on():
-    def on_rank(rank, reduce):
-        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=2, rank=rank, world_size=2, reduce=reduce)
+    def on_rank(rank, transport):
+        options = {"updates": 2, "rank": rank, "world_size": 2}
+        alone = SampleAttention(SAMPLES, BATCH_SIZE, ranks=None, **options)
         for stop in (None, 1):
-            train(attention, None, [], stop)
-        state = attention.state_dict()
-        attention.load_state_dict({**state, "mean_loss": state["mean_loss"] + rank})
+            for made, _ in enumerate(alone.attend()):
+                if made == stop:
+                    break
+                alone.report([1.0 + rank] * BATCH_SIZE)
+        attention = SampleAttention(SAMPLES, BATCH_SIZE, ranks=transport, **options)
+        attention.load_state_dict(alone.state_dict())
         train(attention, None, [])
 
     for error in on_threads(2, on_rank):
         assert isinstance(error, RanksDivergedError)
         assert "mean_loss" in str(error)
+
+
+def test_ranks_that_leave_each_epoch_at_its_last_batch_end_it_as_one_process_does():
+    def on_rank(rank, transport):
+        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=4, rank=rank, world_size=2, ranks=transport)
+        states, resumed = [], None
+        for epoch in range(4):
+            assert attention.epoch == epoch
+            for made, _ in enumerate(attention.attend(), start=1):
+                attention.report([1.0 + rank + epoch] * BATCH_SIZE)
+                if made == 4:
+                    break
+            assert (attention.epoch, attention.last_summary.epoch) == (epoch + 1, epoch)
+            states.append(attention.state_dict())
+        resumed = SampleAttention(SAMPLES, BATCH_SIZE, updates=4, rank=rank, world_size=2, ranks=transport)
+        resumed.load_state_dict(states[1])
+        updates = 0
+        for epoch in range(2, 4):
+            for _ in resumed.attend():
+                resumed.report([1.0 + rank + epoch] * BATCH_SIZE)
+                updates += 1
+        assert resumed.state_dict() == states[3]
+        return updates, [attention.last_summary.mean_loss, resumed.last_summary.mean_loss]
+
+    assert on_threads(2, on_rank) == [(8, [4.5, 4.5])] * 2

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-import batch_sampler_attn.samples
+import batch_sampler_attn
 from batch_sampler_attn import SampleAttention
 from tests.samples.runs import SAMPLES, LooksAhead
 
-FOLDER = str(Path(batch_sampler_attn.samples.__file__).parent)
+PACKAGE = Path(batch_sampler_attn.__file__).parent
+TRACED = str(PACKAGE / "samples"), str(PACKAGE / "flight.py")
 OPTIONS = {
-    "both": {"k": 0.9, "leave_out": 0.5, "weighted": True, "updates": 4},
-    "at random": {"k": 0.8, "leave_out": 0.5, "choose": "random", "max_visits": 5, "updates": 4},
-    "plain at the end": {"k": 0.8, "leave_out": 0.5, "epochs": 4, "plain_share": 0.5, "updates": 4},
+    "both": {"k": 0.9, "prune_probability": 0.5, "weighted": True, "updates": 4},
+    "at random": {"k": 0.8, "prune_probability": 0.5, "select": "random", "max_visits": 5, "updates": 4},
+    "plain at the end": {"k": 0.8, "prune_probability": 0.5, "epochs": 4, "final_full_share": 0.5, "updates": 4},
 }
 LOADERS = {"in memory": None, "one at a time": 0, "ahead": 2}
 UPDATES = 4 * 3
@@ -70,7 +71,7 @@ class Interrupted:
             sys.settrace(before)
 
     def trace(self, frame, event, _):
-        if not frame.f_code.co_filename.startswith(FOLDER):
+        if not frame.f_code.co_filename.startswith(TRACED):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

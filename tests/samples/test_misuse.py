@@ -30,7 +30,7 @@ SAMPLES, BATCH_SIZE = 22, 4
 
 
 def make(samples=SAMPLES, **options):
-    return SampleAttention(samples, BATCH_SIZE, **{"k": 1.1, "leave_out": 0.5, "weighted": True, **options})
+    return SampleAttention(samples, BATCH_SIZE, **{"k": 1.1, "prune_probability": 0.5, "weighted": True, **options})
 
 
 def load(attention, dataset=range(SAMPLES), **options):
@@ -66,7 +66,7 @@ def test_a_loop_over_the_loader_itself_is_told_of_attend():
     attention = make()
     for _ in load(attention):
         with pytest.raises(ProtocolError, match=r"attention\.attend"):
-            attention.weigh(torch.ones(BATCH_SIZE))
+            attention.weighted_mean(torch.ones(BATCH_SIZE))
         break
 
 
@@ -74,29 +74,29 @@ def test_a_loop_over_the_loader_itself_is_told_of_attend():
 @pytest.mark.parametrize("losses", [[1.0] * 4, (1.0,) * 4, torch.ones(4, dtype=torch.int64), torch.ones(3), None])
 def test_weigh_refuses_what_it_cannot_take_the_mean_of_and_the_batch_stays_out(losses, weighted):
     attention = make(weighted=weighted)
-    batches = attention.attend()
+    batches = iter(attention.attend())
     next(batches)
     if weighted and isinstance(losses, torch.Tensor) and len(losses) == 4:
         losses = losses.bool()
     with pytest.raises((LossError, RuntimeError)):
-        attention.weigh(losses)
+        attention.weighted_mean(losses)
     assert attention.updates == 0
-    attention.weigh(torch.ones(4))
+    attention.weighted_mean(torch.ones(4))
     assert attention.updates == 1
 
 
 def test_a_mean_over_a_batch_of_one_is_no_loss_of_a_sample():
     attention = SampleAttention(3, 1)
-    batches = attention.attend()
+    batches = iter(attention.attend())
     next(batches)
     logits, label = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(LossError, match='reduction="none"'):
-        attention.weigh(nn.functional.cross_entropy(logits, label))
-    attention.weigh(nn.functional.cross_entropy(logits, label, reduction="none"))
+        attention.weighted_mean(nn.functional.cross_entropy(logits, label))
+    attention.weighted_mean(nn.functional.cross_entropy(logits, label, reduction="none"))
 
 
 def test_losses_that_are_not_finite_are_warned_of_once_an_epoch_and_said_in_the_summary():
-    attention = make(k=0.1, leave_out=0.5)
+    attention = make(k=0.1, prune_probability=0.5)
     for epoch in range(2):
         with pytest.warns(BatchAttentionWarning, match=f"in epoch {epoch} is not finite") as said:
             run_epoch(attention, loss=lambda index: math.nan if index < 3 else 1.0)
@@ -109,13 +109,13 @@ def test_losses_that_are_not_finite_are_warned_of_once_an_epoch_and_said_in_the_
 
 
 def test_losses_too_large_to_be_added_up_leave_a_state_that_is_plain_json():
-    attention = make(samples=8, leave_out=0.0, k=None)
+    attention = make(samples=8, prune_probability=0.0, k=None)
     with pytest.warns(BatchAttentionWarning, match="too large to be averaged"):
         run_epoch(attention, loss=lambda _: 1.2e308)
     assert attention.last_summary.mean_loss == 1.2e308
     assert attention.last_summary.nonfinite_losses == 7
     json.dumps(attention.state_dict(), allow_nan=False)
-    twin = make(samples=8, leave_out=0.0, k=None)
+    twin = make(samples=8, prune_probability=0.0, k=None)
     twin.load_state_dict(attention.state_dict())
 
 
@@ -127,7 +127,7 @@ def test_the_mean_has_the_precision_of_the_losses_and_what_is_remembered_their_v
             values = [0.5 + index % 4 for index in indices]
             weights = attention.weights
             losses = torch.tensor(values, dtype=dtype, requires_grad=True)
-            mean = attention.weigh(losses)
+            mean = attention.weighted_mean(losses)
             assert mean.dtype == dtype
             mean.float().backward()
             assert losses.grad.tolist() == pytest.approx([weight / BATCH_SIZE for weight in weights], rel=1e-2)
@@ -140,11 +140,11 @@ def test_gradients_that_are_accumulated_are_those_of_plain_training():
     models = nn.Linear(3, 1), nn.Linear(3, 1)
     models[1].load_state_dict(models[0].state_dict())
     # Every second batch is an update, so that an epoch has an even number of them.
-    attention = SampleAttention(len(data), 4, leave_out=0.0, updates=6, seed=1)
+    attention = SampleAttention(len(data), 4, prune_probability=0.0, updates=6, seed=1)
     accumulated, order = [], []
     for x, y in attention.attend(load(attention, data)):
         order += attention.indices
-        loss = attention.weigh((models[0](x)[:, 0] - y) ** 2)
+        loss = attention.weighted_mean((models[0](x)[:, 0] - y) ** 2)
         (loss / 2).backward()
         if attention.updates % 2 == 0:
             accumulated.append(models[0].weight.grad.clone())
@@ -185,7 +185,7 @@ def test_samples_of_a_subset_are_numbered_as_in_the_subset():
 
 
 def test_every_batch_is_full_and_no_sample_falls_behind_where_the_batch_size_does_not_divide_the_data():
-    attention = make(leave_out=0.0, k=None)
+    attention = make(prune_probability=0.0, k=None)
     seen = Counter()
     for _ in range(11):
         for batch in run_epoch(attention, load(attention)):
@@ -235,7 +235,7 @@ class OfUnknownLength:
 )
 def test_a_sampler_that_yields_no_indices_or_for_ever_is_refused(sampler, named):
     with pytest.raises(OptionError, match=named):
-        next(make(sampler=sampler).attend())
+        next(iter(make(sampler=sampler).attend()))
 
 
 @pytest.mark.parametrize("sampler", [numpy.arange(SAMPLES), torch.arange(SAMPLES), OfUnknownLength()])
@@ -259,7 +259,7 @@ def test_a_seed_may_be_any_whole_number():
 
 
 def test_a_loop_that_is_cut_short_goes_on_with_its_epoch_and_updates_says_how_long_one_is():
-    attention = make(leave_out=0.0, k=None, updates=6)
+    attention = make(prune_probability=0.0, k=None, updates=6)
     parts = []
     for indices in itertools.islice(attention.attend(), 3):
         parts.append(indices)
@@ -302,9 +302,7 @@ def test_a_loop_that_counts_batches_by_itself_ends_its_epochs_too(leave, told):
             seen.append(batch.tolist())
             attentions[1].report([0.2 + index % 3 for index in seen[-1]])
         assert seen == expected[epoch]
-        if not told:
-            assert (attentions[1].epoch, attentions[1].last_summary.epoch) == (epoch + 1, epoch)
-    # With other ranks to wait for, the epoch's end is told as the next one begins.
+        assert (attentions[1].epoch, attentions[1].last_summary.epoch) == (epoch + 1, epoch)
     assert run_epoch(attentions[0]) == run_epoch(attentions[1])
     assert attentions[1].state_dict() == attentions[0].state_dict()
 
@@ -312,7 +310,7 @@ def test_a_loop_that_counts_batches_by_itself_ends_its_epochs_too(leave, told):
 def test_an_iterator_that_is_kept_after_its_last_batch_ends_its_epoch_as_the_next_one_begins():
     attention, kept = make(), []
     for epoch in range(3):
-        kept.append(attention.attend())
+        kept.append(iter(attention.attend()))
         for _ in range(len(attention)):
             indices = next(kept[-1])
             assert attention.epoch == epoch
@@ -366,7 +364,7 @@ def test_the_loader_may_be_evaluated_on_in_the_middle_of_an_epoch(options):
 @pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("when", ["before the report", "after the report"])
 def test_a_loader_of_persistent_workers_is_not_evaluated_on_in_mid_epoch_in_silence(when, is_whole):
-    attention = make(leave_out=0.0, k=None)
+    attention = make(prune_probability=0.0, k=None)
     loader = load(attention, num_workers=1, persistent_workers=True)
 
     def evaluate():
@@ -382,16 +380,17 @@ def test_a_loader_of_persistent_workers_is_not_evaluated_on_in_mid_epoch_in_sile
             if attention.updates == 3:
                 evaluate()
 
-    with pytest.raises(ProtocolError, match="gone through elsewhere"):
+    with pytest.raises(ProtocolError, match="iterated over elsewhere"):
         train()
-    assert len(run_epoch(attention, loader)) == (4 if when == "before the report" else 3)
+    # The batch that was current keeps its losses.
+    assert len(run_epoch(attention, loader)) == 3
     assert attention.epoch == 1
     # Between two epochs it can be.
     assert len([*loader]) == len(run_epoch(attention, loader)) == 6
 
 
 def test_a_wrapper_of_such_a_loader_is_found_out_by_the_end_of_the_epoch():
-    attention = make(leave_out=0.0, k=None)
+    attention = make(prune_probability=0.0, k=None)
     loader = load(attention, num_workers=1, persistent_workers=True)
 
     def train():
@@ -460,7 +459,7 @@ class TwoRanks:
 
     ranks, rank = 2, 1
 
-    def attach(self):
+    def claim(self):
         pass
 
     def start(self, message):
@@ -472,11 +471,11 @@ class TwoRanks:
 
 def test_ranks_that_would_all_train_on_the_same_samples_are_refused():
     with pytest.raises(ProtocolError, match="on the same samples: give rank="):
-        make(reduce=TwoRanks()).attend()
+        make(ranks=TwoRanks()).attend()
     with pytest.raises(ProtocolError, match="world_size is 3, and 2 ranks train together"):
-        make(reduce=TwoRanks(), rank=1, world_size=3).attend()
+        make(ranks=TwoRanks(), rank=1, world_size=3).attend()
     for told in ({"world_size": 1}, {"rank": 1, "world_size": 2}):
-        attention = make(reduce=TwoRanks(), **told)
+        attention = make(ranks=TwoRanks(), **told)
         assert len(run_epoch(attention)) == len(attention)
 
 
@@ -485,9 +484,9 @@ def test_ranks_that_would_all_train_on_the_same_samples_are_refused():
 
 def test_a_summary_reads_well_whatever_the_numbers_are():
     attention = make(samples=4, k=None)
-    assert str(attention.summary) == "epoch 0: 0 updates, 0 of them extra, 0 samples left out, no finite loss"
+    assert str(attention.summary) == "epoch 0: 0 updates, 0 of them extra, 0 samples pruned, no finite loss"
     run_epoch(attention)
-    assert str(attention.last_summary) == "epoch 0: 1 update, 0 of them extra, 0 samples left out, mean loss 0.950"
+    assert str(attention.last_summary) == "epoch 0: 1 update, 0 of them extra, 0 samples pruned, mean loss 0.950"
     with pytest.warns(BatchAttentionWarning):
         run_epoch(attention, loss=lambda index: math.inf if index == 3 else 1.0)
     assert str(attention.last_summary).endswith(", mean loss 1.000, 1 loss not finite")

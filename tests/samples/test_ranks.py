@@ -11,15 +11,15 @@ from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedE
 from tests.distributed.processes import outcome, run_ranks
 
 SAMPLES, BATCH_SIZE, EPOCHS, RANKS = 47, 4, 5, 2
-OPTIONS = {"k": 1.3, "leave_out": 0.5, "weighted": True, "epochs": EPOCHS, "plain_share": 0.2}
+OPTIONS = {"k": 1.3, "prune_probability": 0.5, "weighted": True, "epochs": EPOCHS, "final_full_share": 0.2}
 
 
 def loss_of(sample, epoch):
     return (1.0 + sample % 7) / (1 + 0.1 * epoch)
 
 
-def make(rank, reduce=None, **options):
-    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, reduce=reduce, **{**OPTIONS, **options})
+def make(rank, ranks=None, **options):
+    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, ranks=reduce, **{**OPTIONS, **options})
 
 
 def train(attention, epochs=EPOCHS, loader=None):
@@ -103,9 +103,9 @@ def test_the_mean_is_over_all_ranks_samples(results):
 
 
 def test_each_rank_chooses_by_the_common_mean(results):
-    left_out = [sum(summary.left_out for _, summary in result["plain"]) for result in results]
+    pruned = [sum(summary.pruned for _, summary in result["plain"]) for result in results]
     extra = [sum(summary.extra_updates for _, summary in result["plain"]) for result in results]
-    assert min(left_out) > 0
+    assert min(pruned) > 0
     assert min(extra) > 0
     apart = [[summary.mean_loss for _, summary in result["apart"]] for result in results]
     assert apart[0] != apart[1]
@@ -139,7 +139,7 @@ def test_what_cannot_be_shared_out_is_refused():
 
 
 def test_a_sampler_s_order_is_kept_to_the_rank_s_samples():
-    attention = SampleAttention(12, 3, sampler=range(11, -1, -1), rank=1, world_size=2, leave_out=0, reduce=None)
+    attention = SampleAttention(12, 3, sampler=range(11, -1, -1), rank=1, world_size=2, prune_probability=0, ranks=None)
     assert [indices for indices, _, _ in train(attention, 1)[0][0]] == [[11, 9, 7], [5, 3, 1]]
 
 

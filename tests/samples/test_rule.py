@@ -8,18 +8,17 @@ from collections import Counter
 import pytest
 
 from batch_sampler_attn import SampleAttention
-from batch_sampler_attn.agreement import Agreement
-from batch_sampler_attn.samples.epoch import SampleEpochs
-from batch_sampler_attn.shards import Shard
+from batch_sampler_attn.errors import OptionError, StateError
 from tests.samples.oracle import SampleOracle
+from tests.samples.runs import LooksAhead
 
 CHOICES = {
     "k": [None, 0.9, 1.2],
-    "leave_out": [0.0, 0.3, 0.5],
+    "prune_probability": [0.0, 0.3, 0.5],
     "weighted": [False, True],
     "max_visits": [1, 2, 4],
     "floor": [0.0, 0.2, -1.0],
-    "remember": ["last", "base"],
+    "remember_loss": ["last", "base"],
 }
 
 
@@ -35,9 +34,16 @@ def loss_of(sample, visit, rng):
     return (1 + sample % 5) * rng.uniform(0.5, 1.5) / (1 + 0.1 * visit)
 
 
-def epochs_of(samples, batch_size, updates, epochs=None, **options):
-    attention = SampleAttention(samples, batch_size, updates=updates, epochs=epochs, plain_share=0.25, **options)
-    return SampleEpochs(attention.options, None, Shard(), Agreement(None))
+class Checked:
+    """What goes out, checked against the oracle as it goes."""
+
+    def __init__(self, attention, oracle):
+        self.attention, self.oracle = attention, oracle
+
+    def __iter__(self):
+        for indices in self.attention:
+            assert indices == self.oracle.hand_out()
+            yield indices
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
@@ -46,26 +52,23 @@ def test_every_batch_weight_and_mean_is_the_oracles(seed):
     rng = random.Random(seed)
     options, ahead = options_of(seed), rng.choice([0, 1, 3, 7])
     samples, batch_size, updates = rng.choice([(20, 4, 5), (23, 3, 11), (12, 12, 3), (17, 2, 4)])
-    plain = rng.choice([None, 6])
-    ours = epochs_of(samples, batch_size, updates, epochs=None if plain is None else 8, **options)
-    oracle = SampleOracle(samples, batch_size, updates, first_plain_epoch=plain, **options)
+    full = rng.choice([None, 6])
+    epochs = None if full is None else 8
+    ours = SampleAttention(samples, batch_size, updates=updates, epochs=epochs, final_full_share=0.25, **options)
+    oracle = SampleOracle(samples, batch_size, updates, first_full_epoch=full, **options)
     visits = Counter()
     for _ in range(8):
-        handed = 0
-        while not ours.is_over:
-            while handed < updates and len(ours.flight) <= ahead:
-                assert ours.hand_out().indices == oracle.hand_out()
-                handed += 1
-            batch = ours.flight[0]
-            assert batch.weights == pytest.approx([weight for _, weight in oracle.out[0][1]], rel=1e-12)
-            losses = [loss_of(sample, visits[sample], rng) for sample in batch.indices]
-            visits.update(batch.indices)
-            ours.settle(losses)
+        for indices in ours.attend(LooksAhead(Checked(ours, oracle), ahead)):
+            assert ours.weights == pytest.approx([weight for _, weight in oracle.out[0][1]], rel=1e-12)
+            losses = [loss_of(sample, visits[sample], rng) for sample in indices]
+            visits.update(indices)
+            ours.report(losses)
             oracle.report(losses)
-        assert ours.hand_out() is oracle.hand_out() is None
-        ours.end()
+        assert oracle.hand_out() is None
         oracle.end_epoch()
-        assert ours.mean_loss == (None if oracle.mean() is None else pytest.approx(oracle.mean(), rel=1e-12, abs=1e-12))
+        mean = ours.last_summary.mean_loss
+        assert mean is None or mean == pytest.approx(oracle.mean(), rel=1e-12, abs=1e-12)
+    assert oracle.pruned == sum(ours.doses["pruned"])
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
@@ -75,28 +78,29 @@ def test_a_run_saved_anywhere_goes_on_to_the_very_same_end(seed):
     options, ahead = options_of(seed), rng.choice([0, 2, 5])
     stop, total = rng.randrange(0, 55), 60
 
-    def run(epochs, begin, end):
+    def make():
+        return SampleAttention(23, 3, updates=8, epochs=8, final_full_share=0.25, **options)
+
+    def run(attention, begin, end):
         seen = []
-        for number in range(begin, end):
-            if epochs.is_over:
-                epochs.end()
-            while len(epochs.flight) <= ahead and epochs.hand_out() is not None:
-                pass
-            batch = epochs.flight[0]
-            losses_rng = random.Random(f"{seed} {number}")
-            losses = [loss_of(sample, number / 5, losses_rng) for sample in batch.indices]
-            seen.append((batch.indices, batch.weights))
-            epochs.settle(losses)
+        while begin + len(seen) < end:
+            for indices in attention.attend(LooksAhead(attention, ahead)):
+                number = begin + len(seen)
+                losses_rng = random.Random(f"{seed} {number}")
+                seen.append((indices, attention.weights))
+                attention.report([loss_of(sample, number / 5, losses_rng) for sample in indices])
+                if number + 1 == end:
+                    break
         return seen
 
-    whole, stopped = (epochs_of(23, 3, 8, epochs=7, **options) for _ in range(2))
+    whole, stopped = make(), make()
     expected = run(whole, 0, total)
     run(stopped, 0, stop)
-    packed = json.loads(json.dumps(stopped.pack(), allow_nan=False))
-    resumed = epochs_of(23, 3, 8, epochs=7, **options)
-    resumed.place = resumed.unpack(packed)
+    packed = json.loads(json.dumps(stopped.state_dict(), allow_nan=False))
+    resumed = make()
+    resumed.load_state_dict(packed)
     assert run(resumed, stop, total) == expected[stop:]
-    assert resumed.pack() == whole.pack()
+    assert resumed.state_dict() == whole.state_dict()
 
 
 def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
@@ -106,7 +110,7 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
     of_all = sum(gradients) / len(gradients)
 
     def measured(weighted):
-        attention = SampleAttention(40, 4, leave_out=0.5, weighted=weighted, updates=200, seed=1)
+        attention = SampleAttention(40, 4, prune_probability=0.5, weighted=weighted, updates=200, seed=1)
         means = []
         for epoch in range(40):
             for indices in attention.attend():
@@ -125,26 +129,26 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
     assert abs(mean - of_all) > 20 * error
 
 
-@pytest.mark.parametrize("choose", ["loss", "random"])
-def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(choose):
-    attention = SampleAttention(60, 6, k=1.5, leave_out=0.5, choose=choose, max_visits=3, seed=2)
+@pytest.mark.parametrize("select", ["loss", "random"])
+def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(select):
+    attention = SampleAttention(60, 6, k=1.5, prune_probability=0.5, select=select, max_visits=3, seed=2)
     seen = Counter()
-    extra = left_out = 0
+    extra = pruned = 0
     for _ in range(60):
         for indices in attention.attend():
             attention.report([3.0 if index < 12 else 0.5 for index in indices])
             seen.update(indices)
         extra += attention.last_summary.extra_updates
-        left_out += attention.last_summary.left_out
+        pruned += attention.last_summary.pruned
         assert attention.last_summary.updates == 10
     hard, easy = sum(seen[index] for index in range(12)) / 12, sum(seen[index] for index in range(12, 60)) / 48
     assert extra > 20
-    assert left_out > 500
-    assert hard / easy > 3 if choose == "loss" else 0.85 < hard / easy < 1.18
+    assert pruned > 500
+    assert hard / easy > 3 if select == "loss" else 0.85 < hard / easy < 1.18
 
 
 def test_no_sample_is_forgotten_however_well_it_is_fitted():
-    attention = SampleAttention(50, 5, leave_out=0.9, seed=3)
+    attention = SampleAttention(50, 5, prune_probability=0.9, seed=3)
     last_seen = dict.fromkeys(range(50), 0)
     longest = 0
     for epoch in range(80):
@@ -157,20 +161,20 @@ def test_no_sample_is_forgotten_however_well_it_is_fitted():
 
 
 def test_the_last_share_of_training_sees_every_sample_just_once_an_epoch():
-    attention = SampleAttention(20, 4, k=0.5, leave_out=0.5, epochs=10, plain_share=0.3)
+    attention = SampleAttention(20, 4, k=0.5, prune_probability=0.5, epochs=10, final_full_share=0.3)
     for epoch in range(10):
         seen = Counter()
         for indices in attention.attend():
             attention.report([float(index % 3) for index in indices])
             seen.update(indices)
-        assert attention.last_summary.is_plain == (epoch >= 7)
+        assert attention.last_summary.is_full == (epoch >= 7)
         if epoch >= 7:
             assert seen == Counter(range(20))
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
 def test_losses_that_are_not_finite_are_counted_and_never_pooled_or_remembered():
-    attention = SampleAttention(8, 4, k=0.1, leave_out=0.0, max_visits=9)
+    attention = SampleAttention(8, 4, k=0.1, prune_probability=0.0, max_visits=9)
     for _ in range(3):
         for indices in attention.attend():
             attention.report([math.nan if index == 0 else math.inf if index == 1 else 1.0 for index in indices])
@@ -179,3 +183,130 @@ def test_losses_that_are_not_finite_are_counted_and_never_pooled_or_remembered()
     assert attention.loss_of(2) == 1.0
     # All of its updates were of pooled samples, so that the mean stays that of the epoch before.
     assert (attention.last_summary.extra_updates, attention.threshold) == (2, 0.1)
+
+
+# At the edges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [0.7, 0.1, 1e300, 3e38, 1e-50])
+def test_samples_that_all_have_the_same_loss_are_none_of_them_well_fitted(loss):
+    attention = SampleAttention(1000, 10, prune_probability=0.9)
+    for _ in range(3):
+        for indices in attention.attend():
+            attention.report([loss] * len(indices))
+    assert sum(attention.doses["pruned"]) == 0
+
+
+def test_a_pass_in_which_every_sample_would_be_pruned_prunes_none():
+    attention = SampleAttention(3, 1, prune_probability=0.999, updates=6)
+    for epoch in range(40):
+        for number, indices in enumerate(attention.attend()):
+            # The first pass of each epoch has high losses, and the second leaves all samples below the mean.
+            attention.report([1.0 / (1 + epoch) if number < 3 else 0.5 / (1 + epoch)] * len(indices))
+    # Nothing is pruned, though each sample would be with probability 0.999.
+    assert {*attention.doses["pruned"]} == {0}
+
+
+def test_the_256th_visit_to_a_sample_is_still_counted_as_too_many():
+    attention = SampleAttention(2, 1, k=0.5, prune_probability=0.0, max_visits=255, updates=900)
+    for _ in range(2):
+        seen = Counter()
+        for indices in attention.attend():
+            attention.report([5.0])
+            seen.update(indices)
+    # Both were pooled as often as allowed; then only the base order brings them, each as often.
+    assert {*seen.values()} == {450}
+    assert attention.last_summary.extra_updates < 900 - 2
+
+
+@pytest.mark.parametrize("select", ["loss", "random"])
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_no_visit_from_the_pool_is_beyond_max_visits(select, ahead):
+    pooled = 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        max_visits = rng.choice([2, 3])
+        attention = SampleAttention(30, 3, k=0.7, max_visits=max_visits, select=select, updates=25, seed=seed)
+        for _ in range(6):
+            seen = Counter()
+            for indices in attention.attend(LooksAhead(attention, ahead)):
+                before = attention.summary.extra_updates
+                attention.report([rng.lognormvariate(index % 3, 1.0) for index in indices])
+                for index in indices:
+                    seen[index] += 1
+                    if attention.summary.extra_updates > before:
+                        pooled += 1
+                        assert seen[index] <= max_visits
+    assert pooled > 500
+
+
+# Controls -----------------------------------------------------------------------------------------------------
+
+
+def doses_of(attention, epochs, hard=frozenset(range(12))):
+    for _ in range(epochs):
+        for indices in attention.attend():
+            attention.report([3.0 if index in hard else 0.5 for index in indices])
+    return attention.doses
+
+
+@pytest.mark.parametrize("options", [{"updates": 1}, {"updates": 2}, {"updates": 10, "max_visits": 4}])
+def test_the_random_control_pools_as_many_as_its_losses_would_select(options):
+    attention = SampleAttention(60, 6, k=1.5, prune_probability=0.0, select="random", **options)
+    wanted = 0
+    for epoch in range(240 // options["updates"]):
+        for indices in attention.attend():
+            # Some batches have more hard samples than the next one can take.
+            losses = [3.0 if index < 12 else 0.5 for index in indices]
+            attention.report(losses)
+            wanted += sum(loss > 1.0 for loss in losses) if epoch else 0
+    assert sum(attention.doses["pooled"]) == pytest.approx(wanted, rel=0.15)
+    assert attention.epoch == 240 // options["updates"]
+
+
+def test_a_twin_prunes_and_pools_as_many_as_the_recorded_run_whichever_samples_those_are():
+    options = {"max_visits": 3, "epochs": 20, "updates": 12}
+    recorded = SampleAttention(60, 6, k=1.5, prune_probability=0.5, seed=1, **options)
+    doses = json.loads(json.dumps(doses_of(recorded, 20)))
+    assert sum(doses["pruned"]) > 100 < sum(doses["pooled"])
+    assert len(doses["pooled"]) == 20 * 12
+    twin = SampleAttention(60, 6, select=doses, seed=2, **options)
+    seen = Counter()
+    for _ in range(20):
+        for indices in twin.attend():
+            assert twin.weights == [1.0] * 6
+            twin.report([3.0 if index < 12 else 0.5 for index in indices])
+            seen.update(indices)
+    passes = min(len(doses["pruned"]), len(twin.doses["pruned"]))
+    assert twin.doses["pruned"][:passes] == doses["pruned"][:passes]
+    assert passes > 0.9 * len(doses["pruned"])
+    assert sum(twin.doses["pooled"]) == pytest.approx(sum(doses["pooled"]), rel=0.1)
+    hard, easy = sum(seen[index] for index in range(12)) / 12, sum(seen[index] for index in range(12, 60)) / 48
+    assert 0.8 < hard / easy < 1.25
+
+
+def test_a_twin_is_resumed_with_the_same_doses_and_with_no_others():
+    doses = doses_of(SampleAttention(60, 6, k=1.5, seed=1), 6)
+    twin = SampleAttention(60, 6, k=1.5, select=doses, seed=2)
+    doses_of(twin, 3)
+    resumed = SampleAttention(60, 6, k=1.5, select=doses, seed=2)
+    resumed.load_state_dict(json.loads(json.dumps(twin.state_dict())))
+    assert doses_of(resumed, 3) == doses_of(twin, 3)
+    other = SampleAttention(60, 6, k=1.5, select={**doses, "pruned": [1]}, seed=2)
+    with pytest.raises(StateError, match="other options: doses_crc32"):
+        other.load_state_dict(twin.state_dict())
+
+
+def test_doses_are_part_of_a_state():
+    attention = SampleAttention(60, 6, k=1.5)
+    doses = doses_of(attention, 4)
+    resumed = SampleAttention(60, 6, k=1.5)
+    resumed.load_state_dict(json.loads(json.dumps(attention.state_dict())))
+    assert resumed.doses == doses
+    assert doses_of(resumed, 2) == doses_of(attention, 2)
+
+
+@pytest.mark.parametrize("select", [None, 3, [], {}, {"pruned": [1]}, {"pruned": [1], "pooled": [-1]}, "doses", "all"])
+def test_what_is_no_selection_is_refused(select):
+    with pytest.raises(OptionError, match="select is"):
+        SampleAttention(60, 6, select=select)

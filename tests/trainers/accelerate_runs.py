@@ -4,6 +4,7 @@ python -m tests.trainers.accelerate_runs FOLDER
 """
 
 import os
+import shutil
 import sys
 import warnings
 from contextlib import nullcontext
@@ -20,9 +21,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from batch_sampler_attn import Decision
-from batch_sampler_attn.accelerate import attend, remaining
+from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.windows import WindowLoss
+from batch_sampler_attn.trainers.accelerate import attend
 from tests.trainers.forks import KILLED, RANKS, in_a_fork, on_ranks
 from tests.trainers.plain_loop import Run, finish, make_schedule, plain_loop
 
@@ -98,7 +99,7 @@ def cross_entropy(network, batch):
 def train_epoch(accelerator, schedule, network, optimizer, lr_scheduler, loader, case, rates, on_window=None):
     """As in the README."""
     for window in attend(schedule, accelerator, loader, case.accumulation):
-        loss = WindowLoss()
+        loss = AccumulatedLoss()
         for index, batch in enumerate(window):
             with nullcontext() if index == len(window) - 1 else accelerator.no_sync(network):
                 batch_loss = cross_entropy(network, batch)
@@ -156,9 +157,11 @@ RESUMED = Case(accumulation=2)
 WINDOWS = 4
 # After so many decisions of the whole run: in mid-epoch, at an epoch's last window, and after a REPEAT.
 KILLS = ("mid-epoch", "last-step", "repeats")
+# By attend() itself, or by accelerate's skip_first_batches for the rest of the epoch.
+RESUMES = ("whole", "skipping")
 
 
-def train(folder, kill=None, resumed=False):
+def train(folder, kill=None, resumed=None):
     """One training, with a checkpoint after each decision, to its end or to where it is killed."""
     accelerator = make_accelerator(RESUMED, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
     network = make_network()
@@ -180,11 +183,14 @@ def train(folder, kill=None, resumed=False):
             os._exit(KILLED)
 
     torch.manual_seed(6)
+    skipped = None
     if resumed:
         accelerator.load_state(str(folder / "state"))
+        if resumed == "skipping":
+            skipped = accelerator.skip_first_batches(loader, schedule.batch_index * RESUMED.accumulation)
     while schedule.epoch < EPOCHS:
-        rest = remaining(schedule, accelerator, loader, RESUMED.accumulation)
-        train_epoch(accelerator, schedule, *parts, rest, RESUMED, rates, on_window)
+        train_epoch(accelerator, schedule, *parts, loader if skipped is None else skipped, RESUMED, rates, on_window)
+        skipped = None
     return finish(schedule, recorder, accelerator.unwrap_model(parts[0]), rates)
 
 
@@ -195,7 +201,10 @@ def resume_each(folder):
     for kill in KILLS:
         (folder / kill).mkdir()
         assert in_a_fork(train, folder / kill, kill, result=folder / "none.pt") == KILLED, kill
-        assert in_a_fork(train, folder / kill, resumed=True, result=folder / f"{kill}.pt") == 0, kill
+        for resumed in RESUMES:
+            shutil.copytree(folder / kill, folder / f"{kill}-{resumed}")
+            result = folder / f"{kill}-{resumed}.pt"
+            assert in_a_fork(train, folder / f"{kill}-{resumed}", resumed=resumed, result=result) == 0, kill
 
 
 # On two ranks ----------------------------------------------------------------------------------------------
@@ -216,7 +225,7 @@ def on_a_rank(_, accumulation):
     lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98**0.5)
     loader = DataLoader(make_dataset(56, torch.float64), 4)
     parts = accelerator.prepare(network, optimizer, lr_scheduler, loader)
-    schedule, recorder = make_schedule(k=0.9, reduce=MeanOverRanks(timeout_seconds=60))
+    schedule, recorder = make_schedule(k=0.9, ranks=MeanOverRanks(timeout_seconds=60))
     rates = []
     for _ in range(EPOCHS):
         train_epoch(accelerator, schedule, *parts, case, rates)

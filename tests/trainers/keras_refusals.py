@@ -9,9 +9,9 @@ import pytest
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.keras import BatchAttention
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers.keras_runs import BACKEND, Batches, Case, compiled, make_data, make_loss, make_model, weights_of
 
 
@@ -36,7 +36,7 @@ def torch_data():
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "tensorflow")
     text = refusal()
-    assert "Keras runs on 'tensorflow'; BatchAttention.fit is for torch and jax: set KERAS_BACKEND before" in text
+    assert "Keras runs on 'tensorflow'; BatchAttention.fit needs torch or jax: set KERAS_BACKEND before" in text
     assert "model.train_on_batch" in text
 
 
@@ -58,28 +58,27 @@ def test_accumulation_is_refused():
 def test_data_that_are_attended_already_are_refused():
     schedule = BatchAttentionSchedule()
     loader = DataLoader(torch_data(), 8)
-    assert "Give it the loader itself" in refusal(x=schedule.attend(loader))
-    assert "give it a loader, of batches so many times as large" in refusal(x=windows(loader, 2))
+    text = refusal(x=schedule.attend(loader))
+    assert "holds AttendedLoader of batch_sampler_attn" in text
+    assert "BatchAttention.fit repeats batches" in text
+    assert "Give it a plain DataLoader" in refusal(x=accumulate(loader, 2))
 
     def generator():
         yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)
 
-    assert "before decide() was told the loss" in refusal(x=generator(), shuffle=False)
+    assert "before decide() had the loss" in refusal(x=generator(), shuffle=False)
 
 
 def test_a_sampler_of_ours_is_refused():
     data = torch_data()
     sampler = BatchAttentionSampler(RandomSampler(data), 8, schedule=BatchAttentionSchedule())
     text = refusal(x=DataLoader(data, batch_sampler=sampler))
-    assert "the loader has a BatchAttentionSampler, which Keras tells no losses" in text
-    attention = SampleAttention(len(data), 8, leave_out=0.5, epochs=4)
-    assert "has a SampleAttention" in refusal(x=DataLoader(data, batch_sampler=attention))
+    assert "holds BatchAttentionSampler of batch_sampler_attn, which waits for losses" in text
+    attention = SampleAttention(len(data), 8, prune_probability=0.5, epochs=4)
+    assert "holds SampleAttention" in refusal(x=DataLoader(data, batch_sampler=attention))
     with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
         BatchAttention(make_model(Case()), schedule=sampler.schedule)
 
-
-def test_a_list_of_callbacks_that_is_made_already_is_refused():
-    assert "give a list of callbacks" in refusal(callbacks=keras.callbacks.CallbackList())
 
 
 def test_a_model_that_has_no_metric_of_its_loss_is_refused():
@@ -93,20 +92,11 @@ def test_a_model_that_has_no_metric_of_its_loss_is_refused():
     )
 
 
-def test_ranks_without_reduce_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
-    assert "reduce=MeanOverRanks()" in refusal()
+def test_ranks_without_the_option_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
+    assert "ranks=MeanOverRanks()" in refusal(epochs=2)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
-def test_several_processes_of_jax_are_refused(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    assert "JAX runs on 2 processes" in refusal()
-
-
-def test_nnx_is_refused(monkeypatch):
-    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
-    assert "leave KERAS_NNX_ENABLED out" in refusal()
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
@@ -133,9 +123,11 @@ def test_a_model_that_is_not_compiled_is_refused_in_keras_s_words():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these to the schedule"),
+        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
         ({"k": 0}, "k is 0"),
-        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
+        ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
+        ({"k": BatchAttentionSchedule()}, "give it as schedule="),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options, words):
@@ -143,9 +135,17 @@ def test_options_that_are_not_allowed_are_refused(options, words):
         BatchAttention(make_model(Case()), **options)
 
 
-def test_what_is_no_model_is_refused():
-    with pytest.raises(OptionError, match=r"model is 1.2; it must be a keras.Model"):
-        BatchAttention(1.2)
+@pytest.mark.parametrize("model", [1.2, keras.Sequential])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(OptionError, match=r"model is .*; it must be a keras.Model"):
+        BatchAttention(model)
+
+
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule(), keras.callbacks.TerminateOnNaN], ids=str)
+def test_what_is_no_callback_is_refused(callback):
+    text = refusal(callbacks=[callback], error=OptionError)
+    assert "it must have instances of keras.callbacks.Callback" in text
+    assert "BatchAttention(model, schedule=...)" in text
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,8 @@ def test_what_is_no_model_is_refused():
     [
         lambda state: None,
         lambda state: state["schedule"],
-        lambda state: {**state, "version": 2},
-        lambda state: {**state, "repeats": -1},
-        lambda state: {**state, "repeats": True},
+        lambda state: {**state, "version": 1},
+        lambda state: {**state, "repeats": 1},
         lambda state: {**state, "schedule": {}},
         lambda state: BatchAttention(make_model(Case()), k=1.5).state_dict(),
     ],

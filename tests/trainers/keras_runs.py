@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.keras import BatchAttention
 from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.trainers.keras import BatchAttention
 
 EPOCHS = 4
 # Batches of 8, the last of 4: 7 in all.

@@ -4,15 +4,16 @@ Run by test_keras.py, in a process for each backend.
 """
 
 import json
+import warnings
 
 import keras
 import numpy as np
 import pytest
 
 from batch_sampler_attn import Decision, EqualComputeControl
-from batch_sampler_attn.errors import BatchChangedError, NonfiniteLossError, ProtocolError
-from batch_sampler_attn.keras import BatchAttention
+from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, NonfiniteLossError, ProtocolError
 from batch_sampler_attn.recorders import visit_counts
+from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers.keras_runs import (
     BACKEND,
     BATCH_SIZE,
@@ -32,10 +33,12 @@ from tests.trainers.keras_runs import (
     weights_of,
 )
 
-# Keras reads torch's tensors by way of NumPy.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
+pytestmark = [
+    # Keras reads torch's tensors by way of NumPy.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    # Some fits here are one epoch of several.
+    pytest.mark.filterwarnings("ignore:no batch will be repeated"),
+]
 
 # Where the backends have their code in common, and XLA would take seconds.
 slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda test: test
@@ -169,6 +172,19 @@ def test_a_run_that_is_saved_and_goes_on_elsewhere_has_the_same_tail(whole, tmp_
     assert np.array_equal(run["weights"], whole["weights"])
 
 
+def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
+    attention, recorder = attended()
+    words = r"no batch will be repeated: training ends after 1 epoch, .* warmup_epochs=1\. .*epoch_length=2"
+    with pytest.warns(BatchAttentionWarning, match=words):
+        fit(attention, epochs=1)
+    assert len(recorder.visits) == BATCHES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BatchAttentionWarning)
+        fit(attention, epochs=1)
+        fit(attended(epoch_length=2)[0], epochs=1)
+    assert attention.schedule.epoch == 2
+
+
 class Stopping(keras.callbacks.Callback):
     def __init__(self, error=None, at=3, epoch=1):
         super().__init__()
@@ -294,7 +310,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again():
     attention, _ = attended(compiled(CASE, make_model(CASE, Changing)))
     with (
         pytest.warns(UserWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed 1 of its tensors in place"),
+        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
     ):
         fit(attention)
 

@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.schedule import passes_of
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.forks import KILLED, RANKS, KillAtVisit, in_a_fork, on_ranks
 from tests.trainers.lightning_runs import EPOCHS, Case, loss_of, make_loader, make_network, make_trainer, module_class
 from tests.trainers.plain_loop import finish, make_schedule, plain_loop
@@ -97,7 +98,7 @@ def train(folder, at_step=None, at_visit=None, resumed_from=None):
     checkpoint.at_step = at_step
     schedule, recorder = make_schedule()
     if at_visit is not None:
-        schedule.epochs.recorders += (KillAtVisit(*at_visit),)
+        passes_of(schedule).recorders += (KillAtVisit(*at_visit),)
     module = module_class("lightning.pytorch")()
     trainer = make_trainer(
         accumulate_grad_batches=CASE.accumulation,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.plain_loop import Run, finish, make_schedule, plain_loop
 
 # Marks for every module of tests here: what Lightning itself warns of.

@@ -43,7 +43,7 @@ class Run:
 def make_schedule(**options) -> tuple[BatchAttentionSchedule, MemoryRecorder]:
     """A schedule that repeats often, and what it was told."""
     recorder = MemoryRecorder()
-    options = {"k": 0.97, "max_visits": 4, "reduce": None, **options}
+    options = {"k": 0.97, "max_visits": 4, "ranks": None, **options}
     return BatchAttentionSchedule(**options, recorders=[recorder]), recorder
 
 

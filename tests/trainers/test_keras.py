@@ -55,7 +55,7 @@ import batch_sampler_attn
 assert "keras" not in sys.modules
 sys.modules["keras"] = None
 try:
-    import batch_sampler_attn.keras
+    import batch_sampler_attn.trainers.keras
 except ModuleNotFoundError as error:
     print(error)
 """
@@ -64,5 +64,6 @@ except ModuleNotFoundError as error:
 def test_without_keras_the_message_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "batch_sampler_attn.keras needs Keras 3, which is not installed: pip install 'batch-sampler-attn[keras]'\n"
+        "batch_sampler_attn.trainers.keras needs Keras 3, which is not installed: "
+        "pip install 'batch-sampler-attn[keras]'\n"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.lightning_runs import (
     EPOCHS,
     MARKS,

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.lightning import BatchAttention
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.lightning_runs import MARKS, make_loader, make_trainer, module_class
 
 pytestmark = MARKS
@@ -50,7 +50,7 @@ def test_lbfgs_is_refused():
         def configure_optimizers(self):
             return torch.optim.LBFGS(self.parameters())
 
-    assert "use another optimizer" in refusal(Refined())
+    assert "Use another optimizer" in refusal(Refined())
 
 
 class Perturbing(torch.optim.SGD):
@@ -70,36 +70,6 @@ def test_an_optimizer_that_calls_its_closure_twice_is_found_out_before_the_first
     assert "Perturbing trains on a batch several times" in refusal(Sharp(), accumulate_grad_batches=accumulation)
 
 
-@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
-def test_no_optimizer_is_refused():
-    class Without(Module):
-        def configure_optimizers(self):
-            return None
-
-    assert "there is no optimizer" in refusal(Without())
-
-    class WithNone(Module):
-        def on_fit_start(self):
-            self.trainer.strategy.optimizers = []
-
-    assert "there are 0 optimizers" in refusal(WithNone())
-
-
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
-def test_a_step_that_fetches_batches_by_itself_is_refused():
-    class Fetching(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.network = torch.nn.Linear(2, 2)
-
-        def training_step(self, dataloader_iter):
-            raise AssertionError
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    assert "Let it take (batch, batch_idx)" in refusal(Fetching())
-
 
 def test_a_strategy_that_accumulates_by_itself_is_refused():
     class Accumulating(SingleDeviceStrategy):
@@ -112,32 +82,18 @@ def test_a_strategy_that_accumulates_by_itself_is_refused():
     assert "strategy='ddp'" in text
 
 
-def test_an_attended_loader_is_refused_without_the_callback_too():
-    schedule = BatchAttentionSchedule()
-
-    class Deciding(Module):
-        def on_train_batch_end(self, outputs, *_):
-            schedule.decide(outputs["loss"])
-
-    module = Deciding()
-    before = [parameter.detach().clone() for parameter in module.parameters()]
-    for loaders in (schedule.attend(make_loader()), {"first": schedule.attend(make_loader())}):
-        with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*and the BatchAttention callback"):
-            make_trainer().fit(module, loaders)
-    assert all(map(torch.equal, module.parameters(), before))
-    assert schedule.summary.batches == 0
-
 
 def test_an_attended_loader_is_refused():
     schedule = BatchAttentionSchedule()
     text = refusal(loader=schedule.attend(make_loader()))
-    assert "Give it the loader itself" in text
+    assert "the trainer's loader is or holds AttendedLoader of batch_sampler_attn" in text
+    assert "Give it a plain DataLoader" in text
     # Within a collection, too.
     assert text == refusal(loader={"first": [make_loader(), schedule.attend(make_loader())]})
 
 
 def test_windows_are_refused():
-    assert "Trainer(accumulate_grad_batches=size)" in refusal(loader=windows(make_loader(), 2))
+    assert "with accumulate_grad_batches=n the n batches of an update" in refusal(loader=accumulate(make_loader(), 2))
 
 
 def test_a_sampler_of_ours_is_refused():
@@ -145,19 +101,20 @@ def test_a_sampler_of_ours_is_refused():
     sampler = BatchAttentionSampler(RandomSampler(dataset), 8, schedule=BatchAttentionSchedule())
     text = refusal(loader=DataLoader(dataset, batch_sampler=sampler))
     assert "BatchAttentionSampler" in text
-    assert "with batch_size= and shuffle=" in text
-    attention = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    assert "DataLoader(dataset, batch_size=..., shuffle=...)" in text
+    attention = SampleAttention(len(dataset), 8, prune_probability=0.5, epochs=4)
     assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_sampler=attention))
+    assert "SampleAttention" in refusal(loader=DataLoader(dataset, batch_size=None, sampler=attention))
 
 
-def test_ranks_without_reduce_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+def test_ranks_without_the_option_are_refused(monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
     text = refusal(callback=BatchAttention(schedule=BatchAttentionSchedule()))
-    assert "reduce=MeanOverRanks()" in text
-    assert text == refusal(callback=BatchAttention(reduce="refuse"))
+    assert "ranks=MeanOverRanks()" in text
+    assert text == refusal(callback=BatchAttention(ranks="refuse"))
     # Spelled out, or left to the callback, it is the user's word.
-    for callback in (BatchAttention(), BatchAttention(reduce=None)):
-        make_trainer(max_epochs=1, callbacks=[callback]).fit(Module(), make_loader())
+    for callback in (BatchAttention(), BatchAttention(ranks=None)):
+        make_trainer(max_epochs=2, callbacks=[callback]).fit(Module(), make_loader())
 
 
 def test_the_schedule_of_a_sampler_is_refused():
@@ -170,16 +127,24 @@ def test_the_schedule_of_a_sampler_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these to the schedule"),
-        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "reduce": None}, "and also budget, reduce"),
+        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
+        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
+        ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
+        ({"k": BatchAttentionSchedule()}, "give it as schedule="),
         ({"k": 0}, "k is 0"),
-        ({"schedule": 1.2}, "schedule is 1.2; it must be a BatchAttentionSchedule"),
-        ({"reduce": "mean"}, "reduce is 'mean'"),
+        ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
+        ({"ranks": "mean"}, "ranks is 'mean'"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options, words):
     with pytest.raises(OptionError, match=words):
         BatchAttention(**options)
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_a_class_among_the_callbacks_is_refused_as_the_trainer_is_made(package):
+    with pytest.raises(OptionError, match=r"has the class BatchAttention; give an instance: BatchAttention\(k=1.2\)"):
+        make_trainer(package, callbacks=[BatchAttention])
 
 
 @pytest.mark.parametrize("kind", ["sampler", "attended"])
@@ -198,7 +163,7 @@ def test_a_loader_of_a_later_epoch_is_refused_as_the_first(kind):
 
     callback = BatchAttention()
     trainer = make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ProtocolError, match=r"repeats batches|would end each epoch at its length"):
+    with pytest.raises(ProtocolError, match="the BatchAttention callback repeats batches"):
         trainer.fit(Module(), datamodule=Reloading())
     assert trainer.global_step == len(make_loader())
     assert callback.schedule.epoch == 1
@@ -209,11 +174,11 @@ def test_a_sampler_of_ours_that_lightning_rebuilt_is_refused():
     dataset = make_loader().dataset
     sampler = BatchAttentionSampler(RandomSampler(dataset), 8, schedule=BatchAttentionSchedule())
     text = refusal(loader=DataLoader(dataset, batch_sampler=sampler), overfit_batches=3)
-    assert "which it rebuilds" in text
+    assert "BatchAttentionSampler" in text
 
 
 def test_a_state_of_other_options_is_refused(tmp_path):
-    trainer = make_trainer(max_epochs=1, callbacks=[BatchAttention(k=1.2)])
+    trainer = make_trainer(max_epochs=2, callbacks=[BatchAttention(k=1.2)])
     trainer.fit(Module(), make_loader())
     trainer.save_checkpoint(tmp_path / "state.ckpt")
     trainer = make_trainer(callbacks=[BatchAttention(k=1.5)])
@@ -227,7 +192,7 @@ import batch_sampler_attn
 assert not {"lightning", "pytorch_lightning", "torch"} & set(sys.modules)
 sys.modules.update({"lightning": None, "pytorch_lightning": None})
 try:
-    import batch_sampler_attn.lightning
+    import batch_sampler_attn.trainers.lightning
 except ModuleNotFoundError as error:
     print(error)
 """
@@ -236,6 +201,6 @@ except ModuleNotFoundError as error:
 def test_without_lightning_the_message_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "batch_sampler_attn.lightning needs Lightning, which is not installed: "
+        "batch_sampler_attn.trainers.lightning needs Lightning, which is not installed: "
         "pip install 'batch-sampler-attn[lightning]'\n"
     )

@@ -6,9 +6,9 @@ from lightning.pytorch import Callback, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 
 from batch_sampler_attn import EqualComputeControl
-from batch_sampler_attn.errors import BatchChangedError
-from batch_sampler_attn.lightning import BatchAttention
+from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError
 from batch_sampler_attn.recorders import visit_counts
+from batch_sampler_attn.trainers.lightning import BatchAttention
 from tests.trainers.lightning_processes import Randomness, ResumableLoader
 from tests.trainers.lightning_runs import (
     EPOCHS,
@@ -122,13 +122,43 @@ def test_a_checkpoint_that_is_evaluated_is_not_trained_on_from(tmp_path):
             return torch.zeros(())
 
     callback = BatchAttention()
-    trainer = make_trainer(max_epochs=1, callbacks=[callback])
+    trainer = make_trainer(max_epochs=2, callbacks=[callback])
     trainer.fit(Module(), make_loader())
     trainer.save_checkpoint(tmp_path / "state.ckpt")
     trainer.fit_loop.max_epochs = 3
     trainer.fit(Module(), make_loader())
     trainer.test(Evaluated(), make_loader(), ckpt_path=tmp_path / "state.ckpt", verbose=False)
     assert callback.schedule.epoch == 3
+
+
+# Trainings that are too short
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 7}, {"max_epochs": 3, "max_steps": 5}],
+    ids=str,
+)
+def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start(options):
+    class Never(Module):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError
+
+    words = r"no batch will be repeated: training ends after .* epochs?, .* warmup_epochs=1\. .*epoch_length=2"
+    with pytest.warns(BatchAttentionWarning, match=words), pytest.raises(AssertionError):
+        make_trainer(callbacks=[BatchAttention()], **options).fit(Never(), make_loader())
+
+
+def test_epochs_of_the_schedule_s_own_repeat_within_one_of_the_trainer_s():
+    case = Case(options={"epoch_length": 2})
+    run, _, _ = by_lightning(case, max_epochs=1)
+    assert run == by_hand(case, max_windows=BATCHES)
+    assert run.repeats > 0
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": -1, "max_steps": 8}, {"max_epochs": 1, "fast_dev_run": True}])
+def test_a_training_that_may_repeat_or_is_a_trial_is_not_warned_of(options):
+    make_trainer(callbacks=[BatchAttention()], **options).fit(Module(), make_loader())
 
 
 # Updates and hooks of the user's
@@ -273,7 +303,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again():
 
     with (
         pytest.warns(UserWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed 1 of its tensors in place"),
+        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
     ):
         by_lightning(Case(), Changing())
 

@@ -9,6 +9,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
+from batch_sampler_attn.schedule import passes_of
+from tests.trainers.plain_loop import make_schedule
 from tests.trainers.transformers_runs import (
     BATCHES,
     EPOCHS,
@@ -274,13 +276,51 @@ def halved(model, batch, items=None):
     return model(**batch)["loss"] / 2
 
 
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_a_compute_loss_that_does_not_say_what_it_divides_by_is_asked(is_divided, tmp_path):
+    class Own(MyTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return squared(model, inputs, num_items_in_batch if is_divided else None)
+
+    case = Case("gpt2", 2)
+    run, _ = by_trainer(case, tmp_path, Own)
+    if is_divided:
+        assert run == by_items(case, tmp_path, squared)
+    else:
+        assert run == by_hand(case, tmp_path, squared, divisor=lambda window: 1)
+    assert run.repeats > 2
+
+
+def test_an_answer_holds_for_one_training_alone(tmp_path):
+    class Told(nn.Module):
+        """Notes whether the number of items is there to be asked about."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+            self.asked = []
+
+        def forward(self, inputs, labels, num_items_in_batch=None, **kwargs):
+            self.asked.append(num_items_in_batch.requires_grad)
+            return {"loss": nn.functional.cross_entropy(self.layer(inputs), labels)}
+
+    model = Told()
+    arguments = make_arguments(Case(accumulation=2), tmp_path, num_train_epochs=2)
+    schedule = make_schedule(max_visits=1)[0]
+    trainer = MyTrainer(model=model, args=arguments, train_dataset=make_dataset("classifier"), schedule=schedule)
+    for _ in range(2):
+        trainer.train()
+        assert model.asked == [True] + 13 * [False]
+        model.asked.clear()
+
+
 # What is counted, and told
 
 
 def test_a_second_training_counts_its_own_repeats(tmp_path):
     run, trainer = by_trainer(Case(), tmp_path)
     assert run.repeats > 0
-    recorder = trainer.schedule.epochs.recorders[0]
+    recorder = passes_of(trainer.schedule).recorders[0]
     recorder.summaries.clear()
     trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
     trainer.train()
@@ -367,5 +407,5 @@ def test_callbacks_around_an_update_are_called_at_each_and_others_once_a_window(
 
 def test_the_trainer_is_left_as_it_was(tmp_path):
     _, trainer = by_trainer(Case(), tmp_path)
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
-    assert "Repeating" not in trainer.callback_handler.callback_list
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
+    assert "_Repeating" not in trainer.callback_handler.callback_list

@@ -11,11 +11,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
-from batch_sampler_attn.accelerate import sampler_of_ours
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.transformers import BatchAttentionMixin
-from batch_sampler_attn.transformers.refusals import check_trainer
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.trainers.accelerate import check_accelerator
+from batch_sampler_attn.trainers.transformers import BatchAttentionMixin
 from tests.trainers.transformers_runs import (
     MARKS,
     Case,
@@ -46,7 +45,7 @@ def refusal(trainer):
     with pytest.raises(ProtocolError) as error:
         trainer.train()
     assert all(map(torch.equal, trainer.model.parameters(), before))
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
     return str(error.value)
 
 
@@ -60,7 +59,7 @@ def with_loader(make_loader):
 
 def test_lbfgs_is_refused(tmp_path):
     optimizers = torch.optim.LBFGS(torch.nn.Linear(2, 2).parameters()), None
-    assert "use another optimizer" in refusal(make_trainer(tmp_path, optimizers=optimizers))
+    assert "Use another optimizer" in refusal(make_trainer(tmp_path, optimizers=optimizers))
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):
@@ -68,7 +67,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
     trainer.args._n_gpu = 2
     text = refusal(trainer)
     assert "torchrun" in text
-    assert "reduce=MeanOverRanks()" in text
+    assert "ranks=MeanOverRanks()" in text
 
 
 @pytest.mark.parametrize(
@@ -84,55 +83,21 @@ def test_updates_that_are_made_elsewhere_are_refused(kind, name, tmp_path):
     # Without being installed, or with one process, none of them can be set up.
     trainer.accelerator = SimpleNamespace(distributed_type=kind)
     text = refusal(trainer)
-    assert f"the trainer uses {name}" in text
+    assert f"accelerate uses {name}" in text
     assert "torchrun" in text
 
 
-def test_a_model_that_was_sharded_as_it_was_loaded_is_refused(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.is_distributed_loading_by_transformers = True
-    assert "sharding at load time" in refusal(trainer)
+@pytest.mark.parametrize("ranks", ["refuse", None])
+def test_ranks_that_would_decide_apart_are_refused(ranks):
+    accelerator = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    with pytest.raises(ProtocolError, match=r"one of 2 that share gradients.*ranks=MeanOverRanks\(\)"):
+        check_accelerator(BatchAttentionSchedule(ranks=ranks), accelerator)
 
 
-@pytest.mark.parametrize("reduce", ["refuse", None])
-def test_ranks_without_reduce_are_refused(reduce, tmp_path):
-    trainer = make_trainer(tmp_path, schedule=BatchAttentionSchedule(reduce=reduce))
-    ranks = SimpleNamespace(n_gpu=0, world_size=2)
-    with pytest.raises(ProtocolError, match="one of 2 that share gradients") as error:
-        check_trainer(SimpleNamespace(args=ranks, accelerator=trainer.accelerator, schedule=trainer.schedule))
-    assert "reduce=MeanOverRanks()" in str(error.value)
-
-
-def test_an_attended_loader_is_refused_without_the_mixin_too(tmp_path):
-    schedule = BatchAttentionSchedule()
-
-    class Attending(Trainer):
-        def get_train_dataloader(self):
-            return schedule.attend(super().get_train_dataloader())
-
-        def training_step(self, *args, **kwargs):
-            loss = super().training_step(*args, **kwargs)
-            schedule.decide(loss)
-            return loss
-
-    case = Case("classifier", 1)
-    trainer = Attending(
-        model=make_model("classifier"), args=make_arguments(case, tmp_path), train_dataset=make_dataset("classifier")
-    )
-    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    with pytest.raises(ProtocolError, match=r"would end each epoch at its length.*and BatchAttentionMixin"):
-        trainer.train()
-    assert all(map(torch.equal, trainer.model.parameters(), before))
-
-
-def test_an_attended_loader_is_refused(tmp_path):
-    text = refusal(make_trainer(tmp_path, with_loader(BatchAttentionSchedule().attend)))
-    assert "Return the loader itself" in text
-
-
-def test_windows_are_refused(tmp_path):
-    text = refusal(make_trainer(tmp_path, with_loader(lambda loader: windows(loader, 2))))
-    assert "TrainingArguments(gradient_accumulation_steps=size)" in text
+def test_a_loader_of_ours_is_refused(tmp_path):
+    for make in (BatchAttentionSchedule().attend, lambda loader: accumulate(loader, 2)):
+        text = refusal(make_trainer(tmp_path, with_loader(make)))
+        assert "BatchAttentionMixin repeats batches by itself" in text
 
 
 def test_a_sampler_of_ours_is_refused(tmp_path):
@@ -147,20 +112,9 @@ def test_a_sampler_of_ours_is_refused(tmp_path):
     Prepared.sampler = BatchAttentionSampler(range(len(dataset)), 8, schedule=BatchAttentionSchedule())
     text = refusal(make_trainer(tmp_path, Prepared))
     assert "BatchAttentionSampler" in text
-    assert "batch_size= and shuffle=" in text
-    Prepared.sampler = SampleAttention(len(dataset), 8, leave_out=0.5, epochs=4)
+    assert "DataLoader(dataset, batch_size=..., shuffle=...)" in text
+    Prepared.sampler = SampleAttention(len(dataset), 8, epochs=4)
     assert "SampleAttention" in refusal(make_trainer(tmp_path, Prepared))
-    assert sampler_of_ours(DataLoader(dataset, batch_size=8)) is None
-
-
-def test_a_compute_loss_that_does_not_say_what_it_divides_by_is_refused(tmp_path):
-    class Own(MyTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return model(**inputs)["loss"]
-
-    text = refusal(make_trainer(tmp_path, Own, "gpt2", accumulation=2))
-    assert "Own has a compute_loss of its own" in text
-    assert "loss_is_scaled_for_ga = True" in text
 
 
 def test_a_step_without_one_loss_is_refused(tmp_path):
@@ -215,22 +169,50 @@ def test_a_loop_that_does_not_say_that_it_made_an_update_is_refused(tmp_path):
     with pytest.raises(ProtocolError, match="MyTrainer ended a step without on_optimizer_step"):
         trainer.train()
     assert trainer.state.global_step == 1
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
 
 
-def test_a_loop_that_trains_without_training_step_is_refused(tmp_path):
-    class Newer(MyTrainer):
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            raise AssertionError("nobody calls it")
+# What is given in the wrong place
 
-        def _run_epoch(self, model, train_dataloader, **_):
-            for batch in train_dataloader:
-                self.compute_loss(model, batch).backward()
-                self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
 
-    assert "Newer made an update from no batch that training_step was called with" in refusal(
-        make_trainer(tmp_path, Newer)
-    )
+def test_the_mixin_after_the_trainer_is_refused_where_the_class_is_made():
+    with pytest.raises(ProtocolError, match=r"Write class Own\(BatchAttentionMixin, Trainer\)"):
+
+        class Own(Trainer, BatchAttentionMixin):
+            pass
+
+
+def test_another_mixin_before_it_is_taken():
+    class Logging:
+        def training_step(self, *args, **kwargs):
+            return super().training_step(*args, **kwargs)
+
+    class Own(Logging, BatchAttentionMixin, Trainer):
+        pass
+
+    class Further(Own):
+        pass
+
+
+class OfLightning:
+    """As the callback for Lightning, without an import of it."""
+
+
+OfLightning.__module__ = "batch_sampler_attn.trainers.lightning"
+
+
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule(), BatchAttentionSchedule, OfLightning(), OfLightning])
+def test_what_is_no_callback_of_transformers_is_refused_where_it_arrives(callback, tmp_path):
+    with pytest.raises(OptionError, match=r"not a callback of transformers. Give the trainer schedule="):
+        make_trainer(tmp_path, callbacks=[callback])
+    with pytest.raises(OptionError, match=r"not a callback of transformers. Give the trainer schedule="):
+        make_trainer(tmp_path).add_callback(callback)
+
+
+@pytest.mark.parametrize("schedule", [BatchAttentionSchedule, OfLightning(), 1.2])
+def test_what_is_no_schedule_is_refused_where_it_arrives(schedule, tmp_path):
+    with pytest.raises(OptionError, match=r"schedule is .* BatchAttentionSchedule\(k=1.2\)"):
+        make_trainer(tmp_path, schedule=schedule)
 
 
 # Schedules and states
@@ -243,13 +225,8 @@ def test_the_schedule_of_a_sampler_is_refused(tmp_path):
         make_trainer(tmp_path, schedule=schedule)
 
 
-def test_what_is_no_schedule_is_refused(tmp_path):
-    with pytest.raises(OptionError, match=r"schedule is 1.2; it must be a BatchAttentionSchedule"):
-        make_trainer(tmp_path, schedule=1.2)
-
-
 def test_a_state_of_other_options_is_refused(tmp_path):
-    by_trainer(Case(), tmp_path, num_train_epochs=1, save_strategy="epoch")
+    by_trainer(Case(), tmp_path, num_train_epochs=2, save_strategy="epoch")
     with pytest.raises(StateError, match="k"):
         by_trainer(Case(options={"k": 1.5}), tmp_path, resume=True)
 
@@ -277,7 +254,7 @@ import batch_sampler_attn
 assert not {"transformers", "accelerate"} & set(sys.modules)
 sys.modules["transformers"] = None
 try:
-    import batch_sampler_attn.transformers
+    import batch_sampler_attn.trainers.transformers
 except ModuleNotFoundError as error:
     print(error)
 """
@@ -286,6 +263,6 @@ except ModuleNotFoundError as error:
 def test_without_transformers_the_message_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "batch_sampler_attn.transformers needs transformers, which is not installed: "
+        "batch_sampler_attn.trainers.transformers needs transformers, which is not installed: "
         "pip install 'batch-sampler-attn[transformers]'\n"
     )

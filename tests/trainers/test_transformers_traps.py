@@ -25,6 +25,30 @@ pytestmark = MARKS
 CONSTANT = {"lr_scheduler_type": "constant"}
 
 
+# Training that is too short
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"num_train_epochs": 1}, {"num_train_epochs": 0.5}, {"max_steps": 3}, {"max_steps": 4}], ids=str
+)
+def test_training_that_ends_with_its_first_epoch_warns_at_its_start(arguments, tmp_path):
+    case = Case(accumulation=2, arguments=arguments)
+    with pytest.warns(BatchAttentionWarning, match=r"no batch will be repeated: .*epoch_length="):
+        run, _ = by_trainer(case, tmp_path)
+    assert run.repeats == 0
+
+
+@pytest.mark.parametrize("arguments", [{"num_train_epochs": 1.5}, {"max_steps": 5}], ids=str)
+def test_training_that_goes_beyond_it_does_not(arguments, tmp_path):
+    by_trainer(Case(accumulation=2, arguments=arguments), tmp_path)
+
+
+def test_shorter_epochs_of_the_schedule_repeat_within_one_epoch(tmp_path):
+    run, _ = by_trainer(Case(arguments={"num_train_epochs": 1}, options={"epoch_length": 2}), tmp_path)
+    assert len({visit[1] for visit in run.visits}) == 2
+    assert run.repeats > 0
+
+
 # Epochs that are cut short
 
 
@@ -87,7 +111,7 @@ def test_an_error_in_mid_epoch_sets_no_threshold_and_leaves_the_trainer_as_it_wa
     with pytest.raises(KeyError, match="of the user's"):
         trainer.train()
     assert schedule.epoch == 1
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
     # Trained again, from the start, it does not go on in the middle.
     trainer.fails = False
     trainer.train()
@@ -174,7 +198,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again(tmp_path):
 
     with (
         pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed 1 of its tensors in place"),
+        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
     ):
         by_trainer(Case(), tmp_path, Changing)
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from batch_sampler_attn.transformers import BatchAttentionMixin
+from batch_sampler_attn.trainers.transformers import BatchAttentionMixin
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.transformers_runs import EPOCHS, MARKS, Case, Texts, make_arguments, make_model
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from batch_sampler_attn.distributed import MeanOverRanks
+from batch_sampler_attn.schedule import passes_of
 from tests.trainers.forks import KILLED, RANKS, KillAtVisit, in_a_fork, on_ranks
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.transformers_runs import (
@@ -55,7 +56,7 @@ def train(folder, at_step=None, at_visit=None, resume=None):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             if at_visit is not None:
-                self.schedule.epochs.recorders += (KillAtVisit(*at_visit),)
+                passes_of(self.schedule).recorders += (KillAtVisit(*at_visit),)
 
     run, trainer = by_trainer(
         CASE,
@@ -108,7 +109,7 @@ def rank_case(model, accumulation):
 
 def on_a_rank(rank, model, accumulation, folder, averages=True):
     """A rank's run; without ``averages``, each rank divides by its own tokens alone."""
-    schedule, recorder = make_schedule(reduce=MeanOverRanks(timeout_seconds=60))
+    schedule, recorder = make_schedule(ranks=MeanOverRanks(timeout_seconds=60))
     arguments = {
         "per_device_train_batch_size": 4,
         "train_sampling_strategy": "sequential",

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from batch_sampler_attn import Decision
-from batch_sampler_attn.transformers import BatchAttentionMixin
+from batch_sampler_attn.trainers.transformers import BatchAttentionMixin
 from tests.trainers.plain_loop import Run, finish, make_schedule, plain_loop
 
 # Marks for every module of tests here.

@@ -244,3 +244,70 @@ def test_epochs_that_are_missing_are_said_where_no_folder_of_the_run_has_them(di
     drop_last_line(moved / "epochs.jsonl")
     with pytest.raises(SystemExit, match=r"epochs in epochs.jsonl, and runs.jsonl says \d+; take its line out"):
         run_benchmark(digits, moved, *WHOLE)
+
+
+# Files of other programs -------------------------------------------------------------------------------------
+
+
+def put_others(folder):
+    """Files that belong to nobody here, some under names that look like ours."""
+    for name in (".env", ".netrc", ".gitignore", ".record.json", ".state.pt.12x", "state.pt"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name} of another program")
+    return folder
+
+
+def read_all(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["work/project/.env", "work", "runs.jsonl", "epochs.jsonl", "visits.jsonl"])
+def test_a_folder_of_another_program_is_refused_and_left_as_it_is(digits, tmp_path, name):
+    folder = tmp_path / "home"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("secret")
+    with pytest.raises(SystemExit, match=f"has {name.partition('/')[0]} but no configuration.json .* another --out"):
+        run_benchmark(digits, folder, *SMALL)
+    assert read_all(folder) == {folder / name: b"secret"}
+
+
+@pytest.mark.parametrize("text", ["{}", "", '{"schema_version": 1, "theme": "dark"}'])
+def test_a_configuration_of_another_program_is_refused_and_left_as_it_is(digits, tmp_path, text):
+    folder = tmp_path / "home"
+    put_others(folder / "work" / "project")
+    (folder / "configuration.json").write_text(text)
+    before = read_all(folder)
+    with pytest.raises(SystemExit, match=r"is not a folder of records: .*configuration.json.* another --out"):
+        run_benchmark(digits, folder, *SMALL)
+    assert read_all(folder) == before
+
+
+def test_only_half_written_files_of_runs_are_cleared_and_none_behind_a_link(digits, tmp_path):
+    out, elsewhere = run_once(digits, tmp_path / "out"), tmp_path / "elsewhere"
+    for name in ("project", "baseline-noise0-seed0.old", "baseline-noise0-seed1/deeper"):
+        put_others(out / "work" / name)
+    put_others(elsewhere)
+    (elsewhere / ".state.pt.123").write_text("of another program")
+    for name in ("project/link", "attention-first-noise0-seed3", "linked"):
+        (out / "work" / name).symlink_to(elsewhere)
+    run = out / "work" / "baseline-noise0-seed0"
+    (run / ".record.json.7").symlink_to(elsewhere / ".env")
+    before = read_all(tmp_path)
+    (run / ".state.pt.123").write_bytes(b"half")
+    run_once(digits, out)
+    after = read_all(tmp_path)
+    assert {path for path in before if path not in after} == set()
+    assert run / ".state.pt.123" not in after
+    assert all(after[path] == text for path, text in before.items() if elsewhere in path.parents)
+
+
+def test_nothing_is_cleared_where_all_runs_are_behind_a_link(digits, tmp_path):
+    out = run_once(digits, tmp_path / "out")
+    (out / "work").rename(tmp_path / "elsewhere")
+    (out / "work").symlink_to(tmp_path / "elsewhere")
+    left = [tmp_path / "elsewhere" / "baseline-noise0-seed0" / name for name in (".state.pt.1", "state.pt")]
+    for path in left:
+        path.write_text("of another program")
+    run_once(digits, out)
+    assert all(path.exists() for path in left)

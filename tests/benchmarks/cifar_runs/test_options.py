@@ -8,7 +8,8 @@ import pytest
 from benchmarks.cifar import __main__ as command
 from benchmarks.cifar.models import MODELS
 from benchmarks.cifar.options import Options, parse
-from tests.benchmarks.cifar_helpers import run_benchmark
+from benchmarks.reading import read_records
+from tests.benchmarks.cifar_helpers import run_benchmark, run_once, write_digits
 
 ROOT = Path(__file__).parents[3]
 
@@ -119,3 +120,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(digits, tmp_path, options, s
         run_benchmark(digits, tmp_path / "out", *options)
     assert str(stopped.value).startswith("error: ")
     assert "\n" not in str(stopped.value)
+
+
+def test_control_characters_in_names_of_files_do_not_reach_the_terminal(tmp_path, capsys):
+    folder = write_digits(tmp_path / "odd \x1b[31m\x07", train_per_class=16, test_per_class=2, classes=2, size=12)
+    (folder / "train" / "loose \x1b[2J.png").touch()
+    run_once(folder, tmp_path / "out \x1b[1m")
+    printed = capsys.readouterr()
+    assert not {"\x1b", "\x07"} & set(printed.out + printed.err)
+    assert r"loose \x1b[2J.png" in printed.out
+    assert len(read_records(tmp_path / "out \x1b[1m").runs) == 1

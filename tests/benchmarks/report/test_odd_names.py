@@ -7,7 +7,9 @@ from urllib.parse import unquote
 import pytest
 
 from benchmarks.report import web
+from benchmarks.report.__main__ import main
 from benchmarks.report.document import Box, Document, Section
+from benchmarks.text import visible
 from tests.benchmarks.report.pages import (
     HOSTILE,
     PLAIN,
@@ -18,6 +20,7 @@ from tests.benchmarks.report.pages import (
     read_links,
     read_markdown,
 )
+from tests.benchmarks.report_records import write_records
 
 
 def test_what_a_data_set_is_called_stays_text_on_the_page(hostile):
@@ -98,3 +101,49 @@ def test_a_line_break_in_a_name_breaks_neither_tables_nor_titles(tmp_path):
     cells = [token.content for token in read_markdown(text) if token.type == "inline"]
     assert {"small_resnet on a b", "x y"} <= set(cells)
     assert not [cell for cell in cells if cell.startswith(("b |", "y |"))]
+
+
+# Turns a terminal's text red, changes its title, and writes over the line.
+ODD_CONTROLS = "birds\x1b[31m\x1b]0;title\x07\x9b1m\r\u202egpj"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path, capsys):
+    setting = PLAIN._replace(model="net\x1b[2J", data=ODD_CONTROLS, classes=("cat\x1b[1m", "dog"))
+    text = make_report(tmp_path, setting)
+    printed = capsys.readouterr().out
+    for shown in (printed, text, (tmp_path / "report" / "report.html").read_text()):
+        assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(shown)
+    assert r"Claims: net\x1b[2J on birds\x1b[31m" in "".join(read_links(text)[0])
+
+
+@pytest.mark.parametrize("name", ["data\0set", "\0"])
+def test_a_null_character_in_a_name_is_shown_as_an_escape(tmp_path, capsys, name):
+    text = make_report(tmp_path, PLAIN._replace(data=name, classes=("cat\0", "dog")))
+    assert "\0" not in capsys.readouterr().out + text
+    pictures = read_links(text)[2]
+    assert pictures
+    assert all((tmp_path / "report" / unquote(picture)).exists() for picture in pictures)
+
+
+def test_control_characters_do_not_reach_the_terminal_by_an_error(tmp_path):
+    folder = write_records(tmp_path / "records", PLAIN)
+    line = (folder / "runs.jsonl").read_text().splitlines()[0]
+    (folder / "runs.jsonl").write_text(line[:-1] + r', "\u001b[31m": 1}' + "\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder)])
+    assert "\x1b" not in str(stopped.value)
+    assert r"\x1b[31m" in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tab\tand\nline", "tab\tand\nline"),
+        ("\x7f\x85", r"\x7f\x85"),
+        ("\ud800", r"\ud800"),
+        ("naïve 猫 👩‍🔬", "naïve 猫 👩‍🔬"),
+    ],
+)
+def test_only_control_characters_become_escapes(text, shown):
+    assert visible(text) == shown

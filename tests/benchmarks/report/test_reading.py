@@ -61,6 +61,88 @@ def test_records_that_are_not_what_they_should_be_are_refused(copied, spoil, sai
         main([str(copied)])
 
 
+def cut(path):
+    path.write_text(path.read_text()[:-40])
+
+
+@pytest.mark.parametrize("name", ["runs.jsonl", "epochs.jsonl"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()), "line 1 begins with a byte order mark"),
+        (lambda path: path.write_text("\n" + path.read_text()), "line 1 is empty. Delete the empty line"),
+        (lambda path: path.write_text(path.read_text() + "\n"), r"line \d+ is empty. Delete the empty line"),
+        (cut, "the line is cut off. Copy the file again"),
+        (lambda path: path.write_text(path.read_text() + "<<<<<<< HEAD\n"), r"the line is not JSON \(.*Copy the file"),
+    ],
+)
+def test_a_damaged_line_is_refused_with_what_is_wrong_and_what_to_do(copied, name, spoil, said):
+    spoil(copied / name)
+    with pytest.raises(SystemExit, match=rf"^error: .*{name}, .*{said}") as stopped:
+        main([str(copied)])
+    assert "with this version" not in str(stopped.value)
+
+
+def test_lines_may_end_as_windows_ends_them(copied):
+    before = read_records(copied)
+    for name in ("runs.jsonl", "epochs.jsonl"):
+        (copied / name).write_bytes((copied / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert read_records(copied) == before
+
+
+def move_one(matrix):
+    """One image that was classified rightly is not, in place of one of the same class."""
+    label = next(label for label, row in enumerate(matrix) if row[label])
+    matrix[label][label] -= 1
+    matrix[label][label - 1] += 1
+
+
+def add_one(matrix):
+    matrix[0][0] += 1
+
+
+def exchange_wrong_predictions(matrix):
+    """The accuracy stays, and macro-F1 does not."""
+    row = next(row for row in range(len(matrix)) if any(n for column, n in enumerate(matrix[row]) if column != row))
+    wrong = next(column for column, n in enumerate(matrix[row]) if n and column != row)
+    other = next(column for column in range(len(matrix)) if column not in (row, wrong))
+    matrix[row][wrong] -= 1
+    matrix[row][other] += 1
+
+
+def turn(matrix):
+    """The accuracy stays, and macro-F1 too."""
+    matrix[:] = [list(column) for column in zip(*matrix, strict=True)]
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (move_one, "images right, and epochs.jsonl has an accuracy of"),
+        (add_one, "images, and 60 were tested"),
+        (exchange_wrong_predictions, "macro-F1"),
+        (turn, "other numbers of images of each class"),
+        (lambda matrix: matrix.pop(), "it is not 10 by 10"),
+        (lambda matrix: matrix[3].append(0), "it is not 10 by 10"),
+    ],
+)
+def test_a_confusion_matrix_that_contradicts_the_rest_is_refused(copied, which, spoil, said):
+    runs = [json.loads(line) for line in (copied / "runs.jsonl").read_text().splitlines()]
+    evaluated = runs[1][which]
+    spoil(evaluated["confusion"])
+    edit(copied / "runs.jsonl", 1, **{which: evaluated})
+    with pytest.raises(RecordsError, match=f"at its {which} epoch contradicts the rest of the records: .*{said}"):
+        read_records(copied)
+
+
+def test_a_confusion_matrix_of_another_epoch_is_refused(copied):
+    best = json.loads((copied / "runs.jsonl").read_text().splitlines()[0])["best"]
+    edit(copied / "runs.jsonl", 0, best={**best, "epoch": 3 - best["epoch"]})
+    with pytest.raises(RecordsError, match=r"at its best epoch contradicts .* in epochs.jsonl that is epoch"):
+        read_records(copied)
+
+
 def test_the_same_run_does_not_count_twice(out, copied):
     with pytest.raises(RecordsError, match="give each run once"):
         read_experiments([out, copied])

@@ -29,6 +29,7 @@ def standing(folder: Folder, condition: tuple[int, str], other: str) -> str:
     return words[found.verdict(RULES._replace(least_gain=0))]
 
 
+ALL = "over all conditions (every label noise and epoch_loss)"
 JUDGED = ("ahead", "behind", "not told apart")
 LEFT_OPEN = ("it hardly repeats anything", "fewer than 3 seeds were run")
 
@@ -81,3 +82,22 @@ def numbers_in_box(folders: list[Folder], asked: str) -> list[set[str]]:
     end = ", so it neither confirms nor refutes" if is_one else ", so they neither confirm nor refute"
     which = f"reduced size (each experiment says below what was reduced){end}" if reduced else "the paper's own size"
     return [*said, {f"{start} at {which}"}]
+
+
+def ranges_over_all(folders: list[Folder], asked: str) -> list[set[str] | None]:
+    """What the three sentences that judge say of all conditions; None where these are no more than those judged."""
+    every = [(folder, condition) for folder in folders for condition in folder.conditions()]
+    judged = [(folder, judged_by(folder, asked)) for folder in folders]
+    expected: list[set[str] | None] = []
+    for other in ("baseline", "random"):
+        compared = [each for each in every if each[0].find(each[1], other, "attention")]
+        means = [float(np.mean(gains(*each, other))) for each in compared]
+        is_more = any(each not in judged for each in compared)
+        expected.append(joined(f"{ALL} ", span(means, "+.2f"), " points") if is_more else None)
+    shares = [
+        [more_updates(run["epochs"]) for (run,) in each.find(condition, "attention")] for each, condition in every
+    ]
+    is_more = any(each not in judged for each in every)
+    means = [float(np.mean(of_condition)) for of_condition in shares]
+    expected.append(joined("and ", span(means, ".1f"), f" % {ALL}") if is_more else None)
+    return expected

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks.report import figures
 from benchmarks.report.__main__ import main
-from tests.benchmarks.report_numbers.box import numbers_in_box
+from tests.benchmarks.report_numbers.box import ALL, numbers_in_box, ranges_over_all
 from tests.benchmarks.report_numbers.folders import Folder, read_folder
 from tests.benchmarks.report_numbers.measures import total
 from tests.benchmarks.report_numbers.tables import TABLE_2_BEST, compute_tables, how_reduced
@@ -124,6 +124,13 @@ def test_the_numbers_in_the_box_are_those_that_are_computed_here(report):
     box = report.paragraphs[""][:5]
     for sentence, expected in itertools.zip_longest(box, numbers_in_box(report.folders, report.asked)):
         assert any(text in sentence for text in expected), (sentence, expected)
+
+
+def test_the_box_names_the_condition_that_it_judges_and_gives_the_range_over_all(report):
+    judging = report.paragraphs[""][1:4]
+    for sentence, expected in zip(judging, ranges_over_all(report.folders, report.asked), strict=True):
+        assert f'with clean labels and epoch_loss="{report.asked}"' in sentence
+        assert any(text in sentence for text in expected) if expected else ALL not in sentence, (sentence, expected)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])

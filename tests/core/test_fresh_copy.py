@@ -193,6 +193,84 @@ def test_tensors_arrays_and_other_objects_are_the_very_same_at_every_visit():
         schedule.decide(next(losses))
 
 
+class Graph:
+    """As torch_geometric's Data: callable, copied by a method of its own, tensors in a store of its own."""
+
+    def __init__(self, x):
+        self.__dict__["_store"] = {"x": x}
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["_store"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name, value):
+        self._store[name] = value
+
+    def __call__(self, *names):
+        return [self._store[name] for name in names]
+
+    def __copy__(self):
+        twin = type(self).__new__(type(self))
+        twin.__dict__["_store"] = dict(self._store)
+        return twin
+
+
+def decide_on_all(attended):
+    for _ in attended:
+        attended.schedule.decide(1.0)
+
+
+class CallableBatch:
+    """Tensors as attributes, whatever else it is."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __call__(self):
+        return self.x
+
+
+@pytest.mark.parametrize("make", [Graph, CallableBatch])
+def test_a_graph_is_repeated_as_it_came_whatever_the_loop_sets_on_it(make):
+    def double(data):
+        before = data.x.sum().item()
+        data.x = data.x * 2
+        data.extra = torch.ones(1)
+        return before
+
+    batch = make(torch.ones(4))
+    assert visits_of(batch, double, visits=3) == [4.0] * 3
+    assert not hasattr(batch, "extra")
+
+
+def test_tensors_of_a_graph_that_were_changed_in_place_are_found():
+    def loop():
+        for data in schedule_with_threshold_attending(Graph(torch.ones(3))):
+            data.x.mul_(2)
+
+    def schedule_with_threshold_attending(batch):
+        schedule = schedule_with_threshold()
+        for yielded in schedule.attend([batch]):
+            yield yielded
+            schedule.decide(2.0)
+
+    with pytest.raises(BatchChangedError, match=r"\(3,\)"):
+        loop()
+
+
+def test_what_cannot_be_copied_is_repeated_as_it_is_with_one_warning():
+    class Uncopied(dict):
+        def __copy__(self):
+            raise RuntimeError("open file")
+
+    attended = BatchAttentionSchedule().attend([Uncopied(x=1), Uncopied(x=2)])
+    with pytest.warns(BatchAttentionWarning, match="a Uncopied, which cannot be copied") as warned:
+        decide_on_all(attended)
+    assert len(warned) == 1
+
+
 def test_a_batch_that_contains_itself_is_yielded_as_it_is():
     batch = [torch.ones(1)]
     batch.append(batch)

@@ -7,12 +7,20 @@ import weakref
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn import (
+    BatchAttentionSampler,
+    BatchAttentionSchedule,
+    Decision,
+    SampleAttention,
+    SeededDataset,
+)
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
-from batch_sampler_attn.replay import Replay
-from batch_sampler_attn.windows import windows
+from batch_sampler_attn.schedule import passes_of
+from batch_sampler_attn.trainers.replay import Replay, refuse_closures, refuse_own_loader, standing_in
 
 WINDOWS = 6
 
@@ -63,13 +71,13 @@ def expected(epochs, **options):
     """The visits and the epochs of a loop around ``attend``."""
     schedule, recorder = make_schedule(**options)
     for epoch in range(epochs):
-        for window in schedule.attend(windows([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
+        for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
             losses = [loss_at(epoch, window[0][0], (schedule.visits + 1, batch)) for batch in range(2)]
             schedule.decide((losses[0] + losses[1] * 2) / 3)
     return recorder.visits, recorder.summaries, schedule.threshold
 
 
-OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"window": 4}, {"max_visits": 1}]
+OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"epoch_length": 4}, {"max_visits": 1}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -130,6 +138,70 @@ def test_a_state_from_the_middle_of_repeats_goes_on_with_the_visits_made():
     assert [(visit.visit, visit.decision) for visit in recorder.visits] == [(3, "advance")]
 
 
+# Of three windows in each epoch: the first repeats nothing, and in the others the last window repeats twice.
+LOSSES = [[[1.0], [1.0], [1.0]], [[0.5], [1.0], [3.0, 3.0, 2.0]], [[0.5], [0.5], [4.0, 4.0, 3.0]]]
+
+
+@pytest.mark.parametrize("options", [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"epoch_length": 3}], ids=str)
+@pytest.mark.parametrize("made", [1, 2])
+@pytest.mark.parametrize("windows", [3, None])
+def test_a_repeat_that_is_due_on_the_last_window_of_a_saved_state_is_made(windows, made, options):
+    def train(replay, epochs):
+        for epoch in epochs:
+            replay.begin_epoch(windows, at=0)
+            for position, losses in enumerate(LOSSES[epoch]):
+                train_window(replay, losses, is_last=position == 2)
+            replay.end_epoch(finished=True)
+
+    whole, expected = make_replay(**options)
+    train(whole, range(3))
+    assert [summary.repeats for summary in expected.summaries] == [0, 2, 2]
+
+    replay, _ = make_replay(**options)
+    train(replay, range(1))
+    replay.begin_epoch(windows, at=0)
+    train_window(replay, LOSSES[1][0])
+    train_window(replay, LOSSES[1][1])
+    replay.hold("batch")
+    replay.note(LOSSES[1][2][0])
+    repeats = replay.repeats(is_last=True)
+    for loss in LOSSES[1][2][1:made]:
+        next(repeats)
+        replay.note(loss)
+    next(repeats)
+    state = json.loads(json.dumps(replay.schedule.state_dict()))
+
+    resumed, recorder = make_replay(**options)
+    resumed.schedule.load_state_dict(state)
+    resumed.begin_epoch(windows, at=2)
+    train_window(resumed, LOSSES[1][2][made:], is_last=True)
+    resumed.end_epoch(finished=True)
+    train(resumed, [2])
+    assert recorder.visits == expected.visits[5 + made :]
+    assert recorder.summaries == expected.summaries[1:]
+    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+def test_a_repeat_that_is_due_is_given_up_where_the_trainer_begins_an_epoch():
+    replay, _ = make_replay()
+    for is_last in (False, False, True):
+        train_window(replay, [1.0], is_last=is_last)
+    replay.begin_epoch(3, at=0)
+    train_window(replay, [0.5])
+    train_window(replay, [0.5])
+    replay.hold("batch")
+    replay.note(9.0)
+    next(replay.repeats(is_last=True))
+    state = replay.schedule.state_dict()
+    # Its epochs have two windows now, and the state has two behind it, with a third that is to be repeated.
+    for windows in (3, 2):
+        resumed, recorder = make_replay()
+        resumed.schedule.load_state_dict(state)
+        resumed.begin_epoch(windows, at=0)
+        assert (resumed.schedule.epoch, resumed.schedule.batch_index, resumed.schedule.visits) == (1, 0, 0)
+        assert recorder.summaries == []
+
+
 def test_an_epoch_that_was_cut_short_sets_no_threshold_and_begins_anew():
     replay, recorder = make_replay()
     train_window(replay, [1.0], is_last=True)
@@ -176,7 +248,7 @@ def test_a_part_of_an_epoch_whose_beginning_was_not_seen_sets_no_threshold():
 
 
 def test_a_schedule_with_epochs_of_its_own_goes_on_over_the_trainer_s():
-    replay, _ = make_replay(window=3)
+    replay, _ = make_replay(epoch_length=3)
     for _ in range(3):
         replay.begin_epoch(2, at=0)
         train_window(replay, [1.0])
@@ -255,7 +327,7 @@ def test_a_tensor_that_was_changed_in_place_is_not_trained_on_again():
     replay.hold([images])
     images.mul_(2)
     replay.note(5.0)
-    with pytest.raises(BatchChangedError, match=r"changed 1 of its tensors in place \(of shape \(2, 3\)\)"):
+    with pytest.raises(BatchChangedError, match=r"changed tensors of it in place \(of shape \(2, 3\)\)"):
         next(replay.repeats())
 
 
@@ -285,8 +357,11 @@ def test_a_window_that_was_decided_on_is_let_go_of_and_may_be_filled_anew():
 
 def test_nothing_is_kept_where_nothing_may_ever_repeat():
     replay, _ = make_replay(max_visits=1)
-    replay.hold([torch.ones(2)])
-    assert replay._held == []
+    batch = torch.ones(2)
+    gone = weakref.ref(batch)
+    replay.hold([batch])
+    del batch
+    assert gone() is None
     replay.note(1.0)
     assert replay.decide() is Decision.ADVANCE
 
@@ -315,7 +390,7 @@ def test_decisions_from_elsewhere_are_found_out():
 
 
 def test_ranks_that_nobody_said_are_to_decide_apart_are_refused(monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.agreement.ranks_of_process_group", lambda: 2)
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
     replay, _ = make_replay()
     with pytest.raises(ProtocolError, match="MeanOverRanks"):
         replay.hold("batch")
@@ -343,7 +418,7 @@ def test_a_window_that_came_to_no_update_is_still_to_come_after_an_epoch_that_wa
     replay.hold("batch")
     replay.end_epoch(finished=False)
     assert replay.schedule.state_dict()["state"]["batches"] == 1
-    assert replay.schedule.epochs.state.position == 1
+    assert passes_of(replay.schedule).state.position == 1
 
 
 def test_batches_that_are_changed_in_place_are_warned_of_once():
@@ -357,3 +432,71 @@ def test_batches_that_are_changed_in_place_are_warned_of_once():
             replay.note(1.0)
             replay.decide()
     assert [warning.category for warning in caught] == [BatchAttentionWarning]
+
+
+# Around the driver
+
+
+class Greeter:
+    def greet(self):
+        return "of the class"
+
+
+@pytest.mark.parametrize("own", [None, "of the instance"])
+def test_methods_stand_in_on_one_object_for_a_while(own):
+    greeter, other = Greeter(), Greeter()
+    if own is not None:
+        greeter.greet = lambda: own
+    before = dict(vars(greeter))
+    with pytest.raises(KeyError), standing_in(greeter, greet=lambda: "stands in", more=lambda: 1):
+        assert (greeter.greet(), greeter.more(), other.greet()) == ("stands in", 1, "of the class")
+        raise KeyError
+    assert vars(greeter) == before
+    assert greeter.greet() == (own or "of the class")
+
+
+def own_loaders():
+    data = torch.utils.data.TensorDataset(torch.ones(8, 1))
+    schedule = BatchAttentionSchedule()
+    attention = SampleAttention(8, 2, prune_probability=0.5, epochs=4)
+    sampler = BatchAttentionSampler(range(8), 2, schedule=BatchAttentionSchedule())
+
+    class Sharding:
+        batch_sampler = sampler
+
+    class MySampler(BatchAttentionSampler):
+        pass
+
+    attended = schedule.attend(DataLoader(data))
+    return {
+        "AttendedLoader": attended,
+        "BatchAttentionSampler": DataLoader(data, batch_sampler=sampler),
+        "SampleAttention": DataLoader(data, batch_sampler=attention),
+        "MySampler": DataLoader(data, batch_sampler=MySampler(range(8), 2, schedule=BatchAttentionSchedule())),
+        "the loader's sampler": DataLoader(data, batch_size=None, sampler=attention),
+        "in accelerate's": DataLoader(data, batch_sampler=Sharding()),
+        "accumulated": accumulate(DataLoader(data), 2),
+        "attended by samples": attention.attend(DataLoader(data, batch_sampler=attention)),
+    }
+
+
+@pytest.mark.parametrize("name", own_loaders())
+def test_a_loader_of_this_package_is_refused(name):
+    with pytest.raises(ProtocolError, match=r"is or holds \w+ of batch_sampler_attn, .*: that repeats"):
+        refuse_own_loader(own_loaders()[name], "that repeats")
+
+
+def test_loaders_of_others_are_taken():
+    data = torch.utils.data.TensorDataset(torch.ones(8, 1))
+    for loader in (None, [1, 2], DataLoader(data), DataLoader(SeededDataset(data, seed=1), 2), iter([1])):
+        refuse_own_loader(loader, "that repeats")
+
+
+def test_an_optimizer_that_visits_a_batch_several_times_is_refused_in_any_wrapper():
+    class Wrapper:
+        optimizer = torch.optim.LBFGS([torch.ones(1, requires_grad=True)])
+
+    refuse_closures(torch.optim.SGD([torch.ones(1, requires_grad=True)]))
+    for optimizer in (Wrapper.optimizer, Wrapper()):
+        with pytest.raises(ProtocolError, match="LBFGS trains on a batch several times in each step"):
+            refuse_closures(optimizer)

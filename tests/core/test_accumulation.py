@@ -1,24 +1,28 @@
-"""Windows of batches, and their loss."""
+"""Windows of batches for one update each, and their loss."""
 
 import copy
 import math
 import pickle
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, SampleAttention
+from batch_sampler_attn.accumulation import AccumulatedLoss, accumulate, samples_in
 from batch_sampler_attn.errors import EmptyEpochError, LossError, OptionError, ProtocolError
-from batch_sampler_attn.windows import WindowLoss, samples_in, windows
 
 
 @pytest.mark.parametrize("batches", range(8))
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_windows_have_each_batch_once_in_order(batches, size):
-    made = windows(range(batches), size)
+    made = accumulate(range(batches), size)
     for _ in range(2):
         assert [batch for window in made for batch in window] == list(range(batches))
     assert [len(window) for window in made] == [min(size, batches - begin) for begin in range(0, batches, size)]
@@ -26,7 +30,7 @@ def test_windows_have_each_batch_once_in_order(batches, size):
 
 
 def test_a_stream_has_windows_and_no_length():
-    made = windows((batch for batch in "abc"), 2)
+    made = accumulate((batch for batch in "abc"), 2)
     with pytest.raises(TypeError, match="len"):
         len(made)
     assert list(made) == [["a", "b"], ["c"]]
@@ -34,7 +38,7 @@ def test_a_stream_has_windows_and_no_length():
 
 def test_a_window_is_asked_for_only_when_it_is_due():
     asked = []
-    made = iter(windows((asked.append(batch) or batch for batch in range(6)), 2))
+    made = iter(accumulate((asked.append(batch) or batch for batch in range(6)), 2))
     next(made)
     assert asked == [0, 1]
 
@@ -42,16 +46,16 @@ def test_a_window_is_asked_for_only_when_it_is_due():
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "2", None])
 def test_a_size_that_is_no_count_is_refused(size):
     with pytest.raises(OptionError, match=r"size is .*; it must be an int of at least 1"):
-        windows("abc", size)
+        accumulate("abc", size)
 
 
 def test_a_numpy_count_is_a_size():
-    assert len(windows("abc", np.int64(2))) == 2
+    assert len(accumulate("abc", np.int64(2))) == 2
 
 
 def test_attributes_are_those_of_the_loader():
     loader = DataLoader(range(5), batch_size=2)
-    made = windows(loader, 2)
+    made = accumulate(loader, 2)
     assert made.dataset is loader.dataset
     assert made.batch_size == 2
     with pytest.raises(AttributeError, match="nothing"):
@@ -59,7 +63,7 @@ def test_attributes_are_those_of_the_loader():
 
 
 def test_windows_are_copied_and_pickled():
-    made = windows([1, 2, 3], 2)
+    made = accumulate([1, 2, 3], 2)
     assert list(copy.deepcopy(made)) == list(pickle.loads(pickle.dumps(made))) == [[1, 2], [3]]
 
 
@@ -68,40 +72,94 @@ def test_a_window_is_repeated_as_a_whole():
     seen = []
     for losses in ([1.0, 1.0], [1.5, 1.2, 0.5]):
         remaining = iter(losses)
-        for window in schedule.attend(windows("abc", 2)):
+        for window in schedule.attend(accumulate("abc", 2)):
             seen.append("".join(window))
             schedule.decide(next(remaining))
     assert seen == ["ab", "c", "ab", "ab", "c"]
-    assert len(schedule.attend(windows("abc", 2))) == 2
 
 
 def test_a_loader_that_is_used_up_is_found_out():
     schedule = BatchAttentionSchedule()
-    attended = schedule.attend(windows(iter("ab"), 2))
+    attended = schedule.attend(accumulate(iter("ab"), 2))
     for _ in attended:
         schedule.decide(1.0)
     with pytest.raises(EmptyEpochError, match="used up"):
         list(attended)
 
 
-def test_what_is_attended_already_is_refused():
-    with pytest.raises(ProtocolError, match=r"schedule\.attend\(windows\(loader, size\)\)"):
-        windows(BatchAttentionSchedule().attend("abc"), 2)
+def of_ours():
+    """Loaders that repeat batches or samples by themselves."""
+    sampler = BatchAttentionSampler(RandomSampler(range(8)), 2, schedule=BatchAttentionSchedule())
+    attention = SampleAttention(8, 2, epochs=4)
+    return {
+        "attended": (BatchAttentionSchedule().attend("abc"), "AttendedLoader"),
+        "accumulated": (accumulate("abc", 2), "AccumulatedLoader"),
+        "batches": (DataLoader(range(8), batch_sampler=sampler), "BatchAttentionSampler"),
+        "attended batches": (sampler.schedule.attend(DataLoader(range(8), batch_sampler=sampler)), "AttendedLoader"),
+        "samples": (DataLoader(range(8), batch_sampler=attention), "SampleAttention"),
+        "samples in lists": (DataLoader(range(8), sampler=attention, batch_size=None), "SampleAttention"),
+        "sharded": (SimpleNamespace(batch_sampler=SimpleNamespace(batch_sampler=attention)), "SampleAttention"),
+    }
 
 
-def test_the_loader_of_a_sampler_of_ours_is_refused():
-    schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(RandomSampler(range(4)), 2, schedule=schedule)
-    with pytest.raises(ProtocolError, match="BatchAttentionSampler, which repeats each batch by itself"):
-        windows(DataLoader(range(4), batch_sampler=sampler), 2)
-    windows(DataLoader(range(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, drop_last=False)), 2)
+@pytest.mark.parametrize("kind", of_ours())
+def test_a_loader_that_repeats_by_itself_is_refused(kind):
+    loader, name = of_ours()[kind]
+    with pytest.raises(ProtocolError, match=rf"holds {name}, .* schedule\.attend\(accumulate\(loader, size\)\)"):
+        accumulate(loader, 2)
+
+
+def test_any_other_sampler_is_taken():
+    accumulate(DataLoader(range(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, drop_last=False)), 2)
+    accumulate(DataLoader(range(4), batch_size=2, sampler=RandomSampler(range(4))), 2)
+    accumulate(MagicMock(), 2)
+
+
+class Engine:
+    """Counts batches into updates as DeepSpeed's does, whatever loop it is in."""
+
+    def __init__(self, batches_an_update):
+        self._batches_an_update = batches_an_update
+        self.pending, self.updates = [], []
+
+    def gradient_accumulation_steps(self):
+        return self._batches_an_update
+
+    def __call__(self, inputs):
+        self.inputs = inputs
+        return inputs
+
+    def backward(self, loss):
+        self.pending.append(self.inputs[0, 0].item())
+
+    def step(self):
+        if len(self.pending) == self._batches_an_update:
+            self.updates.append(tuple(self.pending))
+            self.pending = []
+
+
+def test_the_guide_s_loop_around_an_engine_that_accumulates_repeats_whole_updates():
+    guide = Path(__file__).parents[2] / "docs/guides/gradient-accumulation.md"
+    (loop,) = re.findall(r"```py\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    inputs = torch.arange(14.0).repeat_interleave(2)[:, None].expand(-1, 2)
+    loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] % 4 == 0).long()), batch_size=2)
+    engine, schedule = Engine(4), BatchAttentionSchedule(k=0.5, max_visits=3)
+    parts = {"engine": engine, "schedule": schedule, "loader": loader, "nn": torch.nn}
+    windows = [(0.0, 1.0, 2.0, 3.0), (4.0, 5.0, 6.0, 7.0), (8.0, 9.0, 10.0, 11.0)]
+    for _ in range(2):
+        engine.updates.clear()
+        exec(loop, {**parts, "accumulate": accumulate, "AccumulatedLoss": AccumulatedLoss})
+        assert engine.pending == []
+        assert list(dict.fromkeys(engine.updates)) == windows
+    assert len(engine.updates) > len(windows)
+    assert schedule.last_summary.repeats == len(engine.updates) - len(windows)
 
 
 # The loss of a window
 
 
 def mean_of(*parts):
-    loss = WindowLoss()
+    loss = AccumulatedLoss()
     for part in parts:
         loss.add(*part)
     return loss.mean
@@ -138,14 +196,14 @@ def test_a_window_without_samples_has_no_mean_and_its_batch_is_not_repeated():
 
 def test_a_loss_that_is_changed_later_is_the_one_that_was_added():
     loss = torch.tensor(1.0, dtype=torch.float64)
-    added = WindowLoss()
+    added = AccumulatedLoss()
     added.add(loss)
     loss.mul_(0)
     assert added.mean == 1.0
 
 
 def test_losses_on_a_device_stay_there():
-    loss = WindowLoss()
+    loss = AccumulatedLoss()
     for samples in (1, 3):
         loss.add(torch.empty((), device="meta"), samples)
     assert loss.mean.device.type == "meta"

@@ -1,0 +1,186 @@
+"""Gradient accumulation: the batches of one update, and the loss of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr
+from batch_sampler_attn.losses import as_float, detached
+from batch_sampler_attn.options import positive_int, sample_weight
+
+Batch = TypeVar("Batch")
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
+    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's."""
+
+    def __init__(self, loader: Iterable[Batch], size: int) -> None:
+        self._loader = loader
+        self._size = size
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self._loader)
+        while window := list(islice(batches, self._size)):
+            yield window
+
+    def __len__(self) -> int:
+        return -(-len(self._loader) // self._size)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        # copy and pickle look names up before __init__ has run, and special methods are not the loader's.
+        if name in ("_loader", "_size") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
+    """Group a loader's batches into lists of ``size``, one list for each update; the last list may be shorter.
+
+    The schedule decides on, and repeats, whole lists: ``schedule.attend(accumulate(loader, 4))``. Give ``decide`` the
+    mean of an ``AccumulatedLoss``.
+
+    Args:
+        loader: A DataLoader or another iterable of batches.
+        size: Batches of one update, at least 1.
+
+    Raises:
+        OptionError: If ``size`` is not an integer of at least 1.
+        ProtocolError: If the loader is what an ``attend`` of this package returned, or has one of its samplers.
+
+    Example:
+        >>> list(accumulate("abcde", 2)), len(accumulate("abcde", 2))
+        ([['a', 'b'], ['c', 'd'], ['e']], 3)
+    """
+    size = positive_int("size", size, "the batches of one update")
+    if (name := own_part(loader)) is not None:
+        raise ProtocolError(
+            f"accumulate() got a loader that is or holds {name}, which repeats single batches or samples. Make the "
+            "DataLoader with batch_size= and shuffle=, and write schedule.attend(accumulate(loader, size))"
+        )
+    return AccumulatedLoader(loader, size)
+
+
+def own_part(loader: object) -> str | None:
+    """The name of the loader's class, or of one of its samplers' classes, that is of this package; None without one."""
+    parts = [loader]
+    for part in parts:
+        for cls in type(part).__mro__:
+            if cls.__module__.partition(".")[0] == _PACKAGE:
+                return cls.__name__
+        # Samplers hold samplers, but not endlessly, as a mock may.
+        inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
+        parts.extend(part for part in inner if part is not None and len(parts) < 10)
+    return None
+
+
+class AccumulatedLoss:
+    """The mean loss over the samples of a window, from the mean losses of its batches.
+
+    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of
+    ``add``. The mean of a window of one batch is its loss, bit for bit.
+
+    Example:
+        >>> loss = AccumulatedLoss()
+        >>> loss.add(1.0, samples=32)
+        >>> loss.add(2.5, samples=16)
+        >>> loss.mean, loss.samples
+        (1.5, 48.0)
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Any, object]] = []
+
+    def __len__(self) -> int:
+        """Number of losses added."""
+        return len(self._parts)
+
+    def add(self, loss: object, samples: object = 1) -> None:
+        """Add one batch of the window.
+
+        Args:
+            loss: Mean loss over the batch's samples, neither scaled nor divided by the number of batches.
+            samples: Number of samples in that mean, or the sum of their weights. With 0, the loss has no effect.
+
+        Raises:
+            LossError: If the loss is not one real number.
+        """
+        self._parts.append((detached(loss), samples))
+
+    @property
+    def samples(self) -> float:
+        """Samples of all batches. Reading it waits for counts that are on a device."""
+        return sum(sample_weight("samples", samples) for _, samples in self._parts)
+
+    @property
+    def mean(self) -> Any:
+        """Mean loss over all samples, as ``schedule.decide`` takes it; NaN if no batch has a sample.
+
+        Raises:
+            OptionError: If a batch's ``samples`` is not a finite number of at least 0.
+            ProtocolError: If no loss was added.
+        """
+        if not self._parts:
+            raise ProtocolError("no loss was added to this window; call add(loss, samples) for each of its batches")
+        if len(self._parts) == 1:
+            # A product with the samples, and a division by them, might round it.
+            return self._parts[0][0]
+        total: Any = 0.0
+        all_samples = 0.0
+        for loss, samples in self._parts:
+            # A batch without samples may have a loss of NaN.
+            if number := sample_weight("samples", samples):
+                total = total + _in_double(loss) * number
+                all_samples += number
+        return total / all_samples if all_samples else math.nan
+
+
+def samples_in(batch: object) -> int:
+    """Number of samples in a batch: the length of the first array or tensor in it, which may be nested.
+
+    Args:
+        batch: An array of shape (samples, ...), or mappings, sequences and data classes of such arrays.
+
+    Raises:
+        OptionError: If it holds no array of at least one dimension.
+    """
+    length = _first_length(batch)
+    if length is None:
+        raise OptionError(
+            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, "
+            "so its samples cannot be counted. Count them with samples=lambda batch: ..."
+        )
+    return length
+
+
+def _first_length(value: object) -> int | None:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    if isinstance(value, Mapping):
+        parts: Iterable[object] = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif is_dataclass(value):
+        parts = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return None
+    return next((length for part in parts if (length := _first_length(part)) is not None), None)
+
+
+def _in_double(loss: Any) -> Any:
+    """The loss as a double, on its device if the device has doubles."""
+    if isinstance(loss, float):
+        return loss
+    double = getattr(loss, "double", None)
+    if callable(double):
+        try:
+            return double()
+        except TypeError:  # Apple's devices have no doubles
+            pass
+    return as_float(loss)

@@ -1,0 +1,1 @@
+"""Batch-attention inside trainers whose training loop is not the user's; one module for each trainer."""

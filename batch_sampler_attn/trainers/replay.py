@@ -1,0 +1,295 @@
+"""What every trainer here shares: it repeats batches inside a training loop that the user does not write.
+
+A trainer draws each batch once, so a batch that is to be repeated is kept and trained on again before the trainer draws
+the next one. The batches of one update are a window. In short::
+
+    replay = Replay(schedule)
+    ...
+    replay.hold(batch)                       # before the user's step sees it
+    loss = step(batch)                       # forward and backward
+    replay.note(loss, samples)               # the mean loss, not divided by the number of batches
+    ...                                      # further batches of the window
+    update()
+    for window in replay.repeats(is_last=is_last):
+        for batch in window:
+            replay.note(step(batch), samples)
+        update()
+
+The trainer's own counters do not see this loop: to them, one window is one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from batch_sampler_attn.accumulation import AccumulatedLoss, own_part
+from batch_sampler_attn.attend import Versions, check_unchanged, fresh_copy, warn_if_changed
+from batch_sampler_attn.control import EqualComputeControl
+from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
+from batch_sampler_attn.passes import Pass
+from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """Keeps the batches of the current window and decides when to train on them again.
+
+    All that it remembers between windows is in ``schedule.state_dict()``: save that in the trainer's checkpoints.
+
+    Args:
+        schedule: The schedule that decides, used by this trainer alone.
+
+    Attributes:
+        schedule: The same schedule.
+
+    Raises:
+        ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
+    """
+
+    def __init__(self, schedule: BatchAttentionSchedule) -> None:
+        self.schedule = schedule
+        self._passes = passes_of(schedule)
+        if self._passes.driver is not None:
+            raise ProtocolError(
+                "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Make another schedule "
+                "for the trainer, and the DataLoader without that sampler"
+            )
+        # With epoch_length=, the schedule's epochs are not the trainer's.
+        self._has_own_epochs = schedule.options.epoch_length is not None
+        self._pass: Pass | None = None
+        # False in an epoch whose beginning the schedule has not seen.
+        self._is_whole = True
+        self._has_looked_for_changes = False
+        self._drop_window()
+
+    @property
+    def is_in_epoch(self) -> bool:
+        """True from the beginning of an epoch to its end."""
+        return self._pass is not None and self._pass is self._passes.current
+
+    @property
+    def is_in_window(self) -> bool:
+        """True from the first batch of a window to the decision on it."""
+        return self._is_in_window and self.is_in_epoch
+
+    def begin_epoch(self, windows: int | None = None, *, at: int | None = None) -> None:
+        """Begin an epoch, or resume in the middle of one after a state was loaded.
+
+        A checkpoint may be written after an epoch's last window and before the trainer ends the epoch. A trainer that
+        resumes from it begins the next epoch, and this ends the epoch of the state first.
+
+        Args:
+            windows: Windows of the whole epoch; None if the trainer does not know.
+            at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
+                disagree, the schedule's epoch is abandoned. If the trainer is in the middle of an epoch then, that
+                epoch sets no threshold.
+
+        Raises:
+            ProtocolError: If decisions were made outside the trainer, or there are several ranks and the schedule has
+                no ``ranks=``.
+            RanksDivergedError: If another rank is at another window.
+        """
+        self._drop_window()
+        self._is_whole = True
+        if self._has_own_epochs:
+            at = None
+        elif self._passes.active is None and (position := self._passes.state.position):
+            if position == windows and not self._passes.state.visits and not at:
+                self._open(windows)
+                self.end_epoch(finished=True)
+            elif at is not None and at != position:
+                self.schedule.abandon_epoch()
+        self._open(windows)
+        self._is_whole = at is None or at == self._passes.state.position
+
+    def hold(self, batch: Any) -> None:
+        """Keep a batch of the current window before its first visit; begin the window, and the epoch, if needed.
+
+        The batch is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
+
+        Args:
+            batch: The batch as the step takes it, on its device.
+        """
+        if not self.is_in_epoch:
+            self.begin_epoch()
+        current = self._current
+        if not self._is_in_window:
+            current.offer()
+            self._is_in_window = True
+        if current.may_repeat:
+            self._batches.append(fresh_copy(batch, self._versions))
+
+    def note(self, loss: object, samples: object = 1) -> None:
+        """Take the loss of one visit to one batch of the window.
+
+        Args:
+            loss: Mean loss of the batch, neither scaled nor divided by the number of batches; None for a batch that the
+                step did not train on.
+            samples: Number of samples in that mean, or the sum of their weights.
+
+        Raises:
+            LossError: If the loss is not one real number.
+        """
+        if loss is not None:
+            self._loss.add(loss, samples)
+
+    def repeats(self, *, is_last: bool = False) -> Iterator[list[Any]]:
+        """Yield the batches of the window again, while the decision is REPEAT; call it after the window's update.
+
+        For each list, train on all of its batches, ``note`` their losses, and make one update.
+
+        Args:
+            is_last: True for the epoch's last window. The epoch then ends with the window, so that a checkpoint which
+                the trainer writes before its own end of the epoch belongs to the next epoch.
+
+        Raises:
+            BatchChangedError: If a batch that is to be repeated was changed in place.
+            NonfiniteLossError, RanksDivergedError, RankTimeoutError, RankLostError: As ``schedule.decide``.
+        """
+        while self.decide(is_last=is_last) is Decision.REPEAT:
+            yield [fresh_copy(batch) for batch in self._batches]
+
+    def decide(self, *, is_last: bool = False) -> Decision:
+        """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped.
+
+        Args:
+            is_last: As in ``repeats``.
+
+        Raises:
+            ProtocolError: If there is no window.
+        """
+        if not self.is_in_window:
+            raise ProtocolError("decide() was called before hold() was given a batch of the window")
+        current = self._current
+        if len(self._loss):
+            self.schedule.decide(self._loss.mean, samples=self._loss.samples)
+        else:
+            self.schedule.skip()
+        decision = current.collect()
+        if decision is Decision.REPEAT:
+            check_unchanged(self._versions, may_use_sampler=False)
+            current.offer()
+            self._loss = AccumulatedLoss()
+        elif not self._has_looked_for_changes:
+            warn_if_changed(self._versions)
+        self._has_looked_for_changes = True
+        if decision is Decision.ADVANCE:
+            self._drop_window()
+            if is_last:
+                self.end_epoch(finished=True)
+        return decision
+
+    def skip(self, *, is_last: bool = False) -> None:
+        """Drop the current window, for which the trainer made no update; without a window, do nothing.
+
+        Args:
+            is_last: As in ``repeats``.
+        """
+        if self.is_in_window:
+            self._loss = AccumulatedLoss()
+            self.decide(is_last=is_last)
+
+    def end_epoch(self, *, finished: bool) -> None:
+        """End the epoch, if it did not end with its last window. A window without its update is dropped.
+
+        Args:
+            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and stays
+                in the state: a run that resumes from it resumes in mid-epoch.
+        """
+        if not self.is_in_epoch:
+            return
+        current = self._current
+        if self._is_in_window and finished:
+            self.schedule.skip()
+            current.collect()
+        self._drop_window()
+        has_mean = self._passes.state.batches > 0 or self._has_own_epochs
+        current.close(finished=finished and self._is_whole and has_mean)
+
+    @property
+    def _current(self) -> Pass:
+        assert self._pass is not None
+        return self._pass
+
+    def _open(self, windows: int | None) -> None:
+        # The length is that of a whole epoch; what remains of one is the trainer's affair.
+        length = None if self._passes.state.progress else windows
+        self._pass = self._passes.open(length, common={"windows": windows})
+
+    def _drop_window(self) -> None:
+        self._is_in_window = False
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = AccumulatedLoss()
+
+
+@contextmanager
+def standing_in(target: Any, **methods: Any) -> Iterator[None]:
+    """Put methods on one object, past any ``__setattr__`` of its class; at the end put back what its instance had."""
+    attributes = vars(target)
+    before = {name: attributes[name] for name in methods if name in attributes}
+    attributes.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods.keys() - before.keys():
+            attributes.pop(name, None)
+        attributes.update(before)
+
+
+def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
+    """Return the schedule that a trainer was given, or a new one with the options that it was given."""
+    if isinstance(k, BatchAttentionSchedule):
+        raise OptionError("k is a BatchAttentionSchedule; give it as schedule=")
+    if k is not None:
+        options = {"k": k, **options}
+    if schedule is None:
+        return BatchAttentionSchedule(**options)
+    if not isinstance(schedule, BatchAttentionSchedule):
+        raise OptionError(f"schedule is {short_repr(schedule)}; it must be like BatchAttentionSchedule(k=1.2)")
+    if options:
+        raise OptionError(f"got schedule= and also {', '.join(options)}; give these options to the schedule")
+    return schedule
+
+
+def refuse_own_loader(loader: object, instead: str) -> None:
+    """Refuse a loader of this package, or on one of its samplers; ``instead`` says what repeats batches here."""
+    if (name := own_part(loader)) is not None:
+        raise ProtocolError(
+            f"the trainer's loader is or holds {name} of batch_sampler_attn, which waits for losses that the trainer "
+            f"does not report. Give it a plain DataLoader(dataset, batch_size=..., shuffle=...): {instead}"
+        )
+
+
+def refuse_closures(optimizer: Any) -> None:
+    """Refuse LBFGS, also in a wrapper that has it as ``optimizer``."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if any(cls.__name__ == "LBFGS" for cls in type(optimizer).__mro__):
+        raise several_visits("LBFGS")
+
+
+def several_visits(name: str) -> ProtocolError:
+    """The refusal of an optimizer, by name, that trains on a batch more than once in a step, as LBFGS and SAM do."""
+    return ProtocolError(
+        f"{name} trains on a batch several times in each step, so there is no one loss to decide on. Use another "
+        "optimizer, such as AdamW or SGD"
+    )
+
+
+def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
+    """Warn at the start of a training of so many epochs (None: unknown) if it ends before a batch can be repeated."""
+    options = schedule.options
+    may_repeat = options.epoch_length is not None or isinstance(schedule, EqualComputeControl)
+    if epochs is None or may_repeat or options.max_visits == 1 or schedule.epoch + epochs > options.warmup_epochs:
+        return
+    length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    warn(
+        f"no batch will be repeated: training ends after {length}, and repeats begin after warmup_epochs="
+        f"{options.warmup_epochs}. Train longer, or have the schedule count shorter epochs of its own, in updates: "
+        f"epoch_length={max(2, (windows or 1000) // 10)}, say, among its options"
+    )
