@@ -212,7 +212,9 @@ class Passes:
 
     def decide(self, loss: object, samples: object) -> Decision:
         """``BatchAttentionSchedule.decide``."""
-        current = self._pass_awaiting("decide")
+        current = self._pass
+        if current is None or current.phase is not _AWAITING_LOSS:
+            current = self._pass_awaiting("decide")
         if loss is REPORTED or samples is not None or not self._decides_alone:
             loss = self._agreed_loss(loss, samples)
         value = loss if type(loss) is float else as_float(loss)
@@ -599,7 +601,7 @@ class Pass:
         if visits is not None and visits != state.visits:
             state = state._replace(visits=visits)
             self._passes.replace_state(state)
-        self.position = state.position if position is None else position
+        self.position = state.batches + state.skipped_batches if position is None else position
         self.is_first_visit = not state.visits
         self.indices = indices
         if self._announces and not state.visits:
