@@ -185,7 +185,7 @@ class Passes:
     @property
     def active(self) -> Pass | None:
         """The pass that was opened last, if it has not ended; None in a hand-written loop."""
-        return None if self._pass is None or self._pass.phase is OVER else self._pass
+        return None if self._pass is None or self._pass.phase == OVER else self._pass
 
     @property
     def current(self) -> Pass | None:
@@ -205,7 +205,7 @@ class Passes:
     def decide(self, loss: object, samples: object) -> Decision:
         """``BatchAttentionSchedule.decide``."""
         current = self._pass
-        if current is None or current.phase is not AWAITING_LOSS:
+        if current is None or current.phase != AWAITING_LOSS:
             current = self._pass_awaiting("decide")
         if loss is REPORTED or samples is not None or not self._decides_alone:
             loss = self._agreed_loss(loss, samples)
@@ -278,11 +278,11 @@ class Passes:
     def _pass_awaiting(self, caller: str) -> Pass | None:
         """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop."""
         current = self._pass
-        if current is not None and current.phase is AWAITING_LOSS:
+        if current is not None and current.phase == AWAITING_LOSS:
             return current
-        if current is not None and current.phase is LEFT:
+        if current is not None and current.phase == LEFT:
             self.abandon(was_left=True)
-        elif current is not None and current.phase is not OVER:
+        elif current is not None and current.phase != OVER:
             raise current.out_of_turn(caller)
         if self.driver is not None:
             raise ProtocolError(
@@ -587,7 +587,7 @@ class Pass:
             visits: The visits it has had, where batches do not come in order.
             indices: Its dataset indices, if they are known.
         """
-        if self.phase is not BETWEEN_BATCHES:
+        if self.phase != BETWEEN_BATCHES:
             self._check_is_open()
         state = self._passes.run.state
         if visits is not None and visits != state.visits:
@@ -602,7 +602,7 @@ class Pass:
 
     def collect(self) -> Decision:
         """The decision on the batch that was yielded; ADVANCE, if it was skipped."""
-        if self.phase is not DECIDED and self.phase is not SKIPPED:
+        if self.phase != DECIDED and self.phase != SKIPPED:
             self._check_is_open()
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
@@ -635,9 +635,9 @@ class Pass:
 
     def out_of_turn(self, caller: str) -> ProtocolError:
         """What to raise where a loss, or a skip, is for no batch."""
-        if self.phase is SKIPPED:
+        if self.phase == SKIPPED:
             return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
-        if self.phase is BETWEEN_BATCHES:
+        if self.phase == BETWEEN_BATCHES:
             return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
         if caller == "skip":
             return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
