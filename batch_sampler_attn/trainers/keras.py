@@ -108,8 +108,8 @@ class BatchAttention:
         for callback in callbacks:
             if not isinstance(callback, keras.callbacks.Callback):
                 raise OptionError(
-                    f"callbacks has {short_repr(callback)}; it must have instances of keras.callbacks.Callback. A schedule "
-                    "goes to BatchAttention(model, schedule=...)"
+                    f"callbacks has {short_repr(callback)}; it must have instances of keras.callbacks.Callback. A "
+                    "schedule goes to BatchAttention(model, schedule=...)"
                 )
         _check_model(self.model)
         try:
@@ -181,12 +181,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class _RepeatingStep:
-    """Stands in for a model's ``train_step`` and ``train_function`` during ``fit``.
-
-    Attributes:
-        repeats: Repeats made so far, over all epochs.
-        repeats_of_epoch: Repeats of the current epoch, or of the last one.
-    """
+    """Stands in for a model's ``train_step`` and ``train_function`` during ``fit``."""
 
     def __init__(self, model: Any, replay: Replay) -> None:
         self.repeats = 0
@@ -230,11 +225,8 @@ class _RepeatingStep:
     # Inside the compiled function -------------------------------------------------------------------------
 
     def _telling_step(self, *args: Any) -> Any:
-        """Call the model's ``train_step``, and add its loss to the logs.
-
-        Args:
-            args: As in Keras (on jax the training state; the data), but with the repeats so far beside the data.
-        """
+        """Call the model's ``train_step``, and add its loss to the logs."""
+        # As in Keras, on jax after the training state; but here with the repeats so far beside the data.
         *state, (data, repeats) = args
         with self._listening(repeats) as losses:
             result = self._train_step(*state, data)
@@ -320,12 +312,7 @@ class _RepeatingStep:
 
 
 class _OnBaseBatches(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """A learning-rate schedule of the user's that is not advanced by repeats.
-
-    Args:
-        schedule: The user's.
-        repeats: How many of the updates so far were repeats.
-    """
+    """A learning-rate schedule of the user's, given the number of updates without repeats."""
 
     def __init__(self, schedule: Any, repeats: Any) -> None:
         self._schedule = schedule
@@ -340,11 +327,7 @@ def _copied(values: Any) -> Any:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse ways of training without a decision between two updates, or whose updates are not of one batch.
-
-    Raises:
-        ProtocolError: If the backend, the model or its optimizer works in such a way.
-    """
+    """Refuse ways of training without a decision between two updates, or whose updates are not of one batch."""
     if (backend := keras.config.backend()) not in ("torch", "jax"):
         raise ProtocolError(
             f"Keras runs on {backend!r}; BatchAttention.fit needs torch or jax: set KERAS_BACKEND before Keras is "

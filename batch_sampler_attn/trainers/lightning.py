@@ -31,13 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchAttention"]
 
+_INSTEAD = "the BatchAttention callback repeats batches, and with accumulate_grad_batches=n the n batches of an update"
+
 
 def _callback_class() -> type:
-    """A ``Callback`` of each installed package; the trainer of one does not take the other's.
-
-    Raises:
-        ModuleNotFoundError: If neither package is installed.
-    """
+    """A ``Callback`` of each installed package; the trainer of one does not take the other's."""
     classes = []
     for name in ("lightning.pytorch", "pytorch_lightning"):
         with suppress(ImportError):
@@ -142,18 +140,10 @@ class BatchAttention(Callback):
         self._fit = _Fit(trainer, pl_module, self._replay, self._samples)
         self._fit.warn_if_too_short()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Look at the loaders, which Lightning may load again for any epoch."""
-        for loader in _loaders_in(trainer.train_dataloader):
-            refuse_own_loader(
-                loader,
-                "the BatchAttention callback repeats batches, and with accumulate_grad_batches=n the n batches of an "
-                "update",
-            )
-
-    def on_train_end(self, *_: Any) -> None:
-        """Leave the trainer as it was."""
-        self._end_fit()
+    def on_train_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Check the loaders, which Lightning may load again for any epoch."""
+        for loader in trainer.fit_loop._combined_loader.flattened:
+            refuse_own_loader(loader, _INSTEAD)
 
     def on_exception(self, *_: Any) -> None:
         """Leave the trainer as it was; the epoch in progress sets no threshold."""
@@ -212,8 +202,7 @@ class BatchAttention(Callback):
 class _Fit:
     """One ``Trainer.fit``: stands in for two methods of the trainer's strategy, training step and optimizer step.
 
-    At the strategy rather than the module, the user's own ``optimizer_step`` runs once for each window, and copies of
-    the module contain nothing of this.
+    These are the strategy's and not the module's, so that the user's own ``optimizer_step`` runs once for each window.
     """
 
     def __init__(
@@ -339,30 +328,14 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _check_module(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse modules and strategies that make updates themselves.
-
-    Raises:
-        ProtocolError: If the module optimizes by hand, or the strategy accumulates gradients.
-    """
+    """Refuse modules and strategies that make updates themselves."""
     if not module.automatic_optimization:
         raise ProtocolError(
-            f"{type(module).__name__} has automatic_optimization=False: training_step makes its own updates, which the "
-            "BatchAttention callback cannot repeat. Write the loop by hand, around schedule.attend(loader) and "
-            "schedule.decide(loss), or let Lightning optimize, with one optimizer"
+            f"{type(module).__name__} has automatic_optimization=False and makes its own updates, which cannot be "
+            "repeated. Let Lightning optimize, or write the loop around schedule.attend(loader), schedule.decide(loss)"
         )
     if trainer.strategy.handles_gradient_accumulation:
         raise ProtocolError(
             f"{type(trainer.strategy).__name__} accumulates gradients and makes updates itself (as DeepSpeed does), "
             "so an update cannot be repeated. Use strategy='ddp' or 'fsdp'"
         )
-
-
-def _loaders_in(loaders: object) -> Iterator[object]:
-    """Each loader of what a module may return as its training loaders: one, or a collection of them."""
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, (list, tuple)):
-        for loader in loaders:
-            yield from _loaders_in(loader)
-    else:
-        yield loaders

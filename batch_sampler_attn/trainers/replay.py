@@ -29,7 +29,7 @@ from batch_sampler_attn.attend import Versions, check_unchanged, fresh_copy, war
 from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
 from batch_sampler_attn.passes import Pass
-from batch_sampler_attn.rule import Decision, State
+from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
 __all__ = ["Replay"]
@@ -38,10 +38,10 @@ __all__ = ["Replay"]
 class Replay:
     """Keeps the batches of the current window and decides when to train on them again.
 
-    Between windows, all of its state is the schedule's: save ``schedule.state_dict()`` in the trainer's checkpoints.
+    All that it remembers between windows is in ``schedule.state_dict()``: save that in the trainer's checkpoints.
 
     Args:
-        schedule: Decides; one trainer has it for itself.
+        schedule: The schedule that decides, used by this trainer alone.
 
     Attributes:
         schedule: The same schedule.
@@ -51,21 +51,20 @@ class Replay:
     """
 
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
+        self.schedule = schedule
         self._passes = passes_of(schedule)
         if self._passes.driver is not None:
             raise ProtocolError(
                 "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Make another schedule "
                 "for the trainer, and the DataLoader without that sampler"
             )
-        self.schedule = schedule
+        # With epoch_length=, the schedule's epochs are not the trainer's.
+        self._has_own_epochs = schedule.options.epoch_length is not None
         self._pass: Pass | None = None
         # False in an epoch whose beginning the schedule has not seen.
         self._is_whole = True
         self._has_looked_for_changes = False
-        self._is_in_window = False
-        self._batches: list[Any] = []
-        self._versions: Versions = []
-        self._loss = AccumulatedLoss()
+        self._drop_window()
 
     @property
     def is_in_epoch(self) -> bool:
@@ -80,14 +79,14 @@ class Replay:
     def begin_epoch(self, windows: int | None = None, *, at: int | None = None) -> None:
         """Begin an epoch, or resume in the middle of one after a state was loaded.
 
-        Checkpoints may be written after an epoch's last window and before the trainer ends the epoch. Resumed from one,
-        the trainer begins the next epoch, and this ends the epoch of the state first.
+        A checkpoint may be written after an epoch's last window and before the trainer ends the epoch. A trainer that
+        resumes from it begins the next epoch, and this ends the epoch of the state first.
 
         Args:
             windows: Windows of the whole epoch; None if the trainer does not know.
-            at: Windows that the trainer has behind it in this epoch; None to trust the schedule's state. Where the two
-                disagree, the schedule's epoch is abandoned. A trainer in the middle of an epoch then trains it to its
-                end without setting a threshold.
+            at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
+                disagree, the schedule's epoch is abandoned. If the trainer is in the middle of an epoch then, that
+                epoch sets no threshold.
 
         Raises:
             ProtocolError: If decisions were made outside the trainer, or there are several ranks and the schedule has
@@ -98,17 +97,17 @@ class Replay:
         self._is_whole = True
         if self._has_own_epochs:
             at = None
-        elif self._passes.active is None and (position := self._state.position):
-            if position == windows and not self._state.visits and not at:
+        elif self._passes.active is None and (position := self._passes.state.position):
+            if position == windows and not self._passes.state.visits and not at:
                 self._open(windows)
                 self.end_epoch(finished=True)
             elif at is not None and at != position:
                 self.schedule.abandon_epoch()
         self._open(windows)
-        self._is_whole = at is None or at == self._state.position
+        self._is_whole = at is None or at == self._passes.state.position
 
     def hold(self, batch: Any) -> None:
-        """Keep a batch of the current window before its first visit; begins the window, and the epoch, if need be.
+        """Keep a batch of the current window before its first visit; begin the window, and the epoch, if needed.
 
         The batch is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
 
@@ -147,9 +146,6 @@ class Replay:
             is_last: True for the epoch's last window. The epoch then ends with the window, so that a checkpoint which
                 the trainer writes before its own end of the epoch belongs to the next epoch.
 
-        Yields:
-            The batches of the window, in fresh containers.
-
         Raises:
             BatchChangedError: If a batch that is to be repeated was changed in place.
             NonfiniteLossError, RanksDivergedError, RankTimeoutError, RankLostError: As ``schedule.decide``.
@@ -174,17 +170,17 @@ class Replay:
         else:
             self.schedule.skip()
         decision = current.collect()
-        self._loss = AccumulatedLoss()
-        is_first, self._has_looked_for_changes = not self._has_looked_for_changes, True
         if decision is Decision.REPEAT:
             check_unchanged(self._versions, may_use_sampler=False)
             current.offer()
-            return decision
-        if is_first:
+            self._loss = AccumulatedLoss()
+        elif not self._has_looked_for_changes:
             warn_if_changed(self._versions)
-        self._drop_window()
-        if is_last:
-            self.end_epoch(finished=True)
+        self._has_looked_for_changes = True
+        if decision is Decision.ADVANCE:
+            self._drop_window()
+            if is_last:
+                self.end_epoch(finished=True)
         return decision
 
     def skip(self, *, is_last: bool = False) -> None:
@@ -211,7 +207,7 @@ class Replay:
             self.schedule.skip()
             current.collect()
         self._drop_window()
-        has_mean = self._state.batches > 0 or self._has_own_epochs
+        has_mean = self._passes.state.batches > 0 or self._has_own_epochs
         current.close(finished=finished and self._is_whole and has_mean)
 
     @property
@@ -219,23 +215,16 @@ class Replay:
         assert self._pass is not None
         return self._pass
 
-    @property
-    def _state(self) -> State:
-        return self._passes.state
-
     def _open(self, windows: int | None) -> None:
         # The length is that of a whole epoch; what remains of one is the trainer's affair.
-        length = None if self._state.progress else windows
+        length = None if self._passes.state.progress else windows
         self._pass = self._passes.open(length, common={"windows": windows})
 
-    @property
-    def _has_own_epochs(self) -> bool:
-        """True if the schedule ends an epoch after so many windows, wherever the trainer's epochs end."""
-        return self.schedule.options.epoch_length is not None
-
     def _drop_window(self) -> None:
-        self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
         self._is_in_window = False
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = AccumulatedLoss()
 
 
 @contextmanager
@@ -253,12 +242,7 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
 
 
 def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
-    """Return the schedule that a trainer was given, or a new one with the options that it was given.
-
-    Raises:
-        OptionError: If an option has a value that is not allowed, there are options beside a schedule, or ``schedule``
-            is not a ``BatchAttentionSchedule``.
-    """
+    """Return the schedule that a trainer was given, or a new one with the options that it was given."""
     if isinstance(k, BatchAttentionSchedule):
         raise OptionError("k is a BatchAttentionSchedule; give it as schedule=")
     if k is not None:
@@ -273,15 +257,7 @@ def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> Batch
 
 
 def refuse_own_loader(loader: object, instead: str) -> None:
-    """Refuse a loader of this package, or on one of its samplers: trainers report no losses to these.
-
-    Args:
-        loader: What the trainer was given.
-        instead: What repeats batches in this trainer, as a clause.
-
-    Raises:
-        ProtocolError: If the loader, or one of its samplers, is of this package.
-    """
+    """Refuse a loader of this package, or on one of its samplers; ``instead`` says what repeats batches here."""
     if (name := own_part(loader)) is not None:
         raise ProtocolError(
             f"the trainer's loader is or holds {name} of batch_sampler_attn, which waits for losses that the trainer "
@@ -290,11 +266,7 @@ def refuse_own_loader(loader: object, instead: str) -> None:
 
 
 def refuse_closures(optimizer: Any) -> None:
-    """Refuse LBFGS, also in a wrapper that has it as ``optimizer``: it makes several visits in each step.
-
-    Raises:
-        ProtocolError: If the optimizer is LBFGS.
-    """
+    """Refuse LBFGS, also in a wrapper that has it as ``optimizer``."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     if any(cls.__name__ == "LBFGS" for cls in type(optimizer).__mro__):
@@ -310,17 +282,10 @@ def several_visits(name: str) -> ProtocolError:
 
 
 def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
-    """Warn at the start of a training that ends before any batch can be repeated.
-
-    Args:
-        schedule: The trainer's schedule.
-        epochs: Epochs to come, which may be a fraction; None if their number is not known.
-        windows: Windows in an epoch; None if that is not known.
-    """
+    """Warn at the start of a training of so many epochs (None: unknown) if it ends before a batch can be repeated."""
     options = schedule.options
-    if epochs is None or options.epoch_length is not None or options.max_visits == 1:
-        return
-    if isinstance(schedule, EqualComputeControl) or schedule.epoch + epochs > options.warmup_epochs:
+    may_repeat = options.epoch_length is not None or isinstance(schedule, EqualComputeControl)
+    if epochs is None or may_repeat or options.max_visits == 1 or schedule.epoch + epochs > options.warmup_epochs:
         return
     length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     warn(

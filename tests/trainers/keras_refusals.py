@@ -66,7 +66,7 @@ def test_data_that_are_attended_already_are_refused():
     def generator():
         yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)
 
-    assert "before decide() was told the loss" in refusal(x=generator(), shuffle=False)
+    assert "before decide() had the loss" in refusal(x=generator(), shuffle=False)
 
 
 def test_a_sampler_of_ours_is_refused():

@@ -475,7 +475,8 @@ def own_loaders():
         "MySampler": DataLoader(data, batch_sampler=MySampler(range(8), 2, schedule=BatchAttentionSchedule())),
         "the loader's sampler": DataLoader(data, batch_size=None, sampler=attention),
         "in accelerate's": DataLoader(data, batch_sampler=Sharding()),
-        "windows": accumulate(DataLoader(data), 2),
+        "accumulated": accumulate(DataLoader(data), 2),
+        "attended by samples": attention.attend(DataLoader(data, batch_sampler=attention)),
     }
 
 
