@@ -54,10 +54,12 @@ class Source(Protocol):
     """Says what goes out next. Each method replaces its state in one assignment, so that an interrupt cannot tear it.
 
     Attributes:
-        advice: For errors: how to leave a batch out, or train on fewer.
+        leave_out: For errors: how to leave a batch out.
+        fewer: For errors: how to train on fewer batches.
     """
 
-    advice: str
+    leave_out: str
+    fewer: str
 
     @property
     def out(self) -> tuple[Any, ...]:
@@ -238,8 +240,9 @@ class Feed:
             raise ProtocolError(
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
                 "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
-                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (use persistent_workers=True)"
-                ". Ask a StatefulDataLoader for loader.state_dict() only once attend() has begun"
+                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (persistent_workers=True does "
+                "not). Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer batches, "
+                f"{self._source.fewer}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
@@ -248,7 +251,8 @@ class Feed:
             raise ProtocolError(
                 f"{dropped} of the {self._sampler} did not come out of {current.loader}: something between the "
                 "DataLoader and attend() drops batches, so that losses would be attributed to the wrong ones. Let "
-                f"every batch through; {self._source.advice}. What reads ahead must read as far ahead at first as later"
+                f"every batch through; to leave one out, {self._source.leave_out}. What reads ahead must read as far "
+                "ahead at first as later"
             )
 
     def _is_over(self, current: _Pass) -> bool:
@@ -257,8 +261,9 @@ class Feed:
         if in_flight := len(self._source.out):
             raise ProtocolError(
                 f"{current.loader} ended with {plural(in_flight, 'batch', 'batches')} taken from the {self._sampler} "
-                "and not yielded. Something between the DataLoader and attend() drops batches, or yields a fixed "
-                f"number of batches, in which repeats are not counted. Let every batch through; {self._source.advice}"
+                "and not yielded. Something between the DataLoader and attend() drops batches (to leave one out, "
+                f"{self._source.leave_out}) or yields a fixed number of batches, repeats included (to train on fewer, "
+                f"{self._source.fewer}). Let every batch through"
             )
         missing = self._source.missing(was_refused=current.was_refused)
         if not missing:
@@ -270,8 +275,8 @@ class Feed:
             )
         if not self._source.continues(has_length=current.has_length):
             raise ProtocolError(
-                f"{current.loader} ended with {missing} still to come. Let it iterate over the whole DataLoader; "
-                f"{self._source.advice}"
+                f"{current.loader} ended with {missing} still to come. Let it iterate over the whole DataLoader; to "
+                f"train on fewer batches, {self._source.fewer}"
             )
         return False
 

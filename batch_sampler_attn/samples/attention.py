@@ -283,7 +283,9 @@ class SampleAttention:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
         given, count = self._given_shard, self._ranks.count
         if count > 1 and (given is None or given.ranks not in (1, count)):
-            problem = "all of them would train on the same samples" if given is None else "no rank would see some samples"
+            problem = (
+                "all of them would train on the same samples" if given is None else "no rank would see some samples"
+            )
             raise ProtocolError(
                 f"{count} ranks train together, and {problem}: give rank= and world_size={count}, or world_size=1 for "
                 "ranks that have data of their own"

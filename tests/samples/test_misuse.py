@@ -213,7 +213,11 @@ def test_a_share_that_is_none_is_refused_and_a_percentage_is_recognized(name, va
 
 @pytest.mark.parametrize(
     ("options", "advice"),
-    [({"epochs": 2}, "final_full_share=0 prunes"), ({"epochs": 1}, "updates="), ({"epochs": 3, "final_full_share": 0.6}, "0 pr")],
+    [
+        ({"epochs": 2}, "final_full_share=0 prunes"),
+        ({"epochs": 1}, "updates="),
+        ({"epochs": 3, "final_full_share": 0.6}, "0 pr"),
+    ],
 )
 def test_epochs_in_which_nothing_would_ever_be_pruned_are_said_at_the_start(options, advice):
     with pytest.warns(BatchAttentionWarning, match=f"neither prunes nor pools in any epoch.*{advice}") as warned:
