@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.options import EpochLoss
 from batch_sampler_attn.rule import Decision
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.summary import EpochSummary, SampleSummary
-try:
-    from batch_sampler_attn.samples import SampleAttention
-except ImportError:
-    pass
 
 __version__ = "0.2.0"
 

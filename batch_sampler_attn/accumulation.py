@@ -18,12 +18,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns: the loader's batches in lists. ``len`` counts lists; other attributes are the loader's.
-
-    Args:
-        loader: Any iterable of batches.
-        size: Batches in a list, at least 1; the last list may be shorter.
-    """
+    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's."""
 
     def __init__(self, loader: Iterable[Batch], size: int) -> None:
         self._loader = loader
@@ -54,13 +49,9 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
         loader: A DataLoader or another iterable of batches.
         size: Batches of one update, at least 1.
 
-    Returns:
-        An iterable of lists of batches. It has a length if the loader has one.
-
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
-        ProtocolError: If the loader is what an ``attend`` of this package returned, or has one of its samplers. These
-            decide on single batches or samples.
+        ProtocolError: If the loader is what an ``attend`` of this package returned, or has one of its samplers.
 
     Example:
         >>> list(accumulate("abcde", 2)), len(accumulate("abcde", 2))
@@ -82,7 +73,7 @@ def own_part(loader: object) -> str | None:
         for cls in type(part).__mro__:
             if cls.__module__.partition(".")[0] == _PACKAGE:
                 return cls.__name__
-        # Samplers wrap samplers, at most five deep.
+        # Samplers hold samplers, but not endlessly, as a mock may.
         inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
         parts.extend(part for part in inner if part is not None and len(parts) < 10)
     return None
@@ -91,8 +82,8 @@ def own_part(loader: object) -> str | None:
 class AccumulatedLoss:
     """The mean loss over the samples of a window, from the mean losses of its batches.
 
-    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of ``add``.
-    The mean of a window of one batch is its loss, bit for bit.
+    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of
+    ``add``. The mean of a window of one batch is its loss, bit for bit.
 
     Example:
         >>> loss = AccumulatedLoss()
@@ -113,10 +104,8 @@ class AccumulatedLoss:
         """Add one batch of the window.
 
         Args:
-            loss: Mean loss over the batch's samples, as ``schedule.decide`` takes it: neither scaled nor divided by the
-                number of batches.
-            samples: Number of samples in that mean, or the sum of their weights; at least 0. With 0, the loss has no
-                effect.
+            loss: Mean loss over the batch's samples, neither scaled nor divided by the number of batches.
+            samples: Number of samples in that mean, or the sum of their weights. With 0, the loss has no effect.
 
         Raises:
             LossError: If the loss is not one real number.
@@ -125,11 +114,7 @@ class AccumulatedLoss:
 
     @property
     def samples(self) -> float:
-        """Samples of all batches. Reading it waits for counts that are on a device.
-
-        Raises:
-            OptionError: If a batch's ``samples`` is not a finite number of at least 0.
-        """
+        """Samples of all batches. Reading it waits for counts that are on a device."""
         return sum(sample_weight("samples", samples) for _, samples in self._parts)
 
     @property
@@ -167,8 +152,8 @@ def samples_in(batch: object) -> int:
     length = _first_length(batch)
     if length is None:
         raise OptionError(
-            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, so its "
-            "samples cannot be counted. Count them with samples=lambda batch: ..."
+            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, "
+            "so its samples cannot be counted. Count them with samples=lambda batch: ..."
         )
     return length
 

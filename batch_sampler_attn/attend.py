@@ -5,11 +5,12 @@ No framework is imported. What counts its changes in an integer ``_version``, as
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence
 from functools import lru_cache, partial
-from types import GeneratorType, NoneType, SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from batch_sampler_attn.errors import BatchChangedError, ProtocolError, warn
@@ -95,12 +96,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
 
 def attend(schedule: Schedule, passes: Passes, loader: Iterable[Batch]) -> AttendedLoader[Batch, Schedule]:
-    """``BatchAttentionSchedule.attend``.
-
-    Raises:
-        TypeError: If the loader is not iterable.
-        ProtocolError: If the loader is attended already, or its batches belong to something else.
-    """
+    """``BatchAttentionSchedule.attend``."""
     if not hasattr(type(loader), "__iter__") and not hasattr(type(loader), "__getitem__"):
         raise TypeError(f"attend() takes an iterable of batches, such as a DataLoader; got {type(loader).__name__}")
     _check_loader(loader, has_driver=passes.driver is not None)
@@ -131,57 +127,31 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def check_order(loader: Any) -> None:
-    """Refuse loaders that yield batches in another order than their indices were handed out.
-
-    Raises:
-        ProtocolError: If the loader does.
-    """
-    if getattr(loader, "in_order", True) is False:
+    """Refuse loaders that yield batches in another order than their indices were handed out."""
+    in_order, snapshots = getattr(loader, "in_order", True), getattr(loader, "snapshot_every_n_steps", 1)
+    if in_order is False or snapshots != 1:
         raise ProtocolError(
-            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
-            "losses would be attributed to the wrong ones; leave in_order at True"
-        )
-    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
-        raise ProtocolError(
-            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
-            "pass over batches without training on them. Leave it at 1"
+            f"{type(loader).__name__} has in_order={in_order} and snapshot_every_n_steps={snapshots}; leave them at "
+            "True and 1, or losses would be attributed to the wrong batches, and a resume would drop some"
         )
 
 
 def _check_loader(loader: Any, *, has_driver: bool) -> None:
     if isinstance(loader, AttendedLoader):
-        raise ProtocolError(
-            "attend() was given what attend() returned, so that each batch would be attended twice; iterate over the "
-            "attended loader itself"
-        )
-    if not has_driver:
-        for sampler in (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
-            # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
-            owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"
-            if hasattr(sampler, "schedule") or hasattr(sampler, "attend"):
-                raise ProtocolError(
-                    f"the loader's batches are those of a {type(sampler).__name__}, which this schedule does not know; "
-                    f"iterate over {owner}.attend(loader), or make a DataLoader without it"
-                )
-    elif _has_begun(loader):
-        name = "a generator expression" if isinstance(loader, GeneratorType) else f"{type(loader).__name__}(...)"
-        raise ProtocolError(
-            f"attend() was given {name}, which began to iterate over the DataLoader before the epoch, so that its "
-            "batches are not those that the BatchAttentionSampler hands out. Give attend() the DataLoader itself, and "
-            "put the rest around it: for index, batch in enumerate(schedule.attend(loader)). What has to change "
-            "batches in between is a class whose __iter__ iterates over the DataLoader, with repeats='deferred'"
-        )
-
-
-def _has_begun(loader: object) -> bool:
-    """Whether a loader inside, if there is one, was asked for its iterator when this was made."""
-    if isinstance(loader, GeneratorType):
-        # A generator expression asks at once for its first "for"; a generator function, when it is iterated over.
-        return loader.gi_code.co_name == "<genexpr>"
-    return isinstance(loader, (enumerate, zip, map, filter))
+        raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
+    for sampler in () if has_driver else (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
+        # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
+        owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"
+        if hasattr(sampler, "schedule") or hasattr(sampler, "attend"):
+            raise ProtocolError(
+                f"the loader's batches are those of a {type(sampler).__name__}, which this schedule does not know; "
+                f"iterate over {owner}.attend(loader), or make a DataLoader without it"
+            )
 
 
 # Fresh containers ----------------------------------------------------------------------------------------
+
+_CHANGE_A_COPY = "Change a copy instead: images = images.clone() first, or operations without a final underscore"
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, NoneType})
 
@@ -190,11 +160,7 @@ def fresh_copy(batch: Any, versions: Versions | None = None) -> Any:
     """``batch`` with every container in it copied, and everything else in it the very same.
 
     Containers are lists, dictionaries, tuples, dataclasses, whatever defines ``__copy__``, and objects with a tensor or
-    an array among their attributes. What contains itself stays as it is.
-
-    Args:
-        batch: What the loader yielded.
-        versions: Where the tensors in it are noted; None to note none.
+    an array among their attributes. What contains itself stays as it is. Tensors are noted in ``versions``.
     """
     try:
         return _fresh(batch, versions)
@@ -211,15 +177,7 @@ def is_changed(versions: Versions) -> bool:
 
 
 def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None:
-    """Refuse to repeat what was changed in place since it was noted.
-
-    Args:
-        versions: As ``fresh_copy`` noted them.
-        may_use_sampler: Whether a ``BatchAttentionSampler`` would be another way out.
-
-    Raises:
-        BatchChangedError: If a tensor was changed.
-    """
+    """Refuse to repeat what was changed in place since it was noted."""
     if is_changed(versions):
         shapes = dict.fromkeys(
             str(tuple(getattr(tensor, "shape", ()))) for tensor, version in versions if tensor._version != version
@@ -227,9 +185,7 @@ def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None
         sampler = ", or use a BatchAttentionSampler, which fetches a batch again for each repeat"
         raise BatchChangedError(
             f"the batch is to be repeated, but its last visit changed tensors of it in place (of shape "
-            f"{', '.join(shapes)}), so that a repeat would train on something else. Change a copy instead "
-            "(images = images.clone() first, or operations without a final underscore)"
-            + (sampler if may_use_sampler else "")
+            f"{', '.join(shapes)}). {_CHANGE_A_COPY}{sampler if may_use_sampler else ''}"
         )
 
 
@@ -237,9 +193,8 @@ def warn_if_changed(versions: Versions) -> None:
     """Tell the user at the first batch what would be refused at the first repeat."""
     if is_changed(versions):
         warn(
-            "the loop changed tensors of its batch in place. Once such a batch is to be repeated, that is refused, "
-            "since a repeat would train on something else. Change a copy instead: images = images.clone() first, or "
-            "operations without a final underscore"
+            "the loop changed tensors of its batch in place, which is refused once such a batch is to be repeated. "
+            f"{_CHANGE_A_COPY}"
         )
 
 
@@ -253,10 +208,8 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
         return value
     if _is_tensor(cls):
         if versions is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # made in inference mode, where changes are not counted
                 versions.append((value, value._version))
-            except RuntimeError:  # made in inference mode, where changes are not counted
-                pass
         return value
     if issubclass(cls, tuple):
         items = [_fresh(item, versions) for item in value]
@@ -272,8 +225,10 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
         or isinstance(value, (dict, list, SimpleNamespace))
     )
     attributes = getattr(value, "__dict__", {})
-    if _is_array(cls) or isinstance(value, type) or not (
-        is_container or any(_is_array(type(item)) for item in attributes.values())
+    if (
+        _is_array(cls)
+        or isinstance(value, type)
+        or not (is_container or any(_is_array(type(item)) for item in attributes.values()))
     ):
         return value
     try:
@@ -318,6 +273,6 @@ def _is_array(cls: type) -> bool:
 def _warn_uncopied(name: str, error: str) -> None:
     """Once for each class."""
     warn(
-        f"a batch holds a {name}, which cannot be copied ({error}), so a repeat gets it as the last visit left it. Do not "
-        "change it in the loop, or define its __copy__"
+        f"a batch holds a {name}, which cannot be copied ({error}), so a repeat gets it as the last visit left it. Do "
+        "not change it in the loop, or define its __copy__"
     )

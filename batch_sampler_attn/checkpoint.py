@@ -15,26 +15,19 @@ VERSION = 2
 
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:
-    """A state with the version and the fingerprint by which ``unseal`` recognizes it.
-
-    Args:
-        state: JSON types by name.
-    """
+    """A state, of JSON types, with the version and the fingerprint by which ``unseal`` recognizes it."""
     versioned = {"version": VERSION, **state}
     return {**versioned, "fingerprint": _fingerprint(versioned)}
 
 
 def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
-    """The dictionary that ``seal`` sealed.
+    """The dictionary that ``seal`` sealed, if it has these keys and no value differs from the one saved.
 
     Args:
         what: The state's name in messages, such as "the schedule's state".
         packed: As the user gave it.
-        keys: Those that it must have, besides version and fingerprint.
+        keys: Those that it must have.
         optional: Those that it may have.
-
-    Raises:
-        StateError: If it is of another version or has other keys, or if a value differs from the one saved.
     """
     if not isinstance(packed, dict):
         raise StateError(f"{what} is {type(packed).__name__}, not a dictionary; pass what state_dict() returned")
@@ -44,29 +37,22 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
             f"{what} is of version {short_repr(version)}; this release reads version {VERSION}. Load it with the "
             "release that saved it, or start without it"
         )
-    missing = keys - set(packed) | {"fingerprint"} - set(packed)
-    extra = set(packed) - keys - {*optional, "version", "fingerprint"}
-    if missing or extra:
-        raise StateError(
-            f"{what} lacks {sorted(missing)} and has {short_repr(sorted(map(short_repr, extra)))} besides; pass what "
-            "state_dict() returned, unchanged"
-        )
     fields = {name: value for name, value in packed.items() if name != "fingerprint"}
+    has_all = keys <= set(fields) <= keys | {*optional, "version"}
     try:
-        is_intact = short_repr(packed["fingerprint"]) == str(_fingerprint(fields))
+        is_intact = short_repr(packed.get("fingerprint")) == str(_fingerprint(fields))
     except (TypeError, ValueError, RecursionError):  # not JSON types
         is_intact = False
-    if not is_intact:
-        raise StateError(f"{what} was changed or damaged after it was saved; load another checkpoint")
+    if not has_all or not is_intact:
+        raise StateError(
+            f"{what} is of something else, or was changed or damaged after it was saved: it has "
+            f"{short_repr(sorted(map(str, packed)))}. Pass what state_dict() returned, or load another checkpoint"
+        )
     return fields
 
 
 def check_options(ours: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Refuse a state that was saved with other options.
-
-    Raises:
-        StateError: If an option differs, or is missing.
-    """
+    """Refuse a state that was saved with other options."""
     names = {**ours, **saved}
     differing = [
         f"{name} (saved {short_repr(saved.get(name))}, here {short_repr(ours.get(name))})"
@@ -81,11 +67,7 @@ def check_options(ours: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
-    """Refuse to share an epoch in progress among another number of ranks.
-
-    Raises:
-        StateError: If the state was saved in mid-epoch on another number of ranks.
-    """
+    """Refuse to share an epoch in progress among another number of ranks."""
     if is_in_epoch and saved != here:
         raise StateError(
             f"the state was saved in mid-epoch on {saved} ranks, and there are {here} here. Load one that was saved "
@@ -94,11 +76,7 @@ def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
 
 
 def plain_indices(indices: Sequence[Any]) -> list[int | str]:
-    """Dataset indices as JSON types.
-
-    Raises:
-        StateError: If they are neither whole numbers nor strings.
-    """
+    """Dataset indices as JSON types."""
     try:
         return [index if isinstance(index, str) else operator.index(index) for index in indices]
     except TypeError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -77,7 +78,7 @@ class MeanOverRanks:
         self._own_group: dist.ProcessGroup | None = None
         self._world: weakref.ref[Any] | None = None
         self._own_device = torch.device("cpu")
-        self._failure: tuple[type[Exception], str] | None = None
+        self._failure: tuple[type[RankTimeoutError | RankLostError], str] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.ranks} ranks, timeout_seconds={self.timeout_seconds:g}>"
@@ -101,65 +102,62 @@ class MeanOverRanks:
         return dist.get_rank(self.group) if dist.is_available() and dist.is_initialized() else 0
 
     def claim(self) -> None:
-        """Reserve this object for one schedule.
-
-        Raises:
-            OptionError: If another schedule has claimed it: their messages would mix.
-        """
+        """Reserve this object for one schedule: the messages of two would mix."""
         if self._is_claimed:
             raise OptionError("this MeanOverRanks belongs to another schedule; make one for each")
         self._is_claimed = True
 
     def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
-        """Send a message; the result waits for those of all ranks, and returns them by rank.
-
-        Raises:
-            LossError: If the loss is not one real number.
-            RankTimeoutError: If a rank did not send one in time, now or in an earlier exchange.
-            RankLostError: If a rank is gone.
-        """
+        """Send a message; the result waits for those of all ranks, and returns them by rank."""
         loss = message.loss if isinstance(message.loss, torch.Tensor) else as_float(message.loss)
-        if self._failure is not None:
-            kind, text = self._failure
-            raise kind(text)
         if self.ranks == 1:
             return lambda: [message._replace(loss=float(loss))]
-        began = time.monotonic()
-        try:
+        deadline = time.monotonic() + self.timeout_seconds
+        with self._exchange(str(message)):
             group, device = self._group()
             sent = torch.tensor([*message[:-1], 0.0], dtype=torch.float64).to(device)
             sent[-1] = loss
             received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
             work = dist.all_gather(received, sent, group=group, async_op=True)
-        except RuntimeError as error:
-            raise self._failed(error, str(message), time.monotonic() - began) from error
 
         def wait() -> list[RankMessage]:
-            waits_since = time.monotonic()
-            try:
-                self._await(work, began + self.timeout_seconds)
+            with self._exchange(str(message)):
+                self._await(work, deadline)
                 return [RankMessage(*numbers) for numbers in torch.stack(received).tolist()]
-            except RuntimeError as error:
-                raise self._failed(error, str(message), time.monotonic() - waits_since) from error
 
         return wait
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank.
-
-        Raises:
-            RankTimeoutError: If a rank did not send one in time.
-            RankLostError: If a rank is gone.
-        """
+        """The values of all ranks, by rank."""
         values = [value] * self.ranks
-        if self.ranks == 1:
-            return values
+        if self.ranks > 1:
+            with self._exchange("the comparison of options"):
+                dist.all_gather_object(values, value, group=self._group()[0])
+        return values
+
+    @contextlib.contextmanager
+    def _exchange(self, what: str) -> Iterator[None]:
+        """Raise torch's errors as ours, now and in all later exchanges: the group cannot be used any more."""
+        if self._failure is not None:
+            raise self._failure[0](self._failure[1])
         began = time.monotonic()
         try:
-            dist.all_gather_object(values, value, group=self._group()[0])
+            yield
         except RuntimeError as error:
-            raise self._failed(error, "the comparison of options", time.monotonic() - began) from error
-        return values
+            reason = str(error).partition("\n")[0]
+            seconds = time.monotonic() - began
+            text = f"rank {self.rank} of {self.ranks} waited {seconds:.1f} s for the other ranks at: {what}. "
+            if "timed out" in reason.lower() or "timeout" in reason.lower():
+                kind: type[RankTimeoutError | RankLostError] = RankTimeoutError
+                text += (
+                    "Another rank is late, has ended, or makes other calls. "
+                    f"timeout_seconds={self.timeout_seconds:g} must be longer than anything that one rank does alone"
+                )
+            else:
+                kind = RankLostError
+                text += f"One of them is gone; look for its own error ({reason})"
+            self._failure = kind, text
+            raise kind(text) from error
 
     def _group(self) -> tuple[dist.ProcessGroup, torch.device]:
         """The process group of these messages alone, and the device that it takes them from."""
@@ -193,29 +191,9 @@ class MeanOverRanks:
             time.sleep(_POLL_SECONDS)
         work.wait()
 
-    def _failed(self, error: RuntimeError, what: str, waited_seconds: float) -> Exception:
-        """The error to raise, now and by every later call: the group cannot be used any more."""
-        text = str(error).partition("\n")[0]
-        reason = f"rank {self.rank} of {self.ranks} waited {waited_seconds:.1f} s for the other ranks at: {what}"
-        if "timed out" in text.lower() or "timeout" in text.lower():
-            kind: type[Exception] = RankTimeoutError
-            reason += (
-                ". Another rank is late, has ended, or makes other calls. "
-                f"timeout_seconds={self.timeout_seconds:g} must be longer than anything that one rank does alone"
-            )
-        else:
-            kind = RankLostError
-            reason += f". One of them is gone; look for its own error ({text})"
-        self._failure = kind, reason
-        return kind(reason)
-
 
 def _meet(ranks: list[int], timeout_seconds: float) -> None:
-    """Wait until all ranks are about to make a group: without one of them, gloo takes several times its limit.
-
-    Raises:
-        RuntimeError: If a rank does not come in time, or another has given up; then none of them makes the group.
-    """
+    """Wait until all ranks are about to make a group: without one of them, gloo takes several times its limit."""
     # A PyTorch that was built without ranks has no such module.
     from torch.distributed.distributed_c10d import PrefixStore
 

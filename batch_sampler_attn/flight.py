@@ -12,7 +12,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from batch_sampler_attn.errors import ProtocolError, plural
+from batch_sampler_attn.errors import ProtocolError, StateError, plural
+from batch_sampler_attn.options import length_of
 
 # What a source fetches where the loader itself is to yield the next batch.
 NOTHING = object()
@@ -22,7 +23,7 @@ _MOST_ITERATORS_WITHOUT_A_BATCH = 3
 
 
 class InFlight(NamedTuple):
-    """Batches between a loader and a loop, as tickets. It is never changed, but replaced by another one.
+    """Batches between a loader and a loop, as tickets. It is never changed, but replaced.
 
     Attributes:
         out: The loader has taken their indices, and their losses have not arrived; oldest first.
@@ -53,7 +54,7 @@ class Source(Protocol):
     """Says what goes out next. Each method replaces its state in one assignment, so that an interrupt cannot tear it.
 
     Attributes:
-        advice: For errors: how to train on fewer batches, or leave one out.
+        advice: For errors: how to leave a batch out, or train on fewer.
     """
 
     advice: str
@@ -68,35 +69,26 @@ class Source(Protocol):
     def recall(self) -> None:
         """The batches in flight go out again, before anything else."""
 
-    def start(self, loader: Any) -> Iterator[Any]:
-        """``iter(loader)``."""
-
-    def fetch(self, loader: Any) -> Any:
-        """The next batch, if it does not come out of the loader's iterator; else ``NOTHING``."""
-
     def offer(self) -> Any:
         """The ticket of the batch that is about to be yielded."""
 
     def collect(self, ticket: Any) -> None:
-        """The loop asks for the batch after this one.
-
-        Raises:
-            ProtocolError: If it has not reported the loss.
-        """
+        """The loop requests the next batch. Raises ProtocolError if it has not reported this one's loss."""
 
     def missing(self, *, was_refused: bool) -> str:
-        """What is still to come in this epoch, in words; empty if nothing is.
-
-        Args:
-            was_refused: Whether the loader asked for indices, and there were none.
-        """
+        """What is still to come in this epoch, in words; empty if nothing is, or no indices were left to hand out."""
 
     def continues(self, *, has_length: bool) -> bool:
-        """Whether iterating over the loader once more brings what is missing.
+        """Whether another iteration of the loader, which may have a length, brings what is missing."""
+        return False
 
-        Args:
-            has_length: Whether the loader says how many batches it yields.
-        """
+    def start(self, loader: Any) -> Iterator[Any]:
+        """``iter(loader)``."""
+        return iter(loader)
+
+    def fetch(self, loader: Any) -> Any:
+        """The next batch, if it does not come out of the loader's iterator; else ``NOTHING``."""
+        return NOTHING
 
     def closed(self) -> None:
         """The pass has ended, or its loop was left."""
@@ -120,6 +112,7 @@ class Feed:
         self._source = source
         self._sampler = type(sampler).__name__
         self._pass: _Pass | None = None
+        self._was_loaded = False
 
     def __getstate__(self) -> dict[str, Any]:
         # The loop and its lock belong to the original, not to a copy.
@@ -129,42 +122,48 @@ class Feed:
         vars(self).update(state, lock=threading.RLock())
 
     @property
-    def is_open(self) -> bool:
-        """Whether a pass was begun and neither ended nor was left."""
-        return self._pass is not None
+    def is_kept(self) -> bool:
+        """Whether a loop has stopped asking for batches, but keeps the iterator, which would go on."""
+        return self._pass is not None and self._pass.is_suspended
 
     @property
     def ticket(self) -> Any:
-        """The ticket of the batch that was yielded last in the open pass; None without one."""
+        """The ticket of the batch that the open pass has yielded last; None without one."""
         return None if self._pass is None else self._pass.ticket
 
-    def close(self) -> None:
-        """Make the open pass stale."""
-        self._pass = None
+    def loaded(self) -> None:
+        """The sampler's state is about to be replaced by a loaded one."""
+        self._pass, self._was_loaded = None, True
+
+    def is_loaders_state(self) -> bool:
+        """Whether a StatefulDataLoader is loading a state of its own, to be ignored next to one that was loaded."""
+        if self.is_inside_loader and not self._was_loaded:
+            raise StateError(
+                f"a StatefulDataLoader tried to restore this {self._sampler} from a state of its own, which is older "
+                "than the losses. Save the sampler's state_dict() beside loader.state_dict(), and load both"
+            )
+        return self.is_inside_loader
 
     def indices(self, plain: Iterable[list[Any]]) -> Iterator[list[Any]]:
-        """What the batch sampler's ``__iter__`` returns: the open pass's indices to its loader, ``plain`` to others.
-
-        A DataLoader makes several iterators and uses one, so making one changes nothing.
-        """
+        """What the batch sampler's ``__iter__`` returns: the open pass's indices to its loader, ``plain`` to others."""
+        # A DataLoader makes several iterators and uses one, so making one changes nothing.
         if self.is_inside_loader and self._pass is not None:
             return _HandOut(self, self._pass)
         return itertools.chain(self._note_other_use(), plain)
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """One pass: the loader's batches, until the source misses nothing more.
-
-        Raises:
-            ProtocolError: If the loader drops batches, yields others, or ends before the end; if a loss is not
-                reported; or if the pass is stale.
-        """
+        """One pass: the loader's batches, until nothing is missing. Raises ProtocolError for what is out of turn."""
         current = self._pass = _Pass(loader)
         source, iterator = self._source, None
         try:
             with self.lock:
                 source.recall()
             while True:
-                current.check_is_only_use()
+                if current.was_used_elsewhere and current.is_one_iterator:
+                    raise ProtocolError(
+                        "the loader was iterated over elsewhere in the middle of its epoch. With persistent_workers it "
+                        "is one iterator, which began again. Use another DataLoader there"
+                    )
                 batch = source.fetch(loader)
                 if batch is NOTHING:
                     try:
@@ -173,7 +172,9 @@ class Feed:
                             iterator = source.start(loader)
                         batch = next(iterator)
                     except (StopIteration, RuntimeError) as error:
-                        if not current.is_end(error):
+                        # A generator that counts (``yield next(iterator)``) raises RuntimeError at the end.
+                        is_end = current.was_refused and isinstance(error.__cause__, StopIteration)
+                        if not is_end and not isinstance(error, StopIteration):
                             raise
                         if self._is_over(current):
                             return
@@ -183,7 +184,9 @@ class Feed:
                         self.is_inside_loader = False
                     self._check_arrival(current)
                 ticket = current.ticket = source.offer()
+                current.is_suspended = True
                 yield batch
+                current.is_suspended = False
                 if self._pass is not current:
                     raise ProtocolError(
                         "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state "
@@ -191,21 +194,14 @@ class Feed:
                     )
                 source.collect(ticket)
         finally:
+            current.is_suspended = False
             if self._pass is current:
                 self.is_inside_loader = False  # an interrupt may have come before it was reset
                 self._pass = None
                 source.closed()
 
     def hand_out(self, current: _Pass, asking: object) -> list[Any]:
-        """The next batch's indices.
-
-        Args:
-            current: The pass that the loader's iterator belongs to.
-            asking: That iterator.
-
-        Raises:
-            ProtocolError: If the pass is stale, or the loader never ends.
-        """
+        """The next batch's indices, for a loader's iterator that was made in the pass ``current``."""
         with self.lock:
             if current is not self._pass:
                 raise ProtocolError(
@@ -219,9 +215,10 @@ class Feed:
                 self._source.recall()
                 current.asking, current.asking_thread, current.was_refused = asking, threading.get_ident(), False
             indices = self._source.hand_out()
-            current.note_answer(indices)
         if indices is None:
+            current.refuse()
             raise StopIteration
+        current.iterators_without_a_batch = 0
         return indices
 
     def _note_other_use(self) -> Iterator[list[Any]]:
@@ -239,28 +236,23 @@ class Feed:
         current.arrivals += 1
         if not in_flight:
             raise ProtocolError(
-                f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Build "
-                "it with DataLoader(dataset, batch_sampler=...), and give attend() the loader itself: islice, enumerate "
-                "and generator expressions make its iterator before the epoch, as timm's MultiEpochsDataLoader does "
-                "(use persistent_workers=True). Ask a StatefulDataLoader for its state only once attend() has begun"
+                f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
+                "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
+                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (use persistent_workers=True)"
+                ". Ask a StatefulDataLoader for loader.state_dict() only once attend() has begun"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
         elif in_flight > current.most_in_flight and current.asking_thread == current.thread:
-            dropped = in_flight - current.most_in_flight
+            dropped = plural(in_flight - current.most_in_flight, "batch", "batches")
             raise ProtocolError(
-                f"{plural(dropped, 'batch', 'batches')} of the {self._sampler} did not come out of {current.loader}: "
-                "something between the DataLoader and attend() drops batches, so that losses would be attributed to "
-                f"the wrong ones. Let every batch through; {self._source.advice}. What reads ahead must read as far "
-                "ahead at first as later"
+                f"{dropped} of the {self._sampler} did not come out of {current.loader}: something between the "
+                "DataLoader and attend() drops batches, so that losses would be attributed to the wrong ones. Let "
+                f"every batch through; {self._source.advice}. What reads ahead must read as far ahead at first as later"
             )
 
     def _is_over(self, current: _Pass) -> bool:
-        """The loader ended: whether the epoch did too, rather than one of several iterations of the loader.
-
-        Raises:
-            ProtocolError: If batches were dropped, or will never come.
-        """
+        """The loader ended: whether the epoch did too, rather than one of several iterations of the loader."""
         arrivals, current.arrivals = current.arrivals, 0
         if in_flight := len(self._source.out):
             raise ProtocolError(
@@ -273,9 +265,8 @@ class Feed:
             return True
         if not arrivals:
             raise ProtocolError(
-                f"{current.loader} can be iterated over only once, with {missing} still to come. Give attend() "
-                "something that begins again each time: the DataLoader, or a class whose __iter__ iterates over it, "
-                "instead of a generator"
+                f"{current.loader} can be iterated over only once, with {missing} still to come. Give attend() the "
+                "DataLoader, or a class whose __iter__ iterates over it, instead of a generator"
             )
         if not self._source.continues(has_length=current.has_length):
             raise ProtocolError(
@@ -291,45 +282,22 @@ class _Pass:
     def __init__(self, loader: Any) -> None:
         self.loader = type(loader).__name__
         self.ticket: Any = None
-        self.thread = threading.get_ident()
-        self.has_length = _has_length(loader)
-        self.was_used_elsewhere = False
+        self.thread = self.asking_thread = threading.get_ident()
         self.asking: object = None
-        self.asking_thread = self.thread
-        self.was_refused = False
-        self.arrivals = 0
-        self.most_in_flight = 0
+        self.was_refused = self.was_used_elsewhere = self.is_suspended = False
+        self.has_length = length_of(loader) is not None
         # With persistent workers, a DataLoader is one iterator.
-        self._is_one_iterator = getattr(loader, "persistent_workers", False) is True
-        self._iterators_without_a_batch = 0
+        self.is_one_iterator = getattr(loader, "persistent_workers", False) is True
+        self.arrivals = self.most_in_flight = self.iterators_without_a_batch = 0
 
-    def is_end(self, error: Exception) -> bool:
-        """Whether the loader ended. A generator that counts (``yield next(iterator)``) raises at the end."""
-        return isinstance(error, StopIteration) or (self.was_refused and isinstance(error.__cause__, StopIteration))
-
-    def check_is_only_use(self) -> None:
-        """Refuse a loader whose one iterator began again elsewhere."""
-        if self.was_used_elsewhere and self._is_one_iterator:
-            raise ProtocolError(
-                "the loader was iterated over elsewhere in the middle of its epoch. With persistent_workers it is one "
-                "iterator, which began again. Use another DataLoader there"
-            )
-
-    def note_answer(self, indices: object) -> None:
-        """The loader's iterator asked, and received indices, or None.
-
-        Raises:
-            ProtocolError: If every new iterator of a loader without an end would ask in vain.
-        """
-        if indices is not None:
-            self._iterators_without_a_batch = 0
-            return
-        self._iterators_without_a_batch += not self.was_refused
+    def refuse(self) -> None:
+        """There is no batch for the asking iterator. Raises ProtocolError if that will never end the loader."""
+        self.iterators_without_a_batch += not self.was_refused
         self.was_refused = True
-        if self._iterators_without_a_batch > _MOST_ITERATORS_WITHOUT_A_BATCH:
+        if self.iterators_without_a_batch > _MOST_ITERATORS_WITHOUT_A_BATCH:
             raise ProtocolError(
-                f"{self.loader} begins again whenever there is no batch left, so the epoch would never end. Instead of "
-                "a generator that cycles, or a loader that keeps one iterator for all epochs (timm's "
+                f"{self.loader} begins again whenever there is no batch left, and never ends itself. Instead of a "
+                "generator that cycles, or a loader that keeps one iterator for all epochs (timm's "
                 "MultiEpochsDataLoader), give attend() the DataLoader, with persistent_workers=True"
             )
 
@@ -345,23 +313,8 @@ class _HandOut(Iterator[list[Any]]):
         return self._feed.hand_out(self._pass, self)
 
 
-def _has_length(loader: Any) -> bool:
-    try:
-        return len(loader) is not None
-    except (TypeError, NotImplementedError, AttributeError):
-        return False
-
-
 def check_loader(sampler: object, loader: Any) -> None:
-    """Refuse a loader through which losses could not be attributed to the sampler's batches.
-
-    Args:
-        sampler: The batch sampler that the loader has to be built on.
-        loader: What was attended. A wrapper need not say which batch sampler is inside.
-
-    Raises:
-        ProtocolError: If the loader changes the order, or has another batch sampler.
-    """
+    """Refuse a loader through which losses could not be attributed to the batches of ``sampler``."""
     if getattr(loader, "in_order", True) is False:
         raise ProtocolError(
             "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
@@ -372,22 +325,23 @@ def check_loader(sampler: object, loader: Any) -> None:
             f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
             "pass over batches without training on them. Leave it at 1"
         )
+    # A wrapper need not say which batch sampler is inside.
     inner = getattr(loader, "batch_sampler", sampler)
     if inner is sampler:
         return
     name, found = type(sampler).__name__, type(inner).__name__
     advice = f"Build it with DataLoader(dataset, batch_sampler=...) on this {name}"
     if getattr(loader, "sampler", None) is sampler:
-        problem = f"was built with sampler=, which takes single indices; this {name} makes batches"
-    elif sampler in (getattr(inner, "batch_sampler", None), getattr(inner, "sampler", None)):
-        problem = f"has a {found} around this {name}, which changes which batches it yields, or when"
-        advice += (
-            ". Between ranks, give the sampler rank= and world_size=, and keep the loader out of accelerate's "
-            "prepare(). To keep workers between epochs, use persistent_workers=True instead of a loader that keeps one "
-            "iterator (timm's MultiEpochsDataLoader, Ultralytics' InfiniteDataLoader)"
-        )
+        problem = f"was built with sampler=, which takes single indices; a {name} makes batches"
     elif inner is None:
         problem = f"does not batch, and does not use this {name}"
+    elif sampler in (getattr(inner, "batch_sampler", None), getattr(inner, "sampler", None)):
+        problem = f"has a {found} around this {name}, which changes what it yields on a rank, or when"
+        advice += (
+            ". Between ranks, give it rank= and world_size=, and keep the loader out of accelerate's prepare(). To keep "
+            "workers, use persistent_workers=True instead of a loader that keeps one iterator, as timm's "
+            "MultiEpochsDataLoader and Ultralytics' InfiniteDataLoader do"
+        )
     else:
         problem = f"has another batch sampler, a {found}"
         advice += ", and keep trainers from replacing it (Lightning: use_distributed_sampler=False)"

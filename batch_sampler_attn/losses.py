@@ -62,9 +62,7 @@ def detached(loss: object) -> Any:
 def _check_shape(loss: object) -> None:
     shape = getattr(loss, "shape", ())
     if any(length != 1 for length in shape):
-        raise LossError(
-            f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, for example with loss.mean()"
-        )
+        raise LossError(f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, as with loss.mean()")
 
 
 def _is_masked(loss: object) -> bool:
@@ -81,9 +79,9 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that jax.jit "
-            "or another transformation traces before it runs. Return the loss from that function, and call decide on "
-            "what it returns: loss, state = update(state, batch); schedule.decide(loss)"
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that "
+            "jax.jit or another transformation traces before it runs. Return the loss from that function, and call "
+            "decide on what it returns: loss, state = update(state, batch); schedule.decide(loss)"
         ) from error
 
 
@@ -125,4 +123,6 @@ def as_floats(losses: object) -> list[float]:
             f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape "
             '(batch,), one for each sample, computed with reduction="none"'
         )
+    if any(value is None for value in values):
+        raise LossError("got a loss that is masked, or None; report NaN for it, which leaves the sample as it was")
     return [as_float(value) for value in values]

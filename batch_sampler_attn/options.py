@@ -19,11 +19,7 @@ DEFAULT_MAX_VISITS = 100
 
 @dataclass(slots=True)
 class Options:
-    """The options of the rule, checked as they arrive. ``BatchAttentionSchedule`` documents each.
-
-    Raises:
-        OptionError: If an option has a value that is not allowed.
-    """
+    """The options of the rule, checked as they arrive. ``BatchAttentionSchedule`` documents each."""
 
     k: float = 1.2
     warmup_epochs: int = 1
@@ -74,38 +70,19 @@ def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
 
 
 def number(name: str, value: object, hint: str) -> float:
-    """``value`` as a float, if it is a finite real number; NumPy's scalars are numbers too.
-
-    Raises:
-        OptionError: If it is anything else.
-    """
+    """``value`` as a float, if it is a finite real number; NumPy's scalars are numbers too."""
     plain = _as_number(value)
     return _checked(name, value, plain, "a finite number", hint, is_allowed=math.isfinite(plain))
 
 
 def positive_number(name: str, value: object, hint: str) -> float:
-    """``value`` as a float, if it is a finite real number above 0.
-
-    Raises:
-        OptionError: If it is anything else.
-    """
+    """``value`` as a float, if it is a finite real number above 0."""
     plain = _as_number(value)
     return _checked(name, value, plain, "a finite number above 0", hint, is_allowed=0 < plain < math.inf)
 
 
 def fraction(name: str, value: object, hint: str, *, may_be_0: bool = True, may_be_1: bool = False) -> float:
-    """``value`` as a float, if it is a real number from 0 to 1.
-
-    Args:
-        name: For the message.
-        value: As the user gave it.
-        hint: What the number means.
-        may_be_0: Whether 0 itself is allowed.
-        may_be_1: Whether 1 itself is allowed.
-
-    Raises:
-        OptionError: If it is anything else. A number above 1 may have been meant as a percentage; the error says so.
-    """
+    """``value`` as a float, if it is a real number from 0 to 1; one above may have been meant as a percentage."""
     plain = _as_number(value)
     if plain > 1:
         hint = f"{plain / 100:g} is {plain:g} %. {hint}"
@@ -115,15 +92,7 @@ def fraction(name: str, value: object, hint: str, *, may_be_0: bool = True, may_
 
 
 def sample_weight(name: str, value: object) -> float:
-    """``value`` as a float, if it can weight a loss: a finite real number of at least 0.
-
-    Args:
-        name: For the message.
-        value: A number, or a NumPy or PyTorch value of one element, such as a sum of weights.
-
-    Raises:
-        OptionError: If it is anything else.
-    """
+    """``value``, a number or an array of one element, as a float, if it can weight a loss: finite and at least 0."""
     item = getattr(value, "item", None)
     is_single = all(length == 1 for length in getattr(value, "shape", ()))
     hint = "It counts the samples that the loss is the mean of, or is the sum of their weights"
@@ -132,11 +101,7 @@ def sample_weight(name: str, value: object) -> float:
 
 
 def positive_int(name: str, value: object, hint: str) -> int:
-    """``value`` as an int, if it is a whole number of at least 1; NumPy's scalars are numbers too.
-
-    Raises:
-        OptionError: If it is anything else.
-    """
+    """``value`` as an int, if it is a whole number of at least 1; NumPy's scalars are numbers too."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         kind = type(value).__name__
         raise OptionError(f"{name} is {short_repr(value)} ({kind}); it must be an int of at least 1: {hint}")
@@ -152,11 +117,7 @@ def length_of(value: object) -> int | None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """``value`` as a plain string, if it is one of ``allowed``.
-
-    Raises:
-        OptionError: If it is anything else.
-    """
+    """``value`` as a plain string, if it is one of ``allowed``."""
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"{name} is {short_repr(value)}; it must be one of {', '.join(map(repr, allowed))}")
     return str(value)

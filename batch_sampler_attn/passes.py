@@ -120,6 +120,13 @@ class Phase(enum.Enum):
 _BETWEEN_BATCHES, _AWAITING_LOSS = Phase.BETWEEN_BATCHES, Phase.AWAITING_LOSS
 _DECIDED, _SKIPPED, _LEFT, _OVER = Phase.DECIDED, Phase.SKIPPED, Phase.LEFT, Phase.OVER
 
+_GIVE_REMAINING = (
+    "Give attend() the remaining batches: schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
+)
+_FEWER_BATCHES = (
+    "To train on n batches an epoch, give attend() no more: schedule.attend(itertools.islice(loader, n)), or "
+    "BatchAttentionSampler(..., batches_per_epoch=n)"
+)
 _STALE = (
     "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state was loaded since. "
     "Iterate over schedule.attend(loader) again"
@@ -207,7 +214,7 @@ class Passes:
         """``BatchAttentionSchedule.decide``."""
         current = self._pass_awaiting("decide")
         if loss is REPORTED or samples is not None or not self._decides_alone:
-            loss = self._agreed_loss(current, loss, samples)
+            loss = self._agreed_loss(loss, samples)
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
@@ -234,7 +241,8 @@ class Passes:
             raise ProtocolError(f"{caller}() was given a loss after report(); call decide() without one")
         state = self.state
         if current is None:
-            self._begin_by_hand()
+            # It may be the first visit of its epoch.
+            self._agree_on_begin(None)
         elif samples is None and current.indices is not None:
             samples = len(current.indices)
         position = state.position if current is None else current.position
@@ -252,7 +260,7 @@ class Passes:
             raise ProtocolError("skip() was called after report() had this visit's loss; call decide()")
         state = self.state
         if current is None:
-            self._begin_by_hand()
+            self._agree_on_begin(None)
         position = state.position if current is None else current.position
         self.ranks.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
         with _lock_of(self.driver):
@@ -263,18 +271,13 @@ class Passes:
         if self.state.batches == self.options.epoch_length:
             self.end_epoch()
 
-    def _agreed_loss(self, current: Pass | None, loss: object, samples: object) -> float:
+    def _agreed_loss(self, loss: object, samples: object) -> float:
         """The loss to decide on, reported just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
-        elif samples is not None:
-            raise ProtocolError("decide() without a loss was given samples=; give it to report()")
         reported, self._reported = self._reported, None
         if reported is None:
-            raise ProtocolError(
-                "decide() was called without a loss, and none was reported. Call schedule.decide(loss), or "
-                "schedule.report(loss) before it"
-            )
+            raise ProtocolError("decide() was called without a loss, and none was reported; call decide(loss)")
         self._decides_alone = self.ranks.transport is None
         return reported()
 
@@ -324,7 +327,6 @@ class Passes:
             length: How many batches there are, if all of them will be offered from the first one on.
             common: What has to be the same on every rank, besides options, state and length, as JSON types.
         """
-        self.ranks.require_choice()
         if self.active is not None:
             self.abandon(was_left=True)
         state = self.state
@@ -332,11 +334,15 @@ class Passes:
             raise ProtocolError(
                 "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
                 f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
-                "count in the epoch that is about to begin. Forget them with schedule.abandon_epoch(); if they are an "
-                "epoch of a hand-written loop, end it with schedule.end_epoch()"
+                "count in the epoch that is about to begin. Call abandon_epoch() to forget them, or end_epoch() if "
+                "they are an epoch of a hand-written loop"
             )
-        if length is not None and self.driver is None:
-            self._check_remaining(length)
+        resumed_at = self._resumed_at
+        if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
+            raise ProtocolError(
+                f"the schedule resumes in mid-epoch, after {resumed_at} batches, and the loader has {length}, as many "
+                f"as the whole epoch. {_GIVE_REMAINING}, in the order of the saved run; or call abandon_epoch()"
+            )
         self._agree_on_begin(length, common)
         if not state.progress:
             self.run = self.run._replace(length=length)
@@ -375,13 +381,12 @@ class Passes:
         if self.active is not None:
             raise ProtocolError(
                 "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                "To train on fewer batches, give attend() fewer: itertools.islice(loader, n), or, with a sampler, "
-                "BatchAttentionSampler(..., batches_per_epoch=n)"
+                f"{_FEWER_BATCHES}"
             )
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
-                "ADVANCE, set max_visits, give the batch up with skip(), or the epoch with abandon_epoch()"
+                "ADVANCE, or give it up with skip(), or the epoch with abandon_epoch()"
             )
         if self._reported is not None:
             raise ProtocolError("end_epoch() was called after report() had a visit's loss; call decide() first")
@@ -401,9 +406,7 @@ class Passes:
         if self._epochs_left_in_a_row == 2:
             warn(
                 "two epochs in a row were left before their end. An epoch that is left sets no threshold, so nothing "
-                "will ever repeat. To train on n batches an epoch, give attend() no more: "
-                "schedule.attend(itertools.islice(loader, n)), or BatchAttentionSampler(..., batches_per_epoch=n); for "
-                "epochs of n batches of a stream, use epoch_length=n"
+                f"will ever repeat. {_FEWER_BATCHES}; for epochs of n batches of a stream, use epoch_length=n"
             )
 
     def _begin(self) -> None:
@@ -412,26 +415,12 @@ class Passes:
         self._accounted = 0
         self._resumed_at = None
 
-    def _begin_by_hand(self) -> None:
-        """A visit is made outside of any pass: it may be the first of its epoch."""
+    def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None = None) -> None:
         self.ranks.require_choice()
-        self._agree_on_begin(None, None)
-
-    def _agree_on_begin(self, length: int | None, common: dict[str, Any] | None) -> None:
         if self.ranks.transport is not None:
             state = self.state
             facts = {**self.saved_options, "batches to come": length, **(common or {}), **state._asdict()}
             self.ranks.begin(state.epoch, state.position, state.visits, facts)
-
-    def _check_remaining(self, length: int) -> None:
-        """Refuse a whole loader where a loaded state has a part of the epoch behind it."""
-        if self._resumed_at is not None and self._resumed_at < self._whole_length == length:
-            raise ProtocolError(
-                f"the schedule resumes in mid-epoch, after {self._resumed_at} batches, and the loader has {length}, as "
-                "many as the whole epoch. Give attend() the remaining ones, in the order of the saved run: "
-                "schedule.attend(itertools.islice(loader, schedule.batch_index, None)); or begin the epoch again after "
-                "schedule.abandon_epoch()"
-            )
 
     @property
     def _whole_length(self) -> int:
@@ -453,8 +442,7 @@ class Passes:
         if resumed_at is not None and abs(total - expected) == resumed_at < expected:
             warn(
                 f"the epoch that was resumed after {resumed_at} batches had {total} batches in all, instead of "
-                f"{expected}. After load_state_dict() in mid-epoch, give attend() the remaining batches, just once: "
-                "schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
+                f"{expected}. {_GIVE_REMAINING}, just once"
             )
 
     # Warnings --------------------------------------------------------------------------------------------
@@ -658,10 +646,7 @@ class Pass:
         if self.phase is _BETWEEN_BATCHES:
             return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
         if caller == "skip":
-            return ProtocolError(
-                "skip() was called after decide() had this visit's loss. Call it instead of decide(); to leave a batch "
-                "that is to be repeated, call it when attend() yields the batch again"
-            )
+            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
         return ProtocolError(
             f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
             "yields the batch again by itself when the decision is REPEAT"

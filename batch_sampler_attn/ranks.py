@@ -5,7 +5,6 @@ Nothing here imports torch. A ``RankTransport``, such as ``distributed.MeanOverR
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import itertools
 import json
@@ -15,14 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from batch_sampler_attn.checkpoint import check_ranks
-from batch_sampler_attn.errors import (
-    OptionError,
-    ProtocolError,
-    RankLostError,
-    RanksDivergedError,
-    RankTimeoutError,
-    short_repr,
-)
+from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError, short_repr
 from batch_sampler_attn.losses import detached
 from batch_sampler_attn.options import length_of, positive_int, sample_weight
 
@@ -67,7 +59,7 @@ class RankMessage(NamedTuple):
     def __str__(self) -> str:
         epoch, batch, visit = int(self.epoch), int(self.batch), int(self.visit)
         if self.kind == MessageKind.BEGIN:
-            return f"begins epoch {epoch}" + (f" after {batch} batches, {visit} visits" if batch or visit else "")
+            return f"begins epoch {epoch} at batch {batch} after {visit} visits"
         if self.kind == MessageKind.END:
             return f"ended epoch {epoch} after {batch} batches"
         if self.kind == MessageKind.BATCH:
@@ -89,14 +81,10 @@ class RankTransport(Protocol):
         """The number of this rank, from 0."""
 
     def claim(self) -> None:
-        """Reserve this transport for one schedule.
-
-        Raises:
-            OptionError: If another schedule has claimed it.
-        """
+        """Reserve this transport for one schedule; raise OptionError if another one has claimed it."""
 
     def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
-        """Send a message to all ranks, without waiting for theirs.
+        """Send a message to all ranks without waiting for theirs.
 
         Returns:
             A function that waits, and returns the messages of all ranks by rank, with losses as floats. It raises
@@ -113,17 +101,14 @@ RanksOption = RankTransport | Literal["refuse"] | None
 class Ranks:
     """One schedule's side of the exchanges between ranks. In a process on its own it does nothing.
 
-    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` counts the
-    visits to that batch from 1.
+    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` counts
+    the visits to that batch from 1. Those that wait for other ranks raise RanksDivergedError if one is elsewhere.
 
     Args:
         option: ``ranks=`` as ``BatchAttentionSchedule`` takes it.
 
     Attributes:
         transport: Carries the messages; None if this process decides by its own losses.
-
-    Raises:
-        OptionError: If the option is not allowed, or another schedule has claimed it.
     """
 
     def __init__(self, option: RanksOption) -> None:
@@ -153,30 +138,15 @@ class Ranks:
         return Shard() if self.transport is None else Shard(self.transport.rank, self.transport.ranks)
 
     def require_choice(self) -> None:
-        """Refuse to decide alone in a process group, unless ``ranks=`` says so.
-
-        Raises:
-            ProtocolError: If ``ranks`` is "refuse" and the process group has several ranks.
-        """
+        """Refuse several ranks that each decide alone, unless ``ranks=None`` allows it."""
         if self._refuses_ranks and (size := process_group_size()) > 1:
             raise ProtocolError(
-                f"this process is one of {size} in a process group, which must decide alike. Give the schedule (or "
-                "SampleAttention) ranks=MeanOverRanks() from batch_sampler_attn.distributed; or ranks=None if they "
-                "share no gradients"
+                f"this process is one of {size} in a process group. To decide alike, give ranks=MeanOverRanks() from "
+                "batch_sampler_attn.distributed; for ranks that share no gradients, ranks=None"
             )
 
     def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
-        """Check, once an epoch, that all ranks begin or resume it alike.
-
-        Args:
-            epoch: The epoch.
-            batches: Its batches so far.
-            visits: Visits that the next batch has had.
-            common: JSON values by name, which must be the same on all ranks.
-
-        Raises:
-            RanksDivergedError: If a rank is elsewhere, or a value differs.
-        """
+        """Check, once an epoch, that all ranks begin or resume it at one place, with the same JSON values."""
         if self.transport is None or self._has_begun:
             return
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
@@ -191,18 +161,10 @@ class Ranks:
         It reaches the other ranks even if this one then raises an error, or waits inside a collective of DDP.
         """
         if self.transport is not None:
-            # A transport that failed raises the same again in the next exchange.
-            with contextlib.suppress(RankTimeoutError, RankLostError):
-                self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
+            self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
 
     def send_loss(self, epoch: int, batch: int, visit: int, loss: object, samples: object) -> Callable[[], float]:
-        """Send the loss of a visit; the result waits for those of all ranks, and returns their mean by samples.
-
-        Raises:
-            LossError: If the loss is not one real number.
-            OptionError: If ``samples`` is not a weight.
-            RanksDivergedError: If the ranks differed before, as where one skipped a batch.
-        """
+        """Send the loss of a visit; the result waits for those of all ranks, and returns their mean by samples."""
         assert self.transport is not None
         self._check_answers()
         message = RankMessage(MessageKind.VISIT, epoch, batch, visit)
@@ -216,20 +178,7 @@ class Ranks:
         return lambda: weighted_mean(check_same_place(wait()))
 
     def end(self, epoch: int, batches: int, mean_loss: float | None = None, samples: float = 0.0) -> float | None:
-        """Check that all ranks are at the end of the epoch.
-
-        Args:
-            epoch: The epoch.
-            batches: Its batches.
-            mean_loss: Its mean loss on this rank; None if there is none.
-            samples: The weight of ``mean_loss``.
-
-        Returns:
-            The mean over all ranks by samples; None if no rank has one.
-
-        Raises:
-            RanksDivergedError: If a rank is elsewhere.
-        """
+        """Check that all ranks end the epoch after as many batches; the result is the mean of theirs by samples."""
         if self.transport is None or not self._has_begun:
             return mean_loss
         weight = 0.0 if mean_loss is None else samples
@@ -261,16 +210,8 @@ def process_group_size() -> int:
     return int(distributed.get_world_size())
 
 
-# What messages add up to ---------------------------------------------------------------------------------
-
-
 def weighted_mean(messages: Sequence[RankMessage]) -> float:
-    """The mean loss by samples. Added up in the order of ranks, it is the same double on each of them.
-
-    Raises:
-        OptionError: If no rank has a sample.
-        RanksDivergedError: If only some ranks gave ``samples=``.
-    """
+    """The mean loss by samples. Added up in the order of ranks, it is the same double on each of them."""
     unweighted = [rank for rank, message in enumerate(messages) if message.samples == UNWEIGHTED]
     if len(unweighted) == len(messages):
         messages = [message._replace(samples=1.0) for message in messages]
@@ -291,11 +232,7 @@ def weighted_mean(messages: Sequence[RankMessage]) -> float:
 
 
 def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
-    """The messages of one exchange, by rank, if all ranks are at the same place.
-
-    Raises:
-        RanksDivergedError: If a rank is elsewhere, skipped the batch, or stopped by an error.
-    """
+    """The messages of one exchange, if all ranks are at the same place; RanksDivergedError if one is elsewhere."""
     if len({message[:4] for message in messages}) == 1:
         return messages
     places = _by_rank(messages, "{ranks}: {value}", "; ")
@@ -309,11 +246,7 @@ def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
 
 
 def describe_differences(values: Sequence[dict[str, Any]]) -> str:
-    """An error message that names each value that is not the same on all ranks.
-
-    Args:
-        values: By rank, JSON values by name.
-    """
+    """An error message with each of the named values, by rank, that is not the same on all of them."""
     differences = []
     for name in sorted({name for value in values for name in value}):
         of_ranks = [short_repr(value.get(name)) for value in values]
@@ -337,18 +270,11 @@ def _name(ranks: list[int]) -> str:
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
 
 
-# Each rank's part of the data ----------------------------------------------------------------------------
-
-
 class Shard(NamedTuple):
     """One rank's part of an order that all ranks draw alike: every ``ranks``-th item, from the ``rank``-th on.
 
-    Items are indices, or whole batches. Every rank gets as many batches: a rank that would lack the last one takes an
-    item from the beginning of the order. With ``drop_last``, the items that not every rank can have are left out.
-
-    Attributes:
-        rank: The rank, from 0.
-        ranks: The number of ranks that share the order.
+    Items are indices, or whole batches (``batch_size`` is None then). A rank that would have a batch less than others
+    takes an item from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
     """
 
     rank: int = 0
@@ -360,13 +286,7 @@ class Shard(NamedTuple):
         return whole + (left > 0 and self._has_one_more(whole, left, batch_size, drop_last=drop_last))
 
     def of(self, items: Iterable[Item], batch_size: int | None, *, drop_last: bool) -> Iterator[Item]:
-        """This rank's items.
-
-        Args:
-            items: The whole order.
-            batch_size: Items in a batch; None if the items are batches.
-            drop_last: Whether a last, shorter batch is left out.
-        """
+        """This rank's items of the whole order."""
         iterator = iter(items)
         first: list[Item] = []
         for whole in itertools.count():
@@ -380,19 +300,13 @@ class Shard(NamedTuple):
             return
 
     def _has_one_more(self, whole: int, left: int, batch_size: int | None, *, drop_last: bool) -> bool:
-        """Whether this rank gets one more item, if ``left`` are left after ``whole`` for every rank."""
-        if drop_last:
-            return False
+        # Of ``left`` items that remain after ``whole`` for every rank.
         begins_a_batch = batch_size is None or whole % batch_size == 0
-        return self.rank < left or begins_a_batch
+        return not drop_last and (self.rank < left or begins_a_batch)
 
 
 def shard_of(sampler: Any, rank: object, world_size: object) -> Shard | None:
-    """The shard that ``rank=`` and ``world_size=`` name; None if neither is given.
-
-    Raises:
-        OptionError: If only one is given or allowed, or the sampler is sharded already.
-    """
+    """The shard that ``rank=`` and ``world_size=`` name; None if neither is given."""
     if rank is None and world_size is None:
         return None
     ranks = positive_int("world_size", world_size, "the number of ranks that share the data")
@@ -416,27 +330,22 @@ def own_shard(sampler: Any) -> Shard | None:
 
 
 def order_facts(sampler: Any, shard: Shard | None) -> dict[str, int]:
-    """What ranks that share an order must have in common, by its name in messages, as far as the sampler says it.
+    """What ranks that share an order must have in common, as far as the sampler says it, by its name in messages.
 
-    Args:
-        sampler: Draws the order.
-        shard: The part of the order that is this rank's; None if the sampler draws a rank's own part, whose length may
-            differ.
+    Without a ``shard``, the sampler draws a rank's own part, whose length may differ.
     """
-    names = {"seed of the order": "seed", "epoch of set_epoch": "epoch", "shuffle": "shuffle"}
-    values = {name: getattr(sampler, attribute, 0) for name, attribute in names.items()}
-    facts = {name: value for name, value in values.items() if isinstance(value, int)}
-    data = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
-    lengths = {"length of the order": shard and length_of(sampler), "samples of the data": length_of(data)}
-    return {**facts, **{name: length for name, length in lengths.items() if length is not None}}
+    facts = {
+        "seed of the order": getattr(sampler, "seed", 0),
+        "epoch of set_epoch": getattr(sampler, "epoch", 0),
+        "shuffle": getattr(sampler, "shuffle", 0),
+        "length of the order": shard and length_of(sampler),
+        "samples of the data": length_of(getattr(sampler, "data_source", getattr(sampler, "dataset", None))),
+    }
+    return {name: value for name, value in facts.items() if isinstance(value, int)}
 
 
 def unpack_shard(packed: list[int], here: Shard, *, is_in_epoch: bool) -> Shard:
-    """The shard that a state was saved on.
-
-    Raises:
-        StateError: If the state shares an epoch in progress among another number of ranks.
-    """
+    """The shard that a state was saved on; in mid-epoch, there must be as many ranks here."""
     shard = Shard(*packed)
     check_ranks(shard.ranks, here.ranks, is_in_epoch=is_in_epoch)
     return shard

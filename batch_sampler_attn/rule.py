@@ -91,21 +91,10 @@ class Criterion(Protocol):
             state: As it was before this visit.
             loss: The loss of this visit; NaN for every loss that does not count.
             batch: The place, from 0, at which the batch finishes in its epoch.
-
-        Raises:
-            ProtocolError: If there is no such batch.
         """
 
     def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
-        """The threshold that comes into force as an epoch ends.
-
-        Args:
-            state: At the end of the epoch.
-            mean_loss: Of the epoch; None if no loss counted.
-
-        Raises:
-            ProtocolError: If the epoch cannot end here.
-        """
+        """The threshold that comes into force as an epoch ends with this mean; None if no loss counted."""
 
 
 class LossThreshold:
@@ -138,18 +127,12 @@ class LossThreshold:
 
 
 class BudgetedThreshold(LossThreshold):
-    """The paper's threshold, raised as far as it takes to keep repeats within a fraction of the base batches.
+    """The paper's threshold, raised as far as it takes to keep repeats within ``budget`` times the batches begun.
 
     Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
     ``budget`` repeats a batch. It is never below the paper's. An unused budget lets as many repeats pass as ten batches
     have of it before the threshold rises. So the budget goes to the worst batches rather than to the first. A repeat
     that would exceed the budget at this point of the epoch is not made.
-
-    Args:
-        k: As for ``LossThreshold``.
-        warmup_epochs: As for ``LossThreshold``.
-        floor: As for ``LossThreshold``.
-        budget: The most repeats, over base batches begun, at any point of an epoch.
     """
 
     def __init__(self, k: float, warmup_epochs: int, floor: float, budget: float) -> None:
@@ -208,11 +191,7 @@ class RandomVisits:
             )
 
     def draw(self, epoch: int) -> list[int]:
-        """The visits to each batch of an epoch.
-
-        Raises:
-            ProtocolError: If there are no counts for this epoch.
-        """
+        """The visits to each batch of an epoch."""
         if epoch != self._drawn_epoch:
             if epoch >= len(self._visit_counts):
                 raise ProtocolError(f"epoch {epoch} began, but visit_counts has {len(self._visit_counts)} epochs")
@@ -245,19 +224,7 @@ def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
 
 
 def visit(options: Options, criterion: Criterion, state: State, loss: float, batch: int) -> tuple[State, Decision]:
-    """``step`` with any criterion.
-
-    Args:
-        options: The options.
-        criterion: Says whether the batch wants another visit.
-        state: The state before the visit.
-        loss: The batch loss of this visit.
-        batch: As ``Criterion.judge`` takes it.
-
-    Raises:
-        NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
-        ProtocolError: If the criterion raises it.
-    """
+    """``step`` with any criterion; ``batch`` is as ``Criterion.judge`` takes it."""
     epoch, threshold, _, loss_sum, loss_count, batches, visits, repeats, most_visits, capped, nonfinite, skipped = state
     visits += 1
     total = loss_sum + loss
@@ -331,11 +298,7 @@ def summarize(state: State) -> EpochSummary:
 
 
 def end_epoch(criterion: Criterion, state: State) -> tuple[State, EpochSummary]:
-    """The state as the next epoch begins, with the threshold that this one's mean sets; and this one's summary.
-
-    Raises:
-        ProtocolError: If the criterion says that the epoch cannot end here.
-    """
+    """The state as the next epoch begins, with the threshold that this one's mean sets; and this one's summary."""
     summary = summarize(state)
     threshold = criterion.next_threshold(state, summary.mean_loss)
     return State(state.epoch + 1, threshold, state.strictness), summary

@@ -92,7 +92,9 @@ class BatchAttentionSchedule:
             floor=floor,
         )
         self._passes = Passes(options, rule.criterion_of(options), recorders, ranks, options.as_dict())
-        self._name = f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.as_dict().items())})"
+        self._name = (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.as_dict().items())})"
+        )
 
     def __repr__(self) -> str:
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.4g}"

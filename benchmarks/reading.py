@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -196,7 +197,7 @@ def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None
     matrix, classes = evaluated.confusion, len(data.classes)
     if evaluated.epoch != epoch.epoch:
         return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
-    if any(len(each) != classes for each in (matrix, *matrix)):
+    if len(matrix) != classes or any(len(row) != classes for row in matrix):
         return f"it is not {classes} by {classes}, one row and one column for each class"
     images, right = sum(map(sum, matrix)), sum(matrix[label][label] for label in range(classes))
     if images != data.test_images:
@@ -211,5 +212,5 @@ def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None
 def _macro_f1(matrix: ConfusionMatrix) -> float:
     """Mean F1 over the classes; 0 for one that is neither there nor predicted."""
     predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    of_classes = [2 * row[label] / max(sum(row) + predicted[label], 1) for label, row in enumerate(matrix)]
-    return sum(of_classes) / len(of_classes)
+    f1 = [2 * row[label] / max(sum(row) + predicted[label], 1) for label, row in enumerate(matrix)]
+    return statistics.fmean(f1)

@@ -27,7 +27,7 @@ def train(rank: int, ranks: int, device: torch.device) -> tuple[nn.Module, Batch
     images, labels = torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target)
     dataset = TensorDataset(images[:1400], labels[:1400])
 
-    schedule = BatchAttentionSchedule(k=1.2, budget=0.2, reduce=MeanOverRanks())
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.2, ranks=MeanOverRanks())
     # The same seed on every rank: all draw one order, of which each takes its part.
     order = RandomSampler(dataset, generator=torch.Generator().manual_seed(0))
     sampler = BatchAttentionSampler(order, BATCH_SIZE, schedule=schedule, rank=rank, world_size=ranks)

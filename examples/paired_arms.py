@@ -4,8 +4,8 @@
     batch attention    batches above K times the last epoch's mean loss are repeated at once, the worst of them if they
                        are more than a budget allows for
     random repeats     as many repeats, of batches drawn at random: the control of batch attention
-    sample attention   well-fitted samples sit out every other pass, by chance; an epoch has as many updates as plain
-    random samples     about as many sit out, whichever they are: the control of sample attention
+    sample attention   well-fitted samples are pruned with probability one half; an epoch has as many updates as plain
+    random samples     about as many are pruned, whichever they are: the control of sample attention
 
 A seed fixes the initial weights and the order of each pass, in every arm alike. The data are the same with all seeds,
 and intervals speak of these data alone. How much data, noise and training a task has was set by plain training, so that
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
     scores: tuple[float, float]
     updates: int
-    left_out: int
+    pruned: int
 
 
 def begin(task: Task, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, RandomSampler]:
@@ -99,22 +99,22 @@ def train_on_batches(task: Task, schedule: BatchAttentionSchedule, seed: int, ep
             update(optimizer, loss)
             schedule.decide(loss)
         updates += schedule.last_summary.visits
-    return Run(task.test(model), updates, left_out=0)
+    return Run(task.test(model), updates, pruned=0)
 
 
-def train_on_samples(task: Task, choose: Literal["loss", "random"], seed: int, epochs: int) -> Run:
+def train_on_samples(task: Task, select: Literal["loss", "random"], seed: int, epochs: int) -> Run:
     """Passes without some of the samples, which follow each other in as many updates as plain training takes."""
     model, optimizer, order = begin(task, seed)
     attention = SampleAttention(
-        task.samples, task.batch_size, leave_out=0.5, epochs=epochs, choose=choose, sampler=order, seed=seed
+        task.samples, task.batch_size, prune_probability=0.5, epochs=epochs, select=select, sampler=order, seed=seed
     )
-    updates = left_out = 0
+    updates = pruned = 0
     for _ in range(epochs):
         for indices in attention.attend():
-            update(optimizer, attention.weigh(task.losses(model, torch.tensor(indices))))
+            update(optimizer, attention.weighted_mean(task.losses(model, torch.tensor(indices))))
         updates += attention.last_summary.updates
-        left_out += attention.last_summary.left_out
-    return Run(task.test(model), updates, left_out)
+        pruned += attention.last_summary.pruned
+    return Run(task.test(model), updates, pruned)
 
 
 def train_all_arms(task: Task, seed: int, epochs: int) -> list[Run]:
@@ -170,11 +170,11 @@ def print_tables(task: Task, runs: dict[str, list[Run]], console: Console) -> No
         arms.add_column(name, justify="right")
         gains.add_column(name, justify="right")
     arms.add_column("updates", justify="right")
-    arms.add_column("left out", justify="right")
+    arms.add_column("pruned", justify="right")
     for arm in ARMS:
-        first, second, updates, left_out = np.array([(*run.scores, run.updates, run.left_out) for run in runs[arm]]).T
+        first, second, updates, pruned = np.array([(*run.scores, run.updates, run.pruned) for run in runs[arm]]).T
         scores = (f"{score.mean():.3f} ± {score.std(ddof=1):.3f}" for score in (first, second))
-        arms.add_row(arm, *scores, f"{updates.mean():.1f}", f"{left_out.mean():.0f}")
+        arms.add_row(arm, *scores, f"{updates.mean():.1f}", f"{pruned.mean():.0f}")
     arms.add_row("a constant", *(f"{score:.3f}" for score in task.constant), "0.0", "0")
     for arm, rivals in RIVALS.items():
         gains.add_row(arm)

@@ -1,7 +1,7 @@
 """Attention to samples at no extra updates: digits of which some are rare, and no label says so.
 
 One network tells even digits from odd ones; 8 and 9 are rare among them, which neither label tells. Three trainings of
-as many updates: plain, with well-fitted samples left out, and with as many left out at random. One seed shows how it is
+as many updates: plain, with well-fitted samples pruned, and with as many pruned at random. One seed shows how it is
 used, not whether it helps; benchmarks/README.md says what was measured.
 """
 
@@ -42,7 +42,7 @@ def train(dataset: TensorDataset, attention: SampleAttention, *, is_quiet: bool)
     for _ in range(EPOCHS):
         for images, labels in attention.attend(loader):
             losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
-            loss = attention.weigh(losses)
+            loss = attention.weighted_mean(losses)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -54,12 +54,12 @@ def train(dataset: TensorDataset, attention: SampleAttention, *, is_quiet: bool)
 def main() -> None:
     dataset, images, labels, kinds = load()
     trainings = {
-        "plain": SampleAttention(len(dataset), 32, leave_out=0.0),
-        "well-fitted left out": SampleAttention(len(dataset), 32, leave_out=0.5, epochs=EPOCHS),
-        "as many at random": SampleAttention(len(dataset), 32, leave_out=0.5, epochs=EPOCHS, choose="random"),
+        "plain": SampleAttention(len(dataset), 32, prune_probability=0.0),
+        "well-fitted pruned": SampleAttention(len(dataset), 32, prune_probability=0.5, epochs=EPOCHS),
+        "as many at random": SampleAttention(len(dataset), 32, prune_probability=0.5, epochs=EPOCHS, select="random"),
     }
     for name, attention in trainings.items():
-        model = train(dataset, attention, is_quiet=name != "well-fitted left out")
+        model = train(dataset, attention, is_quiet=name != "well-fitted pruned")
         with torch.no_grad():
             is_right = (model(images).argmax(dim=1) == labels).numpy()
         is_rare = np.isin(kinds.numpy(), RARE)

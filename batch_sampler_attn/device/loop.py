@@ -107,8 +107,8 @@ class DeviceLoop:
         self._first, self._last = (self.order.split(batch_size)[number].clone() for number in (0, -1))
         is_random = isinstance(passes.criterion, RandomVisits)
         self._counters = Counters(passes.options, device, self.batches, is_random=is_random)
-        if hasattr(prepare, "set_epoch"):
-            prepare.set_epoch(self._counters.epoch)
+        if set_epoch := getattr(prepare, "set_epoch", None):
+            set_epoch(self._counters.epoch)
         # The open pass, and how far the epoch has come as far as the host knows.
         self._pass: Any = None
         self._cursor = self._host_reads = self._in_flight = self.updates = 0
@@ -224,7 +224,7 @@ class DeviceLoop:
     @contextmanager
     def _on_device(self) -> Iterator[None]:
         """On CUDA: on the loop's stream, after what the caller enqueued, with the loop's random numbers."""
-        if self._stream is None:
+        if self._stream is None or self._random is None:
             yield
             return
         default = torch.cuda.default_generators[self._device.index]

@@ -10,15 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils import data
 
 from batch_sampler_attn.checkpoint import plain_index
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, short_repr
@@ -27,39 +19,20 @@ from batch_sampler_attn.ranks import Shard, order_facts, own_shard, shard_of
 
 # These are known to draw from torch's global generator if their own is None, and to be the same when copied. A
 # subclass may keep a count of its epochs.
-_TAKES_OUR_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_TAKES_OUR_GENERATOR = (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
 
 # These yield all of their data on each rank.
-_UNSHARDED = (*_TAKES_OUR_GENERATOR, SequentialSampler)
+_UNSHARDED = (*_TAKES_OUR_GENERATOR, data.SequentialSampler)
 
 _BATCHES_IN_A_CHUNK = 256
 
 
 class BaseBatches:
-    """Batches of dataset indices, from a sampler of indices or from a batch sampler.
+    """Batches of indices, in the order that torch draws. The arguments are those of ``BatchAttentionSampler``.
 
-    The order is the one that torch draws from the same generator. A ``RandomSampler`` without replacement is drawn as
-    one permutation and sliced, which is faster than collecting single indices. If a sampler of torch has no generator,
-    its order is drawn from one of our own, which one draw from torch's global generator seeds; so its epochs can be
-    resumed. The sampler itself is not changed.
-
-    Args:
-        sampler: Yields indices if ``batch_size`` is given, otherwise lists of indices.
-        batch_size: Indices in a batch; None for a batch sampler.
-        drop_last: Whether a last, shorter batch is left out.
-        batches_per_epoch: The most batches in an epoch; None for all.
-        rank: With ``world_size``: the rank whose part of the order this is; None for the whole order.
-        world_size: The number of ranks that share the order.
-
-    Attributes:
-        sampler: What the batches are drawn from: the argument, or the sampler inside a ``BatchSampler`` of torch.
-        batch_size: The argument, or that of the ``BatchSampler``.
-        drop_last: The argument, or that of the ``BatchSampler``.
-        most_batches: ``batches_per_epoch``.
-        shard: This rank's part; None if ``rank`` and ``world_size`` are not given.
-
-    Raises:
-        OptionError: If an argument is not allowed, or two contradict each other.
+    A ``RandomSampler`` without replacement is drawn as one permutation and sliced, which is faster than collecting
+    single indices. If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from
+    torch's global generator seeds; so its epochs can be resumed. The sampler itself is not changed.
     """
 
     def __init__(
@@ -72,25 +45,24 @@ class BaseBatches:
         world_size: int | None = None,
     ) -> None:
         is_iterable = hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
-        if not is_iterable or isinstance(sampler, (Dataset, DataLoader, Iterator)):
+        if not is_iterable or isinstance(sampler, (data.Dataset, data.DataLoader, Iterator)):
             raise OptionError(
-                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices with "
-                "a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
+                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices "
+                "with a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
             )
-        self.sampler: Any = sampler
-        makes_batches = batch_size is None
-        self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
-        self.drop_last = drop_last
-        if (makes_batches and drop_last) or (not makes_batches and isinstance(sampler, BatchSampler)):
+        if (drop_last and batch_size is None) or (batch_size is not None and isinstance(sampler, data.BatchSampler)):
             raise OptionError(
                 f"batch_size is {batch_size} and drop_last is {drop_last}, and sampler is a {type(sampler).__name__}; "
                 "batch_size and drop_last go with a sampler of indices, and a batch sampler without both"
             )
-        if type(sampler) is BatchSampler:
+        self.sampler: Any = sampler
+        self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
+        self.drop_last = drop_last
+        if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
         self.most_batches: int | None = None
         if batches_per_epoch is not None:
-            self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches in an epoch")
+            self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches of an epoch")
         self.shard = shard_of(self.sampler, rank, world_size)
         self._own_generator: torch.Generator | None = None
 
@@ -122,7 +94,7 @@ class BaseBatches:
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
-        """The batches from ``position`` on, in an epoch that began with the generator state ``epoch_generator``.
+        """The batches from ``position`` on, in an epoch that ``begin_epoch`` began.
 
         Args:
             epoch_generator: As ``begin_epoch`` returned it.
@@ -131,7 +103,7 @@ class BaseBatches:
             is_exhausted: Whether these are all batches of the epoch.
 
         Raises:
-            StateError: If the order is another one: a known batch differs, or the number of batches does.
+            StateError: If a known batch differs, or the number of batches: so the order is another one.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:
@@ -180,24 +152,19 @@ class BaseBatches:
         generator = self._users_generator or self._own_generator
         return None if generator is None else bytes(generator.get_state().tolist()).hex()
 
-    def check_generator_state(self, name: str, state: Any) -> str | None:
-        """``state``, if ``set_generator_state`` can set it here.
-
-        Raises:
-            StateError: If the sampler has no generator here, or this torch does not load the state.
-        """
-        if state is None:
-            return None
-        if self._users_generator is None and not self._needs_our_generator:
+    def check_generator_state(self, name: str, state: Any) -> Any:
+        """``state``, if ``set_generator_state`` can set it here; otherwise a StateError."""
+        if state is not None and self._users_generator is None and not self._needs_our_generator:
             raise StateError(
                 f"{name} is in the state, but {type(self.sampler).__name__} has no generator here; "
                 "construct the sampler as it was when the state was saved"
             )
-        try:
-            torch.Generator().set_state(_from_hexadecimal(state))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise StateError(f"{name} in the state cannot be loaded by this torch: {error}") from error
-        return str(state)
+        if state is not None:
+            try:
+                torch.Generator().set_state(_from_hexadecimal(state))
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise StateError(f"{name} in the state cannot be loaded by this torch: {error}") from error
+        return state
 
     def set_generator_state(self, state: str | None) -> None:
         """Set a state that ``check_generator_state`` has returned."""
@@ -217,6 +184,21 @@ class BaseBatches:
         """The part of the order that is drawn here, by ``shard`` or by the sampler's own."""
         return self.shard or own_shard(self.sampler) or Shard()
 
+    def check_shard(self, here: Shard) -> None:
+        """Refuse an order by which ranks would train on the same data, or on another rank's; ``here`` is this rank."""
+        shard = self.shard or own_shard(self.sampler)
+        if shard is None and any(type(sampler) in _UNSHARDED for sampler in self._samplers):
+            raise ProtocolError(
+                f"{here.ranks} ranks train together, and the {type(self.sampler).__name__} of each yields all of the "
+                f"data. Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; "
+                "or, if each rank has data of its own, world_size=1"
+            )
+        if shard is not None and shard.ranks > 1 and shard != here:
+            raise ProtocolError(
+                f"the sampler is for rank {shard.rank} of {shard.ranks}, and the schedule decides on rank {here.rank} "
+                f"of {here.ranks}; make it with rank={here.rank} and world_size={here.ranks}"
+            )
+
     def common_to_ranks(self) -> dict[str, Any]:
         """Facts, as JSON types, that are the same on all ranks if they share one order; empty for a single rank."""
         if self.rank_shard.ranks == 1:
@@ -233,18 +215,15 @@ class BaseBatches:
 
     def _all_batches(self) -> Iterator[list[int]]:
         sampler = self.sampler
-        if (
-            type(sampler) is RandomSampler
-            and not sampler.replacement
-            and sampler.num_samples == len(sampler.data_source)
-            and self.batch_size is not None
-            and (self.shard is None or self.shard.ranks == 1)
-        ):
-            return itertools.chain.from_iterable(self._sliced_permutation(sampler, self.batch_size))
+        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
+        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
+        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
+            return itertools.chain.from_iterable(self._sliced_permutation())
         return self._collected()
 
-    def _sliced_permutation(self, sampler: RandomSampler, batch_size: int) -> Iterator[list[list[int]]]:
+    def _sliced_permutation(self) -> Iterator[list[list[int]]]:
         """Chunks of batches: a Python generator step for each batch would take as long as making the batch."""
+        sampler, batch_size = self.sampler, self.batch_size or 1
         samples = len(sampler.data_source)
         order: Any = torch.randperm(samples, generator=sampler.generator or self._our_generator())
         # NumPy, where it is installed, has the faster tolist().
@@ -263,11 +242,10 @@ class BaseBatches:
             torch.randperm(samples, generator=sampler.generator)
 
     def _collected(self) -> Iterator[list[int]]:
-        sampler = self.sampler
+        items: Any = self.sampler
         if self._needs_our_generator:
-            sampler = copy.copy(sampler)
-            sampler.generator = self._our_generator()
-        items = iter(sampler)
+            items = copy.copy(items)
+            items.generator = self._our_generator()
         if self.shard is not None and self.shard.ranks > 1:
             items = self.shard.of(items, self.batch_size, drop_last=self.drop_last)
         if self.batch_size is None:
@@ -301,38 +279,11 @@ class BaseBatches:
         return type(self.sampler) in _TAKES_OUR_GENERATOR and self.sampler.generator is None
 
     def _our_generator(self) -> torch.Generator:
-        """A generator for all epochs, seeded as RandomSampler seeds the one that it makes for each epoch."""
         if self._own_generator is None:
+            # As RandomSampler seeds the generator that it makes for each epoch.
             seed = int(torch.empty((), dtype=torch.int64).random_().item())
-            self._own_generator = torch.Generator()
-            self._own_generator.manual_seed(seed)
+            self._own_generator = torch.Generator().manual_seed(seed)
         return self._own_generator
-
-
-def check_shard(sampler: Any, given: Shard | None, here: Shard) -> None:
-    """Refuse a sampler with which ranks would train on the same data, or on another rank's.
-
-    Args:
-        sampler: Yields indices or batches.
-        given: The shard that was given with it, as ``shard_of`` returned it.
-        here: This rank, as its schedule knows it.
-
-    Raises:
-        ProtocolError: If the shard is another rank's, or the sampler yields all of the data on each rank.
-    """
-    shard = given or own_shard(sampler)
-    parts = (sampler, getattr(sampler, "sampler", None))
-    if shard is None and any(type(part) in _UNSHARDED for part in parts):
-        raise ProtocolError(
-            f"{here.ranks} ranks train together, and the {type(sampler).__name__} of each yields all of the data. "
-            "Give BatchAttentionSampler a DistributedSampler(dataset), or "
-            f"rank={here.rank}, world_size={here.ranks}; or, if each rank has data of its own, world_size=1"
-        )
-    if shard is not None and shard.ranks > 1 and shard != here:
-        raise ProtocolError(
-            f"the sampler is for rank {shard.rank} of {shard.ranks}, and the schedule decides on rank {here.rank} of "
-            f"{here.ranks}; make it with rank={here.rank} and world_size={here.ranks}"
-        )
 
 
 def _from_hexadecimal(state: str) -> torch.Tensor:

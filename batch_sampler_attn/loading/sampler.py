@@ -10,10 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, plural, short_repr
-from batch_sampler_attn.flight import NOTHING, Feed, InFlight, check_loader
+from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
+from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, check_loader
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
-from batch_sampler_attn.loading.order import BaseBatches, check_shard
+from batch_sampler_attn.loading.order import BaseBatches
+from batch_sampler_attn.loading.seeded import warn_if_inside
 from batch_sampler_attn.options import length_of, one_of
 from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.ranks import Shard, process_group_size, unpack_shard
@@ -95,7 +96,6 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self._batches = _BatchSource(self, self._base, schedule, is_immediate=repeats == "immediate")
         passes_of(schedule).set_driver(self._batches)
         self.schedule = schedule
-        self._was_loaded = False
 
     @property
     def batch_size(self) -> int | None:
@@ -151,17 +151,11 @@ class BatchAttentionSampler(Sampler[list[int]]):
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._batches.feed.is_inside_loader:
-            if not self._was_loaded:
-                raise StateError(
-                    "a StatefulDataLoader tried to restore this sampler from a state of its own, which is older than "
-                    "the decisions. Save sampler.state_dict() beside loader.state_dict(), and load both"
-                )
+        if self._batches.feed.is_loaders_state():
             return
         fields = checkpoint.unseal("the sampler's state", state_dict, _KEYS)
         checkpoint.check_options(self._options(), fields["options"])
         self._batches.load(fields)
-        self._was_loaded = True
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -225,7 +219,7 @@ class EpochFlight(NamedTuple):
     is_resumed: bool = False
 
 
-class _BatchSource:
+class _BatchSource(Source):
     """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``.
 
     Args:
@@ -281,13 +275,14 @@ class _BatchSource:
     def deliver(self, loader: Any) -> Iterator[Any]:
         passes, run = self._passes, self._passes.run
         check_loader(self._sampler, loader)
+        warn_if_inside(getattr(loader, "dataset", None))
         if self.is_in_order and not yields_what_it_fetches(loader):
             raise ProtocolError(
                 f"an immediate repeat is fetched from the DataLoader's dataset, past what {type(loader).__name__} may "
                 "do to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
         if passes.ranks.count > 1:
-            check_shard(self._base.sampler, self._base.shard, passes.ranks.shard)
+            self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:
             raise ProtocolError(
@@ -523,7 +518,7 @@ class _BatchSource:
             flight = self._redrawn(flight)
         begins = not position and flight.epoch_generator is not None
         base.set_generator_state(flight.epoch_generator if begins else generator)
-        self.feed.close()
+        self.feed.loaded()
         self._passes.assign(run._replace(flight=flight))
 
 

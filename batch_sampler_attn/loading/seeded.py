@@ -1,4 +1,4 @@
-"""Random augmentation that is the same in a resumed run, whichever process draws it."""
+"""Random augmentation that a resumed run repeats, in any process and with any number of workers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from batch_sampler_attn.errors import OptionError, short_repr
+from batch_sampler_attn.errors import OptionError, short_repr, warn
+
+_WAY_OUT = (
+    "It has to be the data set of the DataLoader itself, around all others, such as "
+    "DataLoader(SeededDataset(Subset(dataset, indices)), batch_sampler=sampler), with a BatchAttentionSampler and "
+    "under schedule.attend(loader)"
+)
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set whose items are drawn alike for the same visit, and afresh for every other one.
+    """A data set around another one, whose items draw the same random numbers whenever the same visit is made.
 
-    A DataLoader seeds its workers anew whenever they are started, so that a resumed run augments otherwise than the
-    uninterrupted one. Here, what a batch draws follows from ``seed``, the epoch, the batch's position in it and the
-    number of the visit alone: the same after a resume, with any number of workers, and for every process. Torch's,
-    Python's and NumPy's global generators are set for the time in which a batch is fetched, and put back after it.
-    What draws from generators of its own (as some augmentation libraries do) is not reached.
+    A DataLoader seeds its workers whenever it starts them, so a resumed run would augment differently. Here, the draws
+    of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. They are the
+    same after a resume, and with any number of workers. The global generators of PyTorch, Python and NumPy are set
+    while a batch is fetched, and restored afterwards. Other generators are not affected, such as those of some
+    augmentation libraries.
 
-    It takes effect for the batches of a ``BatchAttentionSampler`` under ``attend``; any other is fetched as without it.
+    It has an effect only as the data set of a DataLoader with a ``BatchAttentionSampler``, under ``attend``. Inside
+    another data set, such as a ``Subset``, it has none and warns: put it around all others.
 
     Args:
-        dataset: Of map style: with ``__getitem__``, or ``__getitems__``.
+        dataset: A map-style data set, with ``__getitem__`` or ``__getitems__``.
         seed: A whole number.
 
-    Attributes:
-        dataset: The same.
-        seed: The same.
-
     Raises:
-        OptionError: If an argument is something else.
+        OptionError: If ``dataset`` has no items by index, or ``seed`` is not a whole number.
 
     Example:
         >>> from torch.utils.data import DataLoader, SequentialSampler
@@ -53,9 +56,8 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
-        if isinstance(dataset, IterableDataset) or not (
-            hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
-        ):
+        has_items = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+        if isinstance(dataset, IterableDataset) or not has_items:
             raise OptionError(f"dataset is {short_repr(dataset)}; it must be one whose items are fetched by index")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise OptionError(f"seed is {short_repr(seed)}; it must be a whole number")
@@ -66,27 +68,60 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.dataset[index]
+        with self._draws_of(index):
+            return self.dataset[index]
 
     def __getitems__(self, indices: list[Any]) -> Any:
-        """The items of a batch, as a DataLoader asks for them."""
-        # Which visit a batch is for comes with its indices: nothing else gets from the sampler to a worker.
-        visit = getattr(indices, "visit", None)
-        with contextlib.nullcontext() if visit is None else _drawing(f"{self.seed}, {visit}"):
+        """The items of a batch, as a DataLoader requests them."""
+        with self._draws_of(indices):
             if hasattr(self.dataset, "__getitems__"):
                 return self.dataset.__getitems__(indices)
             return [self.dataset[index] for index in indices]
 
+    def _draws_of(self, indices: Any) -> contextlib.AbstractContextManager[None]:
+        # The list of indices carries the visit: nothing else reaches a worker from the sampler.
+        visit = getattr(indices, "visit", None)
+        if visit is not None:
+            return _drawing(f"{self.seed}, {visit}")
+        if get_worker_info() is not None:
+            # The training process draws from its global generators, which users save with their checkpoints.
+            warn(f"a SeededDataset has no effect on the batches of a worker. {_WAY_OUT}")
+        return contextlib.nullcontext()
+
+
+def warn_if_inside(dataset: object) -> None:
+    """Warn if a ``SeededDataset`` is somewhere inside ``dataset``, which a DataLoader fetches from."""
+    waiting = [] if isinstance(dataset, SeededDataset) else [dataset]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, SeededDataset):
+            warn(f"the SeededDataset inside a {type(dataset).__name__} has no effect. {_WAY_OUT}")
+            return
+        # A data set may refer to itself.
+        if id(part) not in seen:
+            seen.add(id(part))
+            waiting += _parts(part)
+
+
+def _parts(dataset: object) -> Iterator[object]:
+    """The data sets in the attributes of a data set, and in collections there."""
+    for value in getattr(dataset, "__dict__", {}).values():
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+        # The first item shows the kind of all: a collection of samples may be long.
+        if isinstance(next(iter(values), None), Dataset):
+            yield from values
+
 
 @contextlib.contextmanager
 def _drawing(words: str) -> Iterator[None]:
-    """Let the global generators draw what follows from the words, and then go on as if nothing had been drawn."""
+    """Seed the global generators with a text, and restore them afterwards."""
     # A text is hashed alike in all processes.
     source = random.Random(words)
     numpy = sys.modules.get("numpy")
     before = torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()
     try:
-        # Not torch.manual_seed(), which would seed every GPU, too.
+        # torch.manual_seed() would seed the GPUs as well.
         torch.default_generator.manual_seed(source.getrandbits(63))
         random.seed(source.getrandbits(64))
         if numpy:

@@ -11,13 +11,9 @@ from batch_sampler_attn.recorders.visits import VisitRecord
 
 
 class RepeatedBatch(NamedTuple):
-    """How often one batch was repeated over the run.
+    """A batch, with its visits beyond the first of each epoch, and the epochs in which it was repeated.
 
-    Attributes:
-        repeats: Visits beyond the first of each epoch, summed over the run.
-        batch: Its position in the first epoch in which it was repeated.
-        epochs: The epochs in which it was repeated.
-        indices: Its dataset indices, where they were recorded.
+    ``batch`` is its position in the first of these epochs; ``indices`` are its dataset indices, if they were recorded.
     """
 
     repeats: int
@@ -27,12 +23,7 @@ class RepeatedBatch(NamedTuple):
 
 
 class RepeatedSample(NamedTuple):
-    """How often the batches with one sample were repeated over the run.
-
-    Attributes:
-        repeats: Visits to these batches beyond the first of each epoch.
-        sample: Its dataset index.
-    """
+    """A dataset index, with the visits beyond the first of each epoch to the batches that hold the sample."""
 
     repeats: int
     sample: int
@@ -77,9 +68,8 @@ def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
     """The number of visits to each batch: one list for each epoch, one number for each position.
 
     Raises:
-        RecordError: If an epoch or a batch is missing, such as with a recorder that was added after the first epoch; or
-            if a batch has two first visits in one epoch, such as where ``epoch_length`` exceeds the length of the
-            loader, or where two runs were recorded as one.
+        RecordError: If an epoch or a batch is missing, or a batch has two first visits in one epoch, such as where two
+            runs were recorded as one.
     """
     counts: dict[int, dict[int, int]] = {}
     started: set[tuple[int, int]] = set()

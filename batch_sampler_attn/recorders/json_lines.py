@@ -31,10 +31,9 @@ class JsonLinesRecorder(Recorder):
     Lines are written at the end of each epoch, with each saved state, and on ``close``. While they cannot be written,
     such as on a full disk, the recorder keeps them and warns; training continues.
 
-    A run may append to the file of an earlier run, and a copied or unpickled recorder to that of its original. Lines
-    besides visits say which visits no longer count: ``abandoned_epoch``; and ``resumed_epoch`` with the number of
-    ``visits`` of that epoch that still count, where a run starts or a state is loaded. A loss that is not finite is
-    the string "nan", "inf" or "-inf", which ``float`` takes.
+    A run may append to the file of an earlier one, and a copied or unpickled recorder to that of its original. Two
+    kinds of lines take visits back: ``abandoned_epoch``; and ``resumed_epoch`` with the number of ``visits`` of that
+    epoch that still count. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
 
     Args:
         path: The file: a new one, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
@@ -46,14 +45,12 @@ class JsonLinesRecorder(Recorder):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        _check_is_a_record(self.path)
+        if self.path.exists() and not _is_a_record(self.path):
+            raise RecordError(f"{self.path} is not a file of recorded visits; give the recorder a file of its own")
         self.path.open("ab").close()
         self._has_begun = False
         self._is_closed = False
         self._resumed: tuple[int, int] | None = None
-        self._open()
-
-    def _open(self) -> None:
         self._file = _Appender(self.path)
         # A recorder that nobody closes loses no line, just as a Python file loses none.
         weakref.finalize(self, self._file.write_last)
@@ -63,8 +60,8 @@ class JsonLinesRecorder(Recorder):
         return {**vars(self), "_file": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
+        vars(self).update(state, _file=_Appender(state["path"]))
+        weakref.finalize(self, self._file.write_last)
 
     def on_visit(
         self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
@@ -90,12 +87,7 @@ class JsonLinesRecorder(Recorder):
             warn(f"visits cannot be written to {self.path}, and training continues: {error}")
 
     def close(self) -> None:
-        """Write the remaining lines. The recorder takes no visit after that.
-
-        Raises:
-            OSError: If they cannot be written.
-            RecordError: If another recorder has written to the file.
-        """
+        """Write the remaining lines, or raise an error if that is impossible. The recorder takes no visit after it."""
         self._is_closed = True
         self._file.write()
 
@@ -112,9 +104,8 @@ class JsonLinesRecorder(Recorder):
             self._resumed = 0, 0
         self._has_begun = True
         if self._resumed is not None:
-            epoch, visits = self._resumed
+            self._file.add({"resumed_epoch": self._resumed[0], "visits": self._resumed[1]})
             self._resumed = None
-            self._file.add({"resumed_epoch": epoch, "visits": visits})
         if self._file.add(line):
             self.flush()
 
@@ -144,12 +135,12 @@ class _Appender:
             size = _mend_last_line(file)
             if self._size not in (None, size):
                 self._waiting.clear()
-                raise RecordError("another recorder has written to the file; give each run and each rank its own")
+                raise RecordError("another recorder writes to the file too; give each run and each rank its own")
             rest = data = b"".join(self._waiting)
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
-            except OSError:
+            except BaseException:
                 with contextlib.suppress(OSError):
                     file.truncate(size)
                 raise
@@ -175,48 +166,40 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
     timeline = Timeline()
     with Path(path).open("rb") as file:
         for number, text in enumerate(file, start=1):
-            is_missing = False
             try:
-                line = json.loads(text)
-                if "abandoned_epoch" in line:
-                    timeline.abandon(line["abandoned_epoch"])
-                elif "resumed_epoch" in line:
-                    is_missing = not timeline.resume(line["resumed_epoch"], line["visits"])
-                else:
-                    timeline.add(_as_record(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if not text.endswith(b"\n"):
-                    break
-                start = text.strip()[:80].decode(errors="replace")
-                raise RecordError(f"{path}, line {number} is not a recorded visit: {start!r}") from error
-            if is_missing:
+                is_readable = _take(json.loads(text), timeline)
+            except (ValueError, KeyError, TypeError):
+                is_readable = False
+            if not is_readable and text.endswith(b"\n"):
+                start = text[:80].decode(errors="replace")
                 raise RecordError(
-                    f"{path}, line {number}: a run resumes from visit {line['visits']} of epoch "
-                    f"{line['resumed_epoch']}, which the lines above do not have. Give each run a file of its own"
+                    f"{path}, line {number}: {start!r} is not a recorded visit, or resumes a run whose visits are not "
+                    "above. Give each run a file of its own"
                 )
     return timeline.visits
 
 
-def _as_record(line: dict[str, Any]) -> VisitRecord:
+def _take(line: dict[str, Any], timeline: Timeline) -> bool:
+    """Add a line to the visits; return False if it resumes from visits that are missing."""
+    if "abandoned_epoch" in line:
+        timeline.abandon(line["abandoned_epoch"])
+        return True
+    if "resumed_epoch" in line:
+        return timeline.resume(line["resumed_epoch"], line["visits"])
     numbers = line["epoch"], line["batch"], line["visit"]
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError
     indices = None if line.get("indices") is None else tuple(line["indices"])
-    return VisitRecord(*numbers, float(line["loss"]), Decision(line["decision"]).value, indices)
+    timeline.add(VisitRecord(*numbers, float(line["loss"]), Decision(line["decision"]).value, indices))
+    return True
 
 
-def _check_is_a_record(path: Path) -> None:
-    if not path.exists():
-        return
-    first = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            first = file.readline(_LONGEST_LINE_BYTES)
-        if not first or _FIRST_LINE.match(first) or _FIRST_LINE_OF_A_RUN.startswith(first):
-            return
-    raise RecordError(
-        f"{path} is not a file of recorded visits: it begins with {first[:40]!r}. Give the recorder a file of its own"
-    )
+def _is_a_record(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_LINE_BYTES)
+    return not first or _FIRST_LINE.match(first) is not None or _FIRST_LINE_OF_A_RUN.startswith(first)
 
 
 def _mend_last_line(file: BinaryIO) -> int:

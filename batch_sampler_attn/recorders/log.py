@@ -17,20 +17,11 @@ class LogRecorder(Recorder):
 
     Args:
         log: Called as ``log(numbers, step=epoch)``, such as ``mlflow.log_metrics`` or the ``log`` of a W&B run. If your
-            steps are not epochs, leave the step out: ``lambda numbers, step: run.log(numbers)``. The epoch is among
-            the numbers.
+            steps are not epochs, leave them out: ``lambda numbers, step: run.log(numbers)``.
         flush: Called when a state is saved; None for nothing.
 
     Raises:
         OptionError: If ``log`` is not callable.
-
-    Example:
-        >>> from batch_sampler_attn import BatchAttentionSchedule
-        >>> recorder = LogRecorder(lambda numbers, step: print(step, numbers["batch_attention/repeats"]))
-        >>> schedule = BatchAttentionSchedule(recorders=[recorder])
-        >>> schedule.decide(1.0), schedule.end_epoch().repeats
-        0 0
-        (<Decision.ADVANCE: 'advance'>, 0)
     """
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:

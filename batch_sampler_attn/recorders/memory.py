@@ -12,13 +12,11 @@ from batch_sampler_attn.summary import EpochSummary, html_table
 
 
 class MemoryRecorder(Recorder):
-    """Keeps each visit and each summary in a list.
-
-    When an older state is loaded, both lists lose what came after it.
+    """Keeps what happens in two lists. When an older state is loaded, both lose what came after it.
 
     Attributes:
-        visits: One ``VisitRecord`` for each visit.
-        summaries: One ``EpochSummary`` for each epoch.
+        visits: A ``VisitRecord`` of each visit.
+        summaries: The ``EpochSummary`` of each epoch.
     """
 
     def __init__(self) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,14 +20,6 @@ from batch_sampler_attn.recorders.visits import VisitRecord
 
 # Distinct to colour-blind readers, and in grey print.
 _LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
-
-
-class _Epoch(NamedTuple):
-    number: int
-    batches: int
-    first_losses: list[float]
-    repeats: int
-    threshold: float | None
 
 
 class _RunFigure(Figure):
@@ -60,23 +51,24 @@ def plot_run(
         A matplotlib figure: ``plot_run(recorder).savefig("run.png")``. A notebook shows it at the end of a cell.
 
     Raises:
-        RecordError: If there is no visit, if visits lack the indices for ``images``, or if the file is not a recorder's.
+        RecordError: If there is no visit, visits lack the indices for ``images``, or the file is not a recorder's.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):
-        visits = list(run.visits)
         thresholds = {summary.epoch: summary.threshold for summary in run.summaries}
-    else:
-        visits = read_visits(run) if isinstance(run, (str, os.PathLike)) else list(run)
-    if not visits:
+        run = run.visits
+    epochs: dict[int, list[VisitRecord]] = {}
+    visits = read_visits(run) if isinstance(run, (str, os.PathLike)) else list(run)
+    for visit in sorted(visits, key=lambda visit: visit.epoch):
+        epochs.setdefault(visit.epoch, []).append(visit)
+    if not epochs:
         raise RecordError("there is no visit to draw; give the recorder to the schedule, and train an epoch")
-    epochs = _by_epoch(visits, thresholds)
     samples = [] if images is None else most_repeated_samples(visits, n)
     figure = _RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
     heights = [5, 2] if samples else [1]
     above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     losses, repeats = above.subplots(2, 1, sharex=True)
-    _draw_losses(losses, epochs)
+    _draw_losses(losses, epochs, {**{epoch: _between(made) for epoch, made in epochs.items()}, **thresholds})
     _draw_repeats(repeats, epochs)
     if samples and images is not None:
         for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
@@ -87,22 +79,6 @@ def plot_run(
     return figure
 
 
-def _by_epoch(visits: list[VisitRecord], thresholds: dict[int, float | None]) -> list[_Epoch]:
-    by_epoch: dict[int, list[VisitRecord]] = defaultdict(list)
-    for visit in visits:
-        by_epoch[visit.epoch].append(visit)
-    return [
-        _Epoch(
-            number,
-            sum(visit.visit == 1 for visit in made),
-            [visit.loss for visit in made if visit.visit == 1 and math.isfinite(visit.loss)],
-            sum(visit.visit > 1 for visit in made),
-            thresholds[number] if number in thresholds else _between(made),
-        )
-        for number, made in sorted(by_epoch.items())
-    ]
-
-
 def _between(visits: list[VisitRecord]) -> float | None:
     """The middle between the highest loss that advanced and the lowest that was repeated; None if they overlap."""
     advanced = max((visit.loss for visit in visits if visit.decision == "advance"), default=math.nan)
@@ -110,24 +86,30 @@ def _between(visits: list[VisitRecord]) -> float | None:
     return (advanced + repeated) / 2 if advanced < repeated else None
 
 
-def _draw_losses(axes: Axes, epochs: list[_Epoch]) -> None:
-    numbers = [epoch.number for epoch in epochs]
-    points = [(epoch.number, loss) for epoch in epochs for loss in epoch.first_losses]
-    means = [sum(losses) / len(losses) if (losses := epoch.first_losses) else math.nan for epoch in epochs]
+def _draw_losses(
+    axes: Axes, epochs: Mapping[int, list[VisitRecord]], thresholds: Mapping[int, float | None]
+) -> None:
+    first = [
+        [visit.loss for visit in made if visit.visit == 1 and math.isfinite(visit.loss)] for made in epochs.values()
+    ]
+    points = [(epoch, loss) for epoch, losses in zip(epochs, first, strict=True) for loss in losses]
     if points:
         axes.plot(*zip(*points, strict=True), ".", color=_LOSS, alpha=0.15, label="a batch, first visit")
-    axes.plot(numbers, means, "o-", color=_LOSS, label="their mean")
-    in_force = [(epoch.number, epoch.threshold) for epoch in epochs if epoch.threshold is not None]
-    if in_force:
-        axes.plot(*zip(*in_force, strict=True), "_", color=_THRESHOLD, ms=14, mew=2, label="threshold")
+    means = [sum(losses) / len(losses) if losses else math.nan for losses in first]
+    axes.plot([*epochs], means, "o-", color=_LOSS, label="their mean")
+    known = {epoch: threshold for epoch, threshold in thresholds.items() if threshold is not None and epoch in epochs}
+    if known:
+        axes.plot([*known], [*known.values()], "_", color=_THRESHOLD, ms=14, mew=2, label="threshold")
     axes.set_ylabel("loss")
     axes.legend(fontsize=8)
 
 
-def _draw_repeats(axes: Axes, epochs: list[_Epoch]) -> None:
-    overheads = [epoch.repeats / max(1, epoch.batches) for epoch in epochs]
-    bars = axes.bar([epoch.number for epoch in epochs], overheads, color=_REPEATS)
-    axes.bar_label(bars, [str(epoch.repeats) if epoch.repeats else "" for epoch in epochs], fontsize=8)
+def _draw_repeats(axes: Axes, epochs: Mapping[int, list[VisitRecord]]) -> None:
+    repeats = [sum(visit.visit > 1 for visit in made) for made in epochs.values()]
+    batches = [sum(visit.visit == 1 for visit in made) for made in epochs.values()]
+    overheads = [extra / max(1, base) for extra, base in zip(repeats, batches, strict=True)]
+    bars = axes.bar([*epochs], overheads, color=_REPEATS)
+    axes.bar_label(bars, [str(extra or "") for extra in repeats], fontsize=8)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")

@@ -28,11 +28,7 @@ class VisitRecord(NamedTuple):
 
 
 class Timeline:
-    """The visits of one run, without those that an abandoned epoch or an older state has taken back.
-
-    Attributes:
-        visits: In the order of training.
-    """
+    """The visits of one run in order, without those that an abandoned epoch or an older state has taken back."""
 
     def __init__(self) -> None:
         self.visits: list[VisitRecord] = []

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn.attend import AttendedLoader
-from batch_sampler_attn.errors import LossError, ProtocolError, StateError, plural, warn
-from batch_sampler_attn.flight import NOTHING, Feed, check_loader
+from batch_sampler_attn.errors import LossError, ProtocolError, plural, warn
+from batch_sampler_attn.flight import Feed, check_loader
 from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.options import length_of
 from batch_sampler_attn.ranks import Ranks, RanksOption, Shard, shard_of
 from batch_sampler_attn.samples.options import DOSES, RememberLoss, SampleOptions, Select, checked_doses
-from batch_sampler_attn.samples.state import Memory, SampleRule, SampleState
-from batch_sampler_attn.samples.stream import SampleBatch, check_sampler, samples_in_a_pass
+from batch_sampler_attn.samples.state import Memory, SampleSource
+from batch_sampler_attn.samples.stream import SampleBatch, check_sampler
 from batch_sampler_attn.summary import SampleSummary
 
 
@@ -125,15 +126,13 @@ class SampleAttention:
         options.check(ranks=shard.ranks)
         check_sampler(sampler)
         if updates is None:
-            options.updates = -(-samples_in_a_pass(sampler, options.samples) // (options.batch_size * shard.ranks))
-        self._rule = SampleRule(options, sampler, shard, doses)
+            in_a_pass = max(1, length_of(sampler) or options.samples)
+            options.updates = -(-in_a_pass // (options.batch_size * shard.ranks))
         self._ranks = Ranks(ranks)
-        self._source = _SampleSource(self._rule, self._ranks)
+        self._source = SampleSource(options, sampler, shard, doses, self._ranks)
         self._feed = self._source.feed = Feed(self._source, self)
-        self._was_loaded = False
         self._has_warned_of_end = False
-        if options.warning is not None:
-            warn(options.warning)
+        options.warn_if_idle()
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.options).items())
@@ -144,7 +143,7 @@ class SampleAttention:
     @property
     def options(self) -> SampleOptions:
         """The options that this was made with."""
-        return self._rule.options
+        return self._source.options
 
     @property
     def batch_size(self) -> int:
@@ -154,55 +153,46 @@ class SampleAttention:
     @property
     def epoch(self) -> int:
         """Epochs ended so far, which is the number, from 0, of the one in progress."""
-        return self._state.epoch
+        return self._source.state.epoch
 
     @property
     def updates(self) -> int:
         """Updates made in the epoch in progress."""
-        return self._state.counts.updates
+        return self._source.state.counts.updates
 
     @property
     def threshold(self) -> float | None:
         """Loss above which a sample is pooled; None while none is."""
-        return self._rule.threshold(self._state)
+        return self._source.threshold
 
     @property
     def indices(self) -> list[int]:
-        """The samples of the current batch.
-
-        Raises:
-            ProtocolError: If there is no current batch.
-        """
+        """The samples of the current batch. Raises ProtocolError if there is none."""
         return list(self._current("indices").indices)
 
     @property
     def weights(self) -> list[float]:
         """The weights of the current batch's losses, one a sample; their mean over a pass is 1.
 
-        Raises:
-            ProtocolError: If there is no current batch.
+        Raises ProtocolError if there is no current batch.
         """
         return list(self._current("weights").weights)
 
     @property
     def summary(self) -> SampleSummary:
         """The epoch in progress, up to now."""
-        return self._rule.summarize(self._state)
+        return self._source.summarize()
 
     @property
     def last_summary(self) -> SampleSummary:
-        """The epoch that ended last.
-
-        Raises:
-            ProtocolError: If none has ended yet.
-        """
-        state = self._state
-        if state.last_summary is None:
+        """The epoch that ended last. Raises ProtocolError if none has ended yet."""
+        summary = self._source.state.last_summary
+        if summary is None:
             raise ProtocolError(
-                f"no epoch has ended yet: {state.counts.updates} of the first one's {len(self)} updates are made, and "
-                "a loop that is left early does not end it. The next attend() resumes it; .summary has it up to now"
+                f"no epoch has ended yet: {self.updates} of the first one's {len(self)} updates are made, and a loop "
+                "that is left early does not end it. The next attend() resumes it; .summary has it up to now"
             )
-        return state.last_summary
+        return summary
 
     @property
     def doses(self) -> dict[str, list[int]]:
@@ -252,7 +242,7 @@ class SampleAttention:
             ProtocolError: If there is no current batch.
         """
         batch = self._current("report()")
-        self._settle(self._checked(losses, batch))
+        self._settle(_checked(losses, batch))
         return list(batch.weights)
 
     def weighted_mean(self, losses: Any) -> Any:
@@ -271,7 +261,7 @@ class SampleAttention:
             ProtocolError: If there is no current batch.
         """
         batch = self._current("weighted_mean()")
-        numbers = self._checked(losses, batch)
+        numbers = _checked(losses, batch)
         mean = _weighted_mean(losses, batch.weights if self.options.weighted else None)
         self._settle(numbers)
         return mean
@@ -282,41 +272,27 @@ class SampleAttention:
     def __iter__(self) -> Iterator[list[int]]:
         # All samples once, in order, except for the attended loader.
         samples, size = self.options.samples, self.batch_size
-        return self._feed.indices(
-            list(range(first, min(first + size, samples))) for first in range(0, samples, size)
-        )
-
-    @property
-    def _state(self) -> SampleState:
-        return self._source.state
+        return self._feed.indices(list(range(first, min(first + size, samples))) for first in range(0, samples, size))
 
     def _memory(self) -> Memory:
-        """What is remembered of each sample, up to now."""
         with self._feed.lock:
-            self._state.memory.apply(self._state.changes)
-            return self._state.memory
+            self._source.state.memory.apply(self._source.state.changes)
+            return self._source.state.memory
 
     def _check(self, loader: Any) -> None:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
         given, count = self._given_shard, self._ranks.count
-        if given is None and count > 1:
+        if count > 1 and (given is None or given.ranks not in (1, count)):
+            problem = "all of them would train on the same samples" if given is None else "no rank would see some samples"
             raise ProtocolError(
-                f"{count} ranks train together, and all of them would train on the same samples: give rank= and "
-                "world_size=, or world_size=1 for ranks that have data of their own"
-            )
-        if given is not None and count > 1 and given.ranks not in (1, count):
-            raise ProtocolError(
-                f"world_size is {given.ranks}, and {count} ranks train together, so that no rank would see some of the "
-                f"samples; give world_size={count}"
+                f"{count} ranks train together, and {problem}: give rank= and world_size={count}, or world_size=1 for "
+                "ranks that have data of their own"
             )
         if isinstance(loader, AttendedLoader):
             raise ProtocolError("attend() was given what attend() returned; iterate over that itself")
         check_loader(self, loader)
-        try:
-            length = len(loader.dataset)
-        except (AttributeError, TypeError, NotImplementedError):
-            return
-        if length != self.options.samples:
+        length = length_of(getattr(loader, "dataset", None))
+        if length not in (None, self.options.samples):
             raise ProtocolError(
                 f"the loader's dataset has {length:,} samples, and samples is {self.options.samples:,}; make a "
                 "SampleAttention(len(dataset), ...) for it, and another one when its length changes"
@@ -327,22 +303,22 @@ class SampleAttention:
         return self._epoch(loader)
 
     def _epoch(self, loader: Any) -> Iterator[Any]:
-        self._source.end_if_whole()
-        self._feed.close()
-        if self.epoch == self.options.epochs and self.options.first_full_epoch is not None:
-            if not self._has_warned_of_end:
-                self._has_warned_of_end = True
-                warn(
-                    f"epoch {self.epoch} begins, and epochs={self.options.epochs} is the whole training: from here on "
-                    "all data is used. Give epochs= the epochs that you train, or final_full_share=0 (one warning)"
-                )
+        if self._feed.is_kept:
+            # Perhaps after its last batch.
+            self._source.closed()
+        if self._source.is_full and self.epoch == self.options.epochs and not self._has_warned_of_end:
+            self._has_warned_of_end = True
+            warn(
+                f"epoch {self.epoch} begins, and epochs={self.options.epochs} is the whole training: all data is used "
+                "from here on. Give epochs= the epochs that you train, or final_full_share=0 (one warning)"
+            )
         self._ranks.require_choice()
-        common = {**dataclasses.asdict(self.options), "mean_loss": self._state.mean_loss}
+        common = {**dataclasses.asdict(self.options), "mean_loss": self._source.state.mean_loss}
         self._ranks.begin(self.epoch, self.updates, 0, common)
         yield from self._feed.batches(loader)
 
     def _current(self, caller: str) -> SampleBatch:
-        ticket, out = self._feed.ticket, self._state.flight.out
+        ticket, out = self._feed.ticket, self._source.out
         if ticket is None or not out or out[0] is not ticket:
             raise ProtocolError(
                 f"{caller} was used while there was no current batch, or after its losses had been reported; iterate "
@@ -350,24 +326,15 @@ class SampleAttention:
             )
         return ticket  # type: ignore[no-any-return]
 
-    def _checked(self, losses: Any, batch: SampleBatch) -> list[float]:
-        numbers = as_floats(losses)
-        if len(numbers) != len(batch.indices):
-            raise LossError(
-                f"got {plural(len(numbers), 'loss', 'losses')} for a batch of {len(batch.indices)} samples; compute "
-                'one loss for each sample, with reduction="none"'
-            )
-        return numbers
-
     def _settle(self, losses: list[float]) -> None:
-        before = self._state.counts.nonfinite_losses
+        epoch, before = self.epoch, self.summary.nonfinite_losses
         self._source.settle(losses)
-        if self._state.counts.nonfinite_losses and not before:
-            # Too large to be averaged, if all of them are finite.
+        if self.summary.nonfinite_losses and not before:
+            # If all of them are finite, one is too large to be averaged.
             unusable = next((loss for loss in losses if not math.isfinite(loss)), max(losses, key=abs))
             warn(
-                f"a loss of {unusable} in epoch {self.epoch} is not finite, or too large to be averaged: it is kept "
-                "out of the mean, and its sample keeps the loss that it had before (one warning an epoch; "
+                f"a loss of {unusable} in epoch {epoch} is not finite, or too large to be averaged: it is kept out of "
+                "the mean, and its sample keeps the loss that it had before (one warning an epoch; "
                 "SampleSummary.nonfinite_losses counts them)"
             )
 
@@ -376,19 +343,15 @@ class SampleAttention:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume from here, as plain JSON types: about 13 bytes of text a sample.
 
-        It may be taken at any time; a batch whose losses were not reported is trained on again after the resume. That
-        holds after an interrupt (Ctrl-C) too, in ``attend``, ``report`` or ``weighted_mean`` itself: the state is the
-        one before the batch or after it, and this object resumes as exactly. A signal handler should set a mark, and
-        the loop save: while a loader is asked for its next batch, this is for the loader alone.
+        It may be taken at any time, also after an interrupt (Ctrl-C): it is the state before a batch or after it. A
+        batch whose losses were not reported is trained on again after the resume. A signal handler should set a mark,
+        and the loop save: while a loader is asked for its next batch, this is for the loader alone.
 
         The generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``. Each
         rank knows the losses of its own samples, and has a state of its own.
         """
-        if self._feed.is_inside_loader:
-            # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
-            return {"saved_by_loader": True}
-        with self._feed.lock:
-            return self._rule.pack(self._state)
+        # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
+        return {"saved_by_loader": True} if self._feed.is_inside_loader else self._source.pack()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume where ``state_dict`` was taken.
@@ -396,109 +359,26 @@ class SampleAttention:
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._feed.is_inside_loader:
-            if not self._was_loaded:
-                raise StateError(
-                    "a StatefulDataLoader tried to restore this SampleAttention from a state of its own, which is "
-                    "older than the losses. Save attention.state_dict() beside loader.state_dict(), and load both"
-                )
+        if self._feed.is_loaders_state():
             return
-        state = self._rule.unpack(state_dict)
+        state = self._source.unpack(state_dict)
         self._ranks.forget()
-        self._feed.close()
+        self._feed.loaded()
         self._source.state = state
-        self._was_loaded = True
 
 
-class _SampleSource:
-    """What ``SampleAttention`` hands out; a ``flight.Source``.
-
-    Args:
-        rule: Leads from one state to the next.
-        ranks: What this rank agrees on with the others.
-
-    Attributes:
-        state: All that is remembered.
-        feed: Holds the lock under which it is replaced.
-    """
-
-    advice = "report NaN for each sample of a batch not to train on, and give updates=n for epochs of n batches"
-    feed: Feed
-
-    def __init__(self, rule: SampleRule, ranks: Ranks) -> None:
-        self.state = SampleState(Memory(rule.options.samples))
-        self._rule = rule
-        self._ranks = ranks
-
-    @property
-    def out(self) -> tuple[SampleBatch, ...]:
-        return self.state.flight.out
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every update of the epoch was made."""
-        return self.state.counts.updates == self._rule.options.updates
-
-    def hand_out(self) -> list[int] | None:
-        self.state, batch = self._rule.hand_out(self.state)
-        return None if batch is None else list(batch.indices)
-
-    def recall(self) -> None:
-        self.state = self.state._replace(flight=self.state.flight.recalled())
-
-    def start(self, loader: Any) -> Iterator[Any]:
-        return iter(loader)
-
-    def fetch(self, loader: Any) -> Any:
-        return NOTHING
-
-    def offer(self) -> SampleBatch:
-        return self.state.flight.out[0]
-
-    def collect(self, ticket: SampleBatch) -> None:
-        out = self.state.flight.out
-        if out and out[0] is ticket:
-            raise ProtocolError(
-                "the next batch was requested before weighted_mean() or report() had the losses of the last one"
-            )
-
-    def missing(self, *, was_refused: bool) -> str:
-        made, due = self.state.counts.updates, self._rule.options.updates
-        return "" if self.is_whole else f"{due - made} of {due} updates"
-
-    def continues(self, *, has_length: bool) -> bool:
-        return False
-
-    def settle(self, losses: list[float]) -> None:
-        """The losses of the current batch arrive. After an epoch's last batch, ranks agree on its mean."""
-        with self.feed.lock:
-            state = self._rule.settle(self.state, losses)
-            counts = state.counts
-            if counts.updates == self._rule.options.updates:
-                # Every rank is here at once, whereas a loop may be left on one rank alone.
-                mean = self._ranks.end(state.epoch, counts.updates, counts.mean_loss, counts.weight_sum)
-                state = state._replace(agreed_mean=mean)
-            self.state = state
-
-    def closed(self) -> None:
-        """End the epoch, if it has all its updates, as where a loop counts batches by itself."""
-        if self.is_whole:
-            self._ranks.forget()
-            with self.feed.lock:
-                self.state = self._rule.end(self.state)
-
-    def end_if_whole(self) -> None:
-        """End an epoch whose iterator was kept after its last batch."""
-        if self.feed.is_open:
-            self.closed()
+def _checked(losses: Any, batch: SampleBatch) -> list[float]:
+    numbers = as_floats(losses)
+    if len(numbers) != len(batch.indices):
+        raise LossError(
+            f"got {plural(len(numbers), 'loss', 'losses')} for a batch of {len(batch.indices)} samples; compute one "
+            'loss for each sample, with reduction="none"'
+        )
+    return numbers
 
 
 def _weighted_mean(losses: Any, weights: list[float] | None) -> Any:
-    """The mean of a tensor or an array, in its own framework; None weights all alike.
-
-    Raises:
-        LossError: If the losses are neither.
-    """
+    """The mean of a tensor or an array, in its own framework; None weights all alike."""
     numpy = sys.modules.get("numpy")
     is_tensor = callable(getattr(losses, "new_tensor", None))
     if not is_tensor and not (numpy is not None and isinstance(losses, numpy.ndarray)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from batch_sampler_attn.errors import OptionError, short_repr
+from batch_sampler_attn.errors import OptionError, short_repr, warn
 from batch_sampler_attn.options import fraction, number, one_of, positive_int, positive_number
 
 RememberLoss = Literal["last", "base"]
@@ -40,14 +40,7 @@ class SampleOptions:
     seed: int
 
     def check(self, *, ranks: int = 1) -> None:
-        """Make every option a plain number or string.
-
-        Args:
-            ranks: Those that share the samples.
-
-        Raises:
-            OptionError: If an option has a value that is not allowed.
-        """
+        """Make every option a plain number or string, or raise OptionError; ``ranks`` share the samples."""
         self.samples = positive_int("samples", self.samples, "the length of the dataset")
         self.batch_size = positive_int("batch_size", self.batch_size, "samples in a batch")
         of_rank = self.samples // ranks
@@ -84,29 +77,23 @@ class SampleOptions:
             return None
         return self.epochs - max(1, math.floor(self.epochs * self.final_full_share + 0.5))
 
-    @property
-    def warning(self) -> str | None:
-        """What to warn of at the start: options with which nothing is ever pruned or pooled."""
-        if self.epochs is None or (not self.prune_probability and self.k is None):
-            return None
-        if (self.epochs if self.first_full_epoch is None else self.first_full_epoch) > 1:
-            return None
+    def warn_if_idle(self) -> None:
+        """Warn of numbers of epochs with which nothing is ever pruned or pooled."""
+        first_full = self.epochs if self.first_full_epoch is None else self.first_full_epoch
+        if first_full is None or first_full > 1 or (not self.prune_probability and self.k is None):
+            return
         advice = "final_full_share=0 prunes in the last epochs too"
         if self.epochs == 1:
-            advice = "Divide it into several with updates=, and give epochs= their number"
-        return (
+            advice = "Divide it into several epochs with updates=, and give epochs= their number"
+        warn(
             f"with epochs={self.epochs} and final_full_share={self.final_full_share}, SampleAttention neither prunes nor "
-            "pools in any epoch: the first has no epoch before it to compare with, and the last share of training "
-            f"uses all data. {advice}"
+            "pools in any epoch: the first has none before it to compare with, and the last share of training uses all "
+            f"data. {advice}"
         )
 
 
 def checked_doses(doses: Any) -> dict[str, list[int]]:
-    """The doses of a recorded run, ``SampleAttention.doses``.
-
-    Raises:
-        OptionError: If they are anything else.
-    """
+    """The doses of a recorded run, ``SampleAttention.doses``, or OptionError."""
     are_doses = isinstance(doses, dict) and {*doses} == {"pruned", "pooled"}
     rows = [*doses.values()] if are_doses else [None]
     if not all(isinstance(row, list) and all(type(item) is int and item >= 0 for item in row) for row in rows):

@@ -1,4 +1,4 @@
-"""All that attention to samples remembers, as one value; the rule that leads to the next one; and how it is saved."""
+"""All that attention to samples remembers, as one value; the rule that replaces it; and how it is saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import StateError, short_repr
-from batch_sampler_attn.flight import InFlight
-from batch_sampler_attn.ranks import Shard, unpack_shard
+from batch_sampler_attn.errors import ProtocolError, StateError, short_repr
+from batch_sampler_attn.flight import Feed, InFlight, Source
+from batch_sampler_attn.ranks import Ranks, Shard, unpack_shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions
 from batch_sampler_attn.samples.stream import SampleBatch, SampleStream, StreamState
 from batch_sampler_attn.summary import SampleSummary
@@ -26,7 +26,7 @@ _LARGEST = 3.0e38  # What single precision holds.
 
 
 class Changes(NamedTuple):
-    """What memory has yet to apply. Applying it twice changes nothing.
+    """What memory has yet to apply; applying it twice changes nothing.
 
     Attributes:
         losses: By sample.
@@ -58,20 +58,13 @@ class Memory:
         self.pooled = array("i")
 
     def apply(self, changes: Changes) -> None:
-        """Remember what a batch has changed."""
         for sample, loss in changes.losses.items():
-            self.losses[sample] = in_single_precision(loss)
+            self.losses[sample] = max(-_LARGEST, min(loss, _LARGEST))
         for sample, visits in changes.visits.items():
-            self.visits[sample] = min(visits, MOST_VISITS)
+            self.visits[sample] = visits
         for row, doses in ((self.pruned, changes.pruned), (self.pooled, changes.pooled)):
             for number, dose in doses:
                 row[number:] = array("i", [dose])
-
-    def next_epoch(self) -> Memory:
-        """With these very rows, but no visits."""
-        memory = Memory(0)
-        vars(memory).update(vars(self), visits=array("B", [0]) * len(self.losses))
-        return memory
 
 
 class Counts(NamedTuple):
@@ -134,15 +127,23 @@ class SampleState(NamedTuple):
     last_summary: SampleSummary | None = None
 
 
-class SampleRule:
-    """From one state to the next: batches out, losses in.
+class SampleSource(Source):
+    """The rule: batches out, losses in. Each step works out another state, and assigns it.
 
     Args:
         options: Checked already.
         sampler: Yields the order of a pass; None for a random order.
         shard: This rank's part of the data.
         doses: How many samples each pass prunes and each update pools, whichever they are; None to choose by the losses.
+        ranks: What this rank agrees on with the others.
+
+    Attributes:
+        state: All that is remembered.
+        feed: Holds the lock under which it is replaced.
     """
+
+    advice = "report NaN for each sample of a batch not to train on, and give updates=n for epochs of n batches"
+    feed: Feed
 
     def __init__(
         self,
@@ -150,205 +151,222 @@ class SampleRule:
         sampler: Iterable[Any] | None,
         shard: Shard,
         doses: dict[str, list[int]] | None,
+        ranks: Ranks,
     ) -> None:
         self.options = options
+        self.state = SampleState(Memory(options.samples))
         self._shard = shard
         self._doses = doses
-        self._stream = SampleStream(options, sampler, shard, doses and doses["pruned"])
+        self._ranks = ranks
+        self._stream = SampleStream(options, sampler, shard, doses["pruned"] if doses else [])
 
-    def is_full(self, state: SampleState) -> bool:
+    # What is compared with what --------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
         """Whether the epoch is in the last share of training, which trains on all data."""
         first = self.options.first_full_epoch
-        return first is not None and state.epoch >= first
+        return first is not None and self.state.epoch >= first
 
-    def threshold(self, state: SampleState) -> float | None:
+    @property
+    def threshold(self) -> float | None:
         """Samples with a loss above it are pooled; None while none is."""
-        options = self.options
-        if options.k is None or state.mean_loss is None or self.is_full(state):
+        options, mean_loss = self.options, self.state.mean_loss
+        if options.k is None or mean_loss is None or self.is_full:
             return None
-        threshold = options.floor + options.k * (state.mean_loss - options.floor)
+        threshold = options.floor + options.k * (mean_loss - options.floor)
         return threshold if math.isfinite(threshold) else None
 
-    def summarize(self, state: SampleState) -> SampleSummary:
-        """The epoch in progress, up to now."""
-        counts = state.counts
+    def summarize(self) -> SampleSummary:
+        counts, agreed_mean = self.state.counts, self.state.agreed_mean
         return SampleSummary(
-            epoch=state.epoch,
+            epoch=self.state.epoch,
             updates=counts.updates,
             extra_updates=counts.extra_updates,
             pruned=counts.pruned,
             passes=counts.passes,
-            mean_loss=counts.mean_loss if state.agreed_mean is None else state.agreed_mean,
-            threshold=self.threshold(state),
+            mean_loss=counts.mean_loss if agreed_mean is None else agreed_mean,
+            threshold=self.threshold,
             nonfinite_losses=counts.nonfinite_losses,
-            is_full=self.is_full(state),
+            is_full=self.is_full,
         )
 
-    def hand_out(self, state: SampleState) -> tuple[SampleState, SampleBatch | None]:
-        """The next batch, in flight from here on; None once the epoch has all its updates."""
+    # Batches out -----------------------------------------------------------------------------------------
+
+    @property
+    def out(self) -> tuple[SampleBatch, ...]:
+        return self.state.flight.out
+
+    def hand_out(self) -> list[int] | None:
+        state = self.state
         if state.flight.resend:
-            return state._replace(flight=state.flight.resent()), state.flight.resend[0]
-        if state.counts.handed_out == self.options.updates:
-            return state, None
-        state.memory.apply(state.changes)
-        batch, state = self._next_batch(state)
-        seen, visits = state.memory.visits, dict[int, int]()
-        for sample in batch.indices:
-            visits[sample] = visits.get(sample, seen[sample]) + 1
-        counts = state.counts._replace(handed_out=state.counts.handed_out + 1)
-        changes = state.changes._replace(visits=visits)
-        return state._replace(counts=counts, changes=changes, flight=state.flight.sent(batch)), batch
+            batch = state.flight.resend[0]
+            self.state = state._replace(flight=state.flight.resent())
+        elif state.counts.handed_out < self.options.updates:
+            state.memory.apply(state.changes)
+            batch, state = self._next_batch(state)
+            seen, visits = state.memory.visits, dict[int, int]()
+            for sample in batch.indices:
+                made = visits.get(sample, seen[sample])
+                visits[sample] = made + (made < MOST_VISITS)
+            counts = state.counts._replace(handed_out=state.counts.handed_out + 1)
+            changes = state.changes._replace(visits=visits)
+            self.state = state._replace(counts=counts, changes=changes, flight=state.flight.sent(batch))
+        else:
+            return None
+        return list(batch.indices)
 
     def _next_batch(self, state: SampleState) -> tuple[SampleBatch, SampleState]:
         options, counts, stream, pool, owed = self.options, state.counts, state.stream, state.pool, state.owed
-        is_full, size = self.is_full(state), options.batch_size
-        if is_full and state.epoch == options.first_full_epoch and not counts.handed_out:
+        is_full, size, pruned = self.is_full, options.batch_size, list[int]()
+        if state.epoch == options.first_full_epoch and not counts.handed_out:
             # A new pass begins with the next sample.
             stream, pool, owed = StreamState(stream.passes), (), 0
         if len(pool) >= size:
             # Since they were pooled, the base order may have brought some of them as often as allowed.
             pool = tuple(sample for sample in pool if state.memory.visits[sample] < options.max_visits)
         if len(pool) >= size:
-            batch, pool, pruned = SampleBatch([*pool[:size]], [1.0] * size, is_extra=True), pool[size:], []
+            batch, pool = SampleBatch([*pool[:size]], [1.0] * size, is_extra=True), pool[size:]
         else:
-            can_prune = options.prune_probability and not is_full and state.mean_loss is not None
-            # Losses are kept in single precision, so the mean that they are compared with is rounded alike.
-            limit = in_single_precision(state.mean_loss) if can_prune else None
-            batch, stream, pruned = self._stream.draw(stream, state.memory.losses, limit, is_full=is_full)
-        begun = range(state.stream.passes, state.stream.passes + len(pruned))
+            fitted_below = None
+            if options.prune_probability and not is_full and state.mean_loss is not None:
+                # The losses that it is compared with are kept in single precision too.
+                fitted_below = array("f", [max(-_LARGEST, min(state.mean_loss, _LARGEST))])[0]
+            batch, stream, pruned = self._stream.draw(stream, state.memory.losses, fitted_below, is_full=is_full)
+        begun = range(state.stream.passes, stream.passes)
         counts = counts._replace(pruned=counts.pruned + sum(pruned), passes=counts.passes + len(pruned))
         changes = Changes(pruned=tuple(zip(begun, pruned, strict=True)))
         return batch, state._replace(counts=counts, changes=changes, stream=stream, pool=pool, owed=owed)
 
-    def settle(self, state: SampleState, losses: Sequence[float]) -> SampleState:
-        """The losses of the batch that has been in flight longest arrive, one a sample, in its order."""
+    def recall(self) -> None:
+        self.state = self.state._replace(flight=self.state.flight.recalled())
+
+    def offer(self) -> SampleBatch:
+        return self.out[0]
+
+    def collect(self, ticket: SampleBatch) -> None:
+        if self.out and self.out[0] is ticket:
+            raise ProtocolError(
+                "the next batch was requested before weighted_mean() or report() had the losses of the last one"
+            )
+
+    def missing(self, *, was_refused: bool) -> str:
+        missing = self.options.updates - self.state.counts.updates
+        return f"{missing} of {self.options.updates} updates" if missing else ""
+
+    # Losses in -------------------------------------------------------------------------------------------
+
+    def settle(self, losses: Sequence[float]) -> None:
+        """The losses of the current batch arrive, one a sample. After an epoch's last batch, ranks agree on its mean."""
+        with self.feed.lock:
+            state = self._settled(losses)
+            counts = state.counts
+            if counts.updates == self.options.updates:
+                # Every rank is here at once, whereas a loop may be left on one rank alone.
+                mean = self._ranks.end(state.epoch, counts.updates, counts.mean_loss, counts.weight_sum)
+                state = state._replace(agreed_mean=mean)
+            self.state = state
+
+    def _settled(self, losses: Sequence[float]) -> SampleState:
+        state, options, threshold = self.state, self.options, self.threshold
         state.memory.apply(state.changes)
-        options, visits, threshold = self.options, state.memory.visits, self.threshold(state)
-        batch = state.flight.out[0]
+        batch, visits, pool = state.flight.out[0], state.memory.visits, dict.fromkeys(state.pool)
         counts, usable = _add_up(state.counts, batch, losses)
-        remembered: dict[int, float] = {}
-        pool = dict.fromkeys(state.pool)
+        able = {sample: None for sample in batch.indices if visits[sample] < options.max_visits and sample not in pool}
+        finite = [(sample, loss) for sample, loss in zip(batch.indices, usable, strict=True) if loss is not None]
         is_remembered = not batch.is_extra or options.remember_loss == "last"
-        wanted = 0
-        for sample, loss in zip(batch.indices, usable, strict=True):
-            if loss is None:
-                continue
-            if is_remembered:
-                remembered[sample] = loss
-            if threshold is not None and loss > threshold and visits[sample] < options.max_visits:
-                if sample not in pool:
-                    wanted += 1
-                    if options.select == "loss":
-                        pool[sample] = None
-        number, owed, pooled = state.epoch * options.updates + state.counts.updates, state.owed, wanted
+        chosen = [sample for sample, loss in finite if threshold is not None and loss > threshold and sample in able]
+        chosen, owed = [*dict.fromkeys(chosen)], state.owed
+        number = state.epoch * options.updates + state.counts.updates
         if options.select != "loss":
-            if options.select == DOSES:
-                dosed = (self._doses or {"pooled": []})["pooled"]
-                owed += dosed[number] if number < len(dosed) and not self.is_full(state) else 0
-            drawn = self._draw_for_pool(state, batch, pool, owed)
-            pool |= dict.fromkeys(drawn)
-            pooled = len(drawn)
-            # What this batch could not take is left for the next ones. By its own losses, they say nothing of it.
-            owed += (wanted if options.select == "random" else 0) - pooled
+            if self._doses and not self.is_full:
+                owed += sum(self._doses["pooled"][number : number + 1])
+            rng = random.Random(f"{options.seed}, pool {state.epoch}, {state.counts.updates}")
+            # As many as the losses of earlier batches have selected, which say nothing of the samples of this one.
+            drawn = rng.sample([*able], min(owed, len(able)))
+            # The next batches take what this one cannot.
+            owed += (0 if self._doses else len(chosen)) - len(drawn)
+            chosen = drawn
         can_pool = options.k is not None or options.select == DOSES
-        changes = Changes(remembered, pooled=((number, pooled),) if can_pool else ())
+        changes = Changes(dict(finite) if is_remembered else {}, pooled=((number, len(chosen)),) if can_pool else ())
+        pool |= dict.fromkeys(chosen)
         return state._replace(changes=changes, counts=counts, flight=state.flight.landed(), pool=(*pool,), owed=owed)
 
-    def _draw_for_pool(self, state: SampleState, batch: SampleBatch, pool: dict[int, None], owed: int) -> list[int]:
-        visits = state.memory.visits
-        able = [sample for sample in dict.fromkeys(batch.indices) if visits[sample] < self.options.max_visits]
-        able = [sample for sample in able if sample not in pool]
-        rng = random.Random(f"{self.options.seed}, pool {state.epoch}, {state.counts.updates}")
-        return rng.sample(able, min(owed, len(able)))
-
-    def end(self, state: SampleState) -> SampleState:
-        """The epoch ends: its mean is what the next one compares with."""
-        state.memory.apply(state.changes)
-        summary = self.summarize(state)
-        return SampleState(
-            memory=state.memory.next_epoch(),
-            epoch=state.epoch + 1,
-            mean_loss=state.mean_loss if summary.mean_loss is None else summary.mean_loss,
-            flight=state.flight,
-            stream=state.stream,
-            pool=state.pool,
-            owed=state.owed,
-            last_summary=summary,
-        )
+    def closed(self) -> None:
+        """End the epoch if it has all its updates, as where a loop counts batches by itself."""
+        state = self.state
+        if state.counts.updates < self.options.updates:
+            return
+        with self.feed.lock:
+            state.memory.apply(state.changes)
+            memory, summary = Memory(0), self.summarize()
+            vars(memory).update(vars(state.memory), visits=array("B", [0]) * self.options.samples)
+            self._ranks.forget()
+            self.state = state._replace(
+                memory=memory,
+                changes=Changes(),
+                epoch=state.epoch + 1,
+                mean_loss=state.mean_loss if summary.mean_loss is None else summary.mean_loss,
+                counts=Counts(),
+                agreed_mean=None,
+                last_summary=summary,
+            )
 
     # Saving and loading ----------------------------------------------------------------------------------
 
-    def pack(self, state: SampleState) -> dict[str, Any]:
-        """A state as JSON types."""
-        memory, stream = state.memory, state.stream
-        memory.apply(state.changes)
-        left = stream.left
-        return checkpoint.seal(
-            {
-                "options": self._options_to_save(),
-                "epoch": state.epoch,
-                "mean_loss": state.mean_loss,
-                "counts": state.counts._asdict(),
-                "agreed_mean": state.agreed_mean,
-                **{name: _pack(row) for name, row in vars(memory).items()},
-                "stream": {
-                    "passes": stream.passes,
-                    "order": _pack(stream.order[:left]),
-                    "could_be_pruned": _pack(stream.could_be_pruned[:left]),
-                    "scale": stream.scale,
-                },
-                "pool": [*state.pool],
-                "owed": state.owed,
-                "flight": [batch._asdict() for batch in state.flight.recalled().resend],
-                "last_summary": None if state.last_summary is None else state.last_summary.as_dict(),
-                "shard": [*self._shard],
-            }
-        )
+    def pack(self) -> dict[str, Any]:
+        """The state as JSON types."""
+        with self.feed.lock:
+            state = self.state
+            state.memory.apply(state.changes)
+            rows = {name: _pack(row) for name, row in vars(state.memory).items()}
+        stream, summary = state.stream, state.last_summary
+        packed = {name: value for name, value in state._asdict().items() if name not in ("memory", "changes")} | {
+            "options": self._options_to_save(),
+            "shard": [*self._shard],
+            "counts": state.counts._asdict(),
+            "stream": {
+                "passes": stream.passes,
+                "order": _pack(stream.order[: stream.left]),
+                "could_be_pruned": _pack(stream.could_be_pruned[: stream.left]),
+                "scale": stream.scale,
+            },
+            "pool": [*state.pool],
+            "flight": [batch._asdict() for batch in state.flight.recalled().resend],
+            "last_summary": None if summary is None else summary.as_dict(),
+        }
+        return checkpoint.seal({**packed, **rows})
 
     def unpack(self, packed: object) -> SampleState:
-        """The state that ``pack`` packed.
-
-        Raises:
-            StateError: If it is of another version, of other options or of another rank, or is damaged.
-        """
+        """The state that ``pack`` packed. Raises StateError if it is damaged, or of other options or another rank."""
         keys = {*SampleState._fields, *vars(Memory(0)), "options", "shard"} - {"memory", "changes"}
         fields = checkpoint.unseal("the state of SampleAttention", packed, keys)
-        shard = unpack_shard(fields["shard"], self._shard, is_in_epoch=True)
+        shard = unpack_shard(fields.pop("shard"), self._shard, is_in_epoch=True)
         if shard != self._shard:
             raise StateError(
                 f"the state is of rank {shard.rank} and its samples, and this is rank {self._shard.rank}; save and "
                 "load one for each rank"
             )
-        checkpoint.check_options(self._options_to_save(), fields["options"])
-        samples = self.options.samples
-        memory = Memory(0)
-        memory.losses = _unpack("losses", fields["losses"], "f", samples)
-        memory.visits = _unpack("visits", fields["visits"], "B", samples)
-        memory.pruned, memory.pooled = (_unpack(name, fields[name], "i") for name in ("pruned", "pooled"))
+        checkpoint.check_options(self._options_to_save(), fields.pop("options"))
+        memory, samples = Memory(0), self.options.samples
+        for name, length in {"losses": samples, "visits": samples, "pruned": None, "pooled": None}.items():
+            row = getattr(memory, name)
+            setattr(memory, name, _unpack(name, fields.pop(name), row.typecode, length))
         stream, summary = fields["stream"], fields["last_summary"]
         order = _unpack("order", stream["order"], "i")
         could_be_pruned = _unpack("could_be_pruned", stream["could_be_pruned"], "B", len(order))
-        return SampleState(
-            memory,
-            epoch=fields["epoch"],
-            mean_loss=fields["mean_loss"],
-            counts=Counts(**fields["counts"]),
-            agreed_mean=fields["agreed_mean"],
-            flight=InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
-            stream=StreamState(stream["passes"], order, could_be_pruned, len(order), stream["scale"]),
-            pool=tuple(fields["pool"]),
-            owed=fields["owed"],
-            last_summary=None if summary is None else SampleSummary(**summary),
-        )
+        unpacked = {
+            "counts": Counts(**fields["counts"]),
+            "flight": InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
+            "stream": StreamState(stream["passes"], order, could_be_pruned, len(order), stream["scale"]),
+            "pool": tuple(fields["pool"]),
+            "last_summary": None if summary is None else SampleSummary(**summary),
+        }
+        return SampleState(memory, **{name: value for name, value in fields.items() if name != "version"} | unpacked)
 
     def _options_to_save(self) -> dict[str, Any]:
-        digest = None if self._doses is None else zlib.crc32(json.dumps(self._doses, sort_keys=True).encode())
+        digest = zlib.crc32(json.dumps(self._doses, sort_keys=True).encode()) if self._doses else None
         return {**asdict(self.options), "doses_crc32": digest}
-
-
-def in_single_precision(number: float) -> float:
-    """The nearest number that memory can hold, as a double."""
-    return array("f", [max(-_LARGEST, min(number, _LARGEST))])[0]
 
 
 def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tuple[Counts, list[float | None]]:
@@ -372,7 +390,7 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
 
 
 def _pack(row: array[Any]) -> str:
-    """Numbers as text, lowest byte first, in base64: a list of a million numbers is slow to write and read as JSON."""
+    """Numbers in base64, lowest byte first: a list of a million numbers is slow to write and read as JSON."""
     return base64.b64encode(_lowest_first(row).tobytes()).decode()
 
 

@@ -58,16 +58,14 @@ class SampleStream:
         options: Checked already.
         sampler: Yields the order of a pass; None for a random order that follows from the seed.
         shard: This rank's part of the data.
-        pruned: How many samples each pass prunes, whichever they are; None to prune by the losses.
+        doses: With ``select=doses``, how many samples each pass prunes.
     """
 
-    def __init__(
-        self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard, pruned: list[int] | None
-    ) -> None:
+    def __init__(self, options: SampleOptions, sampler: Iterable[Any] | None, shard: Shard, doses: list[int]) -> None:
         self._options = options
         self._sampler = sampler
         self._shard = shard
-        self._doses = pruned
+        self._doses = doses
 
     def draw(
         self, state: StreamState, losses: array[float], fitted_below: float | None, *, is_full: bool
@@ -79,27 +77,22 @@ class SampleStream:
             losses: (samples,), those that are remembered, in single precision.
             fitted_below: A sample with a loss below this is well fitted; None if none is.
             is_full: Whether no sample may be pruned.
-
-        Raises:
-            OptionError: If the sampler yields no sample, or one that is not in the dataset.
         """
         indices: list[int] = []
         weights: list[float] = []
         pruned: list[int] = []
-        while len(indices) < self._options.batch_size:
+        options = self._options
+        while len(indices) < options.batch_size:
             if not state.left:
                 state, gone = self._begin_pass(state.passes, losses, fitted_below, is_full=is_full)
                 pruned.append(gone)
-            left = max(0, state.left - self._options.batch_size + len(indices))
+            left = max(0, state.left - options.batch_size + len(indices))
             indices += reversed(state.order[left : state.left])
-            weight_of = self._weights(state.scale)
+            # Of samples that could not have been pruned, and of those that could.
+            weight_of = (state.scale, state.scale / (1 - options.prune_probability)) if options.weighted else (1.0, 1.0)
             weights += [weight_of[could_be] for could_be in reversed(state.could_be_pruned[left : state.left])]
             state = state._replace(left=left)
         return SampleBatch(indices, weights, is_extra=False), state, pruned
-
-    def _weights(self, scale: float) -> tuple[float, float]:
-        """Of samples that could not have been pruned, and of those that could."""
-        return (scale, scale / (1 - self._options.prune_probability)) if self._options.weighted else (1.0, 1.0)
 
     def _begin_pass(
         self, number: int, losses: array[float], fitted_below: float | None, *, is_full: bool
@@ -108,12 +101,15 @@ class SampleStream:
         # A text seeds the same on every platform and Python version.
         rank = f", rank {self._shard.rank}" if self._shard.ranks > 1 else ""
         rng = random.Random(f"{options.seed}, pass {number}{rank}")
-        order = self._whole_order(number, rng)
+        if self._sampler is not None:
+            order = _order_of(self._sampler, number, options.samples, self._shard)
+        else:
+            order = list(range(self._shard.rank, options.samples, self._shard.ranks))
+            rng.shuffle(order)
         scale, fitted = 1.0, [False] * len(order)
         if options.select == DOSES:
-            dose = self._doses[number] if self._doses and number < len(self._doses) and not is_full else 0
-            gone = [True] * min(dose, len(order) - 1)
-            gone += [False] * (len(order) - len(gone))
+            dose = 0 if is_full else min(sum(self._doses[number : number + 1]), len(order) - 1)
+            gone = [place < dose for place in range(len(order))]
         else:
             if fitted_below is not None:
                 fitted = [losses[sample] < fitted_below for sample in order]
@@ -135,24 +131,12 @@ class SampleStream:
         )
         return state, len(order) - len(kept)
 
-    def _whole_order(self, number: int, rng: random.Random) -> list[int]:
-        samples, (rank, ranks) = self._options.samples, self._shard
-        if self._sampler is not None:
-            return order_of(self._sampler, number, samples, self._shard)
-        order = list(range(rank, samples, ranks))
-        rng.shuffle(order)
-        return order
-
 
 # Samplers of the user's ----------------------------------------------------------------------------------
 
 
 def check_sampler(sampler: object) -> None:
-    """Refuse a sampler that gives an order only once, or that of another rank in every epoch.
-
-    Raises:
-        OptionError: If the sampler does.
-    """
+    """Refuse a sampler that gives an order only once, or that of another rank in every epoch."""
     if sampler is None:
         return
     if not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator):
@@ -167,26 +151,8 @@ def check_sampler(sampler: object) -> None:
         )
 
 
-def samples_in_a_pass(sampler: Any, samples: int) -> int:
-    """How many samples plain training with this sampler sees in an epoch; all of them if nothing else is known."""
-    try:
-        return max(1, len(sampler))
-    except (TypeError, NotImplementedError):
-        return samples
-
-
-def order_of(sampler: Iterable[Any], number: int, samples: int, shard: Shard) -> list[int]:
-    """The indices of a pass that are this rank's.
-
-    Args:
-        sampler: A checked one; its ``set_epoch`` gets the number of the pass, if it has one.
-        number: Of the pass, from 0.
-        samples: Length of the dataset.
-        shard: A sample stays with its rank, which knows its loss.
-
-    Raises:
-        OptionError: If the sampler yields no sample of this rank, or one that is not in the dataset, or never ends.
-    """
+def _order_of(sampler: Any, number: int, samples: int, shard: Shard) -> list[int]:
+    """The indices of a pass that are this rank's, which knows the losses of its own samples."""
     set_epoch = getattr(sampler, "set_epoch", None)
     if set_epoch is not None:
         set_epoch(number)

@@ -21,158 +21,110 @@ def attend(
 ) -> AttendedLoader[list[Batch], BatchAttentionSchedule]:
     """Yield the windows of a prepared loader, each again while the decision is REPEAT.
 
-    A window is a list of the batches of one update. Call ``accelerator.backward`` for each batch, make one update, decide
-    on an ``AccumulatedLoss``'s mean, and step the learning-rate schedule on ADVANCE. accelerate's own accumulation cannot
-    be used: it counts repeats as further batches.
+    A window is a list of the batches of one update. Call ``accelerator.backward`` for each batch, make one update,
+    decide on the mean of an ``AccumulatedLoss``, and step the learning-rate schedule on ADVANCE.
 
     ``accelerator.register_for_checkpointing(schedule)`` saves and loads the schedule. Each iteration begins at the
-    schedule's epoch and window, so a resumed loop is the same loop: it skips the batches of the epoch that the saved run
-    has trained on. A loader from ``accelerator.skip_first_batches`` may be given for the rest of that epoch. The order of
-    batches is that of the saved run if it follows from the epoch's number, as with
-    ``DataLoaderConfiguration(use_seedable_sampler=True)``.
-
-    With ``epoch_length=``, epochs are not the loader's: each iteration begins at the loader's first batch.
+    schedule's epoch and window, so a resumed run uses the same loop, if the order of batches follows from the epoch's
+    number (``DataLoaderConfiguration(use_seedable_sampler=True)``). With ``epoch_length=``, epochs are not the
+    loader's, and each iteration begins at the loader's first batch.
 
     Args:
         schedule: Decides. On several ranks, it needs ``ranks=MeanOverRanks()``.
         accelerator: The ``Accelerator`` that prepared model, optimizer and loader.
-        loader: The loader as ``accelerator.prepare`` returned it.
+        loader: The loader as ``accelerator.prepare`` returned it, or as ``accelerator.skip_first_batches`` shortened it
+            for the rest of an epoch.
         size: Batches of one update; an epoch's last window may have fewer.
-
-    Returns:
-        An iterable of windows, to be iterated over once an epoch.
 
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
-        ProtocolError: If accelerate accumulates gradients, shards the model, or keeps the loader's position itself; if
-            ranks would decide apart; if the loader repeats batches itself. While iterating: if the loader skips other
-            batches than those that are behind.
+        ProtocolError: If accelerate accumulates gradients, shards the model or keeps the loader's position; if ranks
+            would decide apart; if the loader repeats batches itself, or skips others than the saved run trained on.
     """
     size = positive_int("size", size, "the batches of one update")
-    _refuse_engine(accelerator)
+    if hasattr(accelerator, "is_gradient_accumulation_boundary"):
+        raise ProtocolError(
+            "attend() got a DeepSpeed engine, which accumulates by itself. Use schedule.attend(accumulate(loader, "
+            "engine.gradient_accumulation_steps())): engine.step() for each batch, and then one schedule.decide(loss)"
+        )
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise ProtocolError(
-            f"the Accelerator has gradient_accumulation_steps={steps}, and its accumulate() counts repeats as further "
-            f"batches. Make it with Accelerator(), give attend() size={steps}, and divide each loss by len(window)"
+            f"the Accelerator has gradient_accumulation_steps={steps}, and counts repeats as further batches. Leave "
+            f"that out, give attend() size={steps}, and divide each loss by len(window)"
         )
     check_accelerator(schedule, accelerator)
     refuse_own_loader(loader, "attend() of batch_sampler_attn.trainers.accelerate repeats its windows")
     if getattr(loader, "use_stateful_dataloader", False):
         raise ProtocolError(
-            "the loader keeps its own position (use_stateful_dataloader=True), which counts a window that is to be "
-            "repeated as done. Leave that setting out: attend() skips the batches that are behind"
+            "the loader has use_stateful_dataloader=True, whose saved position is past a window that is to be "
+            "repeated. Leave that out: attend() skips the batches that are behind"
         )
-    return schedule.attend(AccumulatedLoader(_Resumed(schedule, accelerator, loader, size), size))
+    if schedule.options.epoch_length is None:
+        loader = _Resumed(schedule, accelerator, loader, size)
+    return schedule.attend(AccumulatedLoader(loader, size))
 
 
 class _Resumed(Iterable[Batch]):
-    """A loader that each pass iterates over from the schedule's epoch and position on.
-
-    Args:
-        schedule: Knows epoch and position.
-        accelerator: Skips batches.
-        loader: As ``prepare`` returned it.
-        size: Batches in a window, by which the schedule counts.
-    """
+    """A prepared loader that begins each pass at the schedule's epoch, and at the schedule's window in it."""
 
     def __init__(self, schedule: BatchAttentionSchedule, accelerator: Any, loader: Iterable[Batch], size: int) -> None:
         self._schedule = schedule
         self._accelerator = accelerator
         self._loader = loader
         self._size = size
+        self._skipped = max(getattr(part, "skip_batches", 0) for part in (loader, *_batch_samplers(loader)))
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = self._loader
-        if self._has_own_epochs:
-            return iter(loader)
         # The pass is open, and has forgotten an epoch that was left.
-        behind, skipped = self._behind, _skipped_by(loader)
-        if skipped not in (0, behind):
+        loader, behind = self._loader, passes_of(self._schedule).state.position * self._size
+        if self._skipped not in (0, behind):
             raise ProtocolError(
-                f"the loader skips {skipped} batches, and {behind} batches of this epoch are behind. Give attend() the "
-                "loader as prepare() returned it: attend() skips them itself"
+                f"the loader skips {self._skipped} batches, and {behind} batches of this epoch are behind. Give "
+                "attend() the whole loader, of which it skips them itself"
             )
-        if behind and not skipped:
+        if behind and not self._skipped:
+            # After a checkpoint of the epoch's last window, none are left, and not every loader can skip all.
             length = length_of(loader)
             if length is not None and behind >= length:
-                # A checkpoint of the epoch's last window. Not each of accelerate's loaders can skip all batches.
                 return iter(())
             loader = self._accelerator.skip_first_batches(loader, behind)
-        _set_epoch(loader, self._schedule.epoch)
+        # The loader itself tells two samplers its epoch; skipping, sharding and batching are three.
+        parts: list[Any] = [loader, *(getattr(sampler, "sampler", None) for sampler in _batch_samplers(loader))]
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self._schedule.epoch)
         return iter(loader)
 
     def __len__(self) -> int:
-        # Before the pass opens, an epoch that was left is not forgotten yet: it will begin at its first batch.
-        is_resumed = passes_of(self._schedule).active is None and not self._has_own_epochs
-        behind = self._behind if is_resumed else 0
-        return max(0, len(self._loader) - max(0, behind - _skipped_by(self._loader)))  # type: ignore[arg-type]
+        if self._skipped:
+            raise TypeError("a loader from skip_first_batches may have a negative length")
+        # Without a pass, the next one resumes; an epoch that was left begins again.
+        passes = passes_of(self._schedule)
+        behind = passes.state.position * self._size if passes.active is None else 0
+        return max(0, len(self._loader) - behind)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_loader" or name.startswith("__"):
+        # Its position is the schedule's, whatever states the loader has.
+        if name in ("_loader", "state_dict", "load_state_dict") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._loader, name)
 
-    @property
-    def _behind(self) -> int:
-        """Batches of the epoch that were trained on before this pass."""
-        return passes_of(self._schedule).state.position * self._size
-
-    @property
-    def _has_own_epochs(self) -> bool:
-        return self._schedule.options.epoch_length is not None
-
 
 def check_accelerator(schedule: BatchAttentionSchedule, accelerator: Any) -> None:
-    """Refuse setups whose updates are not the optimizer's step alone, and ranks that decide apart.
-
-    Args:
-        schedule: The schedule of this rank.
-        accelerator: The ``Accelerator``, a trainer's or the user's.
-
-    Raises:
-        ProtocolError: If DeepSpeed, FSDP or Megatron-LM makes the updates, or there are several ranks and the schedule
-            has no ``MeanOverRanks``.
-    """
+    """Refuse updates that are more than the optimizer's step, and ranks that decide apart."""
     if name := _OTHER_UPDATES.get(getattr(accelerator.distributed_type, "name", "")):
         raise ProtocolError(
-            f"accelerate uses {name}, whose updates are more than the optimizer's step; batch-attention was not tried "
-            "with it. Use DistributedDataParallel: torchrun, or accelerate launch without a plugin"
+            f"accelerate uses {name}, with which batch-attention was not tried: updates are more than the optimizer's "
+            "step there. Use DistributedDataParallel: torchrun, or accelerate launch without a plugin"
         )
-    ranks = accelerator.num_processes
-    if ranks > 1 and passes_of(schedule).ranks.transport is None:
+    if (ranks := accelerator.num_processes) > 1 and passes_of(schedule).ranks.transport is None:
         raise ProtocolError(
             f"this process is one of {ranks} that share gradients, and ranks that decide differently wait for each "
             "other forever. Use BatchAttentionSchedule(..., ranks=MeanOverRanks()), from batch_sampler_attn.distributed"
         )
 
 
-def _refuse_engine(accelerator: Any) -> None:
-    """Refuse a DeepSpeed engine in the place of an ``Accelerator``: it counts a repeat as another batch of an update."""
-    if hasattr(accelerator, "is_gradient_accumulation_boundary"):
-        raise ProtocolError(
-            "attend() got a DeepSpeed engine, which counts the batches of an update itself. Write the loop around "
-            "schedule.attend(accumulate(loader, engine.gradient_accumulation_steps())): engine.step() after each batch "
-            "of a window, then one schedule.decide(loss)"
-        )
-
-
-def _skipped_by(loader: object) -> int:
-    """Batches that a loader of ``skip_first_batches`` leaves out at its beginning."""
-    part: Any = loader
-    while part is not None:
-        if skipped := getattr(part, "skip_batches", 0):
-            return int(skipped)
-        part = getattr(part, "batch_sampler", None)
-    return 0
-
-
-def _set_epoch(loader: Any, epoch: int) -> None:
-    """Tell a loader, and the samplers inside its batch samplers, which epoch to draw."""
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    # The loader itself reaches no sampler that is inside of three: skipping, sharding, batching.
-    batches = getattr(loader, "batch_sampler", None)
-    while batches is not None:
-        if hasattr(getattr(batches, "sampler", None), "set_epoch"):
-            batches.sampler.set_epoch(epoch)
-        batches = getattr(batches, "batch_sampler", None)
+def _batch_samplers(loader: Any) -> Iterator[Any]:
+    """The loader's batch sampler, the one in it, and so on."""
+    while (loader := getattr(loader, "batch_sampler", None)) is not None:
+        yield loader

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,10 +44,8 @@ else:
 
 _STATE_NAME = "batch_attention.json"
 _PACKAGE = __name__.partition(".")[0]
-
 # Methods of the trainer that its documentation leaves out, and that another version may name otherwise.
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
-
 # Methods by which trainers of TRL make their batches inside the training step.
 _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
 
@@ -54,16 +53,13 @@ _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
 class BatchAttentionMixin(Trainer):
     """Repeats batches inside the optimizer step of a ``transformers.Trainer``, or of a subclass such as SFTTrainer.
 
-    With ``gradient_accumulation_steps=n``, the schedule decides on the window of n batches that one update is made
-    from. Its loss is the mean over the trainer's ``num_items_in_batch`` (tokens) if batches' losses are divided by that
-    number, and otherwise the mean of the batches' losses over samples. The second also holds for models that receive the
-    number and return a batch's mean, whose losses the trainer adds up.
+    With ``gradient_accumulation_steps=n``, the schedule decides on the n batches of one update. Their loss is the mean
+    over ``num_items_in_batch`` (tokens) if the loss is divided by that number, and otherwise the mean over samples.
 
-    Mixed precision, gradient scaler, clipping and the callbacks around an update are the trainer's, at every visit.
-    ``compute_loss`` runs at every visit too. Everything that the trainer counts (``global_step``, the learning-rate
-    schedule, epochs, tokens, steps between logs, evaluations and checkpoints) counts windows, not repeats. The training
-    loss in its logs is of first visits; beside it are ``batch_attention/repeats``, since the log before, and
-    ``batch_attention/threshold``, the current one. Checkpoints hold the schedule's state, in ``batch_attention.json``.
+    Everything that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs,
+    evaluations and checkpoints) counts updates without repeats. Its logs have the training loss of first visits,
+    ``batch_attention/repeats`` since the log before, and ``batch_attention/threshold``. Its checkpoints have the
+    schedule's state, in ``batch_attention.json``.
 
     Args:
         args: Arguments of the trainer.
@@ -89,8 +85,7 @@ class BatchAttentionMixin(Trainer):
         >>> MyTrainer(schedule=1.2)
         Traceback (most recent call last):
         ...
-        batch_sampler_attn.errors.OptionError: schedule is 1.2; it must be a BatchAttentionSchedule, such as \
-BatchAttentionSchedule(k=1.2)
+        batch_sampler_attn.errors.OptionError: schedule is 1.2; it must be like BatchAttentionSchedule(k=1.2)
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,8 +117,6 @@ BatchAttentionSchedule(k=1.2)
         self._at_first = self.schedule.state_dict()
         super().__init__(*args, **kwargs)
 
-    # The trainer's own names, which it calls ---------------------------------------------------------------
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and repeat batches. Arguments and result are the trainer's."""
         _check_trainer(self)
@@ -141,7 +134,8 @@ BatchAttentionSchedule(k=1.2)
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the trainer does, with repeats and threshold beside a training loss."""
         if "loss" in logs:
-            logs = {**logs, "batch_attention/repeats": self._repeating.take_repeats()}
+            logs = {**logs, "batch_attention/repeats": self._repeating.repeats}
+            self._repeating.repeats = 0
             if self.schedule.threshold is not None:
                 logs["batch_attention/threshold"] = self.schedule.threshold
         super().log(logs, *args, **kwargs)
@@ -168,14 +162,8 @@ BatchAttentionSchedule(k=1.2)
 class _Repeating(TrainerCallback):
     """Repeats a trainer's windows: after the update, and before the learning-rate schedule and everything that counts.
 
-    Two methods stand in for the trainer's, on the instance, so that they are outermost whatever subclasses override.
-    ``training_step`` keeps each batch as the trainer hands it out; ``compute_loss`` keeps each loss as it is returned.
-    The other methods are those of a callback.
-
-    Args:
-        trainer: The trainer with the mixin.
-        replay: Keeps the current window, and decides.
-        samples: Returns the number of samples in a batch.
+    Three methods stand in for the trainer's, on the instance, so that they are outermost whatever subclasses override.
+    The others are those of a callback.
     """
 
     def __init__(self, trainer: Any, replay: Replay, samples: Callable[[Any], object]) -> None:
@@ -183,14 +171,14 @@ class _Repeating(TrainerCallback):
         self._replay = replay
         self._samples = samples
         self._is_repeating = False
-        self._repeats = 0
+        self.repeats = 0  # since the last log
         # Of the epoch: its windows, if their number is known, and how many of them are behind.
         self._windows: int | None = None
         self._behind = 0
         self._is_first_epoch = True
-        # Of the training: whether the number of items is in the losses; None before the first visit.
+        # Of the training: whether batches' losses are divided by the window's items, and add up to the window's loss.
         self._are_divided: bool | None = None
-        # Of the window: the model in its wrappers; losses that add up to the window's, and the weight of their sum.
+        # Of the window: the model in its wrappers; losses that add up, and the weight of their sum between ranks.
         self._model: Any = None
         self._parts: list[Any] = []
         self._weight: object = 1
@@ -201,23 +189,23 @@ class _Repeating(TrainerCallback):
     def installed(self) -> Iterator[None]:
         """Have the trainer call this object; at the end, leave the trainer as it was, and an open epoch unfinished."""
         trainer = self._trainer
-        self._training_step, self._compute_loss = trainer.training_step, trainer.compute_loss
+        own = {name: getattr(self, name) for name in ("get_train_dataloader", "training_step", "compute_loss")}
+        self._trainers = SimpleNamespace(**{name: getattr(trainer, name) for name in own})
         # After the user's callbacks, which see an update before its window is repeated.
         trainer.add_callback(self)
         try:
-            with standing_in(trainer, training_step=self.training_step, compute_loss=self.compute_loss):
+            with standing_in(trainer, **own):
                 yield
         finally:
             self._replay.end_epoch(finished=False)
             trainer.remove_callback(self)
             self._model = None
 
-    def take_repeats(self) -> int:
-        """Number of repeats since the last call."""
-        repeats, self._repeats = self._repeats, 0
-        return repeats
-
-    # In place of the trainer's methods ---------------------------------------------------------------------
+    def get_train_dataloader(self) -> Any:
+        """Refuse a loader that repeats by itself."""
+        loader = self._trainers.get_train_dataloader()
+        refuse_own_loader(loader, "BatchAttentionMixin repeats batches by itself")
+        return loader
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Keep a batch, and make its first visit."""
@@ -231,18 +219,15 @@ class _Repeating(TrainerCallback):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the loss of a batch that is trained on."""
-        output = self._compute_loss(*args, **kwargs)
+        output = self._trainers.compute_loss(*args, **kwargs)
         if self._losses is not None:
             loss = output[0] if isinstance(output, tuple) else output
             # A copy: the training step may scale its loss in place.
             self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else loss)
         return output
 
-    # The callback ------------------------------------------------------------------------------------------
-
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        """Check loader, optimizer and the length of training."""
-        refuse_own_loader(train_dataloader, "BatchAttentionMixin repeats batches by itself")
+        """Check the optimizer and the length of training."""
         refuse_closures(self._trainer.optimizer)
         windows = _windows_of(train_dataloader, args)
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows
@@ -250,8 +235,8 @@ class _Repeating(TrainerCallback):
         # The epoch of an attempt that failed: the trainer begins again with smaller batches.
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
-        self._repeats = 0
-        self._are_divided = None
+        self.repeats = 0
+        self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
     def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Note where the trainer is."""
@@ -271,7 +256,7 @@ class _Repeating(TrainerCallback):
         self._is_repeating = True
         try:
             for window in self._replay.repeats(is_last=self._behind == self._windows):
-                self._repeats += 1
+                self.repeats += 1
                 self._train_again(window)
         finally:
             self._is_repeating = False
@@ -287,8 +272,6 @@ class _Repeating(TrainerCallback):
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         """End an epoch of unknown length. One that ``max_steps`` cut short sets no threshold."""
         self._replay.end_epoch(finished=not self._trainer.control.should_training_stop)
-
-    # Visits ------------------------------------------------------------------------------------------------
 
     def _train_again(self, window: Iterable[Any]) -> None:
         """Make an update as the trainer does, without what it counts and logs."""
@@ -313,27 +296,31 @@ class _Repeating(TrainerCallback):
         trainer.control = callbacks.on_optimizer_step(args, trainer.state, trainer.control)
 
     def _visit(self, inputs: Any, items: Any) -> Any:
-        """Forward and backward pass of one batch; its loss goes to the window's."""
-        is_divided = self._is_divided(items)
+        """Forward and backward pass of one batch, whose loss goes to the window's."""
+        trainer, is_divided, asked = self._trainer, self._are_divided, None
+        if is_divided is None:
+            # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
+            receives_items = trainer.model_accepts_loss_kwargs and items is not None
+            is_divided = receives_items or trainer.compute_loss_func is not None
+            is_of_one_batch = trainer.args.world_size == trainer.args.gradient_accumulation_steps == 1
+            if is_divided and isinstance(items, torch.Tensor) and not is_of_one_batch:
+                asked = items.detach().to(torch.float32).requires_grad_()
         # Weights come first: the step may take the batch apart.
         weight = self._weight_of(inputs, items, is_divided=is_divided)
-        weight_of_mean, asked = weight, None
-        if is_divided and self._is_to_be_asked(items):
-            weight_of_mean = self._weight_of(inputs, items, is_divided=False)
-            asked = items.detach().to(torch.float32).requires_grad_()
+        weight_of_mean = weight if asked is None else self._weight_of(inputs, items, is_divided=False)
         self._losses = []
         try:
-            output = self._training_step(self._model, inputs, items if asked is None else asked)
+            output = self._trainers.training_step(self._model, inputs, items if asked is None else asked)
             losses = self._losses
         finally:
             self._losses = None
         if len(losses) != 1:
             raise ProtocolError(
-                f"{type(self._trainer).__name__}.training_step called compute_loss {len(losses)} times for one batch, "
-                "so there is no one loss to decide on. Call it once, and let it return the loss to train on"
+                f"{type(trainer).__name__}.training_step called compute_loss {len(losses)} times for one batch, so "
+                "there is no one loss to decide on. Call it once, and let it return the loss to train on"
             )
         if asked is not None:
-            # A loss that was divided by the number of items has a gradient with respect to it.
+            # A loss that was divided by the items has a gradient with respect to them.
             is_divided = self._are_divided = asked.grad is not None
         if is_divided:
             self._parts.append(losses[0])
@@ -343,7 +330,7 @@ class _Repeating(TrainerCallback):
         return output
 
     def _note_parts(self) -> None:
-        """Note the loss of a window whose batches' losses add up to it: each is divided by the items of all."""
+        """Note the loss of a window whose batches' losses add up to it."""
         if self._parts:
             # A single one is noted as it is, bit for bit.
             loss, *others = self._parts
@@ -351,33 +338,13 @@ class _Repeating(TrainerCallback):
                 loss = float(loss) + float(other)
             self._replay.note(loss, self._weight)
 
-    def _is_divided(self, items: Any) -> bool:
-        """Whether batches' losses are divided by the window's items, and add up: as the trainer has it, until asked."""
-        trainer = self._trainer
-        said = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if said is not None:
-            return bool(said)
-        if self._are_divided is not None:
-            return self._are_divided
-        return trainer.compute_loss_func is not None or (trainer.model_accepts_loss_kwargs and items is not None)
-
-    def _is_to_be_asked(self, items: Any) -> bool:
-        """Whether a first visit has to show that the loss is divided: many models receive the items, and ignore them."""
-        is_open = self._are_divided is None and getattr(self._trainer, "loss_is_scaled_for_ga", None) is None
-        return is_open and isinstance(items, torch.Tensor) and not self._is_of_one_batch
-
-    @property
-    def _is_of_one_batch(self) -> bool:
-        """Whether each update is made from one batch, whose loss needs no weight."""
-        args = self._trainer.args
-        return args.world_size == 1 and args.gradient_accumulation_steps == 1
-
     def _weight_of(self, inputs: Any, items: Any, *, is_divided: bool) -> object:
+        """What the loss weighs: a mean in its window and between ranks, a sum between ranks alone."""
         args = self._trainer.args
-        if self._is_of_one_batch or (is_divided and args.world_size == 1):
+        if args.world_size == 1 and (is_divided or args.gradient_accumulation_steps == 1):
             return 1
         if is_divided and items is not None:
-            # Items of all ranks make the plain mean of the ranks' losses that over all items.
+            # Divided by the items of all ranks, ranks' losses have their plain mean over all items.
             return 1 if args.average_tokens_across_devices else items
         return self._samples(inputs)
 
@@ -389,11 +356,7 @@ def _windows_of(loader: object, args: Any) -> int | None:
 
 
 def _check_callback(callback: object) -> None:
-    """Refuse a schedule, or another trainer's callback, where transformers takes its own.
-
-    Raises:
-        OptionError: If the callback is of this package, and not of transformers.
-    """
+    """Refuse a schedule, or another trainer's callback, where transformers takes its own."""
     cls = callback if isinstance(callback, type) else type(callback)
     is_own = any(base.__module__.partition(".")[0] == _PACKAGE for base in cls.__mro__)
     if is_own and not issubclass(cls, TrainerCallback):
@@ -404,17 +367,11 @@ def _check_callback(callback: object) -> None:
 
 
 def _check_trainer(trainer: Any) -> None:
-    """Refuse what cannot be repeated and shows before data is loaded.
-
-    Raises:
-        ProtocolError: If the trainer uses DataParallel, another's updates, or ranks that decide apart, or makes batches
-            inside its step.
-    """
+    """Refuse what cannot be repeated, before any data is loaded."""
     if trainer.args.n_gpu > 1:
         raise ProtocolError(
-            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs in one process (DataParallel), which "
-            "batch-attention was not tried with. Start it with torchrun and use ranks=MeanOverRanks(); or show it one "
-            "GPU: CUDA_VISIBLE_DEVICES=0"
+            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs (DataParallel), with which batch-attention "
+            "was not tried. Start it with torchrun, and ranks=MeanOverRanks(); or with CUDA_VISIBLE_DEVICES=0"
         )
     check_accelerator(trainer.schedule, trainer.accelerator)
     for base in type(trainer).__mro__:

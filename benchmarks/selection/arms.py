@@ -16,10 +16,10 @@ from benchmarks.selection.selective import COMPOSER_PACKAGE, SELECTING, Composer
 
 # The paper's K, section 4.2.
 K = 1.2
-# InfoBatch's published probability (Qin et al., 2024), which leaving out is a reading of.
-LEAVE_OUT = 0.5
+# InfoBatch's published probability (Qin et al., 2024), whose pruning SampleAttention follows.
+PRUNE_PROBABILITY = 0.5
 # The default of SampleAttention, in whole epochs; InfoBatch's published share is 0.125.
-PLAIN_SHARE = 0.15
+FULL_SHARE = 0.15
 MAX_VISITS = 2
 BUDGET = 0.15
 
@@ -47,7 +47,7 @@ class Samples:
             weighted=weighted,
             seed=seed,
             epochs=-(-updates // an_epoch),
-            plain_share=PLAIN_SHARE,
+            final_full_share=FULL_SHARE,
             **options,
         )
         self._batches = self._all_batches()
@@ -56,7 +56,7 @@ class Samples:
         while True:
             yield from self._attention.attend()
             self.extra_updates += self._attention.last_summary.extra_updates
-            self.left_out += self._attention.last_summary.left_out
+            self.left_out += self._attention.last_summary.pruned
 
     def choose(self, update: int) -> Choice:
         """The next batch of ``SampleAttention``."""
@@ -87,7 +87,7 @@ class Repeats:
         self.extra_updates = self.left_out = 0
         self._plain = plain
         self._fresh = fresh
-        self._schedule = BatchAttentionSchedule(K, window=batches, budget=budget)
+        self._schedule = BatchAttentionSchedule(K, epoch_length=batches, budget=budget)
         self._choice: Choice | None = None
 
     def choose(self, update: int) -> Choice:
@@ -199,7 +199,7 @@ def _samples(**options: Any) -> Make:
 
 def _repeats(*, fresh: bool, budget: float | None = None) -> Make:
     def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
-        plain = Samples(len(labels), batch_size, updates, seed, leave_out=0.0)
+        plain = Samples(len(labels), batch_size, updates, seed, prune_probability=0.0)
         return Repeats(plain, fresh=fresh, batches=-(-len(labels) // batch_size), budget=budget)
 
     return make
@@ -207,7 +207,7 @@ def _repeats(*, fresh: bool, budget: float | None = None) -> Make:
 
 def _selective(rule: Callable[[int], Rule]) -> Make:
     def make(labels: Tensor, batch_size: int, updates: int, seed: int) -> Arm:
-        plain = Samples(len(labels), batch_size, 2 * updates, seed, leave_out=0.0)
+        plain = Samples(len(labels), batch_size, 2 * updates, seed, prune_probability=0.0)
         return SelectiveBackprop(plain, updates, rule(seed))
 
     return make
@@ -222,23 +222,23 @@ def _by_frequency(**options: Any) -> Make:
 
 _POOL = {"k": K, "max_visits": MAX_VISITS}
 ARMS: dict[str, Make] = {
-    "plain": _samples(leave_out=0.0),
-    "plain_longer": _samples(leave_out=0.0),
-    "left_out": _samples(leave_out=LEAVE_OUT),
-    "left_out_weighted": _samples(leave_out=LEAVE_OUT, weighted=True),
-    "left_out_random": _samples(leave_out=LEAVE_OUT, choose="random"),
-    "both": _samples(leave_out=LEAVE_OUT, **_POOL),
-    "both_random": _samples(leave_out=LEAVE_OUT, choose="random", **_POOL),
-    "pooled": _samples(leave_out=0.0, **_POOL),
-    "pooled_random": _samples(leave_out=0.0, choose="random", **_POOL),
+    "plain": _samples(prune_probability=0.0),
+    "plain_longer": _samples(prune_probability=0.0),
+    "left_out": _samples(prune_probability=PRUNE_PROBABILITY),
+    "left_out_weighted": _samples(prune_probability=PRUNE_PROBABILITY, weighted=True),
+    "left_out_random": _samples(prune_probability=PRUNE_PROBABILITY, select="random"),
+    "both": _samples(prune_probability=PRUNE_PROBABILITY, **_POOL),
+    "both_random": _samples(prune_probability=PRUNE_PROBABILITY, select="random", **_POOL),
+    "pooled": _samples(prune_probability=0.0, **_POOL),
+    "pooled_random": _samples(prune_probability=0.0, select="random", **_POOL),
     "selective_backprop": _selective(OurReading),
     "selective_backprop_composer": _selective(Composers),
     "infobatch": lambda labels, batch_size, updates, seed: InfoBatch(len(labels), batch_size, updates, seed),
     "repeated": _repeats(fresh=False),
     "repeated_fresh": _repeats(fresh=True),
     "repeated_budget": _repeats(fresh=False, budget=BUDGET),
-    "sqrt_frequency": _by_frequency(leave_out=0.0),
-    "sqrt_frequency+left_out": _by_frequency(leave_out=LEAVE_OUT),
+    "sqrt_frequency": _by_frequency(prune_probability=0.0),
+    "sqrt_frequency+left_out": _by_frequency(prune_probability=PRUNE_PROBABILITY),
 }
 # These need labels that tell of the imbalance.
 _ONLY_WHERE_LABELS_TELL = {"sqrt_frequency", "sqrt_frequency+left_out"}

@@ -80,7 +80,7 @@ def measure(rank: int, rounds: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     times: dict[str, dict[str, list[float]]] = {}
     for batch_size, updates in SIZES.items():
-        schedule = BatchAttentionSchedule(max_visits=1, reduce=MeanOverRanks())
+        schedule = BatchAttentionSchedule(max_visits=1, ranks=MeanOverRanks())
         training = Training(batch_size)
         of_size = times[str(batch_size)] = {arm: [] for arm in ARMS}
         for number in range(rounds + 1):

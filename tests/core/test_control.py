@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.schedule import passes_of
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
+from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import loader_through_a_sampler
 
 COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)

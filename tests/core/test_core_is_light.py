@@ -128,6 +128,8 @@ def test_only_a_missing_torch_is_called_a_missing_torch(monkeypatch, missing, sa
     def refuse(module):
         raise ModuleNotFoundError(f"import of {missing} halted", name=missing)
 
+    import batch_sampler_attn
+
     monkeypatch.setattr("importlib.import_module", refuse)
     with pytest.raises(ModuleNotFoundError, match=said) as error:
         batch_sampler_attn.__getattr__("BatchAttentionSampler")

@@ -217,6 +217,11 @@ class Graph:
         return twin
 
 
+def decide_on_all(attended):
+    for _ in attended:
+        attended.schedule.decide(1.0)
+
+
 class CallableBatch:
     """Tensors as attributes, whatever else it is."""
 
@@ -260,10 +265,9 @@ def test_what_cannot_be_copied_is_repeated_as_it_is_with_one_warning():
         def __copy__(self):
             raise RuntimeError("open file")
 
-    schedule = BatchAttentionSchedule()
-    with pytest.warns(BatchAttentionWarning, match="an? Uncopied, which cannot be copied") as warned:
-        for _ in schedule.attend([Uncopied(x=1), Uncopied(x=2)]):
-            schedule.decide(1.0)
+    attended = BatchAttentionSchedule().attend([Uncopied(x=1), Uncopied(x=2)])
+    with pytest.warns(BatchAttentionWarning, match="a Uncopied, which cannot be copied") as warned:
+        decide_on_all(attended)
     assert len(warned) == 1
 
 

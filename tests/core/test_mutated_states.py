@@ -6,7 +6,6 @@ import math
 import os
 import random
 import sys
-import warnings
 
 import numpy
 import pytest
@@ -158,7 +157,7 @@ def test_a_mutated_state_is_refused_with_nothing_changed_or_trains_to_the_end_of
         assert json.dumps(successor.state_dict()) == text
         train_on(schedule)
     # What is let through is a state in which 2 stands for 2.0, or nothing was changed.
-    assert 0.9 * MUTATIONS < refused
+    assert refused > 0.9 * MUTATIONS
     assert longest < 2000
 
 

@@ -64,7 +64,6 @@ def test_two_calls_in_a_hand_written_loop():
         ([lambda s: s.report(1.0), lambda s: s.report(1.0)], r"call decide\(\) without one"),
         ([lambda s: s.report(1.0), lambda s: s.decide(1.0)], r"call decide\(\) without one"),
         ([lambda s: s.report(1.0), lambda s: s.skip()], r"call decide\(\)"),
-        ([lambda s: s.report(1.0), lambda s: s.decide(samples=3)], r"give it to report\(\)"),
         ([lambda s: s.decide(1.0), lambda s: s.report(1.0)], r"report\(\) was called twice"),
     ],
 )

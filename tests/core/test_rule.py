@@ -85,7 +85,9 @@ class ScheduleAgainstOracle(RuleBasedStateMachine):
             warnings.simplefilter("ignore", BatchAttentionWarning)
             assert self.schedule.decide(loss).value == self.oracle.decide(loss)
 
-    @precondition(lambda self: self.options["epoch_length"] is None and self.oracle.finished and not self.oracle.current)
+    @precondition(
+        lambda self: self.options["epoch_length"] is None and self.oracle.finished and not self.oracle.current
+    )
     @rule()
     def end_epoch(self):
         summary = self.schedule.end_epoch()

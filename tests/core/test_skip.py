@@ -76,7 +76,7 @@ def test_a_loop_by_hand_that_runs_out_of_memory_in_mid_repeat_goes_on_after_skip
             raise MemoryError
         return step
 
-    for batch in "abcde":
+    for _ in "abcde":
         try:
             while schedule.decide(train_step()) is Decision.REPEAT:
                 pass

@@ -5,11 +5,9 @@ import random
 import pytest
 import torch
 
-from batch_sampler_attn.criteria import threshold_of
-from batch_sampler_attn.device.counters import DeviceCounters
+from batch_sampler_attn.device.counters import Counters
 from batch_sampler_attn.options import Options
-from batch_sampler_attn.rule import visit
-from batch_sampler_attn.state import State
+from batch_sampler_attn.rule import RandomVisits, State, criterion_of, visit
 from tests.device.helpers import random_loss, thinned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,24 +25,51 @@ OPTIONS = {
 @pytest.mark.parametrize("case", thinned(OPTIONS))
 def test_the_counters_equal_the_rule_after_every_visit(case):
     number, options = case
-    rng, state = random.Random(number), State()
-    state.epoch, state.threshold = 3, options.pop("threshold")
+    rng, state = random.Random(number), State(epoch=3, threshold=options.pop("threshold"))
     options = Options(**options)
-    criterion = threshold_of(options)
-    counters = DeviceCounters(options, torch.device("cpu"), 1)
-    counters.write(state, cursor=0)
+    criterion = criterion_of(options)
+    counters, visits = Counters(options, torch.device("cpu"), 100), [0] * 100
+    counters.write(state, 0, visits)
     for _ in range(100):
         # As losses are on a device: in single precision.
         loss = torch.tensor(random_loss(rng), dtype=torch.float32)
-        visit(options, criterion, state, loss.item(), state.batches)
+        before, visits[state.batches] = state, visits[state.batches] + 1
+        state, _ = visit(options, criterion, state, loss.item(), state.batches)
         counters.visit(loss)
-        assert counters.read() == (state, state.batches)
+        assert counters.read(before) == (state, state.batches, visits)
 
 
-def test_the_counters_take_as_much_memory_after_any_number_of_visits():
-    counters = DeviceCounters(Options(), torch.device("cpu"), 1)
-    addresses = [tensor.data_ptr() for tensor in (counters.floats, counters.integers)]
+@pytest.mark.parametrize("epoch_loss", ["first", "last", "all"])
+def test_random_visits_equal_the_rule_after_every_visit(epoch_loss):
+    rng, state = random.Random(0), State(epoch=1)
+    options = Options(epoch_loss=epoch_loss, max_visits=None)
+    criterion = RandomVisits([[1], [rng.choice([1, 1, 2, 5]) for _ in range(30)]], seed=3)
+    counters = Counters(options, torch.device("cpu"), 30, is_random=True)
+    counters.write(state, 0, [0] * 30, criterion.draw(1))
+    while state.batches < 30:
+        loss = torch.tensor(random_loss(rng))
+        before = state
+        state, _ = visit(options, criterion, state, loss.item(), state.batches)
+        counters.visit(loss)
+        assert counters.read(before)[:2] == (state, state.batches)
+    assert counters.read(state)[2] == criterion.draw(1)
+
+
+def test_losses_that_make_the_sum_infinite_do_not_count():
+    options, state = Options(), State(epoch=1, threshold=1.0)
+    counters = Counters(options, torch.device("cpu"), 9)
+    counters.write(state, 0, [0] * 9)
+    for loss in (1.7e308, 1.7e308, 2.0, -1.7e308):
+        before = state
+        state, _ = visit(options, criterion_of(options), state, loss, state.batches)
+        counters.visit(torch.tensor(loss, dtype=torch.float64))
+        assert counters.read(before)[0] == state
+    assert state.nonfinite_losses
+
+
+def test_visits_are_counted_in_the_same_memory():
+    counters = Counters(Options(), torch.device("cpu"), 1000)
+    tensors = {name: value.data_ptr() for name, value in vars(counters).items() if isinstance(value, torch.Tensor)}
     for _ in range(1000):
         counters.visit(torch.tensor(1.0))
-    assert [tensor.data_ptr() for tensor in (counters.floats, counters.integers)] == addresses
-    assert counters.floats.nbytes + counters.integers.nbytes == 88
+    assert {name: getattr(counters, name).data_ptr() for name in tensors} == tensors

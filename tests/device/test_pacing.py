@@ -1,4 +1,4 @@
-"""How often the host waits for the device, and what it does meanwhile."""
+"""How often the host waits for the device, and loops that share one."""
 
 import math
 import random
@@ -6,34 +6,26 @@ import random
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop, ResidentData, StagedData
-from batch_sampler_attn.errors import BatchAttentionWarning, DeviceLoopError
-from tests.device.helpers import are_equal, at_most, loop_with, make_data, make_small_loop, without_reads
+from batch_sampler_attn.device import DeviceLoop
+from batch_sampler_attn.errors import ProtocolError
+from tests.device.helpers import are_equal, make_data, make_loop, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class ScriptedLoss(nn.Module):
-    """Losses from a script, one for each visit, that still have gradients."""
-
-    def __init__(self, losses):
-        super().__init__()
-        self.losses = iter(losses)
-
-    def forward(self, outputs, targets):
-        if not outputs.requires_grad:
-            return outputs.sum()
-        return outputs.sum() * 0.0 + next(self.losses)
-
-
 def scripted_loop(losses, batches, **options):
-    model = nn.Linear(2, 1)
-    data = ResidentData(torch.randn(2 * batches, 2), torch.zeros(2 * batches), 2, generator=torch.Generator())
+    """A loop whose losses come from a script, one for each visit, and still have gradients."""
+    model, script = nn.Linear(2, 1), iter(losses)
+    schedule = BatchAttentionSchedule(1.0, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    return DeviceLoop(model, optimizer, ScriptedLoss(losses), data, schedule=BatchAttentionSchedule(1.0, **options))
+    inputs, targets = torch.randn(2 * batches, 2), torch.zeros(2 * batches)
+
+    def loss_fn(outputs, targets):
+        return outputs.sum() * 0.0 + next(script)
+
+    return DeviceLoop(model, optimizer, loss_fn, inputs, targets, 2, schedule=schedule)
 
 
 def reads_by_the_rule(repeated):
@@ -63,17 +55,6 @@ def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
     assert summary.host_reads <= 3 * math.log(batches) / math.log(1 / share) + 5
 
 
-def test_a_batch_that_takes_a_thousand_visits_is_warned_of_once_an_epoch():
-    losses = [1.0] * 3 + ([0.5, 0.5] + [2.0] * 1200 + [0.5]) * 2
-    loop = scripted_loop(losses, 3, max_visits=None)
-    loop.run_epoch()
-    for epoch in (1, 2):
-        with pytest.warns(BatchAttentionWarning, match=f"of epoch {epoch} has taken 1000 visits") as warned:
-            summary = loop.run_epoch()
-        assert len(warned) == 1
-        assert summary.most_visits == 1201
-
-
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
 def test_nonfinite_losses_advance_and_are_counted():
     loop = scripted_loop([1.0, 1.0, math.nan, math.inf], 2)
@@ -82,47 +63,112 @@ def test_nonfinite_losses_advance_and_are_counted():
     assert (summary.nonfinite_losses, summary.mean_loss, summary.repeats) == (2, None, 0)
 
 
-def test_batches_are_loaded_after_updates_were_enqueued_so_that_the_device_trains_meanwhile():
-    inputs, targets = make_data(64)
-    events = []
+@pytest.mark.parametrize("epoch_length", [2, 3, 4])
+def test_updates_that_are_enqueued_bit_by_bit_do_not_run_past_the_end_of_an_epoch(epoch_length):
+    def make():
+        schedule = BatchAttentionSchedule(1.0, max_visits=3, epoch_length=epoch_length)
+        return make_loop(*make_data(50), schedule=schedule)
 
-    class Watched(Dataset):
-        def __len__(self):
-            return len(inputs)
-
-        def __getitem__(self, index):
-            if index % 8 == 0:
-                events.append(("load", index // 8))
-            return inputs[index], targets[index]
-
-    def loss_fn(outputs, targets):
-        events.append(("train", None))
-        return nn.functional.cross_entropy(outputs, targets)
-
-    loop = loop_with(data=StagedData(DataLoader(Watched(), 8), 8, "cpu", slots=4), loss_fn=loss_fn)
-    events.clear()
-    loop.run_epoch()
-    order = "".join(what[0] for what, _ in events)
-    assert order == "ll" + "tt" + "ll" + "tt" + "ll" + "tt" + "ll" + "tt"
-
-
-@pytest.mark.parametrize("window", [2, 3, 4])
-def test_updates_that_are_enqueued_bit_by_bit_do_not_run_past_the_end_of_a_window(window):
-    loop, expected = make_small_loop(window=window), make_small_loop(window=window)
-    for _ in range(4):
-        summary = None
-        with at_most(60):
+    loop, expected = make(), make()
+    for each in (loop, expected):
+        torch.manual_seed(0)
+        for _ in range(4):
+            summary = None
             while summary is None:
-                loop.enqueue(1)
-                summary = loop.settle()
-        assert without_reads(summary) == without_reads(expected.run_epoch())
+                # Never more than one update is in flight.
+                each.enqueue(1 if each is loop else None)
+                summary = each.synchronize()
     assert loop.schedule.state_dict()["state"] == expected.schedule.state_dict()["state"]
     assert are_equal(loop.model, expected.model)
 
 
-def test_an_epoch_that_the_schedule_was_taken_away_from_does_not_spin():
-    loop = make_small_loop(window=3)
-    loop.run_updates(1)
-    loop.parts.host.state.batches = 3
-    with at_most(60), pytest.raises(DeviceLoopError, match="Leave it alone"):
+def test_enqueue_says_how_many_updates_were_certainly_needed():
+    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
+    assert [loop.enqueue(4), loop.enqueue(4), loop.enqueue(4)] == [4, 2, 0]
+    assert loop.synchronize() is None
+    # The shorter batch is needed once the others are finished.
+    assert [loop.enqueue(4), loop.enqueue(4)] == [1, 0]
+    assert loop.synchronize().visits == 7
+    assert loop.synchronize() is None
+
+
+def test_updates_stop_where_they_are_asked_to_or_at_the_end_of_the_epoch():
+    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
+    assert loop.run_updates(3) is None
+    assert (loop.updates, loop.schedule.batches) == (3, 3)
+    assert loop.run_updates(100).visits == 7
+    assert loop.updates == 7
+
+
+def test_an_interrupt_in_an_update_leaves_a_loop_that_can_continue():
+    calls = []
+
+    def loss_fn(outputs, targets):
+        calls.append(outputs)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(outputs, targets)
+
+    loop = make_loop(*make_data(48), loss_fn=loss_fn, schedule=BatchAttentionSchedule())
+    with pytest.raises(KeyboardInterrupt):
         loop.run_epoch()
+    summary = loop.run_epoch()
+    assert (summary.batches, summary.visits, loop.updates) == (6, 6, 6)
+
+
+def test_a_schedule_in_an_epoch_of_another_loop_is_refused():
+    schedule = BatchAttentionSchedule()
+    schedule.decide(1.0)
+    loop = make_loop(*make_data(48), schedule=schedule)
+    with pytest.raises(ProtocolError, match="middle of an epoch"):
+        loop.run_epoch()
+    schedule.abandon_epoch()
+    assert loop.run_epoch().batches == 6
+
+
+CHANGES_OF_THE_SCHEDULE = {
+    "abandoned": lambda schedule: schedule.abandon_epoch(),
+    "loaded": lambda schedule: schedule.load_state_dict(schedule.state_dict()),
+    "in another loop": lambda schedule: next(iter(schedule.attend([1]))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_THE_SCHEDULE.values(), ids=CHANGES_OF_THE_SCHEDULE)
+def test_a_schedule_that_is_changed_while_updates_are_in_flight_is_an_error(change):
+    schedule = BatchAttentionSchedule(1.0)
+    loop = make_loop(*make_data(48), schedule=schedule)
+    loop.run_updates(2)
+    loop.enqueue(2)
+    change(schedule)
+    with pytest.raises(ProtocolError, match="stale"):
+        loop.synchronize()
+    schedule.abandon_epoch()
+    assert loop.run_epoch().visits == 6
+
+
+def run_by_turns(loops, epochs, updates_a_turn=3):
+    """The function of the guide."""
+    summaries = {loop: [] for loop in loops}
+    while running := [loop for loop in loops if len(summaries[loop]) < epochs]:
+        # All loops have work before one of them is waited for.
+        waiting = [loop for loop in running if loop.enqueue(updates_a_turn) < updates_a_turn]
+        for loop in waiting:
+            if (summary := loop.synchronize()) is not None:
+                summaries[loop].append(summary)
+    return summaries
+
+
+def test_loops_that_take_turns_have_the_results_that_each_has_alone():
+    def make(index):
+        # Without dropout, which on a CPU draws from one generator for all.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index)
+            model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        return make_loop(*make_data(50, index), model=model, order_seed=index, schedule=BatchAttentionSchedule(1.0))
+
+    alone = [make(index) for index in range(3)]
+    expected = [[without_reads(loop.run_epoch()) for _ in range(4)] for loop in alone]
+    together = [make(index) for index in range(3)]
+    summaries = run_by_turns(together, 4)
+    assert [[without_reads(summary) for summary in summaries[loop]] for loop in together] == expected
+    assert all(are_equal(ours.model, theirs.model) for ours, theirs in zip(together, alone, strict=True))

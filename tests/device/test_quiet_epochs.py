@@ -8,16 +8,15 @@ from tests.device.helpers import make_data, make_loop
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("staged", [False, True])
-def test_a_loop_that_repeats_nothing_says_so_once_and_goes_on(staged):
-    loop = make_loop(*make_data(160), schedule=BatchAttentionSchedule(50.0), staged=staged)
+def test_a_loop_that_repeats_nothing_says_so_once_and_continues():
+    loop = make_loop(*make_data(160), schedule=BatchAttentionSchedule(50.0))
     with pytest.warns(UserWarning, match=r"k=50.0 has repeated nothing in 5 epochs.*Use a lower k, or wait") as caught:
         summaries = [loop.run_epoch() for _ in range(8)]
     assert len(caught) == 1
     assert [summary.repeats for summary in summaries] == [0] * 8
 
 
-def test_a_resumed_loop_counts_quiet_epochs_anew():
+def test_a_resumed_loop_counts_quiet_epochs_again():
     loop = make_loop(*make_data(160), schedule=BatchAttentionSchedule(50.0))
     for _ in range(4):
         loop.run_epoch()

@@ -1,79 +1,82 @@
-"""A run that is saved and goes on, and what loading leaves where it is."""
+"""A run that is saved and resumed, and states that are refused."""
 
 import copy
 import functools
+import io
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import Augmentation, DeviceLoop, ResidentData, StagedData
-from tests.device.helpers import (
-    CLASSES,
-    add_noise,
-    are_equal,
-    loop_with,
-    make_data,
-    make_loop,
-    make_small_loop,
-    refused,
-    same,
-    without_reads,
-)
+from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
+from batch_sampler_attn.errors import ProtocolError, StateError
+from tests.device.helpers import DROPOUT_SEED, are_equal, make_data, make_loop, make_model, same, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SCHEDULES = {
+    "threshold": lambda: BatchAttentionSchedule(1.0),
+    "budget and floor": lambda: BatchAttentionSchedule(1.0, budget=0.5, floor=0.5),
+    "fixed length": lambda: BatchAttentionSchedule(1.0, epoch_length=5),
+    "random": lambda: EqualComputeControl([[3, 1, 2, 1, 1, 4, 1]] * 9, seed=3),
+    "none": lambda: None,
+}
+OPTIMIZERS = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "rate as a tensor": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(0.01)),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+}
 
-def mid_epoch_loop(*, staged, has_generator):
-    generator = torch.Generator().manual_seed(3) if has_generator else None
-    inputs, targets = make_data(50)
-    if not staged:
-        return make_loop(inputs, targets, schedule=BatchAttentionSchedule(1.0))
-    dataset = TensorDataset(inputs, targets)
-    loader = DataLoader(dataset, 8, sampler=RandomSampler(dataset, generator=generator), generator=generator)
-    return loop_with(data=StagedData(loader, 8, "cpu", slots=4), schedule=BatchAttentionSchedule(1.0))
+
+def new_loop(schedule="threshold", optimizer="adam"):
+    return make_loop(*make_data(50), schedule=SCHEDULES[schedule](), optimizer=OPTIMIZERS[optimizer])
 
 
 @functools.cache
-def uninterrupted(epochs, **options):
-    loop = mid_epoch_loop(**options)
-    return [without_reads(loop.run_epoch()) for _ in range(epochs)], loop.model
+def uninterrupted(epochs, schedule, optimizer):
+    torch.manual_seed(DROPOUT_SEED)
+    loop = new_loop(schedule, optimizer)
+    epochs = [(without_reads(loop.run_epoch()), loop.visit_counts) for _ in range(epochs)]
+    return epochs, loop.model, loop.state_dict()
 
 
-@pytest.mark.parametrize("data", [(False, True), (True, True), (True, False)], ids=["resident", "staged", "unseeded"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     "stop_after_updates", [1, 7, 10, 31, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 5, 13, 20))]
 )
-def test_a_run_saved_in_mid_epoch_goes_on_bit_for_bit(data, stop_after_updates):
-    options = dict(zip(("staged", "has_generator"), data, strict=True))
-    expected, model = uninterrupted(5, **options)
-    stopped = mid_epoch_loop(**options)
-    summaries = []
+def test_a_run_saved_in_mid_epoch_resumes_bit_for_bit(schedule, optimizer, stop_after_updates):
+    expected, model, state = uninterrupted(5, schedule, optimizer)
+    torch.manual_seed(DROPOUT_SEED)
+    stopped = new_loop(schedule, optimizer)
+    epochs = []
     while stopped.updates < stop_after_updates:
         summary = stopped.run_updates(stop_after_updates - stopped.updates)
-        summaries += [] if summary is None else [without_reads(summary)]
-    saved = copy.deepcopy(stopped.state_dict())
+        epochs += [] if summary is None else [(without_reads(summary), stopped.visit_counts)]
+    file = io.BytesIO()
+    torch.save({"loop": stopped.state_dict(), "random": torch.get_rng_state()}, file)
     stopped.run_epoch()  # what happens after saving does not matter
-    resumed = mid_epoch_loop(**options)
-    resumed.load_state_dict(saved)
-    while len(summaries) < 5:
-        summaries.append(without_reads(resumed.run_epoch()))
-    assert summaries == expected
+    file.seek(0)
+    saved, resumed = torch.load(file), new_loop(schedule, optimizer)
+    resumed.load_state_dict(saved["loop"])
+    torch.set_rng_state(saved["random"])
+    while len(epochs) < 5:
+        epochs.append((without_reads(resumed.run_epoch()), resumed.visit_counts))
+    assert epochs == expected
     assert are_equal(resumed.model, model)
+    resumed_state = resumed.state_dict()
+    assert all(same(resumed_state[name], state[name]) for name in ("optimizer", "generator", "updates"))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum", "rate as a tensor"])
-@pytest.mark.parametrize("is_fresh", [False, True])
-def test_training_that_goes_on_changes_nothing_in_the_state_that_was_saved_or_loaded(optimizer, is_fresh):
-    loop = make_small_loop(optimizer)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("is_new", [False, True])
+def test_training_changes_nothing_in_the_state_that_was_saved_or_loaded(optimizer, is_new):
+    loop = new_loop(optimizer=optimizer)
     loop.run_epoch()
     loop.run_updates(2)
     saved = loop.state_dict()
     kept = copy.deepcopy(saved)
-    if is_fresh:
-        loop = make_small_loop(optimizer)
+    if is_new:
+        loop = new_loop(optimizer=optimizer)
         loop.load_state_dict(saved)
     for _ in range(2):
         loop.run_epoch()
@@ -82,261 +85,85 @@ def test_training_that_goes_on_changes_nothing_in_the_state_that_was_saved_or_lo
     assert same(loop.state_dict(), kept)
 
 
-def test_loading_keeps_every_tensor_where_it_is():
-    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
+def test_a_state_is_refused_while_updates_are_in_flight():
+    loop = new_loop()
     loop.run_epoch()
-    saved = loop.state_dict()
+    loop.enqueue(3)
+    with pytest.raises(ProtocolError, match=r"3 updates are in flight; call synchronize\(\)"):
+        loop.state_dict()
+    assert loop.synchronize() is None
+    assert loop.state_dict()["updates"] == loop.updates == 7 + 3
+
+
+def test_a_state_that_is_loaded_while_updates_are_in_flight_is_where_it_was_saved():
+    loop = new_loop()
     loop.run_epoch()
-
-    def addresses():
-        optimizer = loop.parts.optimizer.state.values()
-        tensors = [*loop.model.state_dict().values(), *(value for state in optimizer for value in state.values())]
-        return [tensor.data_ptr() for tensor in tensors]
-
-    before = addresses()
-    loop.load_state_dict(saved)
-    assert addresses() == before
-
-
-def test_a_learning_rate_tensor_is_loaded_in_place():
-    model = nn.Linear(6, CLASSES)
-    rate = torch.tensor(1e-2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    data = ResidentData(*make_data(48), 8, generator=torch.Generator())
-    loop = DeviceLoop(model, optimizer, nn.functional.cross_entropy, data)
-    loop.run_epoch()
-    saved = loop.state_dict()
-    rate.mul_(0.5)
-    loop.load_state_dict(saved)
-    assert optimizer.param_groups[0]["lr"] is rate
-    assert rate.item() == pytest.approx(1e-2)
-
-
-def test_options_of_the_step_stay_as_they_are_here():
-    loop = make_small_loop("momentum")
-    loop.run_epoch()
-    saved = copy.deepcopy(loop.state_dict())
-    saved["optimizer"]["param_groups"][0].update(foreach=True, lr=0.5)
-    other = make_small_loop("momentum")
-    other.load_state_dict(saved)
-    (group,) = other.parts.optimizer.param_groups
-    assert (group["foreach"], group["lr"]) == (None, 0.5)
-
-
-def test_a_learning_rate_scheduler_may_be_there_or_not_yet():
-    loop = make_small_loop()
-    torch.optim.lr_scheduler.StepLR(loop.parts.optimizer, 1)
-    loop.run_epoch()
-    saved = loop.state_dict()
-    other = make_small_loop()
-    other.load_state_dict(saved)
-    assert other.parts.optimizer.param_groups[0]["initial_lr"] == 0.01
-    loop.load_state_dict(make_small_loop().state_dict())
-
-
-def test_a_state_that_was_saved_before_rings_were_is_loaded():
-    for staged in (False, True):
-        whole = make_small_loop(staged=staged)
-        whole.run_epoch()
-        whole.run_updates(2)
-        saved = copy.deepcopy(whole.state_dict())
-        del saved["slots"]
-        expected = whole.run_epoch()
-        resumed = make_small_loop(staged=staged)
-        resumed.load_state_dict(saved)
-        assert resumed.run_epoch() == expected
-        assert same(resumed.state_dict(), whole.state_dict())
-
-
-def test_a_data_set_that_fails_while_a_state_is_loaded_leaves_the_loop_as_it_was():
-    expected = make_small_loop(staged=True)
-    expected.run_updates(2)
-    loop = make_small_loop(staged=True)
     loop.run_updates(2)
-    before = copy.deepcopy(loop.state_dict())
-    other = make_small_loop(staged=True)
-    other.run_epoch()
-    other.run_updates(3)
-    loader = loop.parts.data.loader
-    dataset, failures = loader.dataset, [OSError("the disk is away")]
-    tensors, getitem = dataset.tensors, TensorDataset.__getitem__
-
-    class Failing(TensorDataset):
-        def __getitem__(self, index):
-            if failures:
-                raise failures.pop()
-            return getitem(self, index)
-
-    loader.__dict__["dataset"] = Failing(*tensors)
-    with pytest.raises(OSError, match="the disk is away"):
-        loop.load_state_dict(other.state_dict())
-    assert same(loop.state_dict(), before)
-    assert loop.run_epoch() == expected.run_epoch()
-    assert same(loop.state_dict(), expected.state_dict())
-
-
-def test_numbers_for_augmentation_are_none_of_those_that_dropout_draws():
-    def make():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, CLASSES))
-        data = StagedData(DataLoader(TensorDataset(*make_data(80)), 8), 8, "cpu", slots=4)
-        augmentation = Augmentation(add_noise, draws=6)
-        return loop_with(
-            model=model, optimizer=torch.optim.Adam(model.parameters()), data=data, augmentation=augmentation
-        )
-
-    whole = make()
-    whole.run_updates(5)
-    resumed = make()
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
-    assert resumed.run_epoch() == whole.run_epoch()
-    assert same(resumed.state_dict(), whole.state_dict())
-
-
-@pytest.mark.parametrize("staged", [False, True])
-def test_a_model_that_cannot_take_a_state_leaves_the_loop_as_it_was(staged):
-    """What it draws next included, in mid-epoch and between epochs."""
-
-    class Choosy(nn.Linear):
-        def load_state_dict(self, state_dict, *rest, **options):
-            super().load_state_dict(state_dict, *rest, **options)
-            if state_dict["bias"][0] == 100:
-                raise ValueError("not with such a bias")
-
-    def make():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Dropout(0.5), Choosy(6, CLASSES))
-        model.load_state_dict = model[1].load_state_dict = lambda state, *rest, **options: Choosy.load_state_dict(
-            model[1], {name[2:]: value for name, value in state.items()}
-        )
-        generator = torch.Generator().manual_seed(3)
-        dataset = TensorDataset(*make_data(48))
-        data = (
-            StagedData(DataLoader(dataset, 8, sampler=RandomSampler(dataset, generator=generator)), 8, "cpu", slots=2)
-            if staged
-            else ResidentData(*dataset.tensors, 8, generator=generator)
-        )
-        augmentation = Augmentation(add_noise, draws=6)
-        return loop_with(
-            model=model, optimizer=torch.optim.Adam(model.parameters()), data=data, augmentation=augmentation
-        )
-
-    source = make()
-    source.run_epoch()
-    source.run_updates(3)
-    refusable = copy.deepcopy(source.state_dict())
-    refusable["model"]["1.bias"][0] = 100
-    for updates in (2, 6):
-        loop, expected = make(), make()
-        for each in (loop, expected):
-            each.run_updates(updates)
-        assert "not with such a bias" in refused(loop, refusable)
-        for _ in range(2):
-            assert loop.run_epoch() == expected.run_epoch()
-        assert same(loop.state_dict(), expected.state_dict())
-
-
-def test_an_interrupt_while_a_state_is_loaded_leaves_the_loop_as_it_was():
-    class Interrupted(TensorDataset):
-        interrupts = ()
-
-        def __getitem__(self, index):
-            if self.interrupts:
-                raise self.interrupts.pop()
-            return super().__getitem__(index)
-
-    def make():
-        generator = torch.Generator().manual_seed(3)
-        dataset = Interrupted(*make_data(48))
-        loader = DataLoader(dataset, 8, sampler=RandomSampler(dataset, generator=generator))
-        return loop_with(data=StagedData(loader, 8, "cpu", slots=4), schedule=BatchAttentionSchedule(1.0))
-
-    source = make()
-    source.run_epoch()
-    source.run_updates(3)
-    loop, expected = make(), make()
-    for each in (loop, expected):
-        each.run_updates(2)
-    loop.parts.data.loader.dataset.interrupts = [KeyboardInterrupt()]
-    with pytest.raises(KeyboardInterrupt):
-        loop.load_state_dict(source.state_dict())
-    assert loop.run_epoch() == expected.run_epoch()
-    assert same(loop.state_dict(), expected.state_dict())
-
-
-def test_a_recorder_that_raises_does_not_keep_a_state_from_being_loaded_whole():
-    class Complaining:
-        def on_visit(self, *visit):
-            pass
-
-        def on_epoch_end(self, summary):
-            pass
-
-        def on_state_loaded(self, epoch, visits):
-            raise OSError("the disk is full")
-
-        def flush(self):
-            pass
-
-    def make(*recorders):
-        return make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0, recorders=list(recorders)))
-
-    whole = make()
-    whole.run_epoch()
-    whole.run_updates(3)
-    loop = make(Complaining())
-    with pytest.raises(OSError, match="the disk is full"):
-        loop.load_state_dict(copy.deepcopy(whole.state_dict()))
-    assert loop.run_epoch() == whole.run_epoch()
-    assert same(loop.state_dict(), whole.state_dict())
-
-
-def test_an_order_drawn_from_the_samplers_own_generator_goes_on_too():
-    def make():
-        dataset = TensorDataset(torch.arange(24.0).reshape(12, 2), torch.zeros(12, 1))
-        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(3))
-        data = StagedData(DataLoader(dataset, 2, sampler=sampler), 2, "cpu", slots=2)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = nn.Linear(2, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-        augmentation = Augmentation(add_noise, draws=2)
-        return DeviceLoop(model, optimizer, nn.functional.mse_loss, data, augmentation=augmentation)
-
-    whole = make()
-    whole.run_epoch()
-    whole.run_updates(2)
-    saved = copy.deepcopy(whole.state_dict())
-    whole.run_epoch()
-    whole.run_epoch()
-    resumed = make()
-    resumed.load_state_dict(saved)
-    resumed.run_epoch()
-    resumed.run_epoch()
-    assert same(resumed.state_dict(), whole.state_dict())
-
-
-@pytest.mark.parametrize(("there", "here"), [(8, 2), (3, 2), (2, 8)])
-def test_a_ring_of_another_size_is_refused_in_mid_epoch_and_taken_between_epochs(there, here):
-    loop = make_small_loop(staged=True, slots=there)
-    loop.run_epoch()
-    between = copy.deepcopy(loop.state_dict())
-    loop.run_updates(1)
-    said = refused(make_small_loop(staged=True, slots=here), loop.state_dict())
-    assert f"slots={there}" in said
-    assert f"slots={here}" in said
-    loop.run_epoch()
-    other = make_small_loop(staged=True, slots=here)
-    other.load_state_dict(between)
-    other.run_epoch()
-    assert same(other.state_dict()["model"], loop.state_dict()["model"])
-
-
-def test_a_state_without_slots_is_refused_where_its_batches_do_not_fit():
-    loop = make_small_loop(staged=True, slots=8)
-    loop.run_updates(1)
     saved = loop.state_dict()
-    del saved["slots"]
-    assert "slots=unknown, and here slots=2" in refused(make_small_loop(staged=True, slots=2), saved)
+    loop.enqueue(2)
+    loop.load_state_dict(saved)
+    assert same(loop.state_dict(), saved)
+
+
+def refused(loop, state, match):
+    before = loop.state_dict()
+    with pytest.raises(StateError, match=match):
+        loop.load_state_dict(state)
+    assert same(loop.state_dict(), before)
+
+
+def test_a_state_of_other_data_is_refused_in_mid_epoch_and_taken_between_epochs():
+    loop = new_loop()
+    loop.run_epoch()
+    between = loop.state_dict()
+    loop.run_updates(2)
+    in_epoch = loop.state_dict()
+    inputs, targets = make_data(50)
+    others = [(inputs, targets.roll(1), 8), (inputs, targets, 9), (inputs[:47], targets[:47], 8)]
+    for other in others:
+        refused(make_loop(*other, schedule=BatchAttentionSchedule(1.0)), in_epoch, "mid-epoch of other data")
+        taken = make_loop(*other, schedule=BatchAttentionSchedule(1.0))
+        taken.load_state_dict(between)
+        assert taken.run_epoch().epoch == 1
+
+
+def test_a_state_of_another_schedule_or_version_or_object_is_refused():
+    loop = new_loop()
+    loop.run_epoch()
+    loop.run_updates(2)
+    state = loop.state_dict()
+    refused(new_loop("budget and floor"), state, "options")
+    refused(loop, {**state, "version": "DeviceLoop 1"}, "not the state of a DeviceLoop of this release")
+    refused(loop, loop.schedule.state_dict(), "pass what state_dict")
+    damaged = copy.deepcopy(state)
+    damaged["schedule"]["state"]["repeats"] += 1
+    refused(loop, damaged, "changed or damaged")
+
+
+def test_a_state_of_another_model_or_optimizer_is_refused_by_torch():
+    loop = new_loop()
+    loop.run_epoch()
+    state = loop.state_dict()
+    model = torch.nn.Sequential(*make_model(), torch.nn.Linear(3, 3))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        make_loop(*make_data(50), model=model, schedule=BatchAttentionSchedule(1.0)).load_state_dict(state)
+
+    def in_groups(parameters):
+        first, *others = parameters
+        return torch.optim.Adam([{"params": [first]}, {"params": others}], lr=0.01)
+
+    with pytest.raises(ValueError, match="parameter groups"):
+        make_loop(*make_data(50), optimizer=in_groups, schedule=BatchAttentionSchedule(1.0)).load_state_dict(state)
+
+
+def test_a_gradient_scaler_is_saved_with_its_scale():
+    def make():
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=2)
+        return scaler, make_loop(*make_data(50), scaler=scaler, autocast=torch.bfloat16)
+
+    (scaler, loop), (other_scaler, other) = make(), make()
+    loop.run_epoch()
+    other.load_state_dict(loop.state_dict())
+    other.run_updates(1)
+    loop.run_updates(1)
+    assert other_scaler.get_scale() == scaler.get_scale() > 2.0**4

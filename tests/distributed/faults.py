@@ -158,7 +158,7 @@ def other_length_after_an_epoch_abandoned(rank):
 
 def other_state_loaded_in_an_epoch(rank):
     alone = make_schedule().state_dict()
-    begun_again(0, lambda schedule: schedule.load_state_dict({**schedule.state_dict(), **({} if rank else alone)}))
+    begun_again(0, lambda schedule: schedule.load_state_dict(schedule.state_dict() if rank else alone))
 
 
 def a_loss_refused(rank):
@@ -235,6 +235,14 @@ def group_without_this_rank(rank):
     MeanOverRanks(group)
 
 
+def late_within_the_limit(rank):
+    def before(epoch, batch):
+        if rank and (epoch, batch) == (1, 2):
+            time.sleep(2.0)
+
+    return train(rank=rank, before=before)
+
+
 # After these, the process group is whole.
 MILD = [
     none,
@@ -245,6 +253,7 @@ MILD = [
     one_batch_more,
     one_batch_more_unknown,
     one_batch_more_by_hand,
+    late_within_the_limit,
     a_batch_skipped,
     the_last_batch_skipped,
     the_first_batch_skipped_by_hand,
@@ -295,23 +304,19 @@ def rank_killed(rank):
     return outcome(lambda: train(rank=rank, before=before))
 
 
-def rank_late(rank, seconds, limit):
-    def before(epoch, batch):
-        if rank and (epoch, batch) == (1, 2):
-            time.sleep(seconds)
-
-    result = outcome(lambda: train(rank=rank, before=before, seconds=limit))
-    # The rank that was in time stays, so that the other one does not find it gone.
-    time.sleep(seconds)
-    return result
-
-
-def rank_late_at_first(rank, seconds, limit):
-    # Another schedule's group is there already.
+def late(rank):
+    """Whole epochs, and then a rank that is too late: at the first exchange of a schedule, and in a later one."""
     train(rank=rank)
-    if rank:
-        time.sleep(seconds)
-    result = outcome(lambda: train(rank=rank, seconds=limit))
-    if not rank:
-        time.sleep(seconds)
-    return result
+
+    def sleep(epoch=1, batch=2):
+        if rank and (epoch, batch) == (1, 2):
+            time.sleep(2 * LIMIT_SECONDS)
+
+    outcomes = {}
+    if hasattr(dist.ProcessGroup, "get_group_store"):
+        sleep()
+        outcomes["rank_late_at_first"] = outcome(lambda: train(rank=rank, seconds=LIMIT_SECONDS))
+    outcomes["rank_late"] = outcome(lambda: train(rank=rank, before=sleep, seconds=LIMIT_SECONDS))
+    # The rank that was in time stays, so that the other one does not find it gone.
+    time.sleep(2 * LIMIT_SECONDS)
+    return outcomes

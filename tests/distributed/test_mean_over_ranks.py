@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, ProtocolError
 
@@ -71,9 +71,9 @@ def test_an_epoch_does_not_end_between_report_and_decide():
 
 
 def test_a_device_loop_does_not_take_it():
-    model = torch.nn.Linear(2, 2)
-    data = ResidentData(torch.randn(8, 2), torch.zeros(8, dtype=torch.long), batch_size=4, generator=torch.Generator())
+    model, targets = torch.nn.Linear(2, 2), torch.zeros(8, dtype=torch.long)
     schedule = BatchAttentionSchedule(ranks=MeanOverRanks())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(OptionError, match="a device loop trains in one process"):
-        DeviceLoop(model, optimizer, torch.nn.functional.cross_entropy, data, schedule=schedule)
+    loss = torch.nn.functional.cross_entropy
+    with pytest.raises(OptionError, match="which has ranks="):
+        DeviceLoop(model, optimizer, loss, torch.randn(8, 2), targets, 4, schedule=schedule)

@@ -367,8 +367,7 @@ def test_other_visits_to_one_batch_are_other_places():
 
 
 def test_a_message_says_where_its_rank_is():
-    assert str(RankMessage(MessageKind.BEGIN, 1, 0, 0)) == "begins epoch 1"
-    assert str(RankMessage(MessageKind.BEGIN, 1, 3, 2)) == "begins epoch 1 after 3 batches, 2 visits"
+    assert str(RankMessage(MessageKind.BEGIN, 1, 3, 2)) == "begins epoch 1 at batch 3 after 2 visits"
 
 
 # Saved on one rank, loaded on all ------------------------------------------------------------------------

@@ -1,15 +1,27 @@
 """Augmentation that follows from the visit alone: the same after a resume, with any workers; other at other visits."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from batch_sampler_attn.errors import OptionError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError
 from batch_sampler_attn.loading.seeded import SeededDataset
 from tests.loading.helpers import (
     FORKING_IS_FINE,
@@ -42,7 +54,7 @@ class DrawsInBatches(Draws):
 
 def run(dataset, epochs=3, *, repeats="immediate", seed=0, wrap=lambda loader: loader, window=None, **options):
     """What each visit draws, by (epoch, position, visit, index)."""
-    schedule = BatchAttentionSchedule(1.5, epoch_loss="last", window=window)
+    schedule = BatchAttentionSchedule(1.5, epoch_loss="last", epoch_length=window)
     sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule, repeats=repeats)
     loader = DataLoader(SeededDataset(dataset, seed), batch_sampler=sampler, **options)
     draws = {}
@@ -127,6 +139,105 @@ def test_batches_of_no_visit_are_drawn_as_ever():
         assert [drawn for batch in loader for drawn in batch[:, 1]] == expected
 
 
+class Wrapped(Dataset):
+    """A data set of the user's around another one."""
+
+    def __init__(self, inside):
+        self.base = inside
+        self.itself = self
+        self.transform = None
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return self.base[index]
+
+
+class Parts(Wrapped):
+    """One that holds others in a dictionary."""
+
+    def __init__(self, inside):
+        super().__init__(None)
+        self.base = {"images": inside}
+
+    def __getitem__(self, index):
+        return self.base["images"][index]
+
+
+class Hidden(Wrapped):
+    """One whose inside cannot be seen."""
+
+    def __init__(self, inside):
+        super().__init__(None)
+        self.get = inside.__getitem__
+
+    def __getitem__(self, index):
+        return self.get(index)
+
+
+WRAPPERS = {
+    "Subset": lambda dataset: Subset(dataset, range(SAMPLES)),
+    "random_split": lambda dataset: random_split(dataset, [SAMPLES], torch.Generator())[0],
+    "ConcatDataset": lambda dataset: ConcatDataset([dataset]),
+    "StackDataset": lambda dataset: StackDataset(dataset),
+    "StackDataset by name": lambda dataset: StackDataset(numbers=dataset),
+    "of the user's": Wrapped,
+    "two of the user's": lambda dataset: Parts(Wrapped(dataset)),
+}
+
+
+def attended(dataset, **options):
+    schedule = BatchAttentionSchedule()
+    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule)
+    for batch in schedule.attend(DataLoader(dataset, batch_sampler=sampler, **options)):
+        schedule.decide(1.0)
+        yield batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_seeded_data_set_inside_another_one_is_told_to_go_around_it(wrap, workers):
+    words = r"SeededDataset inside a \w+ has no effect.*SeededDataset\(Subset\("
+    with pytest.warns(BatchAttentionWarning, match=words):
+        list(attended(wrap(SeededDataset(Draws())), num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_around_other_data_sets_draws_are_those_of_the_visit(wrap, workers):
+    def draws(workers):
+        return [str(batch) for batch in attended(SeededDataset(wrap(Draws())), num_workers=workers)]
+
+    assert draws(0) == draws(workers)
+
+
+WARN = """
+from torch.utils.data import DataLoader
+from batch_sampler_attn import BatchAttentionSchedule, SeededDataset
+from tests.loading.test_seeded_augmentation import Draws, Hidden, attended
+if {is_hidden}:
+    list(attended(Hidden(SeededDataset(Draws())), num_workers=1))
+else:
+    schedule = BatchAttentionSchedule()
+    for batch in schedule.attend(DataLoader(SeededDataset(Draws()), batch_size=3, num_workers=1)):
+        schedule.decide(1.0)
+"""
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_a_worker_says_that_a_seeded_data_set_has_no_effect(is_hidden):
+    # In a process of its own, since pytest keeps the warnings of a forked worker in that worker.
+    command = [sys.executable, "-c", WARN.format(is_hidden=is_hidden)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.count("a SeededDataset has no effect on the batches of a worker") == 1
+
+
+def test_data_sets_without_a_seeded_one_are_as_ever():
+    list(attended(Wrapped(Draws())))
+    list(attended(ConcatDataset([TensorDataset(torch.zeros(SAMPLES, 1)), Subset(Draws(), [0])])))
+
+
 @pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
 def test_a_run_with_augmentation_in_workers_goes_on_bit_for_bit_from_every_moment(repeats, loader_class):
@@ -139,7 +250,7 @@ def test_a_run_with_augmentation_in_workers_goes_on_bit_for_bit_from_every_momen
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
 def test_a_stream_in_windows_goes_on_with_the_same_draws(repeats, workers):
     def make():
-        schedule = BatchAttentionSchedule(1.0, window=3, epoch_loss="last")
+        schedule = BatchAttentionSchedule(1.0, epoch_length=3, epoch_loss="last")
         sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule, repeats=repeats)
         return schedule, sampler, DataLoader(SeededDataset(Draws()), batch_sampler=sampler, num_workers=workers)
 

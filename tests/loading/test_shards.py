@@ -11,14 +11,14 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.loading.shard_checks import check_shard
-from batch_sampler_attn.shards import Shard
+from batch_sampler_attn.loading.order import BaseBatches
+from batch_sampler_attn.ranks import Shard
 from tests.loading.helpers import Numbered, seeded
 
 
 def make(rank, ranks, samples=22, batch_size=3, *, base=None, **options):
     base = RandomSampler(range(samples), generator=seeded(5)) if base is None else base
-    schedule = BatchAttentionSchedule(1.2, max_visits=2, reduce=None)
+    schedule = BatchAttentionSchedule(1.2, max_visits=2, ranks=None)
     shard = {} if isinstance(base, DistributedSampler) else {"rank": rank, "world_size": ranks}
     return BatchAttentionSampler(base, batch_size, schedule=schedule, **shard, **options)
 
@@ -89,20 +89,29 @@ def test_a_sampler_that_shards_already_is_refused_a_second_time():
 
 
 def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused():
+    def check(sampler, here, *shard, batch_size=2):
+        BaseBatches(sampler, batch_size, False, None, *shard).check_shard(Shard(*here))
+
     sequential = SequentialSampler(range(9))
-    check_shard(sequential, Shard(1, 2), Shard(1, 2))
-    check_shard(DistributedSampler(range(9), 2, 1), None, Shard(1, 2))
-    check_shard([[0, 1], [2]], None, Shard(1, 2))
-    check_shard(sequential, Shard(0, 1), Shard(1, 2))
+    check(sequential, (1, 2), 1, 2)
+    check(DistributedSampler(range(9), 2, 1), (1, 2))
+    check([[0, 1], [2]], (1, 2), batch_size=None)
+    check(sequential, (1, 2), 0, 1)
     with pytest.raises(ProtocolError, match="is for rank 0 of 2, and the schedule decides on rank 1 of 2"):
-        check_shard(sequential, Shard(0, 2), Shard(1, 2))
+        check(sequential, (1, 2), 0, 2)
     with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
-        check_shard(DistributedSampler(range(9), 4, 0), None, Shard(0, 2))
-    with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
-        check_shard(BatchSampler(DistributedSampler(range(9), 4, 0), 2, False), None, Shard(0, 2))
-    for base in (sequential, BatchSampler(sequential, 2, False)):
-        with pytest.raises(ProtocolError, match=r"goes through all of the data.* rank=1, world_size=2.*world_size=1"):
-            check_shard(base, None, Shard(1, 2))
+        check(DistributedSampler(range(9), 4, 0), (0, 2))
+    for sampler_class in (BatchSampler, OwnBatchSampler):
+        with pytest.raises(ProtocolError, match="is for rank 0 of 4"):
+            check(sampler_class(DistributedSampler(range(9), 4, 0), 2, False), (0, 2), batch_size=None)
+        with pytest.raises(ProtocolError, match=r"yields all of the data.* rank=1, world_size=2.*world_size=1"):
+            check(sampler_class(sequential, 2, False), (1, 2), batch_size=None)
+    with pytest.raises(ProtocolError, match=r"yields all of the data.* rank=1, world_size=2.*world_size=1"):
+        check(sequential, (1, 2))
+
+
+class OwnBatchSampler(BatchSampler):
+    """Which is not taken apart."""
 
 
 class ShardedFromOutside:
@@ -123,10 +132,10 @@ class ShardedFromOutside:
 def test_a_sampler_that_was_sharded_or_made_anew_by_a_trainer_is_refused():
     sampler = make(0, 2)
     loader = DataLoader(Numbered(), batch_sampler=ShardedFromOutside(sampler))
-    with pytest.raises(ProtocolError, match="sharded from outside, by a ShardedFromOutside"):
+    with pytest.raises(ProtocolError, match=r"has a ShardedFromOutside around this .*Between ranks"):
         next(iter(sampler.schedule.attend(loader)))
     rebuilt = BatchAttentionSampler(RandomSampler(range(22)), 3, False)
-    with pytest.raises(ProtocolError, match=r"rebuilt by a trainer.*use_distributed_sampler=False"):
+    with pytest.raises(ProtocolError, match=r"another batch sampler.*use_distributed_sampler=False"):
         next(iter(sampler.schedule.attend(DataLoader(Numbered(), batch_sampler=rebuilt))))
 
 
@@ -180,7 +189,7 @@ def test_rank_0_s_state_goes_on_on_every_rank(repeats, kind, visits):
 
 def test_a_state_of_another_number_of_ranks_goes_on_between_epochs_alone():
     in_epoch = stopped(make(0, 2), range(22), 2)
-    with pytest.raises(StateError, match="in the middle of an epoch of 2 ranks, and there are 3 here"):
+    with pytest.raises(StateError, match="in mid-epoch on 2 ranks, and there are 3 here"):
         make(1, 3).load_state_dict(in_epoch)
     sampler = make(0, 2)
     rest(sampler, range(22), 1)

@@ -25,14 +25,14 @@ BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.DOTALL 
 TRAINERS = {"accelerate", "jax", "keras", "lightning", "transformers"}
 
 # Modules without __all__ whose public classes and functions are for users.
-PUBLIC_MODULES = ("accelerate", "distributed", "errors", "passes", "recorders.plots", "windows")
-# These are for other modules.
+PUBLIC_MODULES = ("accumulation", "distributed", "errors", "recorders.plots", "trainers.accelerate")
+# These are for other modules of the package.
 INTERNAL_NAMES = (
-    "accelerate.check_ranks",
-    "accelerate.sampler_of_ours",
-    "accelerate.updates_are_elsewhere",
-    "errors.counted",
-    "errors.shown",
+    "accumulation.own_part",
+    "errors.plural",
+    "errors.short_repr",
+    "errors.warn",
+    "trainers.accelerate.check_accelerator",
 )
 
 

@@ -138,11 +138,11 @@ def test_the_resumed_run_goes_on_between_two_visits_to_a_batch_and_ends_up_ident
     assert "final weights identical: True\n" in after
 
 
-def test_samples_are_left_out_after_the_first_epoch_and_no_more_at_the_end():
+def test_samples_are_pruned_after_the_first_epoch_and_no_more_at_the_end():
     lines = re.findall(
-        r"^epoch (\d+): (\d+) updates, 0 of them extra, (\d+) samples left out", output("sample_attention.py"), re.M
+        r"^epoch (\d+): (\d+) updates, 0 of them extra, (\d+) samples pruned", output("sample_attention.py"), re.M
     )
-    left_out = [int(samples) for _, _, samples in lines]
+    pruned = [int(samples) for _, _, samples in lines]
     assert {updates for _, updates, _ in lines} == {"31"}
-    assert left_out[0] == left_out[-1] == left_out[-2] == 0
-    assert all(100 < samples < 1000 for samples in left_out[1:-2])
+    assert pruned[0] == pruned[-1] == pruned[-2] == 0
+    assert all(100 < samples < 1000 for samples in pruned[1:-2])

@@ -12,7 +12,7 @@ from tests.project.test_examples import EXAMPLES, run
 # The score that counts: whether less of it is better.
 IS_LOW_GOOD = {"language_model.py": True, "segmentation.py": False, "tabular_regression.py": True}
 ARMS = ("plain", "batch attention", "random repeats", "sample attention", "random samples")
-# Long enough for samples to be left out: in neither the first epoch nor the last.
+# Long enough for samples to be pruned: in neither the first epoch nor the last.
 LONGER = ("tabular_regression.py", 5)
 EVERY_SCRIPT = [(name, 2) for name in IS_LOW_GOOD] + [LONGER]
 
@@ -30,10 +30,10 @@ def rows(text, title):
 
 
 def arms(name, epochs):
-    """Of each arm: its mean scores, updates and samples left out."""
+    """Of each arm: its mean scores, updates and samples pruned."""
     found = {}
-    for arm, *scores, updates, left_out in rows(output(name, epochs), "Test, last epoch"):
-        found[arm] = [float(score.partition(" ")[0]) for score in scores], float(updates), int(left_out)
+    for arm, *scores, updates, pruned in rows(output(name, epochs), "Test, last epoch"):
+        found[arm] = [float(score.partition(" ")[0]) for score in scores], float(updates), int(pruned)
     return found
 
 
@@ -63,16 +63,16 @@ def test_batch_attention_repeats_from_the_second_epoch_on(name):
 
 
 @pytest.mark.parametrize("name", IS_LOW_GOOD)
-def test_arms_that_have_left_out_nothing_yet_are_plain_training_to_the_last_digit(name):
+def test_arms_that_have_pruned_nothing_yet_are_plain_training_to_the_last_digit(name):
     found = arms(name, 2)
     assert found["sample attention"] == found["random samples"] == found["plain"]
     assert found["plain"][2] == 0
     assert "sample attention, at 0.0% more updates than plain, is the same as plain in every run" in output(name, 2)
 
 
-def test_samples_are_left_out_of_both_arms_of_samples_and_of_no_other():
-    left_out = {arm: left_out for arm, (_, _, left_out) in arms(*LONGER).items()}
-    assert {arm for arm, samples in left_out.items() if samples} == {"sample attention", "random samples"}
+def test_samples_are_pruned_of_both_arms_of_samples_and_of_no_other():
+    pruned = {arm: pruned for arm, (_, _, pruned) in arms(*LONGER).items()}
+    assert {arm for arm, samples in pruned.items() if samples} == {"sample attention", "random samples"}
 
 
 @pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)

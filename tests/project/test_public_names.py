@@ -22,6 +22,8 @@ ENTRIES = {
 }
 # A mixin has no base class; what it overrides is documented by the class that it stands before.
 STANDS_BEFORE = {"BatchAttentionMixin": ("transformers", "Trainer")}
+# Its fields are another class's arguments.
+ARGUMENTS_OF = {"Options": "batch_sampler_attn.BatchAttentionSchedule"}
 
 
 def load(name):
@@ -42,14 +44,20 @@ def is_ours(owner):
 
 
 def sections(docstring):
-    """What a docstring lists as attributes."""
-    listed = re.search(r"^Attributes:\n((?:    .*\n|\n)+)", f"{inspect.cleandoc(docstring or '')}\n", re.MULTILINE)
-    return set(re.findall(r"^    (\w+)(?: \([^)]*\))?:", listed[1], re.MULTILINE)) if listed else set()
+    """What a docstring lists as attributes, or as arguments, of which attributes may be named after."""
+    listed = re.findall(
+        r"^(?:Args|Attributes):\n((?:    .*\n|\n)+)", f"{inspect.cleandoc(docstring or '')}\n", re.MULTILINE
+    )
+    return set(re.findall(r"^    (\w+):", "".join(listed), re.MULTILINE))
 
 
 def set_on_instances(owner):
     """The public names that the methods of a class give its instances."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    try:
+        source = inspect.getsource(owner)
+    except OSError:  # made by a function, of other classes
+        return
+    tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         if is_stored and isinstance(node.value, ast.Name) and node.value.id == "self":
@@ -77,6 +85,8 @@ def shown(owner):
         if each not in NAMES:
             continue
         yield from sections(each.__doc__)
+        if each.__name__ in ARGUMENTS_OF:
+            yield from sections(load(ARGUMENTS_OF[each.__name__]).__doc__)
         options = ENTRIES[NAMES[each]]
         own = {name for name, member in vars(each).items() if inspect.getdoc(member)}
         yield from own & options["members"] if "members" in options else own

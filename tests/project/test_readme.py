@@ -34,7 +34,7 @@ def context(tmp_path, monkeypatch):
         "nn": nn,
         "DataLoader": DataLoader,
         "RandomSampler": RandomSampler,
-        "epochs": 2,
+        "epochs": 5,
         "dataset": dataset,
         "loader": DataLoader(dataset, 16),
         "model": model,

@@ -16,6 +16,7 @@ IMPORTS = runpy.run_path(str(ROOT / "docs" / "draw_imports.py"))
 OTHERS = {
     "_BaseDataLoaderIter",
     "_asdict",
+    "_combined_loader",
     "_exit",
     "_fields",
     "_getframe",

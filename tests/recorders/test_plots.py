@@ -121,4 +121,4 @@ def test_summaries_are_tables_in_a_notebook():
     assert recorder._repr_html_().count("<tr>") == 3
     assert "<th>mean loss</th>" in schedule.last_summary._repr_html_()
     assert "<td>0.3333</td>" in schedule.last_summary._repr_html_()
-    assert "<th>left out</th>" in SampleAttention(4, 2).summary._repr_html_()
+    assert "<th>pruned</th>" in SampleAttention(4, 2).summary._repr_html_()

@@ -234,7 +234,7 @@ def test_two_recorders_of_one_file_are_found(tmp_path):
     visit(second, 0, 0)
     second.flush()
     visit(first, 0, 1)
-    with pytest.warns(BatchAttentionWarning, match="another recorder has written to the file; give each run and each"):
+    with pytest.warns(BatchAttentionWarning, match="another recorder writes to the file too; give each run"):
         first.flush()
     visit(second, 0, 1)
     for recorder in (first, second):
@@ -419,7 +419,7 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path, text):
     if text == '{"epoch":0,"bat':  # the first line of a run that was cut off
         JsonLinesRecorder(path)
     else:
-        with pytest.raises(RecordError, match="Give the recorder a file of its own"):
+        with pytest.raises(RecordError, match="give the recorder a file of its own"):
             JsonLinesRecorder(path)
     assert path.read_text() == text
 
@@ -540,7 +540,7 @@ def test_an_epoch_that_is_abandoned_before_any_visit_is_in_the_file(tmp_path):
 def test_windows_longer_than_a_pass_are_recorded_whole(tmp_path):
     path, memory = tmp_path / "visits.jsonl", MemoryRecorder()
     with JsonLinesRecorder(path) as lines:
-        schedule = BatchAttentionSchedule(window=5, recorders=[lines, memory])
+        schedule = BatchAttentionSchedule(epoch_length=5, recorders=[lines, memory])
         sampler = BatchAttentionSampler(SequentialSampler(range(6)), 2, schedule=schedule)
         loader = DataLoader(TensorDataset(torch.arange(6.0)), batch_sampler=sampler)
         for _ in range(5):

@@ -79,7 +79,7 @@ def test_a_run_saved_anywhere_goes_on_to_the_very_same_end(seed):
     stop, total = rng.randrange(0, 55), 60
 
     def make():
-        return SampleAttention(23, 3, updates=8, epochs=7, final_full_share=0.25, **options)
+        return SampleAttention(23, 3, updates=8, epochs=8, final_full_share=0.25, **options)
 
     def run(attention, begin, end):
         seen = []
@@ -131,7 +131,7 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
 
 @pytest.mark.parametrize("select", ["loss", "random"])
 def test_hard_samples_are_seen_more_often_unless_the_choice_is_random(select):
-    attention = SampleAttention(60, 6, k=1.5, prune_probability=0.5, choose=choose, max_visits=3, seed=2)
+    attention = SampleAttention(60, 6, k=1.5, prune_probability=0.5, select=select, max_visits=3, seed=2)
     seen = Counter()
     extra = pruned = 0
     for _ in range(60):

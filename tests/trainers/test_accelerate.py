@@ -165,7 +165,6 @@ def test_an_engine_that_counts_batches_itself_is_refused():
     assert "engine.step()" in text
 
 
-
 def refusal(loader=None, accelerator=None, schedule=None):
     with pytest.raises(ProtocolError) as error:
         attend(schedule or BatchAttentionSchedule(), accelerator or make_accelerator(), loader or make_loader(), 2)

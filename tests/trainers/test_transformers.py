@@ -407,5 +407,5 @@ def test_callbacks_around_an_update_are_called_at_each_and_others_once_a_window(
 
 def test_the_trainer_is_left_as_it_was(tmp_path):
     _, trainer = by_trainer(Case(), tmp_path)
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
     assert "_Repeating" not in trainer.callback_handler.callback_list

@@ -45,7 +45,7 @@ def refusal(trainer):
     with pytest.raises(ProtocolError) as error:
         trainer.train()
     assert all(map(torch.equal, trainer.model.parameters(), before))
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
     return str(error.value)
 
 
@@ -59,7 +59,7 @@ def with_loader(make_loader):
 
 def test_lbfgs_is_refused(tmp_path):
     optimizers = torch.optim.LBFGS(torch.nn.Linear(2, 2).parameters()), None
-    assert "use another optimizer" in refusal(make_trainer(tmp_path, optimizers=optimizers))
+    assert "Use another optimizer" in refusal(make_trainer(tmp_path, optimizers=optimizers))
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):
@@ -169,7 +169,7 @@ def test_a_loop_that_does_not_say_that_it_made_an_update_is_refused(tmp_path):
     with pytest.raises(ProtocolError, match="MyTrainer ended a step without on_optimizer_step"):
         trainer.train()
     assert trainer.state.global_step == 1
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
 
 
 # What is given in the wrong place
@@ -211,7 +211,7 @@ def test_what_is_no_callback_of_transformers_is_refused_where_it_arrives(callbac
 
 @pytest.mark.parametrize("schedule", [BatchAttentionSchedule, OfLightning(), 1.2])
 def test_what_is_no_schedule_is_refused_where_it_arrives(schedule, tmp_path):
-    with pytest.raises(OptionError, match=r"it must be a BatchAttentionSchedule, such as BatchAttentionSchedule\(k=1.2\)"):
+    with pytest.raises(OptionError, match=r"schedule is .* BatchAttentionSchedule\(k=1.2\)"):
         make_trainer(tmp_path, schedule=schedule)
 
 

@@ -111,7 +111,7 @@ def test_an_error_in_mid_epoch_sets_no_threshold_and_leaves_the_trainer_as_it_wa
     with pytest.raises(KeyError, match="of the user's"):
         trainer.train()
     assert schedule.epoch == 1
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
     # Trained again, from the start, it does not go on in the middle.
     trainer.fails = False
     trainer.train()
@@ -198,7 +198,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again(tmp_path):
 
     with (
         pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed 1 of its tensors in place"),
+        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
     ):
         by_trainer(Case(), tmp_path, Changing)
 

@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(digits, tmp_path, options, s
 
 
 def test_control_characters_in_names_of_files_do_not_reach_the_terminal(tmp_path, capsys):
-    folder = write_digits(tmp_path / "odd \x1b[31m\x07", train_per_class=4, test_per_class=2, classes=2, size=12)
+    folder = write_digits(tmp_path / "odd \x1b[31m\x07", train_per_class=16, test_per_class=2, classes=2, size=12)
     (folder / "train" / "loose \x1b[2J.png").touch()
     run_once(folder, tmp_path / "out \x1b[1m")
     printed = capsys.readouterr()
