@@ -66,6 +66,7 @@ class Machine:
 
     def refuse_in_capture(self, what):
         if self.capturing is not None:
+            self.capturing.is_broken = True
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
 
     # Memory ---------------------------------------------------------------------------------------------------

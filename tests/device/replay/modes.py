@@ -66,6 +66,8 @@ class Functions(TorchFunctionMode):
         machine = self.machine
         if func is Tensor.pin_memory:
             return self._pinned(args[0])
+        if func is Tensor.__deepcopy__ and isinstance(args[0], DeviceTensor):
+            return args[0].detach().clone()
         if func is Tensor.tolist and isinstance(args[0], DeviceTensor):
             return machine.download(args[0]).tolist()
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], DeviceTensor):

@@ -1,4 +1,4 @@
-"""Changes to the captured path that a GPU would punish, each with a training in which it has to be found out."""
+"""Changes to the captured path that a GPU would punish, each with a training in which it has to be found."""
 
 from typing import NamedTuple
 
@@ -9,131 +9,135 @@ class Mutation(NamedTuple):
     Attributes:
         old: Stands there once.
         new: Stands there instead.
-        scenario: In which it is found out.
-        release: Of torch, that this is about; None for the one that is here.
+        scenario: In which it is found.
     """
 
     old: str
     new: str
     scenario: str
-    release: str | None = None
 
 
 MUTATIONS = {
-    "a generator is not registered": Mutation(
-        "graph.register_generator_state(generator)", "pass", "resident", "2.12.0"
-    ),
-    "graphs outlive a number that they know": Mutation("elif settings != self._settings:", "elif False:", "resident"),
-    "the optimizer's state is made inside the capture": Mutation(
-        "WARM_UP_UPDATES = 3", "WARM_UP_UPDATES = 0", "resident"
-    ),
-    "a graph is replayed twice for one update": Mutation(
-        "self._graphs[name].replay()", "self._graphs[name].replay()\n        self._graphs[name].replay()", "resident"
-    ),
-    "full batches and the shorter one share a graph": Mutation(
-        "name = update.__name__\n        if name", 'name = "update"\n        if name', "resident"
-    ),
-    "the order is put into other memory": Mutation(
-        "copy_in(self.order, self._draw_order(self.generator))",
-        "self.order = self._draw_order(self.generator).to(self.device)",
-        "resident",
-    ),
-    "uniform numbers are put into other memory": Mutation(
-        "copy_in(self._uniforms, torch.rand(self._uniforms.shape, generator=self.generator))",
-        "self._uniforms = torch.rand(self._uniforms.shape, generator=self.generator).to(self.device)",
-        "resident_by_position",
-    ),
-    "a slot is filled while an update in flight may want it": Mutation(
-        "slots = self.slots if self._staged > cursor else",
-        "slots = self.slots + 1 if self._staged > cursor else",
-        "staged",
-    ),
-    "updates do not wait for the copies into the ring": Mutation(
-        "torch.cuda.current_stream(self.device).wait_stream(self._copies)", "pass", "staged"
-    ),
-    "the slot is worked out on the host": Mutation(
-        "slot = torch.remainder(cursor, self.slots).reshape(1)",
-        "slot = torch.full((1,), (self._staged - 1) % self.slots, device=self.device)",
-        "staged",
-    ),
-    "a generator's numbers are exchanged, and not its state": Mutation(
-        "default.graphsafe_set_state(self._cuda)", "default.set_state(self._cuda.get_state())", "resident"
-    ),
-    "a loaded state gives the loop other generators": Mutation(
-        'generator.set_state(state["loop"][name].cpu())',
-        'generator.graphsafe_set_state(torch.Generator(self._device).set_state(state["loop"][name].cpu())) '
-        'if name in ("fresh", "cuda") and self._cuda is not None '
-        'else generator.set_state(state["loop"][name].cpu())',
-        "resumed",
-    ),
-    "the user's generators are not put back": Mutation(
-        "default.graphsafe_set_state(default_state)", "pass", "resident_by_position"
-    ),
-    "the host does not wait for what it reads": Mutation("arrived.synchronize()", "pass", "resident"),
-    "the counters are put into other memory": Mutation(
-        "torch.stack(numbers, out=self.integers)", "self.integers = torch.stack(numbers)", "resident"
-    ),
-    "the dealt visits are put into other memory": Mutation(
-        "copy_in(self._dealt, torch.tensor(dealt, dtype=torch.int64))",
-        "self._dealt = torch.tensor(dealt, dtype=torch.int64, device=self._dealt.device)",
-        "dealt",
-    ),
-    "the loop does not wait for the caller": Mutation(
-        "self.stream.wait_stream(callers)", "pass", "resident_by_position"
-    ),
-    "one update too many is enqueued": Mutation(
-        "needed = min(progress.staged, data.full_batches) - progress.cursor",
-        "needed = min(progress.staged, data.full_batches) - progress.cursor + 1",
-        "resident",
+    "graphs outlive a number that they know": Mutation(
+        "if self._graphs and self._held() != self._captured_with:", "if False:", "visited"
     ),
     "graphs outlive a tensor that they know": Mutation(
-        "if self._graphs and tensors_of(self._model, self._optimizer) != self._tensors:", "if False:", "replaced"
+        "_by_value([*self.model.parameters(), *self.model.buffers(), *groups,", "_by_value([*groups,", "replaced"
     ),
-    "one pinned buffer is used for all copies": Mutation(
-        "source = source.pin_memory()",
-        "kept = globals().setdefault((source.shape, source.dtype), source.pin_memory())\n        "
-        "kept.copy_(source)\n        source = kept",
-        "staged",
+    "graphs outlive a change of requires_grad": Mutation(
+        "value.stride(), value.requires_grad)", "value.stride())", "replaced"
     ),
+    "the optimizer's state is made inside the capture": Mutation(
+        "_EAGER_UPDATES = 3", "_EAGER_UPDATES = 0", "visited"
+    ),
+    "a graph is replayed twice for one update": Mutation(
+        "return self._graphs[is_full].replay",
+        "return lambda: [self._graphs[is_full].replay() for _ in range(2)]",
+        "visited",
+    ),
+    "full batches and the shorter one share a graph": Mutation(
+        "if is_full not in self._graphs:\n            self._graphs[is_full] = self._capture(is_full)\n"
+        "        return self._graphs[is_full].replay",
+        "if not self._graphs:\n            self._graphs[True] = self._capture(is_full)\n"
+        "        return self._graphs[True].replay",
+        "visited",
+    ),
+    "a replay makes no update": Mutation(
+        "return self._graphs[is_full].replay", "return lambda: None", "rate_as_a_tensor"
+    ),
+    "the order is put into other memory": Mutation(
+        "copy_in(self.order, order.cpu())", "self.order = order.to(self._device)", "visited"
+    ),
+    "the epoch's number is put into other memory": Mutation(
+        "copy_in(self._numbers, torch.cat([floats.view(torch.int64), integers]))",
+        "copy_in(self._numbers, torch.cat([floats.view(torch.int64), integers]))\n"
+        "        self.epoch = self.epoch.clone()\n        self._numbers[_FLOATS] = 0",
+        "rate_as_a_tensor",
+    ),
+    "the numbers are put into other memory": Mutation(
+        "copy_in(self._numbers, torch.cat([floats.view(torch.int64), integers]))",
+        "self._numbers = torch.cat([floats.view(torch.int64), integers]).to(self._numbers.device)",
+        "visited",
+    ),
+    "the counters are put into other memory": Mutation(
+        "torch.stack(numbers, out=self._integers)", "self._integers = torch.stack(numbers)", "visited"
+    ),
+    "the sum of losses is put into other memory": Mutation(
+        "self._loss_sum.copy_(torch.where(enters, total, self._loss_sum))",
+        "self._loss_sum = torch.where(enters, total, self._loss_sum)",
+        "visited",
+    ),
+    "the strictness is put into other memory": Mutation(
+        "self._strictness.copy_(torch.where(torch.isfinite(self._threshold), moved, self._strictness))",
+        "self._strictness = torch.where(torch.isfinite(self._threshold), moved, self._strictness)",
+        "budgeted",
+    ),
+    "the visits to each batch are put into other memory": Mutation(
+        "self._visit_counts.add_(self._positions == self.cursor)",
+        "self._visit_counts = self._visit_counts + (self._positions == self.cursor)",
+        "visited",
+    ),
+    "the drawn visits are put into other memory": Mutation(
+        "copy_in(self._drawn, torch.tensor(drawn))",
+        "self._drawn = torch.tensor(drawn, device=self._drawn.device)",
+        "random",
+    ),
+    "a generator's numbers are exchanged, and not its state": Mutation(
+        "default.graphsafe_set_state(self._random)", "default.set_state(self._random.get_state())", "visited"
+    ),
+    "the user's generators are not put back": Mutation(
+        "default.graphsafe_set_state(callers)", "pass", "rate_as_a_tensor"
+    ),
+    "the default generator is that of another device": Mutation(
+        "default = torch.cuda.default_generators[self._device.index]",
+        "default = torch.cuda.default_generators[0]",
+        "rate_as_a_tensor",
+    ),
+    "the generator of a failed capture stays": Mutation(
+        "self._random = torch.Generator(self._device).set_state(random)", "pass", "mended"
+    ),
+    "the generator after a failed capture begins elsewhere": Mutation(
+        "self._random = torch.Generator(self._device).set_state(random)",
+        "self._random = torch.Generator(self._device)",
+        "mended",
+    ),
+    "the graphs of a failed capture stay": Mutation(
+        "        except BaseException as error:\n            self._drop_graphs()", "        except BaseException as error:",
+        "mended",
+    ),
+    "a loaded state leaves the loop's random numbers": Mutation(
+        'self._random.set_state(state_dict["random"].cpu())', "pass", "resumed"
+    ),
+    "the host does not wait for what it reads": Mutation("arrived.synchronize()", "pass", "visited"),
     "the host waits for what was before the copy": Mutation(
         "    copy.copy_(source, non_blocking=True)\n    arrived = torch.cuda.Event()\n"
         "    arrived.record(torch.cuda.current_stream(source.device))\n",
         "    arrived = torch.cuda.Event()\n    arrived.record(torch.cuda.current_stream(source.device))\n"
         "    copy.copy_(source, non_blocking=True)\n",
-        "resident",
+        "visited",
     ),
     "the cursor is read on another stream": Mutation(
-        "with parts.place.in_use():\n            state, progress.cursor",
-        "if True:\n            state, progress.cursor",
-        "resident",
+        "with self._on_device():\n            state, self._cursor", "if True:\n            state, self._cursor", "visited"
     ),
-    "the default generator is that of another device": Mutation(
-        "torch.cuda.default_generators[self._device.index or 0]", "torch.cuda.default_generators[0]", "resident"
+    "one pinned buffer is used for all copies": Mutation(
+        "    destination.copy_(source.pin_memory() if destination.is_cuda else source, non_blocking=True)",
+        "    kept = globals().setdefault((source.shape, source.dtype), source.pin_memory())\n"
+        "    kept.copy_(source)\n    destination.copy_(kept, non_blocking=True)",
+        "by_turns",
     ),
-    "what augments afresh is drawn from another generator": Mutation(
-        "torch.rand(shape, generator=self._parts.randomness.fresh, device", "torch.rand(shape, device", "resident"
+    "the loop does not wait for the caller": Mutation(
+        "self._stream.wait_stream(torch.cuda.current_stream(self._device))", "pass", "rate_as_a_tensor"
     ),
-    "the shorter batch is sought in another slot": Mutation(
-        "slot, size = self.full_batches % self.slots", "slot, size = (self.full_batches + 1) % self.slots", "staged"
+    "one update too many is enqueued": Mutation(
+        "needed = self._full_batches - self._cursor if is_full else 1",
+        "needed = self._full_batches - self._cursor + 1 if is_full else 1",
+        "visited",
     ),
-    "the ring is put into other memory in each epoch": Mutation(
-        "self._staged = self._targets_crc = 0\n        if",
-        "self._staged = self._targets_crc = 0\n        "
-        "self._buffers = None if self._buffers is None else tuple(map(torch.zeros_like, self._buffers))\n        if",
-        "staged",
+    "updates run past the end of an epoch of fixed length": Mutation(
+        "needed = min(needed, length - self._passes.state.batches)", "pass", "budgeted"
     ),
-    "the threshold is put into other memory": Mutation(
-        "copy_in(self.floats, torch.tensor([state.loss_sum, threshold, state.strictness], dtype=torch.float64))",
-        "self.floats = torch.tensor([state.loss_sum, threshold, state.strictness], dtype=torch.float64).to("
-        "self.floats.device)",
-        "dealt",
-    ),
-    "the visits to each batch are put into other memory": Mutation(
-        "copy_in(self._tally, torch.tensor(visits, dtype=torch.int64))",
-        "self._tally = torch.tensor(visits, dtype=torch.int64, device=self._tally.device)",
-        "resumed",
-    ),
-    "the optimizer's state is loaded into other memory": Mutation(
-        'here["state"][index][name].copy_(value)', 'here["state"][index][name] = value', "resumed"
+    "updates in flight are forgotten": Mutation("min(needed - self._in_flight,", "min(needed,", "by_turns"),
+    "what the host writes at the end of an epoch of fixed length does not get there": Mutation(
+        "self._counters.write(passes.state, self._cursor, self.visit_counts)", "pass", "budgeted"
     ),
 }

@@ -1,8 +1,7 @@
-"""Trainings that have to come to the same, captured on a late device and eager on one that does all at once."""
+"""Trainings that must have the same outcome, captured on a late device and eager on one that does all at once."""
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from tests.device.replay.modes import moved
 
@@ -10,8 +9,19 @@ from tests.device.replay.modes import moved
 SAMPLES, FEATURES, CLASSES, BATCH_SIZE = 14, 5, 3, 4
 
 
-def shift(inputs, uniforms):
-    return inputs + uniforms[:, :1]
+def shift(inputs):
+    """Draws in every visit."""
+    return inputs + torch.rand(len(inputs), 1, device=inputs.device)
+
+
+class Scale:
+    """Depends on the epoch."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __call__(self, inputs):
+        return inputs * (1 + 0.1 * self.epoch)
 
 
 def make_model(index):
@@ -25,41 +35,27 @@ def make_loop(
     package,
     index=0,
     *,
-    adam=False,
     lr=0.1,
-    staged=False,
-    augmented=None,
+    optimizer=None,
     schedule=None,
     model=None,
     loss_fn=nn.functional.cross_entropy,
     **options,
 ):
-    """A loop of the package, which may be a changed copy; ``augmented`` is "afresh", "by position" or None."""
+    """A loop of the package, which may be a changed copy; ``optimizer`` makes one of parameters."""
     generator = torch.Generator().manual_seed(index)
     inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
     targets = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    torch.cuda.manual_seed_all(index)
     model = moved(make_model(index) if model is None else model)
-    if adam:
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, capturable=True)
+    if optimizer is None:
+        made = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    if staged:
-        dataset = TensorDataset(inputs, targets)
-        sampler = RandomSampler(dataset, generator=generator)
-        loader = DataLoader(dataset, BATCH_SIZE, sampler=sampler, generator=generator)
-        data = package.StagedData(loader, BATCH_SIZE, "cuda:1", slots=2)
-    else:
-        data = package.ResidentData(inputs.cuda(), targets.cuda(), BATCH_SIZE, generator=generator)
-    return package.DeviceLoop(
-        model,
-        optimizer,
-        loss_fn,
-        data,
-        schedule=schedule or package.BatchAttentionSchedule(1.0, max_visits=4),
-        augmentation=None if augmented is None else package.Augmentation(shift, 1, fresh=augmented == "afresh"),
-        seed=index,
-        **options,
-    )
+        made = optimizer(model.parameters())
+    schedule = schedule or package.BatchAttentionSchedule(1.0, max_visits=4)
+    data = inputs.cuda(), targets.cuda(), BATCH_SIZE
+    loop = package.DeviceLoop(model, made, loss_fn, *data, schedule=schedule, generator=generator, **options)
+    return loop, made
 
 
 def weights_of(loop):
@@ -78,31 +74,26 @@ def run(loop, epochs):
 # Each yields what is compared.
 
 
-def resident(package, **options):
-    """With numbers drawn in every visit, visits counted, and another learning rate from the fifth epoch on."""
-    loop = make_loop(package, augmented="afresh", count_visits=True, **options)
+def visited(package, **options):
+    """With numbers drawn in every visit, and another learning rate from the fifth epoch on."""
+    loop, optimizer = make_loop(package, prepare=shift, **options)
     for epoch in range(6):
         if epoch == 4:
-            for group in loop.parts.optimizer.param_groups:
-                group["lr"] *= 0.3
+            optimizer.param_groups[0]["lr"] *= 0.3
         yield run(loop, 1)
         yield loop.visit_counts
         yield loop.order.cpu()
     yield weights_of(loop)
 
 
-def staged(package, **options):
-    """A ring of two for four batches, with numbers drawn for each position."""
-    loop = make_loop(package, staged=True, augmented="by position", **options)
-    for _ in range(5):
-        yield run(loop, 1)
-        yield weights_of(loop)
-
-
-def resident_by_position(package, **options):
+def rate_as_a_tensor(package, **options):
     """With Adam, and a learning rate on the device, which the caller changes in place, while drawing numbers too."""
     rate = torch.tensor(0.05, device="cuda:1")
-    loop = make_loop(package, adam=True, lr=rate, augmented="by position", **options)
+
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=rate, capturable=True)
+
+    loop, _ = make_loop(package, optimizer=adam, prepare=Scale(), **options)
     for _ in range(4):
         yield run(loop, 1)
         yield weights_of(loop)
@@ -111,81 +102,124 @@ def resident_by_position(package, **options):
 
 
 def resumed(package, **options):
-    """A state of mid-epoch, loaded by the loop that went on from it."""
-    loop = make_loop(package, augmented="afresh", count_visits=True, **options)
+    """A state of mid-epoch, loaded by the loop that trained on after it."""
+    loop, _ = make_loop(package, prepare=shift, **options)
     yield run(loop, 3)
     yield loop.run_updates(3)
     state = loop.state_dict()
     yield run(loop, 2)
     loop.load_state_dict(state)
     yield weights_of(loop)
-    yield run(loop, 2)
+    yield run(loop, 5)
     yield loop.visit_counts
-    yield weights_of(loop)
-
-
-def resumed_staged(package, **options):
-    """The same with a ring."""
-    loop = make_loop(package, staged=True, **options)
-    yield run(loop, 3)
-    yield loop.run_updates(3)
-    state = loop.state_dict()
-    yield run(loop, 2)
-    loop.load_state_dict(state)
-    yield run(loop, 2)
     yield weights_of(loop)
 
 
 def begun_again(package, **options):
     """A state from before the first update: the optimizer's tensors are others afterwards."""
-    loop = make_loop(package, adam=True, lr=0.05, **options)
+    loop, _ = make_loop(package, **options)
     state = loop.state_dict()
-    yield run(loop, 3)
+    yield run(loop, 5)
     loop.load_state_dict(state)
-    yield run(loop, 3)
+    yield run(loop, 5)
     yield weights_of(loop)
 
 
 def replaced(package, **options):
-    """A buffer in whose place the caller puts another one."""
-    loop = make_loop(package, **options)
-    for _ in range(4):
+    """A buffer that the caller replaces, and a parameter that is frozen, and thawed."""
+    loop, _ = make_loop(package, **options)
+    for change in range(4):
         yield run(loop, 2)
-        loop.model[1].running_mean = loop.model[1].running_mean * 0.5
+        if change == 0:
+            loop.model[1].running_mean = loop.model[1].running_mean * 0.5
+        else:
+            loop.model[4].bias.requires_grad_(change == 2)
         yield weights_of(loop)
+    yield run(loop, 1)
+    yield weights_of(loop)
 
 
-def dealt(package, **options):
-    """Repeats that are dealt, other ones in each epoch."""
-    visits = [[1, 3, 1, 2], [2, 1, 1, 4], [1, 1, 3, 1], [3, 1, 1, 2]]
-    loop = make_loop(package, schedule=package.EqualComputeControl(visits), count_visits=True, **options)
-    for _ in range(4):
+def random(package, **options):
+    """Repeats that are drawn, other ones in each epoch."""
+    visits = [[1, 3, 1, 2], [2, 1, 1, 4], [1, 1, 3, 1], [3, 1, 1, 2], [1, 2, 4, 1], [1, 1, 1, 3]]
+    loop, _ = make_loop(package, schedule=package.EqualComputeControl(visits), **options)
+    for _ in visits:
         yield run(loop, 1)
         yield loop.visit_counts
     yield weights_of(loop)
 
 
+def budgeted(package, **options):
+    """Epochs of a fixed length that end in mid-epoch of the data, a budget, and a floor."""
+    schedule = package.BatchAttentionSchedule(0.8, budget=0.5, floor=0.3, epoch_length=6)
+    loop, _ = make_loop(package, schedule=schedule, **options)
+    for _ in range(10):
+        yield run(loop, 1)
+        yield loop.visit_counts
+    yield schedule.threshold
+    yield weights_of(loop)
+
+
+class Asking(nn.Module):
+    """Reads a value on the host in batches of more than ``most`` samples, and fewer than ``least``."""
+
+    least, most = 0, SAMPLES
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = nn.Linear(FEATURES, CLASSES)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, inputs):
+        outputs = self.linear(self.dropout(inputs))
+        is_asking = not self.least <= len(inputs) <= self.most
+        return outputs * 2 if is_asking and outputs.sum().item() > 1e9 else outputs
+
+
+def mended(package, **options):
+    """Captures that fail, and work once what was wrong is mended: at first, of the shorter batch, after a new rate."""
+    loop, optimizer = make_loop(package, model=Asking(), prepare=shift, **options)
+    breaks, failed = {0: {"most": 0}, 3: {"least": BATCH_SIZE}, 6: {"most": 0}}, 0
+    for epoch in range(9):
+        vars(loop.model).update(breaks.get(epoch, {}))
+        if epoch == 6:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        try:
+            yield run(loop, 1)
+        except RuntimeError as error:
+            assert "cannot be captured" in str(error)  # noqa: PT017
+            failed += 1
+            loop.model.least, loop.model.most = 0, SAMPLES
+            yield run(loop, 1)
+    assert failed == (0 if options else 3)
+    yield weights_of(loop)
+
+
 def by_turns(package, **options):
-    """Two loops that take turns, one with a ring."""
-    loops = [
-        make_loop(package, 1, augmented="afresh", **options),
-        make_loop(package, 2, staged=True, **options),
-    ]
-    yield [[without_reads(summary) for summary in each] for each in package.run_interleaved(loops, 4)]
+    """Two loops that take turns, as in the guide."""
+    loops = [make_loop(package, 1, prepare=shift, **options)[0], make_loop(package, 2, **options)[0]]
+    summaries = {loop: [] for loop in loops}
+    while running := [loop for loop in loops if len(summaries[loop]) < 5]:
+        for loop in [loop for loop in running if loop.enqueue(2) < 2]:
+            if (summary := loop.synchronize()) is not None:
+                summaries[loop].append(without_reads(summary))
+    yield list(summaries.values())
     yield from map(weights_of, loops)
 
 
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
-        resident,
-        staged,
-        resident_by_position,
+        visited,
+        rate_as_a_tensor,
         resumed,
-        resumed_staged,
         begun_again,
         replaced,
-        dealt,
+        random,
+        budgeted,
+        mended,
         by_turns,
     )
 }

@@ -99,9 +99,10 @@ class Graph:
         self.work = []
         self.states = []
         self.draws = []
+        self.is_broken = False
 
-    def register_generator_state(self, generator):
-        self.states.append(generator.state)
+    def pool(self):
+        return self
 
     def replay(self):
         self.machine.refuse_in_capture("a replay")
@@ -145,7 +146,7 @@ class Capturing:
     def __exit__(self, kind, error, trace):
         self.machine.capturing = None
         self.machine.current = self.before
-        if kind is not None:
-            # The generators stay in capture, as CUDA's do.
+        if self.graph.is_broken:
             raise RuntimeError("the capture was invalidated")
-        self.graph.end()
+        if kind is None:  # otherwise the generators stay in capture, as CUDA's do
+            self.graph.end()

@@ -1,0 +1,185 @@
+"""When updates are captured, and what is said where they cannot be; on a stand-in for CUDA."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from batch_sampler_attn.device.loop import DeviceLoop
+from batch_sampler_attn.errors import DeviceLoopError, OptionError
+from tests.device.replay.copies import loaded
+from tests.device.replay.modes import switched_on
+from tests.device.replay.scenarios import Asking, are_same, make_loop, run, weights_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EAGER_UPDATES = 3
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Whether each captured update is one of full batches."""
+    made, capture = [], DeviceLoop._capture
+
+    def noting(loop, is_full):
+        made.append(is_full)
+        return capture(loop, is_full)
+
+    monkeypatch.setattr(DeviceLoop, "_capture", noting)
+    return made
+
+
+def test_the_first_updates_of_each_kind_are_eager(captures):
+    with switched_on():
+        loop, _ = make_loop(loaded())
+        loop.run_updates(EAGER_UPDATES)
+        assert captures == []
+        # There are three full batches in an epoch, and a shorter one.
+        run(loop, 1)
+        loop.run_updates(1)
+        assert captures == [True]
+        run(loop, 4)
+        assert captures == [True, False]
+
+
+def test_nothing_is_captured_for_an_eager_loop(captures):
+    with switched_on():
+        loop, _ = make_loop(loaded(), graph=False)
+        run(loop, 4)
+    assert captures == []
+
+
+def test_a_number_of_the_optimizer_takes_new_captures_and_a_tensor_does_not(captures):
+    with switched_on():
+        rate = torch.tensor(0.05, device="cuda")
+        loop, optimizer = make_loop(
+            loaded(), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, capturable=True)
+        )
+        for _ in range(6):
+            run(loop, 1)
+            rate.mul_(0.9)
+        assert captures == [True, False]
+        optimizer.param_groups[0]["betas"] = (0.9, 0.5)
+        run(loop, 6)
+        assert captures == [True, False] * 2
+
+
+def test_a_loaded_state_takes_new_captures_after_eager_updates(captures):
+    with switched_on():
+        loop, _ = make_loop(loaded())
+        run(loop, 5)
+        captures.clear()
+        loop.load_state_dict(loop.state_dict())
+        loop.run_updates(EAGER_UPDATES)
+        assert captures == []
+        run(loop, 2)
+        assert captures[0] is True
+
+
+def test_nothing_is_captured_again_where_nothing_has_changed(captures):
+    with switched_on():
+        loop, _ = make_loop(loaded())
+        for _ in range(8):
+            run(loop, 1)
+            loop.model.eval()
+            loop.state_dict()
+        assert captures == [True, False]
+
+
+def test_gradients_go_with_the_graphs_in_whose_memory_they_lie(captures):
+    with switched_on():
+        loop, optimizer = make_loop(loaded())
+        run(loop, 5)
+        optimizer.param_groups[0]["lr"] = 0.5
+        loop.enqueue(0)
+        assert all(parameter.grad is None for parameter in loop.model.parameters())
+
+
+def make_asking_loop(**options):
+    model = Asking()
+    model.most = 0
+    return make_loop(loaded(), model=model, **options)[0]
+
+
+def test_a_value_that_is_read_on_the_host_is_named_and_what_was_trained_stays():
+    with switched_on():
+        loop = make_asking_loop()
+        said = r"CUDA graph: operation not permitted when stream is capturing.*\.item\(\).*pass graph=False"
+        with pytest.raises(DeviceLoopError, match=said):
+            run(loop, 2)
+        before = weights_of(loop)
+        assert loop.synchronize() is None
+        assert loop.updates == loop.schedule.summary.visits + 4
+        assert are_same(weights_of(loop), before)
+
+
+def test_the_callers_random_numbers_are_as_if_no_capture_had_failed():
+    with switched_on() as machine:
+        loop = make_asking_loop()
+        expected = copy.copy(machine.default_generator.get_state())
+        with pytest.raises(DeviceLoopError):
+            run(loop, 2)
+        assert torch.equal(machine.default_generator.get_state(), expected)
+        torch.rand(2, device="cuda").cpu()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt()])
+def test_errors_that_say_themselves_what_is_wrong_come_through(error):
+    def loss_fn(outputs, targets):
+        if torch.cuda.is_current_stream_capturing():
+            raise error
+        return nn.functional.cross_entropy(outputs, targets)
+
+    with switched_on():
+        loop, _ = make_loop(loaded(), loss_fn=loss_fn)
+        with pytest.raises(type(error)) as raised:
+            run(loop, 2)
+        assert raised.value is error
+
+
+class Replacing(torch.optim.SGD):
+    """Puts a new tensor in the place of its own in every step."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["mean"] = state.get("mean", 0) * 0.9 + parameter.grad
+        return super().step(closure)
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps on the host."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [Replacing, Counting, torch.optim.Adagrad])
+def test_an_optimizer_with_a_state_on_the_host_is_refused(kind):
+    with switched_on():
+        loop, _ = make_loop(loaded(), optimizer=lambda parameters: kind(parameters, lr=0.1))
+        with pytest.raises(DeviceLoopError, match=f"each step of {kind.__name__} changes its state on the host"):
+            run(loop, 2)
+
+
+def test_an_optimizer_that_is_not_capturable_is_refused_at_construction_unless_updates_are_eager():
+    with switched_on():
+
+        def adam(parameters):
+            return torch.optim.Adam(parameters, lr=0.1, capturable=False)
+
+        with pytest.raises(OptionError, match=r"capturable=False; construct it with True, or pass graph=False"):
+            make_loop(loaded(), optimizer=adam)
+        make_loop(loaded(), optimizer=adam, graph=False)
+
+
+def test_a_loop_draws_what_the_device_would_have_drawn_and_leaves_the_callers_random_numbers_alone():
+    with switched_on() as machine:
+        loop, _ = make_loop(loaded())
+        before = machine.default_generator.get_state()
+        run(loop, 5)
+        assert torch.equal(machine.default_generator.get_state(), before)
