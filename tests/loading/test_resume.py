@@ -285,7 +285,7 @@ DAMAGES = [
     ("version", None, ["version None"]),
     ("options", {}, ["changed or damaged"]),
     ("schedule", None, ["changed or damaged"]),
-    ("position", 7, ["changed or damaged"]),
+    ("position", 6, ["changed or damaged"]),
     ("position", True, ["changed or damaged"]),
     ("is_exhausted", True, ["changed or damaged"]),
     ("last_base_batch", [0, 0], ["changed or damaged"]),
