@@ -147,10 +147,16 @@ class BaseBatches:
 
     # The generator -------------------------------------------------------------------------------------
 
-    def generator_state(self) -> str | None:
-        """The state, in hexadecimal, of the generator that orders are drawn from; None if there is none yet."""
-        generator = self._users_generator or self._own_generator
-        return None if generator is None else bytes(generator.get_state().tolist()).hex()
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The generator that orders are drawn from; None if there is none yet."""
+        return self._users_generator or self._own_generator
+
+    def generator_state(self, state: torch.Tensor | None = None) -> str | None:
+        """``state``, or that of the generator now, in hexadecimal; None if there is no generator yet."""
+        if state is None and self.generator is not None:
+            state = self.generator.get_state()
+        return None if state is None else bytes(state.tolist()).hex()
 
     def check_generator_state(self, name: str, state: Any) -> Any:
         """``state``, if ``set_generator_state`` can set it here; otherwise a StateError."""
@@ -171,7 +177,7 @@ class BaseBatches:
         if state is None:
             self._own_generator = None
             return
-        generator = self._users_generator or self._own_generator
+        generator = self.generator
         if generator is None:
             generator = self._own_generator = torch.Generator()
         # In place: an epoch in progress draws from this object.
