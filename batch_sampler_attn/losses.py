@@ -64,7 +64,7 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces the function before it runs. "
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces a function before it runs. "
             "Return the loss from it, and call decide outside: loss, state = update(state, batch); decide(loss)"
         ) from error
 
@@ -81,7 +81,7 @@ def _to_double(value: object) -> float:
 
 
 def as_floats(losses: object) -> list[float]:
-    """One loss for each sample, in a (batch,) array or tensor or a list, as doubles. Reading it waits for its device."""
+    """One loss for each sample, in a (batch,) array, tensor or list, as doubles. Reading it waits for its device."""
     shape = getattr(losses, "shape", None)
     tolist = getattr(losses, "tolist", None)
     if shape is None or len(shape) == 1:
@@ -92,6 +92,6 @@ def as_floats(losses: object) -> list[float]:
             return [as_float(value) for value in values]
     what = f"type {type(losses).__name__}" if shape is None else f"shape {tuple(shape)}"
     raise LossError(
-        f'got losses of {what}; they must be of shape (batch,), one for each sample. Compute them with reduction="none", '
-        "and reduce other dimensions, for example with losses.flatten(1).mean(1)"
+        f"got losses of {what}; they must be of shape (batch,), one for each sample. Compute them with "
+        'reduction="none", and reduce other dimensions, for example with losses.flatten(1).mean(1)'
     )

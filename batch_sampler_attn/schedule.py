@@ -185,7 +185,7 @@ class BatchAttentionSchedule:
                 an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss has three
                 digits; compute it in float32 for a finer decision. Leave it out after ``report``.
             samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
-                for none. Without, all ranks weigh the same, unless a ``BatchAttentionSampler`` knows how many there are.
+                for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to take the next one.

@@ -14,7 +14,7 @@ from batch_sampler_attn import (
     EqualComputeControl,
     SeededDataset,
 )
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import BatchAttentionError
 from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, most_repeated, read_visits, visit_counts
@@ -42,4 +42,4 @@ control = EqualComputeControl(visit_counts(recorder.visits))
 state = schedule.state_dict()
 schedule.load_state_dict(state)
 print(most_repeated(recorder.visits)[0].indices, read_visits, JsonLinesRecorder, SeededDataset, BatchAttentionError)
-print(DeviceLoop, ResidentData, control.threshold)
+print(DeviceLoop, control.threshold)
