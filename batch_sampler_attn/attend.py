@@ -5,7 +5,6 @@ No framework is imported. What counts its changes in an integer ``_version``, as
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import operator
 from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence
@@ -204,12 +203,14 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
         return [_fresh(item, versions) for item in value]
     if cls is dict:
         return {key: _fresh(item, versions) for key, item in value.items()}
-    if cls in _PLAIN:
-        return value
     if _is_tensor(cls):
         if versions is not None:
-            with contextlib.suppress(RuntimeError):  # made in inference mode, where changes are not counted
+            try:  # noqa: SIM105 - suppress() takes longer than all the rest
                 versions.append((value, value._version))
+            except RuntimeError:  # made in inference mode, where changes are not counted
+                pass
+        return value
+    if cls in _PLAIN:
         return value
     if issubclass(cls, tuple):
         items = [_fresh(item, versions) for item in value]

@@ -54,10 +54,12 @@ class Source(Protocol):
     """Says what goes out next. Each method replaces its state in one assignment, so that an interrupt cannot tear it.
 
     Attributes:
-        advice: For errors: how to leave a batch out, or train on fewer.
+        leave_out: For errors: how to leave a batch out.
+        fewer: For errors: how to train on fewer batches.
     """
 
-    advice: str
+    leave_out: str
+    fewer: str
 
     @property
     def out(self) -> tuple[Any, ...]:
@@ -122,18 +124,14 @@ class Feed:
         vars(self).update(state, lock=threading.RLock())
 
     @property
-    def is_open(self) -> bool:
-        """Whether a pass has begun, and neither ended nor been left."""
-        return self._pass is not None
+    def is_kept(self) -> bool:
+        """Whether a loop has stopped asking for batches, but keeps the iterator, which would go on."""
+        return self._pass is not None and self._pass.is_suspended
 
     @property
     def ticket(self) -> Any:
         """The ticket of the batch that the open pass has yielded last; None without one."""
         return None if self._pass is None else self._pass.ticket
-
-    def close(self) -> None:
-        """Make the open pass stale."""
-        self._pass = None
 
     def loaded(self) -> None:
         """The sampler's state is about to be replaced by a loaded one."""
@@ -188,7 +186,9 @@ class Feed:
                         self.is_inside_loader = False
                     self._check_arrival(current)
                 ticket = current.ticket = source.offer()
+                current.is_suspended = True
                 yield batch
+                current.is_suspended = False
                 if self._pass is not current:
                     raise ProtocolError(
                         "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state "
@@ -196,6 +196,7 @@ class Feed:
                     )
                 source.collect(ticket)
         finally:
+            current.is_suspended = False
             if self._pass is current:
                 self.is_inside_loader = False  # an interrupt may have come before it was reset
                 self._pass = None
@@ -239,8 +240,9 @@ class Feed:
             raise ProtocolError(
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
                 "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
-                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (use persistent_workers=True)"
-                ". Ask a StatefulDataLoader for loader.state_dict() only once attend() has begun"
+                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (persistent_workers=True does "
+                "not). Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer batches, "
+                f"{self._source.fewer}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
@@ -249,7 +251,8 @@ class Feed:
             raise ProtocolError(
                 f"{dropped} of the {self._sampler} did not come out of {current.loader}: something between the "
                 "DataLoader and attend() drops batches, so that losses would be attributed to the wrong ones. Let "
-                f"every batch through; {self._source.advice}. What reads ahead must read as far ahead at first as later"
+                f"every batch through; to leave one out, {self._source.leave_out}. What reads ahead must read as far "
+                "ahead at first as later"
             )
 
     def _is_over(self, current: _Pass) -> bool:
@@ -258,8 +261,9 @@ class Feed:
         if in_flight := len(self._source.out):
             raise ProtocolError(
                 f"{current.loader} ended with {plural(in_flight, 'batch', 'batches')} taken from the {self._sampler} "
-                "and not yielded. Something between the DataLoader and attend() drops batches, or yields a fixed "
-                f"number of batches, in which repeats are not counted. Let every batch through; {self._source.advice}"
+                "and not yielded. Something between the DataLoader and attend() drops batches (to leave one out, "
+                f"{self._source.leave_out}) or yields a fixed number of batches, repeats included (to train on fewer, "
+                f"{self._source.fewer}). Let every batch through"
             )
         missing = self._source.missing(was_refused=current.was_refused)
         if not missing:
@@ -271,8 +275,8 @@ class Feed:
             )
         if not self._source.continues(has_length=current.has_length):
             raise ProtocolError(
-                f"{current.loader} ended with {missing} still to come. Let it iterate over the whole DataLoader; "
-                f"{self._source.advice}"
+                f"{current.loader} ended with {missing} still to come. Let it iterate over the whole DataLoader; to "
+                f"train on fewer batches, {self._source.fewer}"
             )
         return False
 
@@ -285,7 +289,7 @@ class _Pass:
         self.ticket: Any = None
         self.thread = self.asking_thread = threading.get_ident()
         self.asking: object = None
-        self.was_refused = self.was_used_elsewhere = False
+        self.was_refused = self.was_used_elsewhere = self.is_suspended = False
         self.has_length = length_of(loader) is not None
         # With persistent workers, a DataLoader is one iterator.
         self.is_one_iterator = getattr(loader, "persistent_workers", False) is True

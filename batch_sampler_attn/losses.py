@@ -123,4 +123,6 @@ def as_floats(losses: object) -> list[float]:
             f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape "
             '(batch,), one for each sample, computed with reduction="none"'
         )
+    if any(value is None for value in values):
+        raise LossError("got a loss that is masked, or None; report NaN for it, which leaves the sample as it was")
     return [as_float(value) for value in values]

@@ -16,7 +16,6 @@ the next::
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -105,20 +104,13 @@ class Driver(Protocol):
         """The flight as an epoch begins again."""
 
 
-class Phase(enum.Enum):
-    """What a pass waits for."""
-
-    BETWEEN_BATCHES = "the next batch"
-    AWAITING_LOSS = "the current batch's loss"
-    DECIDED = "collect(), after a decision"
-    SKIPPED = "collect(), after a skip"
-    LEFT = "nothing: its loop was left"
-    OVER = "nothing: it ended, or its epoch was abandoned"
-
-
-# Looked up in every visit.
-_BETWEEN_BATCHES, _AWAITING_LOSS = Phase.BETWEEN_BATCHES, Phase.AWAITING_LOSS
-_DECIDED, _SKIPPED, _LEFT, _OVER = Phase.DECIDED, Phase.SKIPPED, Phase.LEFT, Phase.OVER
+# What a pass waits for.
+BETWEEN_BATCHES = "the next batch"
+AWAITING_LOSS = "the current batch's loss"
+DECIDED = "collect(), after a decision"
+SKIPPED = "collect(), after a skip"
+LEFT = "nothing: its loop was left"
+OVER = "nothing: it ended, or its epoch was abandoned"
 
 _GIVE_REMAINING = (
     "Give attend() the remaining batches: schedule.attend(itertools.islice(loader, schedule.batch_index, None))"
@@ -193,13 +185,13 @@ class Passes:
     @property
     def active(self) -> Pass | None:
         """The pass that was opened last, if it has not ended; None in a hand-written loop."""
-        return None if self._pass is None or self._pass.phase is _OVER else self._pass
+        return None if self._pass is None or self._pass.phase == OVER else self._pass
 
     @property
     def current(self) -> Pass | None:
         """The active pass, if its loop was not left."""
         current = self._pass
-        return None if current is None or current.phase in (_LEFT, _OVER) else current
+        return None if current is None or current.phase in (LEFT, OVER) else current
 
     def set_driver(self, driver: Driver) -> None:
         """Have ``driver`` hand out the batches."""
@@ -212,7 +204,9 @@ class Passes:
 
     def decide(self, loss: object, samples: object) -> Decision:
         """``BatchAttentionSchedule.decide``."""
-        current = self._pass_awaiting("decide")
+        current = self._pass
+        if current is None or current.phase != AWAITING_LOSS:
+            current = self._pass_awaiting("decide")
         if loss is REPORTED or samples is not None or not self._decides_alone:
             loss = self._agreed_loss(loss, samples)
         value = loss if type(loss) is float else as_float(loss)
@@ -228,7 +222,7 @@ class Passes:
                 flight = driver.settled(self.run.flight, decision, state.visits + 1)
                 self.run = _run_of((after, last_summary, length, flight))
         if current is not None:
-            current.phase, current.decision = _DECIDED, decision
+            current.phase, current.decision = DECIDED, decision
         is_noted = after.nonfinite_losses > state.nonfinite_losses or after.batches in self._noted_batches
         if self.recorders or is_noted:
             self._note_visit(current, state, value, decision)
@@ -267,7 +261,7 @@ class Passes:
             flight = None if self.driver is None else self.driver.settled(self.run.flight, None, state.visits)
             self.run = self.run._replace(state=rule.skip(state), flight=flight)
         if current is not None:
-            current.phase, current.decision = _SKIPPED, ADVANCE
+            current.phase, current.decision = SKIPPED, ADVANCE
         if self.state.batches == self.options.epoch_length:
             self.end_epoch()
 
@@ -284,11 +278,11 @@ class Passes:
     def _pass_awaiting(self, caller: str) -> Pass | None:
         """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop."""
         current = self._pass
-        if current is not None and current.phase is _AWAITING_LOSS:
+        if current is not None and current.phase == AWAITING_LOSS:
             return current
-        if current is not None and current.phase is _LEFT:
+        if current is not None and current.phase == LEFT:
             self.abandon(was_left=True)
-        elif current is not None and current.phase is not _OVER:
+        elif current is not None and current.phase != OVER:
             raise current.out_of_turn(caller)
         if self.driver is not None:
             raise ProtocolError(
@@ -546,7 +540,7 @@ class Passes:
     def _retire_pass(self) -> None:
         self._reported = None
         if self._pass is not None:
-            self._pass.phase = _OVER
+            self._pass.phase = OVER
             self._pass = None
 
 
@@ -564,7 +558,7 @@ class Pass:
     """
 
     def __init__(self, passes: Passes, *, announces: bool = False) -> None:
-        self.phase = _BETWEEN_BATCHES
+        self.phase = BETWEEN_BATCHES
         self.position = passes.state.position
         self.indices: Sequence[int] | None = None
         self.is_first_visit = True
@@ -593,22 +587,22 @@ class Pass:
             visits: The visits it has had, where batches do not come in order.
             indices: Its dataset indices, if they are known.
         """
-        if self.phase is not _BETWEEN_BATCHES:
+        if self.phase != BETWEEN_BATCHES:
             self._check_is_open()
         state = self._passes.run.state
         if visits is not None and visits != state.visits:
             state = state._replace(visits=visits)
             self._passes.replace_state(state)
-        self.position = state.position if position is None else position
+        self.position = state.batches + state.skipped_batches if position is None else position
         self.is_first_visit = not state.visits
         self.indices = indices
         if self._announces and not state.visits:
             self._passes.ranks.notify(MessageKind.BATCH, state.epoch, self.position, 1)
-        self.phase = _AWAITING_LOSS
+        self.phase = AWAITING_LOSS
 
     def collect(self) -> Decision:
         """The decision on the batch that was yielded; ADVANCE, if it was skipped."""
-        if self.phase is not _DECIDED and self.phase is not _SKIPPED:
+        if self.phase != DECIDED and self.phase != SKIPPED:
             self._check_is_open()
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
@@ -618,7 +612,7 @@ class Pass:
                 "iterate over the loader that attend() was given. If something between attend() and your loop reads "
                 "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
             )
-        self.phase = _BETWEEN_BATCHES
+        self.phase = BETWEEN_BATCHES
         return self.decision
 
     def take_over(self, state: State) -> None:
@@ -633,17 +627,17 @@ class Pass:
             finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
             host_reads: For the epoch's summary.
         """
-        if self.phase in (_LEFT, _OVER):
+        if self.phase in (LEFT, OVER):
             return
-        self.phase = _OVER if finished else _LEFT
+        self.phase = OVER if finished else LEFT
         if finished:
             self._passes.close_epoch(host_reads)
 
     def out_of_turn(self, caller: str) -> ProtocolError:
         """What to raise where a loss, or a skip, is for no batch."""
-        if self.phase is _SKIPPED:
+        if self.phase == SKIPPED:
             return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
-        if self.phase is _BETWEEN_BATCHES:
+        if self.phase == BETWEEN_BATCHES:
             return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
         if caller == "skip":
             return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
@@ -653,7 +647,7 @@ class Pass:
         )
 
     def _check_is_open(self) -> None:
-        if self.phase in (_LEFT, _OVER):
+        if self.phase in (LEFT, OVER):
             raise ProtocolError(_STALE)
 
 

@@ -47,8 +47,8 @@ class BaseBatches:
         is_iterable = hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
         if not is_iterable or isinstance(sampler, (data.Dataset, data.DataLoader, Iterator)):
             raise OptionError(
-                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices with "
-                "a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
+                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices "
+                "with a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
             )
         if (drop_last and batch_size is None) or (batch_size is not None and isinstance(sampler, data.BatchSampler)):
             raise OptionError(

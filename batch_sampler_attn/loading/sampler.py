@@ -21,9 +21,6 @@ from batch_sampler_attn.ranks import Shard, process_group_size, unpack_shard
 from batch_sampler_attn.rule import REPEAT, Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
-_KEYS = {"options", "schedule", "generator", "epoch_generator", "position", "is_exhausted", "last_base_batch"}
-_KEYS |= {"flight", "pending", "begun", "shard"}
-
 
 class BatchAttentionSampler(Sampler[list[int]]):
     """A batch sampler whose repeats fetch the same indices again, so that random augmentation is drawn again.
@@ -93,7 +90,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
             raise OptionError(f"schedule is {short_repr(schedule)}; pass a BatchAttentionSchedule(k=...)")
         self.repeats = one_of("repeats", repeats, ("immediate", "deferred"))
         self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch, rank, world_size)
-        self._batches = _BatchSource(self, self._base, schedule, is_immediate=repeats == "immediate")
+        self._batches = _BatchSource(self, self._base, schedule, is_in_order=repeats == "immediate")
         passes_of(schedule).set_driver(self._batches)
         self.schedule = schedule
 
@@ -136,8 +133,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state and its schedule's, as plain JSON types.
 
-        It may be taken at any time; a batch whose loss was not reported is visited again after the resume. That holds
-        after an interrupt (Ctrl-C) too. Torch's global generator is yours to save; where a wrapper of the DataLoader is
+        It may be taken at any time, also after an interrupt (Ctrl-C); a batch whose loss was not reported is visited
+        again after the resume. Torch's global generator is yours to save; where a wrapper of the DataLoader is
         attended, resuming draws one number more from it, a seed for the loader's workers.
         """
         if self._batches.feed.is_inside_loader:
@@ -153,26 +150,18 @@ class BatchAttentionSampler(Sampler[list[int]]):
         """
         if self._batches.feed.is_loaders_state():
             return
-        fields = checkpoint.unseal("the sampler's state", state_dict, _KEYS)
+        keys = {"options", "schedule", "generator", *EpochFlight._fields} - {"is_resumed"}
+        fields = checkpoint.unseal("the sampler's state", state_dict, keys)
         checkpoint.check_options(self._options(), fields["options"])
         self._batches.load(fields)
 
     def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "drop_last": self.drop_last,
-            "repeats": self.repeats,
-            "batches_per_epoch": self._base.most_batches,
-        }
+        names = ("batch_size", "drop_last", "repeats")
+        return {**{name: getattr(self, name) for name in names}, "batches_per_epoch": self._base.most_batches}
 
 
 class VisitIndices(list[Any]):
-    """A batch's dataset indices, on their way to the dataset that is to fetch them.
-
-    Attributes:
-        visit: Which visit they are for: the epoch and the batches before the pass, the batch's position, and the visits
-            that it has had. ``SeededDataset`` draws by it.
-    """
+    """A batch's dataset indices, with the ``visit`` that they are for, by which ``SeededDataset`` draws."""
 
     __slots__ = ("visit",)
 
@@ -198,7 +187,7 @@ class EpochFlight(NamedTuple):
 
     Attributes:
         position: Base batches handed out so far.
-        in_flight: Handed out, and their losses have not arrived.
+        flight: Handed out, and their losses have not arrived.
         pending: To be repeated.
         epoch_generator: State of the generator that the epoch's order is drawn from; None if there is no generator.
         last_base_batch: The one handed out last; None at position 0.
@@ -209,7 +198,7 @@ class EpochFlight(NamedTuple):
     """
 
     position: int = 0
-    in_flight: InFlight = InFlight()
+    flight: InFlight = InFlight()
     pending: tuple[Ticket, ...] = ()
     epoch_generator: str | None = None
     last_base_batch: list[Any] | None = None
@@ -220,25 +209,15 @@ class EpochFlight(NamedTuple):
 
 
 class _BatchSource(Source):
-    """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``.
+    """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``; ``is_in_order`` fetches repeats at once."""
 
-    Args:
-        sampler: The one that loaders are built on.
-        base: Its base batches.
-        schedule: Its schedule.
-        is_immediate: Whether a repeat is fetched at once, rather than handed out to the loader again.
-
-    Attributes:
-        is_in_order: Whether a batch is finished before the next one begins.
-        feed: Goes between the loader and the loop.
-    """
-
-    advice = "call schedule.skip() for a batch not to train on; batches_per_epoch=n trains on fewer"
+    leave_out = "call schedule.skip() in the loop"
+    fewer = "use BatchAttentionSampler(..., batches_per_epoch=n)"
 
     def __init__(
-        self, sampler: object, base: BaseBatches, schedule: BatchAttentionSchedule, *, is_immediate: bool
+        self, sampler: object, base: BaseBatches, schedule: BatchAttentionSchedule, *, is_in_order: bool
     ) -> None:
-        self.is_in_order = is_immediate
+        self.is_in_order = is_in_order
         self.feed = Feed(self, sampler)
         self._sampler = sampler
         self._base = base
@@ -292,79 +271,69 @@ class _BatchSource(Source):
         return self._epoch(loader)
 
     def settled(self, flight: EpochFlight, decision: Decision | None, visits: int) -> EpochFlight:
-        ticket = self._current_ticket(flight)
-        if self.is_in_order and flight.pending:
-            flight = flight._replace(pending=flight.pending[1:])
+        ticket, pending, in_flight = self._current(flight), flight.pending, flight.flight
+        if self.is_in_order and pending:
+            pending = pending[1:]
         else:
-            flight = flight._replace(in_flight=flight.in_flight.landed())
+            in_flight = in_flight.landed()
         if decision is REPEAT:
-            flight = flight._replace(pending=(*flight.pending, ticket._replace(visits=visits)))
-        return flight
+            pending = (*pending, ticket._replace(visits=visits))
+        return flight._replace(pending=pending, flight=in_flight)
 
     def restarted(self) -> EpochFlight:
         return EpochFlight(shard=self._base.rank_shard)
 
-    def _current_ticket(self, flight: EpochFlight) -> Ticket:
-        if self.is_in_order and flight.pending:
-            return flight.pending[0]
-        return flight.in_flight.out[0]  # type: ignore[no-any-return]
+    def _current(self, flight: EpochFlight) -> Ticket:
+        return flight.pending[0] if self.is_in_order and flight.pending else flight.flight.out[0]
 
     def _epoch(self, loader: Any) -> Iterator[Any]:
-        with self._passes.open(length_of(loader), self._base.common_to_ranks()) as self._pass:
-            self._begin(loader)
+        length, whole = length_of(loader), self._base.length
+        with self._passes.open(length, self._base.common_to_ranks()) as self._pass:
+            flight, state = self._flight, self._passes.state
+            self._starts_resumed = flight.is_resumed
+            flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
+            if flight.position:
+                flight = self._redrawn(flight)
+            else:
+                flight = flight._replace(begun=(state.epoch, state.position))
+            self.closed()
+            # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
+            self._limit = length if length is not None and whole is not None and length < whole else None
+            self._replace(flight)
             yield from self.feed.batches(loader)
             self._replace(self.restarted())
-
-    def _begin(self, loader: Any) -> None:
-        flight, state = self._flight, self._passes.state
-        self._starts_resumed = flight.is_resumed
-        flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
-        if flight.position:
-            flight = self._redrawn(flight)
-        else:
-            flight = flight._replace(begun=(state.epoch, state.position))
-        self._drop_fetchers()
-        length, whole = length_of(loader), self._base.length
-        # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
-        self._limit = length if length is not None and whole is not None and length < whole else None
-        self._replace(flight)
 
     # What the feed asks for ------------------------------------------------------------------------------
 
     @property
     def out(self) -> tuple[Ticket, ...]:
-        return self._flight.in_flight.out
+        return self._flight.flight.out
 
     def hand_out(self) -> list[Any] | None:
-        flight = self._flight
-        if flight.in_flight.resend:
-            ticket = flight.in_flight.resend[0]
-            flight = flight._replace(in_flight=flight.in_flight.resent())
+        flight, in_flight = self._flight, self._flight.flight
+        if in_flight.resend:
+            ticket = in_flight.resend[0]
+            flight = flight._replace(flight=in_flight.resent())
         elif flight.pending and not self.is_in_order:
             ticket = flight.pending[0]
-            flight = flight._replace(pending=flight.pending[1:], in_flight=flight.in_flight.sent(ticket))
+            flight = flight._replace(pending=flight.pending[1:], flight=in_flight.sent(ticket))
         else:
             flight, batch = self._next_base_batch(flight)
             if batch is None:
                 self._replace(flight)
                 return None
             ticket = Ticket(flight.position, 0, batch)
-            flight = flight._replace(
-                position=flight.position + 1, last_base_batch=batch, in_flight=flight.in_flight.sent(ticket)
-            )
+            flight = flight._replace(position=flight.position + 1, last_base_batch=batch, flight=in_flight.sent(ticket))
         self._replace(flight)
         return ticket.to_fetch(flight.begun)
 
     def recall(self) -> None:
-        self._replace(self._flight._replace(in_flight=self._flight.in_flight.recalled()))
+        self._replace(self._flight._replace(flight=self._flight.flight.recalled()))
 
     def start(self, loader: Any) -> Iterator[Any]:
-        """``iter(loader)``; on a resume, with as many draws from its generator as the run had made at this point.
-
-        A DataLoader draws a seed for its workers whenever it makes an iterator: here too, where the saved run was in
-        the middle of one. From then on, whatever shares the generator (it may be torch's global one) would draw other
-        numbers. Of a wrapper it is not known when it makes the iterator.
-        """
+        # A DataLoader draws a seed for its workers whenever it makes an iterator: on a resume too, where the saved run
+        # was in the middle of one. From then on, whatever shares its generator (it may be torch's global one) would draw
+        # other numbers. Of a wrapper it is not known when it makes the iterator.
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)
@@ -372,7 +341,7 @@ class _BatchSource(Source):
         throwaway = torch.Generator()
         throwaway.set_state((generator or torch.default_generator).get_state())
         is_draining = not self.is_in_order and flight.is_exhausted and flight.pending
-        starts_loader = not flight.position or (is_draining and not flight.in_flight.resend)
+        starts_loader = not flight.position or (is_draining and not flight.flight.resend)
         # Persistent workers keep the seed that they were started with.
         is_first_start = not flight.position and not self._passes.state.epoch
         if is_first_start or (starts_loader and not loader.persistent_workers):
@@ -384,18 +353,15 @@ class _BatchSource(Source):
             loader.generator = generator
 
     def fetch(self, loader: Any) -> Any:
-        """An immediate repeat, from a fetcher that is kept as long as the loader's own workers are."""
         flight = self._flight
         if not self.is_in_order or not flight.pending:
             return NOTHING
-        fetcher = self._fetchers.get(loader)
-        if fetcher is None:
-            fetcher = OnDemandFetcher(loader, (self._passes.state.epoch, flight.position))
-            self._fetchers[loader] = fetcher
-        return fetcher.fetch(flight.pending[0].to_fetch(flight.begun))
+        if loader not in self._fetchers:
+            self._fetchers[loader] = OnDemandFetcher(loader, (self._passes.state.epoch, flight.position))
+        return self._fetchers[loader].fetch(flight.pending[0].to_fetch(flight.begun))
 
     def offer(self) -> Ticket:
-        ticket = self._current_ticket(self._flight)
+        ticket = self._current(self._flight)
         assert self._pass is not None
         self._pass.offer(ticket.position, visits=ticket.visits, indices=ticket.indices)
         return ticket
@@ -416,9 +382,6 @@ class _BatchSource(Source):
         return has_length or bool(self._flight.pending)
 
     def closed(self) -> None:
-        self._drop_fetchers()
-
-    def _drop_fetchers(self) -> None:
         for loader, fetcher in [*self._fetchers.items()]:
             if not fetcher.outlives_epoch:
                 del self._fetchers[loader]
@@ -426,7 +389,7 @@ class _BatchSource(Source):
     # The base order --------------------------------------------------------------------------------------
 
     def _next_base_batch(self, flight: EpochFlight) -> tuple[EpochFlight, list[Any] | None]:
-        """The next base batch, and the flight as the order was drawn so far; None if there is none."""
+        """The next base batch, or None, and the flight as it is once the order was drawn so far."""
         if flight.is_exhausted or flight.position == self._limit:
             return flight, None
         if flight.position:
@@ -447,84 +410,62 @@ class _BatchSource(Source):
         return flight, batch
 
     def _redrawn(self, flight: EpochFlight) -> EpochFlight:
-        """The flight, once the epoch's order is drawn up to its position, if it is not already.
-
-        Raises:
-            StateError: If it is another order.
-        """
+        """The flight, once the epoch's order is drawn up to its position. Raises StateError if it is another order."""
         if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
             return flight
-        tickets, last = (*flight.in_flight.recalled().resend, *flight.pending), flight.position - 1
-        known = {**{ticket.position: ticket.indices for ticket in tickets}, last: flight.last_base_batch}
-        is_other_ranks = flight.shard != self._base.rank_shard
-        if is_other_ranks:
-            known = dict.fromkeys(known)
-        batches = self._base.resumed(
-            flight.epoch_generator, flight.position, known, is_exhausted=flight.is_exhausted
-        )
-        if is_other_ranks:
+        shard, last, rows = self._base.rank_shard, flight.position - 1, (*flight.flight, flight.pending)
+        known = {ticket.position: ticket.indices for row in rows for ticket in row}
+        known = {**known, last: flight.last_base_batch}
+        if flight.shard != shard:
             # This rank's batches are on their way where the other's were.
-            resend = tuple(ticket._replace(indices=known[ticket.position]) for ticket in flight.in_flight.resend)
-            pending = tuple(ticket._replace(indices=known[ticket.position]) for ticket in flight.pending)
-            in_flight = flight.in_flight._replace(resend=resend)
-            flight = flight._replace(in_flight=in_flight, pending=pending, shard=self._base.rank_shard)
-        flight = flight._replace(last_base_batch=known[last])
-        self._drawn = batches, flight.last_base_batch
-        return flight
+            known = dict.fromkeys(known)
+        batches = self._base.resumed(flight.epoch_generator, flight.position, known, is_exhausted=flight.is_exhausted)
+        out, resend, pending = (
+            tuple(ticket._replace(indices=known[ticket.position]) for ticket in row) for row in rows
+        )
+        self._drawn = batches, known[last]
+        return flight._replace(flight=InFlight(out, resend), pending=pending, last_base_batch=known[last], shard=shard)
 
     # Saving and loading ----------------------------------------------------------------------------------
 
     def pack(self) -> dict[str, Any]:
         """The epoch and the schedule as JSON types."""
         with self.lock:
-            schedule, flight = self._passes.pack(), self._flight
-            generator = self._base.generator_state()
+            schedule, generator, flight = self._passes.pack(), self._base.generator_state(), self._flight
         last = flight.last_base_batch
-        return {
-            "schedule": schedule,
-            "generator": generator,
-            "epoch_generator": flight.epoch_generator,
-            "position": flight.position,
-            "is_exhausted": flight.is_exhausted,
-            "last_base_batch": None if last is None else checkpoint.plain_indices(last),
-            "flight": _pack_tickets(flight.in_flight.recalled().resend),
-            "pending": _pack_tickets(flight.pending),
-            "begun": [*flight.begun],
-            "shard": [*flight.shard],
-        }
+        packed = flight._replace(
+            flight=_pack_tickets(flight.flight.recalled().resend),
+            pending=_pack_tickets(flight.pending),
+            last_base_batch=None if last is None else checkpoint.plain_indices(last),
+            begun=[*flight.begun],
+            shard=[*flight.shard],
+        )._asdict()
+        del packed["is_resumed"]
+        return {"schedule": schedule, "generator": generator, **packed}
 
     def load(self, fields: dict[str, Any]) -> None:
-        """Resume from what ``pack`` packed.
-
-        Raises:
-            StateError: If it does not fit. Nothing is assigned then.
-        """
+        """Resume from what ``pack`` packed. Raises StateError if it does not fit; nothing is assigned then."""
         base, position = self._base, fields["position"]
         run = self._passes.unpack(fields["schedule"])
-        flight = EpochFlight(
+        flight = EpochFlight(is_resumed=True)._replace(
             position=position,
-            in_flight=InFlight((), _unpack_tickets(fields["flight"])),
-            pending=_unpack_tickets(fields["pending"]),
+            flight=InFlight((), tuple(Ticket(*ticket) for ticket in fields["flight"])),
+            pending=tuple(Ticket(*ticket) for ticket in fields["pending"]),
             epoch_generator=base.check_generator_state("epoch_generator", fields["epoch_generator"]),
             last_base_batch=fields["last_base_batch"],
             is_exhausted=fields["is_exhausted"],
             begun=tuple(fields["begun"]),
             shard=unpack_shard(fields["shard"], base.rank_shard, is_in_epoch=position > 0),
-            is_resumed=True,
         )
         generator = base.check_generator_state("generator", fields["generator"])
         if position and not base.is_set_by_epoch:
             # Here, rather than as the loop begins: the order tells whether the data is the same.
             flight = self._redrawn(flight)
-        begins = not position and flight.epoch_generator is not None
-        base.set_generator_state(flight.epoch_generator if begins else generator)
+        is_interrupted = not position and flight.epoch_generator is not None
+        base.set_generator_state(flight.epoch_generator if is_interrupted else generator)
         self.feed.loaded()
         self._passes.assign(run._replace(flight=flight))
 
 
-def _pack_tickets(tickets: Iterable[Ticket]) -> list[list[Any]]:
+def _pack_tickets(tickets: Iterable[Ticket]) -> list[Any]:
     return [[ticket.position, ticket.visits, checkpoint.plain_indices(ticket.indices)] for ticket in tickets]
-
-
-def _unpack_tickets(packed: list[list[Any]]) -> tuple[Ticket, ...]:
-    return tuple(Ticket(*ticket) for ticket in packed)

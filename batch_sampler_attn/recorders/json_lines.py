@@ -171,9 +171,10 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
             except (ValueError, KeyError, TypeError):
                 is_readable = False
             if not is_readable and text.endswith(b"\n"):
+                start = text[:80].decode(errors="replace")
                 raise RecordError(
-                    f"{path}, line {number}: {text[:80].decode(errors='replace').strip()!r} is not a recorded visit, or "
-                    "resumes a run whose visits are not above. Give each run a file of its own"
+                    f"{path}, line {number}: {start!r} is not a recorded visit, or resumes a run whose visits are not "
+                    "above. Give each run a file of its own"
                 )
     return timeline.visits
 

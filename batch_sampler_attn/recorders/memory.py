@@ -12,9 +12,11 @@ from batch_sampler_attn.summary import EpochSummary, html_table
 
 
 class MemoryRecorder(Recorder):
-    """Keeps a ``VisitRecord`` of each visit in ``visits``, and the ``EpochSummary`` of each epoch in ``summaries``.
+    """Keeps what happens in two lists. When an older state is loaded, both lose what came after it.
 
-    When an older state is loaded, both lists lose what came after it.
+    Attributes:
+        visits: A ``VisitRecord`` of each visit.
+        summaries: The ``EpochSummary`` of each epoch.
     """
 
     def __init__(self) -> None:

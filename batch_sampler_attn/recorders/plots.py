@@ -51,7 +51,7 @@ def plot_run(
         A matplotlib figure: ``plot_run(recorder).savefig("run.png")``. A notebook shows it at the end of a cell.
 
     Raises:
-        RecordError: If there is no visit, if visits lack the indices for ``images``, or if the file is not a recorder's.
+        RecordError: If there is no visit, visits lack the indices for ``images``, or the file is not a recorder's.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):

@@ -283,7 +283,9 @@ class SampleAttention:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
         given, count = self._given_shard, self._ranks.count
         if count > 1 and (given is None or given.ranks not in (1, count)):
-            problem = "all of them would train on the same samples" if given is None else "no rank would see some samples"
+            problem = (
+                "all of them would train on the same samples" if given is None else "no rank would see some samples"
+            )
             raise ProtocolError(
                 f"{count} ranks train together, and {problem}: give rank= and world_size={count}, or world_size=1 for "
                 "ranks that have data of their own"
@@ -303,9 +305,8 @@ class SampleAttention:
         return self._epoch(loader)
 
     def _epoch(self, loader: Any) -> Iterator[Any]:
-        if self._feed.is_open:
-            # An iterator was kept, perhaps after its last batch.
-            self._feed.close()
+        if self._feed.is_kept:
+            # Perhaps after its last batch.
             self._source.closed()
         if self._source.is_full and self.epoch == self.options.epochs and not self._has_warned_of_end:
             self._has_warned_of_end = True

@@ -142,7 +142,8 @@ class SampleSource(Source):
         feed: Holds the lock under which it is replaced.
     """
 
-    advice = "report NaN for each sample of a batch not to train on, and give updates=n for epochs of n batches"
+    leave_out = "report NaN for each of its samples"
+    fewer = "use SampleAttention(..., updates=n)"
     feed: Feed
 
     def __init__(

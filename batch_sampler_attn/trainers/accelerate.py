@@ -25,22 +25,21 @@ def attend(
     decide on the mean of an ``AccumulatedLoss``, and step the learning-rate schedule on ADVANCE.
 
     ``accelerator.register_for_checkpointing(schedule)`` saves and loads the schedule. Each iteration begins at the
-    schedule's epoch and window, so a resumed run uses the same loop. The order of batches must follow from the epoch's
-    number, as with ``DataLoaderConfiguration(use_seedable_sampler=True)``. With ``epoch_length=``, epochs are not the
+    schedule's epoch and window, so a resumed run uses the same loop, if the order of batches follows from the epoch's
+    number (``DataLoaderConfiguration(use_seedable_sampler=True)``). With ``epoch_length=``, epochs are not the
     loader's, and each iteration begins at the loader's first batch.
 
     Args:
         schedule: Decides. On several ranks, it needs ``ranks=MeanOverRanks()``.
         accelerator: The ``Accelerator`` that prepared model, optimizer and loader.
-        loader: The loader as ``accelerator.prepare`` returned it. A resumed run may also give what
-            ``accelerator.skip_first_batches`` made of it, for the rest of the epoch.
+        loader: The loader as ``accelerator.prepare`` returned it, or as ``accelerator.skip_first_batches`` shortened it
+            for the rest of an epoch.
         size: Batches of one update; an epoch's last window may have fewer.
 
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
-        ProtocolError: If accelerate accumulates gradients, shards the model, or keeps the loader's position itself; if
-            ranks would decide apart; if the loader repeats batches itself. While iterating: if the loader skips other
-            batches than the saved run has trained on.
+        ProtocolError: If accelerate accumulates gradients, shards the model or keeps the loader's position; if ranks
+            would decide apart; if the loader repeats batches itself, or skips others than the saved run trained on.
     """
     size = positive_int("size", size, "the batches of one update")
     if hasattr(accelerator, "is_gradient_accumulation_boundary"):
@@ -73,7 +72,6 @@ class _Resumed(Iterable[Batch]):
         self._accelerator = accelerator
         self._loader = loader
         self._size = size
-        # Batches that skip_first_batches leaves out.
         self._skipped = max(getattr(part, "skip_batches", 0) for part in (loader, *_batch_samplers(loader)))
 
     def __iter__(self) -> Iterator[Batch]:

@@ -118,7 +118,7 @@ class BatchAttention:
             return self.model.fit(x, y, *args, callbacks=callbacks, **kwargs)
         finally:
             self._replay.end_epoch(finished=False)
-            self._step.remove()
+            self._step.installed.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what to save beside the model, as plain JSON types.
@@ -149,27 +149,20 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]
         self._restored: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        self._restored = self._restored_epoch
+        self._restored = getattr(self.model, "_initial_epoch", None)
         self._step.install()
-
-    @property
-    def _restored_epoch(self) -> int | None:
-        """The epoch that BackupAndRestore resumes with; it sets this as training begins, after our callback."""
-        epoch: int | None = getattr(self.model, "_initial_epoch", None)
-        return epoch
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         schedule, steps = self._replay.schedule, self.params["steps"]
-        if self._restored_epoch != self._restored:
-            self._restored = self._restored_epoch
-            if epoch != schedule.epoch:
+        if self._is_first:
+            self._is_first = False
+            # BackupAndRestore sets _initial_epoch as training begins, after our callback.
+            if getattr(self.model, "_initial_epoch", None) != self._restored and epoch != schedule.epoch:
                 raise ProtocolError(
                     f"BackupAndRestore put the model back to where epoch {epoch} begins, and the attention's state is "
                     f"of epoch {schedule.epoch}. Save attention.state_dict() as each epoch ends, and load it before "
                     "fit; or start again with an empty backup folder"
                 )
-        if self._is_first:
-            self._is_first = False
             warn_of_too_few_epochs(schedule, self.params["epochs"] - epoch, steps)
         self._step.begin_epoch(steps)
 
@@ -191,7 +184,7 @@ class _RepeatingStep:
         self._batches = 0
         self._steps: int | None = None
         self._train_step = model.train_step
-        self._installed = ExitStack()
+        self.installed = ExitStack()
         # The model's function, and the one compiled in its place: kept, since fit may be called for each epoch.
         self._compiled: tuple[Any, Any] = (None, None)
 
@@ -207,15 +200,11 @@ class _RepeatingStep:
             )
         plain, self._train_step = model.train_function, model.train_step
         stand_in = {"torch": self._on_torch, "jax": self._on_jax}[keras.config.backend()]
-        self._installed.enter_context(standing_in(model, train_step=self._telling_step, train_function=stand_in))
+        self.installed.enter_context(standing_in(model, train_step=self._telling_step, train_function=stand_in))
         if plain is not self._compiled[0]:
             model.make_train_function(force=True)
             self._compiled = (plain, model.train_function)
             vars(model)["train_function"] = stand_in
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        self._installed.close()
 
     def begin_epoch(self, steps: int | None) -> None:
         """Begin an epoch of so many batches; None if Keras does not know."""

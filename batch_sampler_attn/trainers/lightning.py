@@ -99,7 +99,7 @@ class BatchAttention(Callback):
         0.2
     """
 
-    state_key = _StateKey()  # type: ignore[assignment]
+    state_key = _StateKey()
 
     def __init__(
         self,
@@ -148,17 +148,14 @@ class BatchAttention(Callback):
     def on_exception(self, *_: Any) -> None:
         """Leave the trainer as it was; the epoch in progress sets no threshold."""
         self._replay.end_epoch(finished=False)
-        self._end_fit()
+        self.teardown()
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Leave the trainer as it was."""
-        self._end_fit()
-        self._loads_states = True
-
-    def _end_fit(self) -> None:
         if self._fit is not None:
-            self._fit.close()
+            self._fit.installed.close()
             self._fit = None
+        self._loads_states = True
 
     # Where windows and epochs end ------------------------------------------------------------------------
 
@@ -217,14 +214,10 @@ class _Fit:
         self._batch: int | None = None
         self._training_step = self._strategy.training_step
         self._optimizer_step = self._strategy.optimizer_step
-        self._installed = ExitStack()
-        self._installed.enter_context(
+        self.installed = ExitStack()
+        self.installed.enter_context(
             standing_in(self._strategy, training_step=self.training_step, optimizer_step=self.optimizer_step)
         )
-
-    def close(self) -> None:
-        """Leave the strategy as it was."""
-        self._installed.close()
 
     @property
     def is_at_last_batch(self) -> bool:
@@ -280,7 +273,7 @@ class _Fit:
         with ExitStack() as stack:
             # What is logged of a window is logged once, at its first visit.
             for holder in (self._module, *self._trainer.callbacks):
-                stack.enter_context(standing_in(holder, log=_log_nothing))
+                stack.enter_context(standing_in(holder, log=lambda *_, **__: None))
             for window in self._replay.repeats(is_last=self.is_at_last_batch):
                 *others, last = (
                     partial(self._train_again, args, optimizer, is_first=index == 0)
@@ -321,10 +314,6 @@ class _Fit:
             is_weighted = self._trainer.accumulate_grad_batches > 1 or self._trainer.world_size > 1
             self._replay.note(loss, self._samples(args[0]) if is_weighted else 1)
         return loss
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    pass
 
 
 def _check_module(trainer: Trainer, module: LightningModule) -> None:

@@ -64,7 +64,10 @@ class Replay:
         # False in an epoch whose beginning the schedule has not seen.
         self._is_whole = True
         self._has_looked_for_changes = False
-        self._drop_window()
+        self._is_in_window = False
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = AccumulatedLoss()
 
     @property
     def is_in_epoch(self) -> bool:
@@ -79,19 +82,16 @@ class Replay:
     def begin_epoch(self, windows: int | None = None, *, at: int | None = None) -> None:
         """Begin an epoch, or resume in the middle of one after a state was loaded.
 
-        A checkpoint may be written after an epoch's last window and before the trainer ends the epoch. A trainer that
-        resumes from it begins the next epoch, and this ends the epoch of the state first.
+        If the state is at an epoch's end, and the trainer begins an epoch, the epoch of the state is ended first: the
+        checkpoint was written after the last window and before the trainer ended the epoch.
 
         Args:
             windows: Windows of the whole epoch; None if the trainer does not know.
             at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
-                disagree, the schedule's epoch is abandoned. If the trainer is in the middle of an epoch then, that
-                epoch sets no threshold.
+                disagree, the schedule's epoch is abandoned, and the rest of the trainer's epoch sets no threshold.
 
         Raises:
-            ProtocolError: If decisions were made outside the trainer, or there are several ranks and the schedule has
-                no ``ranks=``.
-            RanksDivergedError: If another rank is at another window.
+            ProtocolError: If decisions were made outside the trainer, or ranks need the schedule's ``ranks=``.
         """
         self._drop_window()
         self._is_whole = True
@@ -107,12 +107,9 @@ class Replay:
         self._is_whole = at is None or at == self._passes.state.position
 
     def hold(self, batch: Any) -> None:
-        """Keep a batch of the current window before its first visit; begin the window, and the epoch, if needed.
+        """Keep a batch, as the step takes it, before its first visit; begin the window, and the epoch, if needed.
 
-        The batch is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
-
-        Args:
-            batch: The batch as the step takes it, on its device.
+        It is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
         """
         if not self.is_in_epoch:
             self.begin_epoch()
@@ -130,9 +127,6 @@ class Replay:
             loss: Mean loss of the batch, neither scaled nor divided by the number of batches; None for a batch that the
                 step did not train on.
             samples: Number of samples in that mean, or the sum of their weights.
-
-        Raises:
-            LossError: If the loss is not one real number.
         """
         if loss is not None:
             self._loss.add(loss, samples)
@@ -143,25 +137,17 @@ class Replay:
         For each list, train on all of its batches, ``note`` their losses, and make one update.
 
         Args:
-            is_last: True for the epoch's last window. The epoch then ends with the window, so that a checkpoint which
-                the trainer writes before its own end of the epoch belongs to the next epoch.
+            is_last: True for the epoch's last window, which ends the epoch. So a checkpoint that the trainer writes
+                before its own end of the epoch belongs to the next epoch.
 
         Raises:
             BatchChangedError: If a batch that is to be repeated was changed in place.
-            NonfiniteLossError, RanksDivergedError, RankTimeoutError, RankLostError: As ``schedule.decide``.
         """
         while self.decide(is_last=is_last) is Decision.REPEAT:
             yield [fresh_copy(batch) for batch in self._batches]
 
     def decide(self, *, is_last: bool = False) -> Decision:
-        """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped.
-
-        Args:
-            is_last: As in ``repeats``.
-
-        Raises:
-            ProtocolError: If there is no window.
-        """
+        """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped."""
         if not self.is_in_window:
             raise ProtocolError("decide() was called before hold() was given a batch of the window")
         current = self._current
@@ -184,11 +170,7 @@ class Replay:
         return decision
 
     def skip(self, *, is_last: bool = False) -> None:
-        """Drop the current window, for which the trainer made no update; without a window, do nothing.
-
-        Args:
-            is_last: As in ``repeats``.
-        """
+        """Drop the current window, if there is one: the trainer made no update for it."""
         if self.is_in_window:
             self._loss = AccumulatedLoss()
             self.decide(is_last=is_last)
@@ -222,9 +204,7 @@ class Replay:
 
     def _drop_window(self) -> None:
         self._is_in_window = False
-        self._batches: list[Any] = []
-        self._versions: Versions = []
-        self._loss = AccumulatedLoss()
+        self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
 
 
 @contextmanager

@@ -44,10 +44,8 @@ else:
 
 _STATE_NAME = "batch_attention.json"
 _PACKAGE = __name__.partition(".")[0]
-
 # Methods of the trainer that its documentation leaves out, and that another version may name otherwise.
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
-
 # Methods by which trainers of TRL make their batches inside the training step.
 _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
 
@@ -119,8 +117,6 @@ class BatchAttentionMixin(Trainer):
         self._at_first = self.schedule.state_dict()
         super().__init__(*args, **kwargs)
 
-    # The trainer's own names, which it calls ---------------------------------------------------------------
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and repeat batches. Arguments and result are the trainer's."""
         _check_trainer(self)
@@ -138,7 +134,8 @@ class BatchAttentionMixin(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the trainer does, with repeats and threshold beside a training loss."""
         if "loss" in logs:
-            logs = {**logs, "batch_attention/repeats": self._repeating.take_repeats()}
+            logs = {**logs, "batch_attention/repeats": self._repeating.repeats}
+            self._repeating.repeats = 0
             if self.schedule.threshold is not None:
                 logs["batch_attention/threshold"] = self.schedule.threshold
         super().log(logs, *args, **kwargs)
@@ -174,7 +171,7 @@ class _Repeating(TrainerCallback):
         self._replay = replay
         self._samples = samples
         self._is_repeating = False
-        self._repeats = 0
+        self.repeats = 0  # since the last log
         # Of the epoch: its windows, if their number is known, and how many of them are behind.
         self._windows: int | None = None
         self._behind = 0
@@ -204,13 +201,6 @@ class _Repeating(TrainerCallback):
             trainer.remove_callback(self)
             self._model = None
 
-    def take_repeats(self) -> int:
-        """Number of repeats since the last call."""
-        repeats, self._repeats = self._repeats, 0
-        return repeats
-
-    # In place of the trainer's methods ---------------------------------------------------------------------
-
     def get_train_dataloader(self) -> Any:
         """Refuse a loader that repeats by itself."""
         loader = self._trainers.get_train_dataloader()
@@ -236,8 +226,6 @@ class _Repeating(TrainerCallback):
             self._losses.append(loss.detach().clone() if isinstance(loss, torch.Tensor) else loss)
         return output
 
-    # The callback ------------------------------------------------------------------------------------------
-
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Check the optimizer and the length of training."""
         refuse_closures(self._trainer.optimizer)
@@ -247,7 +235,7 @@ class _Repeating(TrainerCallback):
         # The epoch of an attempt that failed: the trainer begins again with smaller batches.
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
-        self._repeats = 0
+        self.repeats = 0
         self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
     def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
@@ -268,7 +256,7 @@ class _Repeating(TrainerCallback):
         self._is_repeating = True
         try:
             for window in self._replay.repeats(is_last=self._behind == self._windows):
-                self._repeats += 1
+                self.repeats += 1
                 self._train_again(window)
         finally:
             self._is_repeating = False
@@ -284,8 +272,6 @@ class _Repeating(TrainerCallback):
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         """End an epoch of unknown length. One that ``max_steps`` cut short sets no threshold."""
         self._replay.end_epoch(finished=not self._trainer.control.should_training_stop)
-
-    # Visits ------------------------------------------------------------------------------------------------
 
     def _train_again(self, window: Iterable[Any]) -> None:
         """Make an update as the trainer does, without what it counts and logs."""
@@ -316,7 +302,8 @@ class _Repeating(TrainerCallback):
             # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
             receives_items = trainer.model_accepts_loss_kwargs and items is not None
             is_divided = receives_items or trainer.compute_loss_func is not None
-            if is_divided and isinstance(items, torch.Tensor) and not self._is_of_one_batch:
+            is_of_one_batch = trainer.args.world_size == trainer.args.gradient_accumulation_steps == 1
+            if is_divided and isinstance(items, torch.Tensor) and not is_of_one_batch:
                 asked = items.detach().to(torch.float32).requires_grad_()
         # Weights come first: the step may take the batch apart.
         weight = self._weight_of(inputs, items, is_divided=is_divided)
@@ -351,18 +338,13 @@ class _Repeating(TrainerCallback):
                 loss = float(loss) + float(other)
             self._replay.note(loss, self._weight)
 
-    @property
-    def _is_of_one_batch(self) -> bool:
-        """Whether each update is made from one batch, whose loss needs no weight."""
-        args = self._trainer.args
-        return args.world_size == 1 and args.gradient_accumulation_steps == 1
-
     def _weight_of(self, inputs: Any, items: Any, *, is_divided: bool) -> object:
+        """What the loss weighs: a mean in its window and between ranks, a sum between ranks alone."""
         args = self._trainer.args
-        if self._is_of_one_batch or (is_divided and args.world_size == 1):
+        if args.world_size == 1 and (is_divided or args.gradient_accumulation_steps == 1):
             return 1
         if is_divided and items is not None:
-            # Items of all ranks make the plain mean of the ranks' losses that over all items.
+            # Divided by the items of all ranks, ranks' losses have their plain mean over all items.
             return 1 if args.average_tokens_across_devices else items
         return self._samples(inputs)
 

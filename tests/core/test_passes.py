@@ -8,7 +8,7 @@ import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
-from batch_sampler_attn.passes import Phase, Recorder
+from batch_sampler_attn.passes import LEFT, Recorder
 from batch_sampler_attn.schedule import passes_of
 from tests.core.test_attend import schedule_with_threshold
 
@@ -42,7 +42,7 @@ def test_a_pass_that_raises_is_left_and_its_epoch_begins_again():
 
     with pytest.raises(KeyError):
         body()
-    assert (current.phase, schedule.batches) == (Phase.LEFT, 1)
+    assert (current.phase, schedule.batches) == (LEFT, 1)
     with pytest.raises(ProtocolError, match="stale"):
         current.offer()
     with passes_of(schedule).open() as another:

@@ -148,7 +148,7 @@ def begun_again(rank, then):
         if batch == 1:
             break
     then(schedule)
-    for _ in schedule.attend(range(BATCHES + rank)):
+    for _ in schedule.attend(range(schedule.batch_index, BATCHES + rank)):
         schedule.decide(1.0)
 
 

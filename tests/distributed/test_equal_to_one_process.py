@@ -1,7 +1,5 @@
 """Ranks that train together decide alike, and end where one process on the joined batches does."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -10,16 +8,21 @@ from tests.distributed.training import Case, in_one_process, on_a_rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# 30 samples leave ranks with shards and last batches of unlike sizes.
+# 30 samples leave ranks with shards and last batches of different sizes.
 CASES = {
     2: [
-        *itertools.starmap(Case, itertools.product(["ddp", "fsdp"], [32, 30, 29], ["ours"], [1, 2])),
+        Case("ddp", 32, calls=1),
+        Case("ddp", 30, calls=2),
+        Case("ddp", 29, calls=1),
+        Case("fsdp", 32, calls=2),
+        Case("fsdp", 30, calls=1),
+        Case("fsdp", 29, calls=2),
         Case("ddp", 32, "torch's", 2, "immediate"),
         Case("ddp", 30, "torch's", 1, "deferred"),
         Case("ddp", 29, "ours", 2, "deferred", "last"),
         Case("fsdp", 30, "ours", 2, "immediate", "all"),
     ],
-    4: [Case("ddp", 96), Case("fsdp", 96, calls=1), Case("ddp", 93), Case("fsdp", 93, "ours", 2, "deferred")],
+    4: [Case("ddp", 64), Case("fsdp", 64, calls=1), Case("ddp", 61), Case("fsdp", 61, "ours", 2, "deferred")],
 }
 
 

@@ -89,6 +89,31 @@ def test_a_copy_reports_again_a_loss_that_was_on_its_way(copied):
     assert twin.state_dict() == schedule.state_dict()
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_after_a_skip_has_no_messages_on_their_way(copied):
+    schedule = BatchAttentionSchedule(ranks=Echo())
+    schedule.skip()
+    twin = copied(schedule)
+    assert twin.decide(1.0) is schedule.decide(1.0)
+    assert twin.state_dict() == schedule.state_dict()
+
+
+def test_ranks_are_compared_once_an_epoch_by_hand():
+    class Counting(Echo):
+        kinds = []
+
+        def start(self, message):
+            self.kinds.append(message.kind)
+            return super().start(message)
+
+    schedule = BatchAttentionSchedule(ranks=Counting())
+    for _ in range(2):
+        for loss in (1.0, 0.5):
+            schedule.decide(loss)
+        schedule.end_epoch()
+    assert Counting.kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
+
+
 def test_a_rank_alone_may_go_on_after_a_loss_that_was_refused_and_after_a_skip():
     schedule = BatchAttentionSchedule(ranks=Echo())
     schedule.skip()
@@ -343,6 +368,23 @@ def test_ranks_train_again_after_a_skip_on_one_of_them_and_a_loaded_state():
                 else:
                     schedule.decide(1.0)
         schedule.load_state_dict(saved)
+        return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
+
+    assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2
+
+
+def test_a_skip_that_nobody_answers_is_forgotten_with_its_epoch():
+    def on_rank(rank, transport):
+        schedule = BatchAttentionSchedule(ranks=transport)
+        for batch in schedule.attend(range(3)):
+            if rank and batch == 1:
+                schedule.skip()
+                break
+            try:
+                schedule.decide(1.0)
+            except RanksDivergedError:
+                break
+        schedule.abandon_epoch()
         return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
 
     assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2

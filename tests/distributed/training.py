@@ -38,8 +38,8 @@ class Case:
 
     Attributes:
         wrapper: "ddp" or "fsdp".
-        samples: 32 for four ranks' even shards.
-        shards: Whether a ``DistributedSampler`` makes them, or ``rank=`` of ours.
+        samples: In the data set; 64 give four ranks even shards.
+        shards: "ours" by ``rank=``, "torch's" by a ``DistributedSampler``.
         calls: One or two.
         repeats: As a ``BatchAttentionSampler`` takes it; None for a hand-written loop over a plain DataLoader.
         epoch_loss: As the schedule takes it.

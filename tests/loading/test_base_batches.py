@@ -171,7 +171,9 @@ class Nothing:
         return iter(())
 
 
-@pytest.mark.parametrize(("sampler", "arguments"), [(Nothing(), (4,)), (range(0), (4,)), ([], ()), (range(3), (4, True))])
+@pytest.mark.parametrize(
+    ("sampler", "arguments"), [(Nothing(), (4,)), (range(0), (4,)), ([], ()), (range(3), (4, True))]
+)
 def test_a_sampler_that_yields_no_batch_is_an_empty_epoch(sampler, arguments):
     with pytest.raises(EmptyEpochError, match="without a batch"):
         attended_order(ours(sampler, *arguments))

@@ -1,4 +1,4 @@
-"""A damaged state of a sampler is refused whole, or goes on to its epoch's end: many mutations of real ones, seeded."""
+"""A sampler's state that was changed in any way is refused whole: many mutations of real ones, seeded."""
 
 import copy
 import itertools
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from batch_sampler_attn.errors import EmptyEpochError, StateError
+from batch_sampler_attn.errors import StateError
 from tests.core.test_mutated_states import JUNK
 from tests.loading.helpers import (
     FORKING_IS_FINE,
@@ -39,10 +39,10 @@ class OfUnknownLength:
 class Pair:
     """A sampler with its schedule, and the loader; what is drawn here is found in ``generator``."""
 
-    def __init__(self, base, *arguments, data=None, window=None, **options):
+    def __init__(self, base, *arguments, data=None, epoch_length=None, **options):
         self.generator = getattr(base, "generator", None)
         self.base = base
-        self.schedule = BatchAttentionSchedule(1.0, window=window, **OPTIONS)
+        self.schedule = BatchAttentionSchedule(1.0, epoch_length=epoch_length, **OPTIONS)
         self.sampler = BatchAttentionSampler(base, *arguments, schedule=self.schedule, **options)
         self.data = range(SAMPLES) if data is None else data
 
@@ -77,7 +77,7 @@ KINDS = {
     "in order": lambda: Pair(SequentialSampler(range(SAMPLES)), 4, True, repeats="deferred"),
     "of words": lambda: Pair(WORDS, 4, data=dict.fromkeys(WORDS, 1), repeats="deferred"),
     "of unknown length": lambda: Pair(OfUnknownLength(), repeats="deferred"),
-    "in windows": lambda: Pair(RandomSampler(range(SAMPLES), generator=seeded()), 3, window=4),
+    "in windows": lambda: Pair(RandomSampler(range(SAMPLES), generator=seeded()), 3, epoch_length=4),
     "cut short": lambda: Pair(RandomSampler(range(SAMPLES), generator=seeded()), 3, batches_per_epoch=4),
     "distributed": lambda: Pair(DistributedSampler(range(SAMPLES), num_replicas=1, rank=0), 3),
 }
@@ -133,55 +133,40 @@ def mutate(state, rng):
     return state
 
 
-def test_a_mutated_state_is_refused_with_nothing_changed_or_trains_to_the_end_of_its_epoch():
+def are_same(mutated, state):
+    try:
+        return mutated == state
+    except (RuntimeError, ValueError):  # a tensor or an array is in one of them
+        return False
+
+
+def test_a_mutated_state_is_refused_with_nothing_changed():
     rng = random.Random(int(os.environ.get("MUTATION_SEED", "0")))
     torch.manual_seed(0)
     saved = [*real_states()]
     assert any(state["flight"] and state["pending"] for _, state in saved)
-    refused = longest = 0
+    pairs = {name: make() for name, make in KINDS.items()}
+    for pair in pairs.values():
+        # Something to lose: an epoch ended, another begun.
+        pair.train(random.Random(1))
+        pair.train(random.Random(2), stop_after=3)
+    before = {name: pair.everything() for name, pair in pairs.items()}
+    refused = 0
     for _ in range(MUTATIONS):
         name, state = rng.choice(saved)
         mutated = mutate(state, rng)
-        pair = KINDS[name]()
-        # Something to lose: an epoch done, another begun.
-        pair.train(random.Random(1))
-        pair.train(random.Random(2), stop_after=3)
-        before = pair.everything()
-        try:
-            pair.sampler.load_state_dict(mutated)
-        except StateError as error:
-            refused += 1
-            assert pair.everything() == before
-            longest = max(longest, len(str(error)))
+        if are_same(mutated, state):
             continue
-        text = json.dumps(pair.sampler.state_dict(), allow_nan=False)
-        successor = KINDS[name]()
-        successor.sampler.load_state_dict(json.loads(text))
-        assert json.dumps(successor.sampler.state_dict()) == text
-        go_on(pair, may_be_of_another_order=name == "distributed")
-    assert 0.5 * MUTATIONS < refused < MUTATIONS
-    assert longest < 2000
+        with pytest.raises(StateError) as error:
+            pairs[name].sampler.load_state_dict(mutated)
+        assert len(str(error.value)) < 2000
+        assert pairs[name].everything()[0] == before[name][0]
+        refused += 1
+    assert refused > 0.8 * MUTATIONS
 
 
-def go_on(pair, *, may_be_of_another_order):
-    """To the end of the epoch that was loaded, and through another one."""
-    schedule, rng = pair.schedule, random.Random(3)
-    ended, loaded = schedule.epoch, schedule.state_dict()["state"]
-    try:
-        visits = pair.train(rng)
-    except StateError:
-        # Which order a DistributedSampler has is known only once its epoch is set, as the loop begins.
-        assert may_be_of_another_order
-        schedule.abandon_epoch()
-        return
-    except EmptyEpochError:
-        # The state says that all batches so far were skipped, and may have none left.
-        assert loaded["batches"] == 0
-        schedule.abandon_epoch()
-        return
-    assert visits + loaded["batches"] + loaded["skipped_batches" if "skipped_batches" in loaded else "repeats"] > 0
-    if schedule.options.window is None:
-        assert schedule.epoch == ended + 1
-    assert pair.train(rng) >= (len(pair.sampler) if hasattr(pair.base, "__len__") else 6)
-    json.dumps(pair.sampler.state_dict(), allow_nan=False)
-    repr(pair.sampler)
+def test_every_real_state_is_taken():
+    for name, state in real_states():
+        sampler = KINDS[name]().sampler
+        sampler.load_state_dict(state)
+        assert json.loads(json.dumps(sampler.state_dict())) == state

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import MemoryRecorder
 from tests.loading.helpers import BATCH_SIZE, BATCHES, FORKING_IS_FINE, SAMPLES, make, no_deadlock, seeded
 
@@ -79,7 +79,7 @@ def test_a_loader_that_counts_with_workers_is_right_or_refused():
 
 def test_a_loader_that_counts_and_has_no_length_is_refused():
     schedule, _, loader, _ = make("deferred")
-    with pytest.raises(ProtocolError, match=r"Counts ended after 5 base batches.*__len__.*batches_per_epoch"):
+    with pytest.raises(ProtocolError, match=r"Counts ended with base batches after the first 5 still to come.*batches_per_epoch"):
         run_epoch(schedule, Counts(loader, 5), 1)
 
 
@@ -128,7 +128,7 @@ def test_a_generator_that_cycles_through_the_loader_is_told_that_no_epoch_would_
     def cycled():
         yield from around(cycle(loader))
 
-    with pytest.raises(ProtocolError, match=r"never ends itself.*persistent_workers=True.*cycles through it"):
+    with pytest.raises(ProtocolError, match=r"never ends itself.*generator that cycles.*persistent_workers=True"):
         run_epoch(schedule, cycled(), 1)
 
 
@@ -159,7 +159,7 @@ def test_a_loader_that_begins_its_batch_sampler_again_and_again_is_refused_as_it
                 yield next(self.kept)
 
     schedule, _, loader, _ = make(repeats, loader_class=KeepsOneIterator, num_workers=workers)
-    with pytest.raises(ProtocolError, match=r"is a Again around the Batch.*MultiEpochs.*persistent_workers=True"):
+    with pytest.raises(ProtocolError, match=r"has a Again around this Batch.*persistent_workers=True.*MultiEpochs"):
         next(iter(schedule.attend(loader)))
 
 
@@ -190,22 +190,6 @@ def test_a_thread_that_reads_ahead_as_it_likes_is_not_taken_for_a_filter(workers
     assert wanted(run_epoch(schedule, ReadsAhead(loader), 3), 3)
 
 
-def test_an_epoch_of_more_batches_than_anybody_waits_for_is_warned_of_as_it_begins():
-    def begin(window=None, **options):
-        base = RandomSampler(range(1000), replacement=True, num_samples=10**10, generator=seeded())
-        schedule = BatchAttentionSchedule(window=window)
-        sampler = BatchAttentionSampler(base, 64, schedule=schedule, **options)
-        for _ in schedule.attend(DataLoader(range(1000), batch_sampler=sampler)):
-            schedule.decide(1.0)
-            break
-
-    with pytest.warns(BatchAttentionWarning, match=r"156,250,000 batches.*batches_per_epoch=n.*window=n") as warned:
-        begin()
-    assert warned[0].filename == __file__
-    begin(batches_per_epoch=1000)
-    begin(window=1000)
-
-
 # Generators and filters in between ----------------------------------------------------------------------------
 
 
@@ -224,7 +208,7 @@ def test_a_generator_around_the_loader_does_not_spin(workers):
     schedule, _, loader, _ = make("deferred", num_workers=workers)
     run_epoch(schedule, moved(loader), 1)
     if workers:
-        with pytest.raises(ProtocolError, match="generator can be gone through only once, and 1 repeats"):
+        with pytest.raises(ProtocolError, match="generator can be iterated over only once, with 1 repeat "):
             repeat_the_last(schedule, loader)
     else:
         repeat_the_last(schedule, loader)
@@ -246,7 +230,7 @@ def test_a_filter_in_between_is_found_out_at_the_first_batch_that_it_left_out(wo
             seen.append(indices.tolist())
             schedule.decide(1.0)
 
-    with pytest.raises(ProtocolError, match=r"1 of the sampler's batches did not come out of Filters.*skip\(\)"):
+    with pytest.raises(ProtocolError, match=r"1 batch of the BatchAttentionSampler did not come out of Filters.*skip\(\)"):
         train()
     assert len(seen) == 4
     assert [list(visit.indices) for visit in recorder.visits] == seen
@@ -509,7 +493,7 @@ def test_a_batch_sampler_that_plans_in_set_epoch_is_not_refused_as_empty(planned
 def test_a_loader_that_takes_it_for_a_sampler_of_single_indices_is_told():
     schedule, sampler, loader, _ = make("deferred")
     wrong = DataLoader(loader.dataset, sampler=sampler, batch_size=2)
-    with pytest.raises(ProtocolError, match=r"built with sampler=.*batch_sampler=sampler"):
+    with pytest.raises(ProtocolError, match=r"built with sampler=.*batch_sampler="):
         next(iter(schedule.attend(wrong)))
 
 
@@ -526,7 +510,7 @@ def test_a_loader_whose_iterator_is_older_than_the_epoch_is_told_so():
                 yield next(self.made_before)
 
     schedule, _, loader, _ = make("deferred", loader_class=MultiEpochs)
-    with pytest.raises(ProtocolError, match=r"iterator was made before the epoch.*persistent_workers=True"):
+    with pytest.raises(ProtocolError, match=r"iterator before the epoch.*persistent_workers=True"):
         next(iter(schedule.attend(loader)))
 
 

@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, checkpoint
 from batch_sampler_attn.errors import ProtocolError, StateError
-from batch_sampler_attn.loading.sampler import STATE_KEYS
 from tests.loading.helpers import (
     BATCHES,
     FORKING_IS_FINE,
@@ -256,7 +255,7 @@ def state_in_mid_epoch(repeats="immediate", **options):
 
 def check_refused_whole(sampler, state, *words):
     """The load fails with a reason, and leaves everything as it was."""
-    users_generator = sampler._base._sampler.generator
+    users_generator = sampler.sampler.generator
     before = sampler.state_dict(), torch.get_rng_state().tolist(), users_generator.get_state().tolist()
     with pytest.raises(StateError, match="(?s)" + ".*".join(words)):
         sampler.load_state_dict(state)
@@ -282,43 +281,18 @@ def test_the_state_is_plain_json_and_survives_it():
 
 
 DAMAGES = [
-    ("version", 2, ["version 2", "reads version 1"]),
+    ("version", 1, ["version 1", "reads version 2"]),
     ("version", None, ["version None"]),
-    ("options", None, ["not a dictionary"]),
-    ("options", {}, ["lacks"]),
-    ("schedule", None, ["not a dictionary"]),
-    ("schedule", {}, ["lacks"]),
-    ("position", -1, ["position is -1", "at least 0"]),
-    ("position", 7.0, ["position is 7.0"]),
-    ("position", True, ["position is True"]),
-    ("position", None, ["position is None"]),
-    ("position", 0, ["last_base_batch", "position 0"]),
-    ("position", 6, ["flight holds batch 6"]),
-    ("position", 8, ["had handed out 8 batches, but 4 are done with and 3 are on their way"]),
-    ("is_exhausted", None, ["is_exhausted is None"]),
-    ("is_exhausted", 1, ["is_exhausted is 1", "true or false"]),
-    ("last_base_batch", None, ["last_base_batch is None"]),
-    ("last_base_batch", [0, 0], ["last_base_batch is \\[0, 0\\]", "changed after it was saved"]),
-    ("flight", None, ["flight is None", "must be a list"]),
-    ("flight", [], ["1 are on their way"]),
-    ("flight", [[5, 0]], ["flight holds \\[5, 0\\]", "position, visits, indices"]),
-    ("flight", [[5, 0, 3]], ["flight holds"]),
-    ("flight", [[5, 0, [1.5, 2]]], ["flight holds"]),
-    ("flight", [[5, -1, [1, 2]]], ["visits in flight is -1"]),
-    ("flight", [["5", 0, [1, 2]]], ["a position in flight is '5'"]),
-    ("flight", [[5, 0, [1, 2]], [5, 0, [1, 2]]], ["twice"]),
-    ("pending", None, ["pending is None"]),
-    ("pending", {}, ["pending is {}"]),
-    ("pending", [[4, 0, [1, 2]]], ["visits in pending is 0", "at least 1"]),
-    ("pending", [[2, 1, [1, 2]], [4, 1, [3, 4]]], ["2 pending repeats"]),
-    ("generator", None, ["one and lacks the other"]),
-    ("generator", 5, ["generator is 5", "hexadecimal"]),
-    ("generator", "xyz", ["generator in the state"]),
-    ("generator", "", ["generator in the state"]),
-    ("generator", "00ff", ["generator in the state"]),
-    ("epoch_generator", None, ["one and lacks the other"]),
-    ("epoch_generator", [], ["epoch_generator is \\[\\]"]),
-    ("epoch_generator", "00ff", ["epoch_generator in the state"]),
+    ("options", {}, ["changed or damaged"]),
+    ("schedule", None, ["changed or damaged"]),
+    ("position", 7, ["changed or damaged"]),
+    ("position", True, ["changed or damaged"]),
+    ("is_exhausted", True, ["changed or damaged"]),
+    ("last_base_batch", [0, 0], ["changed or damaged"]),
+    ("flight", [], ["changed or damaged"]),
+    ("pending", [[2, 1, [1, 2]], [4, 1, [3, 4]]], ["changed or damaged"]),
+    ("generator", "00ff", ["changed or damaged"]),
+    ("fingerprint", 0, ["changed or damaged"]),
 ]
 
 
@@ -327,7 +301,9 @@ def test_a_damaged_state_is_refused_whole(name, value, words):
     check_refused_whole(fresh(), {**state_in_mid_epoch(), name: value}, *words)
 
 
-@pytest.mark.parametrize("name", sorted(STATE_KEYS))
+@pytest.mark.parametrize(
+    "name", ["begun", "epoch_generator", "flight", "generator", "options", "pending", "position", "schedule", "shard"]
+)
 def test_a_state_that_lacks_a_field_or_has_one_too_many_is_refused_whole(name):
     state = state_in_mid_epoch()
     del state[name]
@@ -335,19 +311,27 @@ def test_a_state_that_lacks_a_field_or_has_one_too_many_is_refused_whole(name):
     check_refused_whole(fresh(), {**state_in_mid_epoch(), "more": 1}, "has", "more")
 
 
+def sealed(state):
+    """As one that was saved so."""
+    return checkpoint.seal({name: value for name, value in state.items() if name not in ("version", "fingerprint")})
+
+
 @pytest.mark.parametrize("state", [None, [], "state", 3, {}, {"saved_by_loader": True}], ids=str)
 def test_what_is_no_state_is_refused_whole(state):
-    check_refused_whole(fresh(), state, "the sampler's state", "pass what state_dict")
+    check_refused_whole(fresh(), state, "the sampler's state")
 
 
 def test_the_generator_of_another_order_is_refused_whole():
     state = state_in_mid_epoch()
-    check_refused_whole(fresh(), {**state, "epoch_generator": state["generator"]}, "data set or the base sampler")
+    other = sealed({**state, "epoch_generator": state["generator"]})
+    check_refused_whole(fresh(), other, "data set or the sampler differs")
+    check_refused_whole(fresh(), sealed({**state, "generator": "00ff"}), "generator in the state")
+    check_refused_whole(fresh(), sealed({**state, "epoch_generator": "xyz"}), "epoch_generator in the state")
 
 
 def test_a_state_of_other_options_is_refused_whole():
     state = state_in_mid_epoch()
-    check_refused_whole(fresh("deferred"), state, "repeats .saved 'immediate', here 'deferred'", "start anew")
+    check_refused_whole(fresh("deferred"), state, "repeats .saved 'immediate', here 'deferred'", "start without")
     check_refused_whole(fresh(k=1.3), state, "k .saved 1.5, here 1.3")
     sampler = BatchAttentionSampler(
         RandomSampler(range(24), generator=seeded()), 3, True, schedule=BatchAttentionSchedule(1.5, epoch_loss="last")
@@ -356,7 +340,7 @@ def test_a_state_of_other_options_is_refused_whole():
 
 
 def test_a_state_over_other_data_is_refused_whole():
-    check_refused_whole(fresh(dataset=Numbered(23)), state_in_mid_epoch(), "The data set", "is another one")
+    check_refused_whole(fresh(dataset=Numbered(23)), state_in_mid_epoch(), "data set or the sampler", "differs")
     check_refused_whole(fresh(dataset=Numbered(4)), state_in_mid_epoch(), "has indices None")
 
 

@@ -131,7 +131,7 @@ def test_a_loader_without_attend_goes_through_every_batch_once_in_torch_s_order(
 
 
 def test_a_stream_s_windows_end_epochs_while_the_loader_goes_on():
-    schedule = BatchAttentionSchedule(1.5, window=5)
+    schedule = BatchAttentionSchedule(1.5, epoch_length=5)
     dataset = Numbered()
     sampler = BatchAttentionSampler(RandomSampler(dataset, generator=seeded()), BATCH_SIZE, schedule=schedule)
     loader = DataLoader(dataset, batch_sampler=sampler)
@@ -146,7 +146,7 @@ def test_a_stream_s_windows_end_epochs_while_the_loader_goes_on():
 
 def test_the_length_counts_base_batches_and_the_sampler_shows_what_it_was_given():
     schedule, sampler, loader, _ = make("immediate")
-    assert len(sampler) == len(loader) == len(schedule.attend(loader)) == BATCHES
+    assert len(sampler) == len(loader) == schedule.attend(loader).base_batches == BATCHES
     assert (sampler.batch_size, sampler.drop_last, sampler.repeats) == (BATCH_SIZE, False, "immediate")
     assert sampler.schedule is schedule
 
@@ -258,8 +258,10 @@ def test_a_loader_that_hands_batches_out_of_order_is_refused(repeats):
 
 def test_a_loader_without_batches_is_refused():
     schedule, sampler, _, _ = make("immediate")
-    with refused(ProtocolError, "does not batch", "batch_sampler=sampler"):
+    with refused(ProtocolError, "built with sampler=", "batch_sampler="):
         next(iter(schedule.attend(DataLoader(Numbered(), sampler=sampler, batch_size=None))))
+    with refused(ProtocolError, "does not batch", "batch_sampler="):
+        next(iter(schedule.attend(DataLoader(Numbered(), batch_size=None))))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -267,9 +269,9 @@ def test_a_loader_without_batches_is_refused():
 def test_a_loader_built_on_another_sampler_is_refused(repeats, workers):
     schedule, _, _, _ = make(repeats)
     _, other, loader, _ = make(repeats, num_workers=workers)
-    with refused(ProtocolError, "with another BatchAttentionSampler", "on the schedule's own sampler"):
+    with refused(ProtocolError, "has another batch sampler, a BatchAttentionSampler", "on this BatchAttentionSampler"):
         next(iter(schedule.attend(loader)))
-    with refused(ProtocolError, "did not take from this BatchAttentionSampler", "batch_sampler=sampler"):
+    with refused(ProtocolError, "has another batch sampler, a BatchSampler", "batch_sampler="):
         next(iter(schedule.attend(DataLoader(Numbered(), batch_size=2))))
     assert other.state_dict()["position"] == 0
 
@@ -282,13 +284,13 @@ def test_an_iterable_that_is_no_loader_is_refused_for_immediate_repeats():
 
 def test_a_loss_reported_while_no_batch_is_out_is_refused():
     schedule, _, loader, _ = make("immediate")
-    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out", "schedule.attend"):
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was current", "schedule.attend"):
         schedule.decide(1.0)
     Plan(schedule).run_epoch(schedule.attend(loader), Always(1))
-    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out"):
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was current"):
         schedule.decide(1.0)
     next(iter(loader))
-    with refused(ProtocolError, "no batch of the BatchAttentionSampler was out"):
+    with refused(ProtocolError, "no batch of the BatchAttentionSampler was current"):
         schedule.decide(1.0)
     assert schedule.batches == 0
 
@@ -313,7 +315,7 @@ def test_a_pass_that_was_overtaken_by_another_is_stale(repeats):
     schedule.decide(1.0)
     new = iter(schedule.attend(loader))
     next(new)
-    with refused(ProtocolError, "stale", "anew"):
+    with refused(ProtocolError, "stale", "again"):
         next(old)
     schedule.decide(1.0)
     assert sum(1 for _ in new if schedule.decide(1.0)) == BATCHES - 1
@@ -336,7 +338,7 @@ def test_a_loader_s_iterator_of_an_earlier_epoch_gets_no_batches():
     next(first)
     second = iter(schedule.attend(KeepsIterators(loader)))
     next(second)
-    with refused(ProtocolError, "an earlier epoch", "one schedule.attend"):
+    with refused(ProtocolError, "an earlier epoch", "in one loop of attend"):
         next(iterators[0])
 
 
@@ -431,7 +433,7 @@ def test_a_wrapper_that_drops_batches_is_found_out_and_sets_no_threshold(workers
 
     schedule, _, loader, _ = make("deferred", num_workers=workers)
     visits = 0
-    with refused(ProtocolError, "1 of the sampler's batches did not come out of Drops", r"schedule.skip\(\)"):
+    with refused(ProtocolError, "1 batch of the BatchAttentionSampler did not come out of Drops", r"schedule.skip\(\)"):
         for _ in schedule.attend(Drops(loader)):
             visits += 1
             schedule.decide(1.0)
@@ -450,7 +452,7 @@ def test_a_wrapper_that_stops_early_is_found_out():
             yield from itertools.islice(self.loader, 3)
 
     schedule, _, loader, _ = make("deferred", num_workers=2)
-    with refused(ProtocolError, "taken from the sampler and not yielded"):
+    with refused(ProtocolError, "taken from the BatchAttentionSampler and not yielded"):
         for _ in schedule.attend(Stops(loader)):
             schedule.decide(1.0)
 
@@ -481,5 +483,5 @@ def test_a_sampler_makes_its_own_schedule_if_it_is_given_none():
 
 def test_a_loader_whose_sampler_belongs_to_another_schedule_is_refused():
     loader = DataLoader(range(8), batch_sampler=BatchAttentionSampler(SequentialSampler(range(8)), 2))
-    with pytest.raises(ProtocolError, match="another schedule"):
+    with pytest.raises(ProtocolError, match="this schedule does not know"):
         BatchAttentionSchedule().attend(loader)

@@ -198,15 +198,18 @@ def attended(dataset, **options):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_seeded_data_set_inside_another_one_is_told_to_go_around_it(wrap, workers):
-    with pytest.warns(BatchAttentionWarning, match=r"SeededDataset inside a \w+ has no effect.*SeededDataset\(Subset\("):
+    words = r"SeededDataset inside a \w+ has no effect.*SeededDataset\(Subset\("
+    with pytest.warns(BatchAttentionWarning, match=words):
         list(attended(wrap(SeededDataset(Draws())), num_workers=workers))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_around_other_data_sets_draws_are_those_of_the_visit(wrap, workers):
-    first, again = ([str(batch) for batch in attended(SeededDataset(wrap(Draws())), num_workers=n)] for n in (0, workers))
-    assert first == again
+    def draws(workers):
+        return [str(batch) for batch in attended(SeededDataset(wrap(Draws())), num_workers=workers)]
+
+    assert draws(0) == draws(workers)
 
 
 WARN = """

@@ -53,7 +53,11 @@ def sections(docstring):
 
 def set_on_instances(owner):
     """The public names that the methods of a class give its instances."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    try:
+        source = inspect.getsource(owner)
+    except OSError:  # made by a function, of other classes
+        return
+    tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         if is_stored and isinstance(node.value, ast.Name) and node.value.id == "self":

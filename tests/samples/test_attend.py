@@ -160,7 +160,7 @@ def test_a_stateful_loader_is_resumed_beside_it(workers, stop):
 
 def test_a_batch_that_was_out_as_the_state_was_saved_comes_again():
     attention = make()
-    batches = attention.attend(load(attention))
+    batches = iter(attention.attend(load(attention)))
     first = next(batches)
     state = attention.state_dict()
     resumed = make()
@@ -256,7 +256,7 @@ def test_a_copy_in_mid_epoch_goes_on_by_itself():
         ({"epochs": 0}, "epochs"),
         ({"final_full_share": 1.1}, "final_full_share"),
         ({"floor": float("nan")}, "floor"),
-        ({"remember": "first"}, "remember"),
+        ({"remember_loss": "first"}, "remember_loss"),
         ({"select": "best"}, "select"),
         ({"sampler": 3}, "sampler"),
         ({"sampler": iter([1])}, "sampler"),
@@ -293,13 +293,13 @@ def test_losses_that_are_not_one_a_sample_are_refused_and_the_batch_stays_out(lo
 
 def test_words_out_of_turn_are_refused():
     attention = make()
-    with pytest.raises(ProtocolError, match="no batch was out"):
+    with pytest.raises(ProtocolError, match="no current batch"):
         attention.report([1.0] * 4)
-    with pytest.raises(ProtocolError, match="no batch was out"):
+    with pytest.raises(ProtocolError, match="no current batch"):
         attention.weights  # noqa: B018
     with pytest.raises(ProtocolError, match="no epoch has ended"):
         attention.last_summary  # noqa: B018
-    with pytest.raises(ProtocolError, match="the next batch was asked for"):
+    with pytest.raises(ProtocolError, match="the next batch was requested"):
         list(attention.attend())
     for _ in attention.attend():
         attention.report([1.0] * 4)
@@ -320,9 +320,9 @@ def test_loaders_that_would_mix_samples_up_are_refused():
     attention = make()
     with pytest.raises(ProtocolError, match="in_order"):
         attention.attend(load(attention, 2, in_order=False))
-    with pytest.raises(ProtocolError, match="another batch sampler"):
+    with pytest.raises(ProtocolError, match="has another batch sampler"):
         attention.attend(DataLoader(Numbered(), batch_size=4))
-    with pytest.raises(ProtocolError, match="another batch sampler"):
+    with pytest.raises(ProtocolError, match="has another batch sampler"):
         attention.attend(load(make()))
     with pytest.raises(ProtocolError, match="did not take"):
         next(iter(attention.attend([torch.arange(4)])))

@@ -87,8 +87,8 @@ def test_ranks_that_loaded_different_states_in_mid_epoch_are_told_as_they_go_on(
 
 def test_ranks_that_leave_each_epoch_at_its_last_batch_end_it_as_one_process_does():
     def on_rank(rank, transport):
-        attention = SampleAttention(SAMPLES, BATCH_SIZE, updates=4, rank=rank, world_size=2, ranks=transport)
-        states, resumed = [], None
+        options = {"updates": 4, "prune_probability": 0.0, "rank": rank, "world_size": 2, "ranks": transport}
+        attention, states = SampleAttention(SAMPLES, BATCH_SIZE, **options), []
         for epoch in range(4):
             assert attention.epoch == epoch
             for made, _ in enumerate(attention.attend(), start=1):
@@ -97,7 +97,7 @@ def test_ranks_that_leave_each_epoch_at_its_last_batch_end_it_as_one_process_doe
                     break
             assert (attention.epoch, attention.last_summary.epoch) == (epoch + 1, epoch)
             states.append(attention.state_dict())
-        resumed = SampleAttention(SAMPLES, BATCH_SIZE, updates=4, rank=rank, world_size=2, ranks=transport)
+        resumed = SampleAttention(SAMPLES, BATCH_SIZE, **options)
         resumed.load_state_dict(states[1])
         updates = 0
         for epoch in range(2, 4):

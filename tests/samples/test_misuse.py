@@ -3,7 +3,10 @@
 import itertools
 import json
 import math
+import queue
 import random
+import sys
+import threading
 from collections import Counter
 
 import numpy
@@ -57,7 +60,7 @@ def test_a_report_that_is_left_out_on_the_last_batch_of_an_epoch_is_found_out():
             if attention.updates < len(attention) - 1:
                 attention.report([1.0] * BATCH_SIZE)
 
-    with pytest.raises(ProtocolError, match="the next batch was asked for"):
+    with pytest.raises(ProtocolError, match="the next batch was requested"):
         train()
     assert (attention.epoch, attention.updates) == (0, len(attention) - 1)
 
@@ -70,19 +73,60 @@ def test_a_loop_over_the_loader_itself_is_told_of_attend():
         break
 
 
+class LikeJax(list):
+    """As arrays of JAX are, which have a mean but take no list of weights."""
+
+    shape = (BATCH_SIZE,)
+
+    def mean(self):
+        return sum(self) / len(self)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("losses", [[1.0] * 4, (1.0,) * 4, torch.ones(4, dtype=torch.int64), torch.ones(3), None])
-def test_weigh_refuses_what_it_cannot_take_the_mean_of_and_the_batch_stays_out(losses, weighted):
+@pytest.mark.parametrize(
+    ("losses", "hint"),
+    [
+        ([1.0] * 4, "type list"),
+        ((1.0,) * 4, "type tuple"),
+        (LikeJax([1.0] * 4), "type LikeJax"),
+        (torch.ones(4, dtype=torch.int64), "int64"),
+        (torch.ones(4, dtype=torch.bool), "one real number"),
+        (torch.ones(3), "3 losses for a batch of 4"),
+        (numpy.ones(5), "5 losses for a batch of 4"),
+        (torch.ones(4, 1), r"shape \(4, 1\)"),
+        (torch.ones(4, 7), r"shape \(4, 7\)"),
+        (numpy.ones((4, 1)), r"shape \(4, 1\)"),
+        (numpy.ma.array([1.0, 2.0, 3.0, 4.0], mask=[0, 1, 0, 0]), "masked.*NaN"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_weighted_mean_is_refused_before_anything_is_weighted_and_the_batch_stays_out(losses, hint, weighted):
     attention = make(weighted=weighted)
     batches = iter(attention.attend())
     next(batches)
-    if weighted and isinstance(losses, torch.Tensor) and len(losses) == 4:
-        losses = losses.bool()
-    with pytest.raises((LossError, RuntimeError)):
+    with pytest.raises(LossError, match=hint):
         attention.weighted_mean(losses)
     assert attention.updates == 0
     attention.weighted_mean(torch.ones(4))
     assert attention.updates == 1
+
+
+def test_losses_in_half_precision_are_weighted_without_an_overflow():
+    attention = make(samples=8, k=None)
+    for _ in range(4):
+        for indices in attention.attend():
+            largest = max(attention.weights)
+            # One is large, where the weight is; the others are well fitted.
+            values = [60_000.0 if weight == largest else 1.0 for weight in attention.weights]
+            values = [value if values.index(60_000.0) == number else 1.0 for number, value in enumerate(values)]
+            losses = torch.tensor(values, dtype=torch.float16, requires_grad=True)
+            expected = sum(weight * value for weight, value in zip(attention.weights, values, strict=True)) / 4
+            mean = attention.weighted_mean(losses)
+            assert mean.item() == pytest.approx(expected, rel=1e-3)
+            mean.backward()
+            assert torch.isfinite(losses.grad).all()
+            assert len(indices) == BATCH_SIZE
+    assert largest > 1.1
 
 
 def test_a_mean_over_a_batch_of_one_is_no_loss_of_a_sample():
@@ -157,18 +201,65 @@ def test_gradients_that_are_accumulated_are_those_of_plain_training():
         torch.testing.assert_close(models[1].weight.grad, gradient)
 
 
+# Options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["prune_probability", "final_full_share"])
+@pytest.mark.parametrize("value", [20, 1.5, -0.1, math.nan, "0.5", True])
+def test_a_share_that_is_none_is_refused_and_a_percentage_is_recognized(name, value):
+    with pytest.raises(OptionError, match=f"{name} is .*{'0.2 is 20 %' if value == 20 else 'must be a number'}"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"epochs": 2}, "final_full_share=0 prunes"),
+        ({"epochs": 1}, "updates="),
+        ({"epochs": 3, "final_full_share": 0.6}, "0 pr"),
+    ],
+)
+def test_epochs_in_which_nothing_would_ever_be_pruned_are_said_at_the_start(options, advice):
+    with pytest.warns(BatchAttentionWarning, match=f"neither prunes nor pools in any epoch.*{advice}") as warned:
+        attention = make(**options)
+    assert warned[0].filename == __file__
+    for _ in range(options["epochs"]):
+        run_epoch(attention, loss=lambda index: 0.1 + index)
+    assert sum(attention.doses["pruned"]) == sum(attention.doses["pooled"]) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"epochs": 2, "final_full_share": 0}, {"epochs": 3}, {"epochs": None}])
+def test_epochs_in_which_samples_are_pruned_need_no_word(options):
+    attention = make(k=None, **options)
+    for _ in range(options["epochs"] or 2):
+        run_epoch(attention, loss=lambda index: 0.1 + index)
+    assert sum(attention.doses["pruned"]) > 0
+    make(k=None, prune_probability=0.0, epochs=2)
+
+
+def test_training_past_the_last_epoch_is_said_once():
+    attention = make(epochs=3)
+    for _ in range(3):
+        run_epoch(attention)
+    with pytest.warns(BatchAttentionWarning, match=r"epochs=3 is the whole training.*final_full_share=0") as warned:
+        for _ in range(3):
+            run_epoch(attention)
+    assert len(warned) == 1
+
+
 # Data --------------------------------------------------------------------------------------------------------
 
 
 def test_a_data_set_of_another_length_is_refused():
     attention = make()
-    with pytest.raises(ProtocolError, match="data set has 30 samples, and samples is 22"):
+    with pytest.raises(ProtocolError, match="dataset has 30 samples, and samples is 22"):
         attention.attend(load(attention, range(30)))
     grows = [*range(SAMPLES)]
     loader = load(attention, grows)
     run_epoch(attention, loader)
     grows.append(0)
-    with pytest.raises(ProtocolError, match="data set has 23 samples"):
+    with pytest.raises(ProtocolError, match="dataset has 23 samples"):
         attention.attend(loader)
 
 
@@ -180,7 +271,7 @@ def test_samples_of_a_subset_are_numbered_as_in_the_subset():
         attention.report(batch)
     assert attention.loss_of(0) == 150.0
     for outside in (SAMPLES, -1):
-        with pytest.raises(IndexError, match="none of the 22"):
+        with pytest.raises(IndexError, match="not one of the 22"):
             attention.loss_of(outside)
 
 
@@ -292,7 +383,7 @@ LEAVINGS = {
 @pytest.mark.parametrize("told", [{}, {"rank": 1, "world_size": 2}], ids=["one process", "ranks"])
 @pytest.mark.parametrize("leave", LEAVINGS.values(), ids=LEAVINGS.keys())
 def test_a_loop_that_counts_batches_by_itself_ends_its_epochs_too(leave, told):
-    attentions = [make(**told, **({"reduce": TwoRanks()} if told else {})) for _ in range(2)]
+    attentions = [make(**told, **({"ranks": TwoRanks()} if told else {})) for _ in range(2)]
     expected = [run_epoch(attentions[0], load(attentions[0])) for _ in range(3)]
     loader = load(attentions[1])
     for epoch in range(3):
@@ -305,6 +396,77 @@ def test_a_loop_that_counts_batches_by_itself_ends_its_epochs_too(leave, told):
         assert (attentions[1].epoch, attentions[1].last_summary.epoch) == (epoch + 1, epoch)
     assert run_epoch(attentions[0]) == run_epoch(attentions[1])
     assert attentions[1].state_dict() == attentions[0].state_dict()
+
+
+def test_what_attend_returns_can_be_made_once_and_stands_for_the_loader():
+    attentions = [make() for _ in range(2)]
+    expected = [run_epoch(attentions[0], load(attentions[0])) for _ in range(3)]
+    loader = load(attentions[1])
+    attended = attentions[1].attend(loader)
+    assert (len(attended), attended.dataset, attended.batch_sampler) == (6, loader.dataset, attentions[1])
+    seen = []
+    for epoch in range(3):
+        seen.append([])
+        for batch in attended:
+            seen[-1].append(batch.tolist())
+            attentions[1].report([0.2 + index % 3 for index in batch.tolist()])
+        assert attentions[1].epoch == epoch + 1
+    assert seen == expected
+    assert len(attentions[1].attend(LooksAhead(loader, 2))) == len(attentions[1].attend()) == 6
+    with pytest.raises(ProtocolError, match="iterate over that itself"):
+        attentions[1].attend(attended)
+
+
+def test_a_summary_asked_for_after_a_loop_that_was_left_explains_itself():
+    attention = make()
+    for number, _ in enumerate(attention.attend()):
+        if number == 2:
+            break
+        attention.report([1.0] * BATCH_SIZE)
+    with pytest.raises(ProtocolError, match="2 of the first one's 6 updates.*left early does not end it.*resumes it"):
+        attention.last_summary  # noqa: B018
+
+
+class Threaded:
+    """A thread of its own reads the loader ahead, as prefetch_generator's DataLoaderX does, and device prefetchers."""
+
+    def __init__(self, loader, ahead):
+        self.loader, self.ahead = loader, ahead
+
+    def __iter__(self):
+        ready, end = queue.Queue(self.ahead), object()
+
+        def read():
+            for batch in self.loader:
+                ready.put(batch)
+            ready.put(end)
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        while (batch := ready.get()) is not end:
+            yield batch
+        thread.join()
+
+
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_thread_that_reads_the_loader_ahead_mixes_no_losses_up(ahead):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for seed in range(6):
+            attention = SampleAttention(300, 2, k=0.9, updates=150, seed=seed)
+            loader = DataLoader(range(300), batch_sampler=attention, collate_fn=list)
+            for epoch in range(3):
+                attended = attention.attend(Threaded(loader, ahead))
+                for number, batch in enumerate(attended):
+                    assert attention.indices == batch
+                    attention.report([float(index + 1000 * epoch) for index in batch])
+                    assert attention.updates == (number + 1) % 150 or attention.epoch == epoch
+                assert (attention.epoch, number) == (epoch + 1, 149)
+            seen = [attention.loss_of(index) for index in range(300)]
+            assert all(loss % 1000 == index for index, loss in enumerate(seen) if not math.isnan(loss))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_iterator_that_is_kept_after_its_last_batch_ends_its_epoch_as_the_next_one_begins():
@@ -472,11 +634,67 @@ class TwoRanks:
 def test_ranks_that_would_all_train_on_the_same_samples_are_refused():
     with pytest.raises(ProtocolError, match="on the same samples: give rank="):
         make(ranks=TwoRanks()).attend()
-    with pytest.raises(ProtocolError, match="world_size is 3, and 2 ranks train together"):
+    with pytest.raises(ProtocolError, match="no rank would see some samples: give rank= and world_size=2"):
         make(ranks=TwoRanks(), rank=1, world_size=3).attend()
     for told in ({"world_size": 1}, {"rank": 1, "world_size": 2}):
         attention = make(ranks=TwoRanks(), **told)
         assert len(run_epoch(attention)) == len(attention)
+
+
+# Loaders that are built in other ways -------------------------------------------------------------------------
+
+
+class Shards:
+    """As accelerate's, on two ranks."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+        self.batch_size = batch_sampler.batch_size
+
+    def __iter__(self):
+        return itertools.islice(self.batch_sampler, 0, None, 2)
+
+    def __len__(self):
+        return len(self.batch_sampler) // 2
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda it: DataLoader(range(22), sampler=it, batch_size=None), "built with sampler=.*batch_sampler="),
+        (lambda it: DataLoader(range(22), batch_sampler=Shards(it)), "a Shards around this SampleAttention.*rank="),
+        (lambda it: DataLoader(range(22), batch_size=None), "does not batch, and does not use this"),
+        (lambda it: DataLoader(range(22), batch_size=4), "another batch sampler, a BatchSampler"),
+        (lambda it: DataLoader(range(22), batch_sampler=make()), "another batch sampler, a SampleAttention"),
+    ],
+)
+def test_a_loader_that_is_not_built_on_this_is_told_what_it_is(build, words):
+    attention = make()
+    with pytest.raises(ProtocolError, match=f"the DataLoader .*{words}"):
+        attention.attend(build(attention))
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: itertools.islice(loader, 3), enumerate, lambda it: (b for b in it)])
+def test_what_began_to_iterate_before_the_epoch_is_told_so(wrap):
+    attention = make()
+    with pytest.raises(ProtocolError, match="did not take from this SampleAttention.*islice, enumerate and generator"):
+        next(iter(attention.attend(wrap(load(attention)))))
+
+
+def cycle(loader):
+    while True:
+        yield from loader
+
+
+def test_a_loader_that_never_ends_and_one_that_is_used_up_are_told_so():
+    attention = make()
+    with pytest.raises(ProtocolError, match="begins again whenever there is no batch left"):
+        run_epoch(attention, cycle(load(attention)))
+    attention = make()
+    moved = (lambda loader: (yield from loader))(load(attention))
+    run_epoch(attention, moved)
+    with pytest.raises(ProtocolError, match="only once, with 6 of 6 updates still to come"):
+        run_epoch(attention, moved)
 
 
 # What is said --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def loss_of(sample, epoch):
 
 
 def make(rank, ranks=None, **options):
-    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, ranks=reduce, **{**OPTIONS, **options})
+    return SampleAttention(SAMPLES, BATCH_SIZE, rank=rank, world_size=RANKS, ranks=ranks, **{**OPTIONS, **options})
 
 
 def train(attention, epochs=EPOCHS, loader=None):
@@ -43,7 +43,7 @@ def on_rank(rank):
         "workers": train(with_workers, loader=loader),
         "resumed": resumed(rank),
         "other options": outcome(lambda: train(make(rank, MeanOverRanks(), k=1.3 + rank)))[0],
-        "no reduce": outcome(lambda: train(make(rank, "refuse")))[0],
+        "no ranks": outcome(lambda: train(make(rank, "refuse")))[0],
         "apart": train(make(rank)),
     }
     dist.barrier()
@@ -126,7 +126,7 @@ def test_ranks_that_differ_or_decide_apart_without_a_word_are_refused(results):
     for result in results:
         assert type(result["other options"]) is RanksDivergedError
         assert "k 1.3 (rank 0), 2.3 (rank 1)" in str(result["other options"])
-        assert type(result["no reduce"]) is ProtocolError
+        assert type(result["no ranks"]) is ProtocolError
 
 
 def test_what_cannot_be_shared_out_is_refused():

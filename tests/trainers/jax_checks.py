@@ -119,7 +119,7 @@ def test_a_tracer_of_jax_is_told_where_to_decide(transform):
     def update(x):
         schedule.decide((x**2).sum())
 
-    with pytest.raises(LossError, match=r"JAX tracer, .*float32\[\].* no value yet.* call decide outside of it"):
+    with pytest.raises(LossError, match=r"JAX tracer, .*float32\[\].* no value yet.* call decide on what it returns"):
         getattr(jax, transform)(update)(np.ones((2, 3), np.float32))
     assert schedule.batches == 0
     # The losses of samples, likewise.

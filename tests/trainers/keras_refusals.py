@@ -110,7 +110,7 @@ def test_a_decision_inside_of_the_compiled_step_is_refused():
             return loss
 
     model = compiled(Case(), make_model(Case(), Deciding))
-    with pytest.raises(TypeError, match="call decide outside of it"):
+    with pytest.raises(TypeError, match="call decide on what it returns"):
         model.fit(Batches(), verbose=0)
     assert schedule.batches == 0
 
