@@ -73,7 +73,10 @@ class MeanOverRanks:
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
             raise OptionError(f"group is {short_repr(group)}; it must be None, or a process group that this rank is in")
         self.group = group
-        self.device = None if device is None else _device(device)
+        try:
+            self.device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise OptionError(f'device is {short_repr(device)}; it must be a torch.device, such as "cuda"') from error
         self._is_claimed = False
         self._own_group: dist.ProcessGroup | None = None
         self._world: weakref.ref[Any] | None = None
@@ -213,13 +216,6 @@ def _meet(ranks: list[int], timeout_seconds: float) -> None:
         store.compare_set("outcome", "", "given up")
     if store.get("outcome") != b"met":
         raise RuntimeError("timed out")
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f'device is {short_repr(device)}; it must be a torch.device, such as "cuda"') from error
 
 
 def _accelerator_of(backends: str) -> torch.device | None:

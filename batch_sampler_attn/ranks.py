@@ -103,12 +103,6 @@ class Ranks:
 
     In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` counts
     the visits to that batch from 1. Those that wait for other ranks raise RanksDivergedError if one is elsewhere.
-
-    Args:
-        option: ``ranks=`` as ``BatchAttentionSchedule`` takes it.
-
-    Attributes:
-        transport: Carries the messages; None if this process decides by its own losses.
     """
 
     def __init__(self, option: RanksOption) -> None:
