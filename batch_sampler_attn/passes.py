@@ -520,6 +520,8 @@ class Passes:
 
     def assign(self, run: Run) -> None:
         """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
+        if run.flight is None and self.driver is not None:
+            run = run._replace(flight=self.driver.restarted())
         self._retire_pass()
         self.replace(**run._asdict())
         self._begin()
