@@ -118,8 +118,9 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
         self._installed.close()
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        model, backend, metrics = self._model, keras.config.backend(), [metric.name for metric in self._model.metrics]
-        steps, accumulated = model.steps_per_execution, _innermost(model.optimizer).gradient_accumulation_steps
+        model, backend = self._model, keras.config.backend()
+        steps, metrics = model.steps_per_execution, [metric.name for metric in model.metrics]
+        accumulated = _innermost(model.optimizer).gradient_accumulation_steps
         refusals = (
             (backend not in ("torch", "jax"), f"Keras runs on {backend!r}; set KERAS_BACKEND to torch or jax"),
             (steps != 1, f"the model has steps_per_execution={steps}; compile it with 1"),
