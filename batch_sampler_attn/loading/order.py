@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,16 +28,15 @@ _BATCHES_IN_A_CHUNK = 256
 
 
 class BaseBatches:
-    """Batches of indices, in the order that torch draws. The arguments are those of ``BatchAttentionSampler``.
+    """Batches of indices, in the order that torch draws; the arguments are those of ``BatchAttentionSampler``.
 
-    A ``RandomSampler`` without replacement is drawn as one permutation and sliced, which is faster than collecting
-    single indices. If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from
-    torch's global generator seeds; so its epochs can be resumed. The sampler itself is not changed.
+    If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from torch's global
+    generator seeds; so its epochs can be resumed. The sampler itself is not changed.
     """
 
     def __init__(
         self,
-        sampler: Iterable[Any],
+        sampler: Any,
         batch_size: int | None,
         drop_last: bool,
         batches_per_epoch: int | None = None,
@@ -45,22 +44,19 @@ class BaseBatches:
         world_size: int | None = None,
     ) -> None:
         is_iterable = hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
-        if not is_iterable or isinstance(sampler, (data.Dataset, data.DataLoader, Iterator)):
+        is_sampler = is_iterable and not isinstance(sampler, (data.Dataset, data.DataLoader, Iterator))
+        yields_batches = batch_size is None or isinstance(sampler, data.BatchSampler)
+        if not is_sampler or (yields_batches and (batch_size is not None or drop_last)):
             raise OptionError(
-                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices "
-                "with a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
+                f"sampler is {short_repr(sampler)}, batch_size is {batch_size} and drop_last is {drop_last}; give a "
+                "sampler of indices, as RandomSampler(dataset), with a batch_size, or a batch sampler without both"
             )
-        if (drop_last and batch_size is None) or (batch_size is not None and isinstance(sampler, data.BatchSampler)):
-            raise OptionError(
-                f"batch_size is {batch_size} and drop_last is {drop_last}, and sampler is a {type(sampler).__name__}; "
-                "batch_size and drop_last go with a sampler of indices, and a batch sampler without both"
-            )
-        self.sampler: Any = sampler
+        self.sampler = sampler
         self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
         self.drop_last = drop_last
         if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
-        self.most_batches: int | None = None
+        self.most_batches = batches_per_epoch
         if batches_per_epoch is not None:
             self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches of an epoch")
         self.shard = shard_of(self.sampler, rank, world_size)
@@ -79,11 +75,15 @@ class BaseBatches:
         """The number of batches in an epoch; None if the sampler does not have it, or not before an epoch begins."""
         return length_of(self) or None
 
-    # Epochs --------------------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a new epoch. Nothing is drawn before the first one is requested."""
-        return itertools.islice(self._all_batches(), self.most_batches)
+        sampler = self.sampler
+        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
+        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
+        batches = self._collected()
+        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
+            batches = itertools.chain.from_iterable(self._sliced_permutation())
+        return itertools.islice(batches, self.most_batches)
 
     def begin_epoch(self) -> tuple[Iterator[list[int]], str | None]:
         """The batches of a new epoch, and the state of the generator, if any, from which they will be drawn."""
@@ -94,38 +94,28 @@ class BaseBatches:
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
-        """The batches from ``position`` on, in an epoch that ``begin_epoch`` began.
+        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``.
 
-        Args:
-            epoch_generator: As ``begin_epoch`` returned it.
-            position: The number of batches before; at least 1.
-            known: Some of the batches before, by their position. Each None is replaced by the batch that is drawn.
-            is_exhausted: Whether these are all batches of the epoch.
-
-        Raises:
-            StateError: If a known batch differs, or the number of batches: so the order is another one.
+        ``known`` has some of the batches before, by position; each None is replaced by the batch that is drawn. A
+        StateError says that the order is another one: a known batch differs, or there are more if ``is_exhausted``.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:
             if epoch_generator is not None:
                 self.set_generator_state(epoch_generator)
             batches = iter(self)
-            for place in range(position):
+            for place in range(position + is_exhausted):
                 batch = next(batches, None)
                 if place in known and known[place] is None:
                     known[place] = batch
-                if batch is None or known.get(place, batch) != batch:
+                is_end = place == position
+                saved = known.get(place, "none" if is_end else "some")
+                if (batch is None) != is_end or batch != known.get(place, batch):
                     raise StateError(
-                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had "
-                        f"{short_repr(known.get(place, 'some'))} when the state was saved. The data set or the sampler "
-                        "differs, or the sampler shuffles without a generator of its own: give it "
-                        "generator=torch.Generator(), or call its set_epoch() as before"
+                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had {short_repr(saved)}. "
+                        "The data set or the sampler differs, or the latter shuffles without a generator of its own: "
+                        "give it generator=torch.Generator(), or call its set_epoch() as before"
                     )
-            if is_exhausted and (more := next(batches, None)) is not None:
-                raise StateError(
-                    f"the epoch had {position} batches when the state was saved, and continues here with "
-                    f"{short_repr(more)}; the data set or the batch size differs"
-                )
         except BaseException:
             self.set_generator_state(before)
             # A sampler without a generator of its own has drawn from it.
@@ -145,25 +135,24 @@ class BaseBatches:
                 sampler.set_epoch(epoch)
                 return
 
-    # The generator -------------------------------------------------------------------------------------
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The generator that orders are drawn from; None if there is none yet."""
+        return self._users_generator or self._own_generator
 
-    def generator_state(self) -> str | None:
-        """The state, in hexadecimal, of the generator that orders are drawn from; None if there is none yet."""
-        generator = self._users_generator or self._own_generator
-        return None if generator is None else bytes(generator.get_state().tolist()).hex()
+    def generator_state(self, state: torch.Tensor | None = None) -> str | None:
+        """``state``, or that of the generator now, in hexadecimal; None if there is no generator yet."""
+        if state is None and self.generator is not None:
+            state = self.generator.get_state()
+        return None if state is None else bytes(state.tolist()).hex()
 
-    def check_generator_state(self, name: str, state: Any) -> Any:
-        """``state``, if ``set_generator_state`` can set it here; otherwise a StateError."""
+    def check_generator_state(self, name: str, state: str | None) -> str | None:
+        """``state``, if there is a generator here that ``set_generator_state`` can set."""
         if state is not None and self._users_generator is None and not self._needs_our_generator:
             raise StateError(
                 f"{name} is in the state, but {type(self.sampler).__name__} has no generator here; "
                 "construct the sampler as it was when the state was saved"
             )
-        if state is not None:
-            try:
-                torch.Generator().set_state(_from_hexadecimal(state))
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise StateError(f"{name} in the state cannot be loaded by this torch: {error}") from error
         return state
 
     def set_generator_state(self, state: str | None) -> None:
@@ -171,13 +160,11 @@ class BaseBatches:
         if state is None:
             self._own_generator = None
             return
-        generator = self._users_generator or self._own_generator
+        generator = self.generator
         if generator is None:
             generator = self._own_generator = torch.Generator()
         # In place: an epoch in progress draws from this object.
-        generator.set_state(_from_hexadecimal(state))
-
-    # Ranks ---------------------------------------------------------------------------------------------
+        generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
     @property
     def rank_shard(self) -> Shard:
@@ -188,16 +175,16 @@ class BaseBatches:
         """Refuse an order by which ranks would train on the same data, or on another rank's; ``here`` is this rank."""
         shard = self.shard or own_shard(self.sampler)
         if shard is None and any(type(sampler) in _UNSHARDED for sampler in self._samplers):
-            raise ProtocolError(
-                f"{here.ranks} ranks train together, and the {type(self.sampler).__name__} of each yields all of the "
-                f"data. Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; "
-                "or, if each rank has data of its own, world_size=1"
-            )
-        if shard is not None and shard.ranks > 1 and shard != here:
-            raise ProtocolError(
-                f"the sampler is for rank {shard.rank} of {shard.ranks}, and the schedule decides on rank {here.rank} "
-                f"of {here.ranks}; make it with rank={here.rank} and world_size={here.ranks}"
-            )
+            found = "yields all of the data on each rank"
+        elif shard is not None and shard.ranks > 1 and shard != here:
+            found = f"is for rank {shard.rank} of {shard.ranks}"
+        else:
+            return
+        raise ProtocolError(
+            f"the {type(self.sampler).__name__} {found}, and the schedule decides on rank {here.rank} of {here.ranks}. "
+            f"Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; or "
+            "world_size=1, if each rank has data of its own"
+        )
 
     def common_to_ranks(self) -> dict[str, Any]:
         """Facts, as JSON types, that are the same on all ranks if they share one order; empty for a single rank."""
@@ -211,18 +198,8 @@ class BaseBatches:
             "generator": None if state is None else zlib.crc32(state.encode()),
         }
 
-    # Drawing -------------------------------------------------------------------------------------------
-
-    def _all_batches(self) -> Iterator[list[int]]:
-        sampler = self.sampler
-        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
-        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
-        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
-            return itertools.chain.from_iterable(self._sliced_permutation())
-        return self._collected()
-
     def _sliced_permutation(self) -> Iterator[list[list[int]]]:
-        """Chunks of batches: a Python generator step for each batch would take as long as making the batch."""
+        """Chunks of batches, faster than single ones: a generator step for each would take as long as making it."""
         sampler, batch_size = self.sampler, self.batch_size or 1
         samples = len(sampler.data_source)
         order: Any = torch.randperm(samples, generator=sampler.generator or self._our_generator())
@@ -242,7 +219,7 @@ class BaseBatches:
             torch.randperm(samples, generator=sampler.generator)
 
     def _collected(self) -> Iterator[list[int]]:
-        items: Any = self.sampler
+        items = self.sampler
         if self._needs_our_generator:
             items = copy.copy(items)
             items.generator = self._our_generator()
@@ -251,10 +228,8 @@ class BaseBatches:
         if self.batch_size is None:
             for batch in items:
                 if not hasattr(batch, "__iter__"):
-                    raise OptionError(
-                        f"{type(self.sampler).__name__} yields {batch!r}, a single index; pass a batch_size with it, "
-                        "or a sampler that yields lists of indices"
-                    )
+                    kind = type(self.sampler).__name__
+                    raise OptionError(f"{kind} yields {batch!r}, a single index; pass a batch_size with it")
                 # A copy, since a batch sampler may fill one list again and again.
                 yield [plain_index(index) for index in batch]
             return
@@ -284,7 +259,3 @@ class BaseBatches:
             seed = int(torch.empty((), dtype=torch.int64).random_().item())
             self._own_generator = torch.Generator().manual_seed(seed)
         return self._own_generator
-
-
-def _from_hexadecimal(state: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)

@@ -86,9 +86,7 @@ def _between(visits: list[VisitRecord]) -> float | None:
     return (advanced + repeated) / 2 if advanced < repeated else None
 
 
-def _draw_losses(
-    axes: Axes, epochs: Mapping[int, list[VisitRecord]], thresholds: Mapping[int, float | None]
-) -> None:
+def _draw_losses(axes: Axes, epochs: Mapping[int, list[VisitRecord]], thresholds: Mapping[int, float | None]) -> None:
     first = [
         [visit.loss for visit in made if visit.visit == 1 and math.isfinite(visit.loss)] for made in epochs.values()
     ]
