@@ -77,9 +77,6 @@ class MeanOverRanks:
         self._own_device = torch.device("cpu")
         self._failure: RankTimeoutError | RankLostError | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.ranks} ranks, timeout_seconds={self.timeout_seconds:g}>"
-
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to another schedule, and makes a group of its own.
         return {**vars(self), "_own_group": None, "_world": None, "_failure": None}

@@ -198,7 +198,7 @@ class Passes:
         if self.driver is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self.driver = driver
-        self._replace(self.run.state, flight=driver.restarted())
+        self.replace(flight=driver.restarted())
 
     # Visits ----------------------------------------------------------------------------------------------
 
@@ -257,9 +257,12 @@ class Passes:
             self._agree_on_begin(None)
         position = state.position if current is None else current.position
         self.ranks.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
-        with _lock_of(self.driver):
-            flight = None if self.driver is None else self.driver.settled(self.run.flight, None, state.visits)
-            self.run = self.run._replace(state=rule.skip(state), flight=flight)
+        if self.driver is None:
+            self.replace(state=rule.skip(state))
+        else:
+            with self.driver.lock:
+                flight = self.driver.settled(self.run.flight, None, state.visits)
+                self.replace(state=rule.skip(state), flight=flight)
         if current is not None:
             current.phase, current.decision = SKIPPED, ADVANCE
         if self.state.batches == self.options.epoch_length:
@@ -339,7 +342,7 @@ class Passes:
             )
         self._agree_on_begin(length, common)
         if not state.progress:
-            self.run = self.run._replace(length=length)
+            self.replace(length=length)
         self._pass = Pass(self, announces=length is None)
         return self._pass
 
@@ -358,8 +361,8 @@ class Passes:
         summary = dataclasses.replace(summary, host_reads=host_reads)
         # A fixed length ends epochs wherever the loader is, so what is in flight stays in flight.
         is_loaders_end = self.options.epoch_length is None
-        flight = self.driver.restarted() if self.driver is not None and is_loaders_end else ...
-        self._replace(after, last_summary=summary, length=None, flight=flight)
+        restarted = {"flight": self.driver.restarted()} if self.driver is not None and is_loaders_end else {}
+        self.replace(state=after, last_summary=summary, length=None, **restarted)
         self._epochs_left_in_a_row = 0
         self._begin()
         for recorder in self.recorders:
@@ -394,7 +397,7 @@ class Passes:
             for recorder in self.recorders:
                 recorder.on_epoch_abandoned(self.state.epoch)
         flight = None if self.driver is None else self.driver.restarted()
-        self._replace(self.state.restarted(), length=None, flight=flight)
+        self.replace(state=self.state.restarted(), length=None, flight=flight)
         self._begin()
         self._epochs_left_in_a_row = self._epochs_left_in_a_row + 1 if was_left else 0
         if self._epochs_left_in_a_row == 2:
@@ -471,9 +474,9 @@ class Passes:
 
     def _warn_of_long_epoch(self, batches: int) -> None:
         """Warn where the first epoch probably has no end, so that nothing ever repeats."""
-        is_by_hand = self._pass is None and batches == _LONG_BY_HAND
-        is_endless = batches == _ENDLESS and self._pass is not None
-        if self.last_summary is None and self.options.epoch_length is None and (is_by_hand or is_endless):
+        is_by_hand = self._pass is None
+        is_long = batches == (_LONG_BY_HAND if is_by_hand else _ENDLESS)
+        if is_long and self.last_summary is None and self.options.epoch_length is None:
             end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
             warn(
                 f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
@@ -516,8 +519,7 @@ class Passes:
     def assign(self, run: Run) -> None:
         """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
         self._retire_pass()
-        with _lock_of(self.driver):
-            self.run = run
+        self.replace(**run._asdict())
         self._begin()
         state = run.state
         self._has_warned_of_loss = state.nonfinite_losses > 0
@@ -528,14 +530,10 @@ class Passes:
             if hasattr(recorder, "on_state_loaded"):
                 recorder.on_state_loaded(state.epoch, state.batches + state.repeats)
 
-    def replace_state(self, state: State) -> None:
-        """Visits were made and decided on elsewhere: this is the state that they led to."""
-        self._replace(state)
-
-    def _replace(self, state: State, flight: Any = ..., **changes: Any) -> None:
-        with _lock_of(self.driver):
-            kept = self.run.flight if flight is ... else flight
-            self.run = self.run._replace(state=state, flight=kept, **changes)
+    def replace(self, **changes: Any) -> None:
+        """Change parts of ``run``, in one assignment."""
+        with nullcontext() if self.driver is None else self.driver.lock:
+            self.run = self.run._replace(**changes)
 
     def _retire_pass(self) -> None:
         self._reported = None
@@ -592,7 +590,7 @@ class Pass:
         state = self._passes.run.state
         if visits is not None and visits != state.visits:
             state = state._replace(visits=visits)
-            self._passes.replace_state(state)
+            self._passes.replace(state=state)
         self.position = state.batches + state.skipped_batches if position is None else position
         self.is_first_visit = not state.visits
         self.indices = indices
@@ -618,7 +616,7 @@ class Pass:
     def take_over(self, state: State) -> None:
         """Visits were made and decided on elsewhere: this is the state that they led to."""
         self._check_is_open()
-        self._passes.replace_state(state)
+        self._passes.replace(state=state)
 
     def close(self, *, finished: bool, host_reads: int | None = None) -> None:
         """End the pass and its epoch, unless epochs have a fixed length; do nothing if it is over already.
@@ -649,14 +647,6 @@ class Pass:
     def _check_is_open(self) -> None:
         if self.phase in (LEFT, OVER):
             raise ProtocolError(_STALE)
-
-
-# For schedules without a driver, which one thread uses.
-_NO_LOCK: AbstractContextManager[None] = nullcontext()
-
-
-def _lock_of(driver: Driver | None) -> AbstractContextManager[Any]:
-    return _NO_LOCK if driver is None else driver.lock
 
 
 def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkabl
 from batch_sampler_attn.checkpoint import check_ranks
 from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError, short_repr
 from batch_sampler_attn.losses import detached
-from batch_sampler_attn.options import length_of, positive_int, sample_weight
+from batch_sampler_attn.options import positive_int, sample_weight
 
 Item = TypeVar("Item")
 
@@ -255,8 +255,8 @@ def _name(ranks: list[int]) -> str:
 class Shard(NamedTuple):
     """One rank's part of an order that all ranks draw alike: every ``ranks``-th item, from the ``rank``-th on.
 
-    Items are indices, or whole batches if ``batch_size`` is None. A rank that would have a batch less than others takes
-    an item from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
+    Items are indices, or whole batches if ``batch_size`` is None. A rank that would lack its last batch takes an item
+    from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
     """
 
     rank: int = 0
@@ -269,17 +269,13 @@ class Shard(NamedTuple):
 
     def of(self, items: Iterable[Item], batch_size: int | None, *, drop_last: bool) -> Iterator[Item]:
         """This rank's items of the whole order."""
-        iterator = iter(items)
-        first: list[Item] = []
-        for whole in itertools.count():
-            group = list(itertools.islice(iterator, self.ranks))
+        iterator, first = iter(items), list[Item]()
+        for whole, group in enumerate(iter(lambda: list(itertools.islice(iterator, self.ranks)), [])):
             first = first or group
             if len(group) == self.ranks:
                 yield group[self.rank]
-                continue
-            if group and self._has_one_more(whole, len(group), batch_size, drop_last=drop_last):
-                yield group[self.rank] if self.rank < len(group) else first[(self.rank - len(group)) % len(first)]
-            return
+            elif self._has_one_more(whole, len(group), batch_size, drop_last=drop_last):
+                yield [*group, *itertools.islice(itertools.cycle(first), self.ranks)][self.rank]
 
     def _has_one_more(self, whole: int, left: int, batch_size: int | None, *, drop_last: bool) -> bool:
         # Of ``left`` items that remain after ``whole`` for every rank.
@@ -287,14 +283,14 @@ class Shard(NamedTuple):
         return not drop_last and (self.rank < left or begins_a_batch)
 
 
-def shard_of(sampler: Any, rank: object, world_size: object) -> Shard | None:
+def shard_of(sampler: Any, rank: Any, world_size: Any) -> Shard | None:
     """The shard that ``rank=`` and ``world_size=`` name; None if neither is given."""
     if rank is None and world_size is None:
         return None
     ranks = positive_int("world_size", world_size, "the number of ranks that share the data")
     if ranks == 1 and rank is None:
         return Shard()
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < ranks:
+    if rank not in range(ranks):
         raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1} (world_size - 1)")
     if ranks > 1 and (own := own_shard(sampler)) is not None:
         name = f"{type(sampler).__name__} is for rank {own.rank} of {own.ranks} already"
@@ -309,19 +305,6 @@ def own_shard(sampler: Any) -> Shard | None:
         if isinstance(rank, int) and isinstance(ranks, int):
             return Shard(rank, ranks)
     return None
-
-
-def order_facts(sampler: Any, shard: Shard | None) -> dict[str, int]:
-    """What ranks that share an order must have in common, as far as the sampler says it, by its name in messages."""
-    facts = {
-        "seed of the order": getattr(sampler, "seed", 0),
-        "epoch of set_epoch": getattr(sampler, "epoch", 0),
-        "shuffle": getattr(sampler, "shuffle", 0),
-        # Without a shard, the sampler draws a rank's own part, whose length may differ.
-        "length of the order": shard and length_of(sampler),
-        "samples of the data": length_of(getattr(sampler, "data_source", getattr(sampler, "dataset", None))),
-    }
-    return {name: value for name, value in facts.items() if isinstance(value, int)}
 
 
 def unpack_shard(packed: list[int], here: Shard, *, is_in_epoch: bool) -> Shard:

@@ -92,9 +92,8 @@ class BatchAttentionSchedule:
             floor=floor,
         )
         self._passes = Passes(options, rule.criterion_of(options), recorders, ranks, options.as_dict())
-        self._name = (
-            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.as_dict().items())})"
-        )
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.as_dict().items())
+        self._name = f"{type(self).__name__}({shown})"
 
     def __repr__(self) -> str:
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.4g}"
@@ -174,17 +173,7 @@ class BatchAttentionSchedule:
         """Report the loss of this visit as soon as it is known; ``decide()`` then needs no loss.
 
         Between ranks, it travels while the backward pass is computed. On a device, it stays there until ``decide()``.
-        Otherwise the two calls are the same as ``decide(loss)``.
-
-        Args:
-            loss: As for ``decide``.
-            samples: As for ``decide``.
-
-        Raises:
-            LossError: If the loss is not one real number.
-            OptionError: If ``samples`` is no weight.
-            ProtocolError: If no batch is waiting for a loss, or if it was reported already.
-            RanksDivergedError, RankTimeoutError, RankLostError: As for ``decide``.
+        Arguments and errors are those of ``decide``.
         """
         self._passes.report(loss, samples)
 
@@ -193,23 +182,20 @@ class BatchAttentionSchedule:
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a float,
-                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
-                taken as it is, with its three digits; compute the loss in float32 for a finer decision. Leave it out
-                after ``report``.
-            samples: With ``ranks``, the weight of this rank's loss: how many samples it is the mean of, or the sum of
-                their weights; 0 for none. Without, all ranks weigh the same, unless a ``BatchAttentionSampler`` knows
-                how many there are.
+                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss has three
+                digits; compute it in float32 for a finer decision. Leave it out after ``report``.
+            samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
+                for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to take the next one.
 
         Raises:
-            LossError: If the loss is not one real number.
+            LossError: If the loss is not one real number; OptionError, if ``samples`` is no weight.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision.
-            RanksDivergedError: If another rank is not at the same visit.
-            RankTimeoutError: If another rank did not arrive in time.
-            RankLostError: If another rank is gone.
+            RanksDivergedError: If another rank is not at the same visit; RankTimeoutError and RankLostError, if it did
+                not arrive in time or is gone.
         """
         return self._passes.decide(loss, samples)
 

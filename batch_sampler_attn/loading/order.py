@@ -15,7 +15,7 @@ from torch.utils import data
 from batch_sampler_attn.checkpoint import plain_index
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, short_repr
 from batch_sampler_attn.options import length_of, positive_int
-from batch_sampler_attn.ranks import Shard, order_facts, own_shard, shard_of
+from batch_sampler_attn.ranks import Shard, own_shard, shard_of
 
 # These are known to draw from torch's global generator if their own is None, and to be the same when copied. A
 # subclass may keep a count of its epochs.
@@ -48,8 +48,8 @@ class BaseBatches:
         yields_batches = batch_size is None or isinstance(sampler, data.BatchSampler)
         if not is_sampler or (yields_batches and (batch_size is not None or drop_last)):
             raise OptionError(
-                f"sampler is {short_repr(sampler)}, batch_size is {batch_size} and drop_last is {drop_last}; give a "
-                "sampler of indices, as RandomSampler(dataset), with a batch_size, or a batch sampler without both"
+                f"sampler is {short_repr(sampler)}, batch_size {batch_size}, drop_last {drop_last}; give one that is "
+                "iterable again in every epoch: of indices with a batch_size, or of batches without both"
             )
         self.sampler = sampler
         self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
@@ -94,10 +94,9 @@ class BaseBatches:
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
-        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``.
+        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``; StateError if they differ.
 
-        ``known`` has some of the batches before, by position; each None is replaced by the batch that is drawn. A
-        StateError says that the order is another one: a known batch differs, or there are more if ``is_exhausted``.
+        ``known`` has some of the batches before, by position; each None is replaced by the batch that is drawn.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:
@@ -109,12 +108,12 @@ class BaseBatches:
                 if place in known and known[place] is None:
                     known[place] = batch
                 is_end = place == position
-                saved = known.get(place, "none" if is_end else "some")
                 if (batch is None) != is_end or batch != known.get(place, batch):
+                    saved = short_repr(known.get(place, "none" if is_end else "some"))
                     raise StateError(
-                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had {short_repr(saved)}. "
-                        "The data set or the sampler differs, or the latter shuffles without a generator of its own: "
-                        "give it generator=torch.Generator(), or call its set_epoch() as before"
+                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had {saved}. The "
+                        "data set or the sampler differs, or it shuffles without a generator of its own: give it "
+                        "generator=torch.Generator(), or call its set_epoch() as before"
                     )
         except BaseException:
             self.set_generator_state(before)
@@ -186,17 +185,23 @@ class BaseBatches:
             "world_size=1, if each rank has data of its own"
         )
 
-    def common_to_ranks(self) -> dict[str, Any]:
-        """Facts, as JSON types, that are the same on all ranks if they share one order; empty for a single rank."""
+    def common_to_ranks(self) -> dict[str, int]:
+        """Whole numbers that are the same on all ranks if they share one order, by name; none for a single rank."""
         if self.rank_shard.ranks == 1:
             return {}
-        _, state = self.begin_epoch()
-        return {
-            **order_facts(self.sampler, self.shard),
+        sampler, (_, state) = self.sampler, self.begin_epoch()
+        facts = {
+            "seed of the order": getattr(sampler, "seed", 0),
+            "epoch of set_epoch": getattr(sampler, "epoch", 0),
+            "shuffle": getattr(sampler, "shuffle", 0),
+            # Without a shard, the sampler draws a rank's own part, whose length may differ.
+            "length of the order": self.shard and length_of(sampler),
+            "samples of the data": length_of(getattr(sampler, "data_source", getattr(sampler, "dataset", None))),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
-            "generator": None if state is None else zlib.crc32(state.encode()),
+            "generator": state and zlib.crc32(state.encode()),
         }
+        return {name: value for name, value in facts.items() if isinstance(value, int)}
 
     def _sliced_permutation(self) -> Iterator[list[list[int]]]:
         """Chunks of batches, faster than single ones: a generator step for each would take as long as making it."""

@@ -225,6 +225,8 @@ class _BatchSource(Source):
         self._pass: Pass | None = None
         # The order that is being drawn, and the batch that it gave last.
         self._drawn: tuple[Iterator[list[Any]], object] | None = None
+        # The flight before the last draw, and the generator's state then, which counts if the draw was interrupted.
+        self._undrawn: tuple[object, torch.Tensor | None] = (None, None)
         # Base batches of the epoch, where the loader takes fewer than there are.
         self._limit: int | None = None
         self._starts_resumed = False
@@ -301,7 +303,9 @@ class _BatchSource(Source):
             self._limit = length if length is not None and whole is not None and length < whole else None
             self._replace(flight)
             yield from self.feed.batches(loader)
-            self._replace(self.restarted())
+            if self._passes.options.epoch_length is not None:
+                # Otherwise the epoch ends here, and the flight with it.
+                self._replace(self.restarted())
 
     # What the feed asks for ------------------------------------------------------------------------------
 
@@ -392,17 +396,16 @@ class _BatchSource(Source):
         """The next base batch, or None, and the flight as it is once the order was drawn so far."""
         if flight.is_exhausted or flight.position == self._limit:
             return flight, None
+        before = flight
         if flight.position:
             flight = self._redrawn(flight)
             assert self._drawn is not None
             batches, _ = self._drawn
         else:
-            batches, generator = self._base.begin_epoch()
-            # Before anything is drawn, so that a state saved after an interrupt begins with the same order.
-            flight = flight._replace(epoch_generator=generator)
-            self._replace(flight)
+            batches, epoch_generator = self._base.begin_epoch()
+            flight = flight._replace(epoch_generator=epoch_generator)
         # Whether an interrupted draw took a batch is not known.
-        self._drawn = None
+        self._drawn, self._undrawn = None, (before, self._base.generator and self._base.generator.get_state())
         batch = next(batches, None)
         if batch is None:
             return flight._replace(is_exhausted=True), None
@@ -431,7 +434,9 @@ class _BatchSource(Source):
     def pack(self) -> dict[str, Any]:
         """The epoch and the schedule as JSON types."""
         with self.lock:
-            schedule, generator, flight = self._passes.pack(), self._base.generator_state(), self._flight
+            schedule, flight = self._passes.pack(), self._flight
+            before, state = self._undrawn
+            generator = self._base.generator_state(state if before is flight else None)
         last = flight.last_base_batch
         packed = flight._replace(
             flight=_pack_tickets(flight.flight.recalled().resend),
@@ -461,8 +466,7 @@ class _BatchSource(Source):
         if position and not base.is_set_by_epoch:
             # Here, rather than as the loop begins: the order tells whether the data is the same.
             flight = self._redrawn(flight)
-        is_interrupted = not position and flight.epoch_generator is not None
-        base.set_generator_state(flight.epoch_generator if is_interrupted else generator)
+        base.set_generator_state(generator)
         self.feed.loaded()
         self._passes.assign(run._replace(flight=flight))
 
