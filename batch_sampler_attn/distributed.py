@@ -19,12 +19,6 @@ from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.options import number
 from batch_sampler_attn.ranks import RankMessage
 
-# Between two looks at a device that is busy; a visit takes a millisecond or more.
-_POLL_SECONDS = 0.0002
-
-# NCCL's watchdog ends a process whose exchange exceeds its group's limit; RankTimeoutError has to come before.
-_WATCHDOG_SECONDS = 60.0
-
 # How often this process has made a group of these ranks.
 _groups_made: Counter[tuple[int, ...]] = Counter()
 
@@ -33,10 +27,8 @@ class MeanOverRanks:
     """Gives every rank the mean of all ranks' losses, by samples, so that all of them decide alike.
 
     The mean is bit for bit the same on each rank. Ranks that are not at the same visit raise RanksDivergedError.
-
-    Messages have a process group of their own, made on first use. In a group that others use, such as that of
-    ``DistributedDataParallel``, a missing call would be paired with one of theirs. Before ``init_process_group``, and
-    with one rank, nothing is exchanged.
+    Messages have a process group of their own, made on first use. Before ``init_process_group``, and with one rank,
+    nothing is exchanged.
 
     Args:
         group: The process group of the ranks that train together; None for all ranks.
@@ -160,9 +152,11 @@ class MeanOverRanks:
             backends = dist.get_backend_config(self.group)
             device = self.device or _accelerator_of(backends) or torch.device("cpu")
             _meet(ranks, self.timeout_seconds)
+            # NCCL's watchdog ends a process at its group's limit; RankTimeoutError has to come before.
+            watchdog_seconds = 0 if device.type == "cpu" else 60
             group = dist.new_group(
                 ranks,
-                timeout=timedelta(seconds=self.timeout_seconds + (device.type != "cpu") * _WATCHDOG_SECONDS),
+                timeout=timedelta(seconds=self.timeout_seconds + watchdog_seconds),
                 backend=backends,
                 use_local_synchronization=True,
                 group_desc="batch_attention",
@@ -179,7 +173,7 @@ class MeanOverRanks:
         while not work.is_completed():
             if time.monotonic() > deadline:
                 raise RuntimeError("timed out")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.0002)
         work.wait()
 
 

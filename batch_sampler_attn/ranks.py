@@ -138,8 +138,18 @@ class Ranks:
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
         messages = self._exchange(RankMessage(MessageKind.BEGIN, epoch, batches, visits, digest))
         if len({message.digest for message in messages}) > 1:
-            differences = _describe_differences(self.transport.gather(common))
-            raise RanksDivergedError(f"as the epoch begins, the ranks differ in {differences}. Give them the same")
+            told = self.transport.gather(common)
+            by_name = {
+                name: [short_repr(each.get(name)) for each in told] for name in sorted({*itertools.chain(*told)})
+            }
+            differing = [
+                f"{name} {_by_rank(values, '{value} ({ranks})', ', ')}"
+                for name, values in by_name.items()
+                if len({*values}) > 1
+            ]
+            raise RanksDivergedError(
+                f"as the epoch begins, the ranks differ in {'; '.join(differing)}. Give all the same"
+            )
         self._has_begun = True
 
     def notify(self, kind: MessageKind, epoch: int, batch: int, visit: int) -> None:
@@ -228,16 +238,6 @@ def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
         f"the ranks are not at the same visit ({places}). {advice}. Restart from a checkpoint: updates may have mixed "
         "different batches"
     )
-
-
-def _describe_differences(values: Sequence[dict[str, Any]]) -> str:
-    """Each of the named values that is not the same on all ranks, by rank."""
-    differences = []
-    for name in sorted({name for value in values for name in value}):
-        of_ranks = [short_repr(value.get(name)) for value in values]
-        if len({*of_ranks}) > 1:
-            differences.append(f"{name} {_by_rank(of_ranks, '{value} ({ranks})', ', ')}")
-    return "; ".join(differences)
 
 
 def _by_rank(values: Iterable[object], form: str, separator: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import zlib
@@ -23,8 +22,6 @@ _TAKES_OUR_GENERATOR = (data.RandomSampler, data.SubsetRandomSampler, data.Weigh
 
 # These yield all of their data on each rank.
 _UNSHARDED = (*_TAKES_OUR_GENERATOR, data.SequentialSampler)
-
-_BATCHES_IN_A_CHUNK = 256
 
 
 class BaseBatches:
@@ -56,6 +53,8 @@ class BaseBatches:
         self.drop_last = drop_last
         if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
+        # With the one that a batch sampler of the user's draws from.
+        self._samplers = self.sampler, getattr(self.sampler, "sampler", None)
         self.most_batches = batches_per_epoch
         if batches_per_epoch is not None:
             self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches of an epoch")
@@ -80,15 +79,13 @@ class BaseBatches:
         sampler = self.sampler
         is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
         is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
-        batches = self._collected()
         if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
-            batches = itertools.chain.from_iterable(self._sliced_permutation())
-        return itertools.islice(batches, self.most_batches)
+            return itertools.islice(self._sliced(), self.most_batches)
+        return itertools.islice(self._collected(), self.most_batches)
 
     def begin_epoch(self) -> tuple[Iterator[list[int]], str | None]:
         """The batches of a new epoch, and the state of the generator, if any, from which they will be drawn."""
-        if self._needs_our_generator:
-            self._our_generator()
+        self._our_generator()
         return iter(self), self.generator_state()
 
     def resumed(
@@ -140,18 +137,17 @@ class BaseBatches:
         return self._users_generator or self._own_generator
 
     def generator_state(self, state: torch.Tensor | None = None) -> str | None:
-        """``state``, or that of the generator now, in hexadecimal; None if there is no generator yet."""
+        """``state``, or the generator's now, in hexadecimal; None without a generator."""
         if state is None and self.generator is not None:
             state = self.generator.get_state()
         return None if state is None else bytes(state.tolist()).hex()
 
     def check_generator_state(self, name: str, state: str | None) -> str | None:
         """``state``, if there is a generator here that ``set_generator_state`` can set."""
-        if state is not None and self._users_generator is None and not self._needs_our_generator:
-            raise StateError(
-                f"{name} is in the state, but {type(self.sampler).__name__} has no generator here; "
-                "construct the sampler as it was when the state was saved"
-            )
+        kind = type(self.sampler)
+        if state is not None and self._users_generator is None and kind not in _TAKES_OUR_GENERATOR:
+            where = f"{name} is in the state, but {kind.__name__} has no generator here"
+            raise StateError(f"{where}; construct the sampler as it was when the state was saved")
         return state
 
     def set_generator_state(self, state: str | None) -> None:
@@ -203,21 +199,13 @@ class BaseBatches:
         }
         return {name: value for name, value in facts.items() if isinstance(value, int)}
 
-    def _sliced_permutation(self) -> Iterator[list[list[int]]]:
-        """Chunks of batches, faster than single ones: a generator step for each would take as long as making it."""
+    def _sliced(self) -> Iterator[list[int]]:
+        """The batches of a permutation of all samples, in a third of the time that single indices would take."""
         sampler, batch_size = self.sampler, self.batch_size or 1
         samples = len(sampler.data_source)
-        order: Any = torch.randperm(samples, generator=sampler.generator or self._our_generator())
-        # NumPy, where it is installed, has the faster tolist().
-        with contextlib.suppress(RuntimeError):
-            order = order.numpy()
-        full = samples - samples % batch_size
-        rows = order[:full].reshape(-1, batch_size)
-        # The Python integers of one chunk stay in the processor's cache.
-        for first in range(0, len(rows), _BATCHES_IN_A_CHUNK):
-            yield rows[first : first + _BATCHES_IN_A_CHUNK].tolist()
-        if full < samples and not self.drop_last:
-            yield [order[full:].tolist()]
+        order = torch.randperm(samples, generator=sampler.generator or self._our_generator()).tolist()
+        for first in range(0, samples - samples % batch_size if self.drop_last else samples, batch_size):
+            yield order[first : first + batch_size]
         if sampler.generator is not None:
             # RandomSampler ends an epoch with a second permutation, from which it takes nothing here. The user's
             # generator must end in the same state.
@@ -225,9 +213,9 @@ class BaseBatches:
 
     def _collected(self) -> Iterator[list[int]]:
         items = self.sampler
-        if self._needs_our_generator:
+        if (generator := self._our_generator()) is not None:
             items = copy.copy(items)
-            items.generator = self._our_generator()
+            items.generator = generator
         if self.shard is not None and self.shard.ranks > 1:
             items = self.shard.of(items, self.batch_size, drop_last=self.drop_last)
         if self.batch_size is None:
@@ -245,20 +233,14 @@ class BaseBatches:
             yield batch
 
     @property
-    def _samplers(self) -> tuple[Any, Any]:
-        """The sampler, and the one that a batch sampler of the user's draws from, or None."""
-        return self.sampler, getattr(self.sampler, "sampler", None)
-
-    @property
     def _users_generator(self) -> torch.Generator | None:
         generators = (getattr(sampler, "generator", None) for sampler in self._samplers)
         return next((generator for generator in generators if isinstance(generator, torch.Generator)), None)
 
-    @property
-    def _needs_our_generator(self) -> bool:
-        return type(self.sampler) in _TAKES_OUR_GENERATOR and self.sampler.generator is None
-
-    def _our_generator(self) -> torch.Generator:
+    def _our_generator(self) -> torch.Generator | None:
+        """The generator for a sampler of torch without its own, made on first use; None for other samplers."""
+        if type(self.sampler) not in _TAKES_OUR_GENERATOR or self.sampler.generator is not None:
+            return None
         if self._own_generator is None:
             # As RandomSampler seeds the generator that it makes for each epoch.
             seed = int(torch.empty((), dtype=torch.int64).random_().item())

@@ -19,7 +19,7 @@ from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
 # Of a recorder's file; the first line may have been cut off.
-_FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"(resumed|abandoned)_epoch": ?\d+[,}]')
+_FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"resumed_epoch": ?\d+,')
 _FIRST_LINE_OF_A_RUN = b'{"epoch":0,"batch":0,"visit":1,'
 _MOST_WAITING_BYTES = 1 << 16
 # A line with the indices of 65,536 samples is shorter.
@@ -32,9 +32,9 @@ class JsonLinesRecorder(Recorder):
     Lines are written at the end of each epoch, with each saved state, and on ``close``. While they cannot be written,
     such as on a full disk, the recorder keeps them and warns; training continues.
 
-    A run may append to the file of an earlier one, and a copied or unpickled recorder to that of its original. Two
-    kinds of lines take visits back: ``abandoned_epoch``; and ``resumed_epoch`` with the number of ``visits`` of that
-    epoch that still count. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
+    A run may append to the file of an earlier one, and a copied or unpickled recorder to that of its original. A line
+    with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts, and of later ones
+    none. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
@@ -73,7 +73,7 @@ class JsonLinesRecorder(Recorder):
         self.flush()
 
     def on_epoch_abandoned(self, epoch: int) -> None:
-        self._add({"abandoned_epoch": epoch})
+        self._add({"resumed_epoch": epoch, "visits": 0})
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
         # Written with the next line, so that of several states loaded in a row the last one counts.
@@ -176,13 +176,10 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
 
 def _take(line: dict[str, Any], timeline: Timeline) -> bool:
     """Add a line to the visits; return False if it resumes from visits that are missing."""
-    if "abandoned_epoch" in line:
-        timeline.abandon(line["abandoned_epoch"])
-        return True
     if "resumed_epoch" in line:
         return timeline.resume(line["resumed_epoch"], line["visits"])
-    indices = None if line.get("indices") is None else tuple(line["indices"])
-    decision = Decision(line["decision"]).value
+    decision, indices = Decision(line["decision"]).value, line.get("indices")
+    indices = None if indices is None else tuple(indices)
     timeline.add(VisitRecord(line["epoch"], line["batch"], line["visit"], float(line["loss"]), decision, indices))
     return True
 

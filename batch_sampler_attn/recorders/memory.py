@@ -34,7 +34,7 @@ class VisitRecord(NamedTuple):
 
 
 class Timeline:
-    """The visits of one run in order, without those that an abandoned epoch or an older state has taken back."""
+    """The visits of one run in order, without those of abandoned epochs and those after an older state."""
 
     def __init__(self) -> None:
         self.visits: list[VisitRecord] = []
@@ -49,11 +49,6 @@ class Timeline:
             self._take_back([], (0, 0))
         self._at_last_visit = None
         self.visits.append(record)
-
-    def abandon(self, epoch: int) -> None:
-        """Take back the visits of an epoch that starts again."""
-        first = bisect_left(self.visits, epoch, key=attrgetter("epoch"))
-        self._take_back(self.visits[:first], min(self._begin, (epoch, 0)))
 
     def resume(self, epoch: int, made: int) -> bool:
         """Take back what came after ``made`` visits of ``epoch``; return whether the visits before are here."""
@@ -98,7 +93,7 @@ class MemoryRecorder(Recorder):
         self.summaries.append(summary)
 
     def on_epoch_abandoned(self, epoch: int) -> None:
-        self._timeline.abandon(epoch)
+        self._timeline.resume(epoch, 0)
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
         self._timeline.resume(epoch, visits)
