@@ -125,16 +125,6 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
                 warn_if_changed(versions)
 
 
-def check_order(loader: Any) -> None:
-    """Refuse loaders that yield batches in another order than their indices were handed out."""
-    in_order, snapshots = getattr(loader, "in_order", True), getattr(loader, "snapshot_every_n_steps", 1)
-    if in_order is False or snapshots != 1:
-        raise ProtocolError(
-            f"{type(loader).__name__} has in_order={in_order} and snapshot_every_n_steps={snapshots}; leave them at "
-            "True and 1, or losses would be attributed to the wrong batches, and a resume would drop some"
-        )
-
-
 def _check_loader(loader: Any, *, has_driver: bool) -> None:
     if isinstance(loader, AttendedLoader):
         raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
@@ -198,7 +188,7 @@ def warn_if_changed(versions: Versions) -> None:
 
 
 def _fresh(value: Any, versions: Versions | None) -> Any:
-    cls = type(value)
+    cls: Any = type(value)
     if cls is list:
         return [_fresh(item, versions) for item in value]
     if cls is dict:
@@ -219,7 +209,7 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
 
 
 def _fresh_object(value: Any, versions: Versions | None) -> Any:
-    cls = type(value)
+    cls: Any = type(value)
     is_container = (
         hasattr(cls, "__copy__")
         or hasattr(cls, "__dataclass_fields__")
