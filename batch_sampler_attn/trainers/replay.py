@@ -186,7 +186,7 @@ def importing(package: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name == package:
+        if (error.name or "").partition(".")[0] == package:
             error.msg = (
                 f"batch_sampler_attn.trainers.{package} needs {package}, which is not installed: "
                 f"pip install 'batch-sampler-attn[{package}]'"
