@@ -88,11 +88,13 @@ class Driver(Protocol):
 
     Attributes:
         is_in_order: Whether a batch is finished before the next one begins.
-        lock: Held while ``Run`` is replaced, since a loader may ask for indices on another thread.
     """
 
     is_in_order: bool
-    lock: AbstractContextManager[Any]
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while ``Run`` is replaced, since a loader may ask for indices on another thread."""
 
     def deliver(self, loader: Any) -> Iterator[Any]:
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Sampler
 class OnDemandFetcher:
     """Fetches immediate repeats, collated and pinned as the loader's own batches are.
 
-    Where the loader has workers, a worker fetches: a dataset that opens its files lazily, or that ``worker_init_fn`` sets
-    up, must not be read in the process that trains, whose forked workers would share its files. It is one worker, started
-    at the first repeat and kept, since starting one takes as long as many batches. Its random numbers follow from the
-    seed of the loader's generator, or of torch's global one, without a draw from either; no other worker draws them.
+    Where the loader has workers, a worker fetches: a dataset that opens its files lazily, or is set up by
+    ``worker_init_fn``, must not be read in the process that trains, whose forked workers would share its files. It is
+    one worker, started at the first repeat and kept, since starting one takes as long as many batches. Its random
+    numbers follow from the seed of the loader's generator, or of torch's global one, without a draw from either; no
+    other worker draws them.
 
     Args:
         loader: The one whose dataset it fetches from.

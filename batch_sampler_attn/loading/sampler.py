@@ -183,7 +183,7 @@ class Ticket(NamedTuple):
 
 
 class EpochFlight(NamedTuple):
-    """Where the batches of an epoch are. It is never changed, but replaced, in one assignment with the schedule's state.
+    """Where the batches of an epoch are. It is never changed, but replaced, together with the schedule's state.
 
     Attributes:
         position: Base batches handed out so far.
@@ -209,7 +209,7 @@ class EpochFlight(NamedTuple):
 
 
 class _BatchSource(Source):
-    """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``; ``is_in_order`` fetches repeats at once."""
+    """Hands out a schedule's batches, as its ``passes.Driver``; ``is_in_order`` fetches repeats at once."""
 
     leave_out = "call schedule.skip() in the loop"
     fewer = "use BatchAttentionSampler(..., batches_per_epoch=n)"
@@ -294,10 +294,8 @@ class _BatchSource(Source):
             flight, state = self._flight, self._passes.state
             self._starts_resumed = flight.is_resumed
             flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
-            if flight.position:
-                flight = self._redrawn(flight)
-            else:
-                flight = flight._replace(begun=(state.epoch, state.position))
+            begun = state.epoch, state.position
+            flight = self._redrawn(flight) if flight.position else flight._replace(begun=begun)
             self.closed()
             # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
             self._limit = length if length is not None and whole is not None and length < whole else None
@@ -315,6 +313,7 @@ class _BatchSource(Source):
 
     def hand_out(self) -> list[Any] | None:
         flight, in_flight = self._flight, self._flight.flight
+        ticket: Ticket
         if in_flight.resend:
             ticket = in_flight.resend[0]
             flight = flight._replace(flight=in_flight.resent())
@@ -336,7 +335,7 @@ class _BatchSource(Source):
 
     def start(self, loader: Any) -> Iterator[Any]:
         # A DataLoader draws a seed for its workers whenever it makes an iterator: on a resume too, where the saved run
-        # was in the middle of one. From then on, whatever shares its generator (it may be torch's global one) would draw
+        # was in the middle of one. From then on, all that shares its generator (it may be torch's global one) would draw
         # other numbers. Of a wrapper it is not known when it makes the iterator.
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
@@ -371,6 +370,7 @@ class _BatchSource(Source):
         return ticket
 
     def collect(self, ticket: Ticket) -> None:
+        del ticket
         assert self._pass is not None
         self._pass.collect()
 
@@ -405,7 +405,8 @@ class _BatchSource(Source):
             batches, epoch_generator = self._base.begin_epoch()
             flight = flight._replace(epoch_generator=epoch_generator)
         # Whether an interrupted draw took a batch is not known.
-        self._drawn, self._undrawn = None, (before, self._base.generator and self._base.generator.get_state())
+        generator = self._base.generator
+        self._drawn, self._undrawn = None, (before, None if generator is None else generator.get_state())
         batch = next(batches, None)
         if batch is None:
             return flight._replace(is_exhausted=True), None
@@ -417,8 +418,8 @@ class _BatchSource(Source):
         if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
             return flight
         shard, last, rows = self._base.rank_shard, flight.position - 1, (*flight.flight, flight.pending)
-        known = {ticket.position: ticket.indices for row in rows for ticket in row}
-        known = {**known, last: flight.last_base_batch}
+        known: dict[int, Any] = {ticket.position: ticket.indices for row in rows for ticket in row}
+        known[last] = flight.last_base_batch
         if flight.shard != shard:
             # This rank's batches are on their way where the other's were.
             known = dict.fromkeys(known)
@@ -438,15 +439,17 @@ class _BatchSource(Source):
             before, state = self._undrawn
             generator = self._base.generator_state(state if before is flight else None)
         last = flight.last_base_batch
-        packed = flight._replace(
-            flight=_pack_tickets(flight.flight.recalled().resend),
-            pending=_pack_tickets(flight.pending),
-            last_base_batch=None if last is None else checkpoint.plain_indices(last),
-            begun=[*flight.begun],
-            shard=[*flight.shard],
-        )._asdict()
+        packed = flight._asdict() | {
+            "schedule": schedule,
+            "generator": generator,
+            "flight": _pack_tickets(flight.flight.recalled().resend),
+            "pending": _pack_tickets(flight.pending),
+            "last_base_batch": None if last is None else checkpoint.plain_indices(last),
+            "begun": [*flight.begun],
+            "shard": [*flight.shard],
+        }
         del packed["is_resumed"]
-        return {"schedule": schedule, "generator": generator, **packed}
+        return packed
 
     def load(self, fields: dict[str, Any]) -> None:
         """Resume from what ``pack`` packed. Raises StateError if it does not fit; nothing is assigned then."""
