@@ -198,7 +198,7 @@ def warn_if_changed(versions: Versions) -> None:
 
 
 def _fresh(value: Any, versions: Versions | None) -> Any:
-    cls = type(value)
+    cls: Any = type(value)
     if cls is list:
         return [_fresh(item, versions) for item in value]
     if cls is dict:
@@ -219,7 +219,7 @@ def _fresh(value: Any, versions: Versions | None) -> Any:
 
 
 def _fresh_object(value: Any, versions: Versions | None) -> Any:
-    cls = type(value)
+    cls: Any = type(value)
     is_container = (
         hasattr(cls, "__copy__")
         or hasattr(cls, "__dataclass_fields__")
