@@ -243,8 +243,8 @@ class Feed:
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
                 "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
                 "make its iterator before the epoch, as timm's MultiEpochsDataLoader does; persistent_workers=True "
-                "does not. Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer batches, "
-                f"{self._source.fewer}"
+                "does not. Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer "
+                f"batches, {self._source.fewer}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight

@@ -46,8 +46,8 @@ class Run(NamedTuple):
     """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
 
     Attributes:
-        state: Of the rule.
-        last_summary: Of the epoch that ended last.
+        state: The rule's state.
+        last_summary: The summary of the epoch that ended last.
         length: Batches of the epoch in progress, where the loader says so.
         flight: What the driver has handed out, as a value of its own.
     """
@@ -155,14 +155,14 @@ class Passes:
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
         self.saved_options = saved_options
-        # After so many batches there is something to say or to do.
+        # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
         # The loss that report() was given, as a function that waits for it.
         self._reported: Callable[[], float] | None = None
-        # Whether losses need no ranks: known from the first decision of an epoch on.
+        # The first loss takes the long way, on which ranks are compared; this says whether later ones may skip it.
         self._decides_alone = False
-        # What came from passes or a loaded state, and not by hand, in the epoch in progress.
+        # The epoch's progress as a pass left it, or as it was loaded. More is from decisions outside of any pass.
         self._accounted = 0
         self._resumed_at: int | None = None
         self._epochs_left_in_a_row = 0
@@ -214,7 +214,7 @@ class Passes:
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
-        # Deferred repeats finish in another order than their batches began.
+        # Batches in order are counted as they finish; deferred repeats go by where their batch began.
         batch = state.batches if driver is None or driver.is_in_order or current is None else current.position
         after, decision = rule.visit(self.options, self.criterion, state, value, batch)
         if driver is None:
@@ -227,7 +227,7 @@ class Passes:
             current.phase, current.decision = DECIDED, decision
         is_noted = after.nonfinite_losses > state.nonfinite_losses or after.batches in self._noted_batches
         if self.recorders or is_noted:
-            self._note_visit(current, state, value, decision)
+            self._finish_visit(current, state, value, decision)
         return decision
 
     def report(self, loss: object, samples: object, caller: str = "report") -> None:
@@ -271,7 +271,7 @@ class Passes:
             self.end_epoch()
 
     def _agreed_loss(self, loss: object, samples: object) -> float:
-        """The loss to decide on, reported just now or before; with ranks, its mean over them."""
+        """The loss to decide on, which ``report`` was given just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
         reported, self._reported = self._reported, None
@@ -296,7 +296,7 @@ class Passes:
             )
         return None
 
-    def _note_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
+    def _finish_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
         """Notify recorders, warn, and end the epoch if it has a fixed length that is reached."""
         state = self.run.state
         position, indices = (before.position, None) if current is None else (current.position, current.indices)
@@ -520,6 +520,8 @@ class Passes:
 
     def assign(self, run: Run) -> None:
         """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
+        if run.flight is None and self.driver is not None:
+            run = run._replace(flight=self.driver.restarted())
         self._retire_pass()
         self.replace(**run._asdict())
         self._begin()

@@ -37,7 +37,7 @@ class State(NamedTuple):
     Attributes:
         epoch: Epochs ended so far.
         threshold: K times the mean loss of the previous epoch; None while there is none, and no batch repeats.
-        strictness: The factor by which a budget has raised the threshold, where it is above 1; 1 without a budget.
+        strictness: The factor by which a budget raises the threshold; a value below 1 does not lower it.
         loss_sum: Sum of the losses that entered this epoch's mean, in double precision, in order of arrival.
         loss_count: How many losses that is.
         batches: Batches of this epoch that are finished.
@@ -90,7 +90,7 @@ class Criterion(Protocol):
         Args:
             state: As it was before this visit.
             loss: The loss of this visit; NaN for every loss that does not count.
-            batch: The place, from 0, at which the batch finishes in its epoch.
+            batch: How many batches of the epoch are finished before this one; with deferred repeats, its position.
         """
 
     def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
@@ -130,9 +130,9 @@ class BudgetedThreshold(LossThreshold):
     """The paper's threshold, raised as far as it takes to keep repeats within ``budget`` times the batches begun.
 
     Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
-    ``budget`` repeats a batch. It is never below the paper's. An unused budget lets as many repeats pass as ten batches
-    have of it before the threshold rises. So the budget goes to the worst batches rather than to the first. A repeat
-    that would exceed the budget at this point of the epoch is not made.
+    ``budget`` repeats a batch. It is never below the paper's. After quiet batches it rises late: ten times ``budget``
+    repeats pass first. So the budget goes to the worst batches rather than to the first. A repeat that would exceed the
+    budget at this point of the epoch is not made.
     """
 
     def __init__(self, k: float, warmup_epochs: int, floor: float, budget: float) -> None:
@@ -161,7 +161,7 @@ class RandomVisits:
 
     Args:
         visit_counts: For each epoch, the visits to each batch; they go to the epoch's batches in random order.
-        seed: Of the draw.
+        seed: The seed of the draw.
     """
 
     def __init__(self, visit_counts: Sequence[Sequence[int]], seed: int) -> None:
@@ -264,8 +264,8 @@ def visit(options: Options, criterion: Criterion, state: State, loss: float, bat
 def skip(state: State) -> State:
     """The state after the current batch is skipped: no visit, no loss.
 
-    A batch that was visited is finished with the visits it had. Its last REPEAT counted a visit to come, so there is
-    one repeat less.
+    A batch that was visited is finished with the visits it had. Its last REPEAT had counted the skipped visit, which is
+    subtracted.
     """
     if state.visits == 0:
         return state._replace(skipped_batches=state.skipped_batches + 1)

@@ -247,10 +247,6 @@ class _BatchSource(Source):
     def _flight(self) -> EpochFlight:
         return self._passes.run.flight  # type: ignore[no-any-return]
 
-    def _replace(self, flight: EpochFlight) -> None:
-        with self.lock:
-            self._passes.run = self._passes.run._replace(flight=flight)
-
     # What the schedule asks for --------------------------------------------------------------------------
 
     def deliver(self, loader: Any) -> Iterator[Any]:
@@ -299,11 +295,11 @@ class _BatchSource(Source):
             self.closed()
             # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
             self._limit = length if length is not None and whole is not None and length < whole else None
-            self._replace(flight)
+            self._passes.replace(flight=flight)
             yield from self.feed.batches(loader)
             if self._passes.options.epoch_length is not None:
                 # Otherwise the epoch ends here, and the flight with it.
-                self._replace(self.restarted())
+                self._passes.replace(flight=self.restarted())
 
     # What the feed asks for ------------------------------------------------------------------------------
 
@@ -323,20 +319,20 @@ class _BatchSource(Source):
         else:
             flight, batch = self._next_base_batch(flight)
             if batch is None:
-                self._replace(flight)
+                self._passes.replace(flight=flight)
                 return None
             ticket = Ticket(flight.position, 0, batch)
             flight = flight._replace(position=flight.position + 1, last_base_batch=batch, flight=in_flight.sent(ticket))
-        self._replace(flight)
+        self._passes.replace(flight=flight)
         return ticket.to_fetch(flight.begun)
 
     def recall(self) -> None:
-        self._replace(self._flight._replace(flight=self._flight.flight.recalled()))
+        self._passes.replace(flight=self._flight._replace(flight=self._flight.flight.recalled()))
 
     def start(self, loader: Any) -> Iterator[Any]:
         # A DataLoader draws a seed for its workers whenever it makes an iterator: on a resume too, where the saved run
-        # was in the middle of one. From then on, all that shares its generator (it may be torch's global one) would draw
-        # other numbers. Of a wrapper it is not known when it makes the iterator.
+        # was in the middle of one. From then on, all that shares its generator (it may be torch's global one) would
+        # draw other numbers. Of a wrapper it is not known when it makes the iterator.
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)

@@ -86,7 +86,7 @@ class SampleOptions:
         if self.epochs == 1:
             advice = "Divide it into several epochs with updates=, and give epochs= their number"
         warn(
-            f"with epochs={self.epochs} and final_full_share={self.final_full_share}, no epoch prunes or pools samples: "
+            f"with epochs={self.epochs} and final_full_share={self.final_full_share}, no epoch prunes or pools: "
             f"the first has none before it to compare with, and the last share of training uses all data. {advice}"
         )
 

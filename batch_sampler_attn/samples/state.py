@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import random
-import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import ProtocolError, StateError, short_repr
+from batch_sampler_attn.errors import ProtocolError, StateError
 from batch_sampler_attn.flight import Feed, InFlight, Source
 from batch_sampler_attn.ranks import Ranks, Shard, unpack_shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions
@@ -350,13 +348,11 @@ class _SampleSource(Source):
                 "load one for each rank"
             )
         checkpoint.check_options(self._options_to_save(), fields.pop("options"))
-        memory, samples = Memory(0), self.options.samples
-        for name, length in {"losses": samples, "visits": samples, "pruned": None, "pooled": None}.items():
-            row = getattr(memory, name)
-            setattr(memory, name, _unpack(name, fields.pop(name), row.typecode, length))
+        memory = Memory(0)
+        for name, row in vars(memory).items():
+            setattr(memory, name, _unpack(fields.pop(name), row.typecode))
         stream, summary = fields["stream"], fields["last_summary"]
-        order = _unpack("order", stream["order"], "i")
-        could_be_pruned = _unpack("could_be_pruned", stream["could_be_pruned"], "B", len(order))
+        order, could_be_pruned = _unpack(stream["order"], "i"), _unpack(stream["could_be_pruned"], "B")
         unpacked = {
             "counts": Counts(**fields["counts"]),
             "flight": InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
@@ -392,24 +388,11 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
 
 
 def _pack(row: array[Any]) -> str:
-    """Numbers in base64, lowest byte first: a list of a million numbers is slow to write and read as JSON."""
-    return base64.b64encode(_lowest_first(row).tobytes()).decode()
+    """Numbers in base64: a list of a million numbers is slow to write and read as JSON."""
+    return base64.b64encode(row.tobytes()).decode()
 
 
-def _unpack(name: str, packed: object, kind: str, length: int | None = None) -> array[Any]:
+def _unpack(packed: str, kind: str) -> array[Any]:
     row = array(kind)
-    try:
-        row.frombytes(base64.b64decode(packed, validate=True))  # type: ignore[arg-type]
-        is_as_long = length in (None, len(row))
-    except (TypeError, ValueError, binascii.Error):
-        is_as_long = False
-    if not is_as_long:
-        raise StateError(f"{name} is {short_repr(packed)} in the state; it must be {length} numbers in base64")
-    return _lowest_first(row)
-
-
-def _lowest_first(row: array[Any]) -> array[Any]:
-    if sys.byteorder == "big":
-        row = row[:]
-        row.byteswap()
+    row.frombytes(base64.b64decode(packed))
     return row

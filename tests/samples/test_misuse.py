@@ -220,7 +220,7 @@ def test_a_share_that_is_none_is_refused_and_a_percentage_is_recognized(name, va
     ],
 )
 def test_epochs_in_which_nothing_would_ever_be_pruned_are_said_at_the_start(options, advice):
-    with pytest.warns(BatchAttentionWarning, match=f"no epoch prunes or pools samples.*{advice}") as warned:
+    with pytest.warns(BatchAttentionWarning, match=f"no epoch prunes or pools.*{advice}") as warned:
         attention = make(**options)
     assert warned[0].filename == __file__
     for _ in range(options["epochs"]):
