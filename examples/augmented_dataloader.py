@@ -1,7 +1,7 @@
 """Batch-attention through a DataLoader with workers and random augmentation, and what its record says.
 
-With ``repeats="deferred"`` the workers fetch a repeat like any other batch, with new random augmentation. Some
-labels are wrong on purpose: the batches most often repeated show where to look for them.
+With ``repeats="deferred"`` the workers fetch a repeat like any other batch, with new random augmentation. Some labels
+are wrong on purpose: the batches most often repeated show where to look for them.
 """
 
 import torch
