@@ -46,8 +46,8 @@ class Run(NamedTuple):
     """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
 
     Attributes:
-        state: Of the rule.
-        last_summary: Of the epoch that ended last.
+        state: The rule's state.
+        last_summary: The summary of the epoch that ended last.
         length: Batches of the epoch in progress, where the loader says so.
         flight: What the driver has handed out, as a value of its own.
     """
@@ -155,14 +155,14 @@ class Passes:
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
         self.saved_options = saved_options
-        # After so many batches there is something to say or to do.
+        # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
         # The loss that report() was given, as a function that waits for it.
         self._reported: Callable[[], float] | None = None
-        # Whether losses need no ranks: known from the first decision of an epoch on.
+        # The first loss takes the long way, on which ranks are compared; this says whether later ones may skip it.
         self._decides_alone = False
-        # What came from passes or a loaded state, and not by hand, in the epoch in progress.
+        # The epoch's progress as a pass left it, or as it was loaded. More is from decisions outside of any pass.
         self._accounted = 0
         self._resumed_at: int | None = None
         self._epochs_left_in_a_row = 0
@@ -214,7 +214,7 @@ class Passes:
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
-        # Deferred repeats finish in another order than their batches began.
+        # Batches in order are counted as they finish; deferred repeats go by where their batch began.
         batch = state.batches if driver is None or driver.is_in_order or current is None else current.position
         after, decision = rule.visit(self.options, self.criterion, state, value, batch)
         if driver is None:
@@ -227,7 +227,7 @@ class Passes:
             current.phase, current.decision = DECIDED, decision
         is_noted = after.nonfinite_losses > state.nonfinite_losses or after.batches in self._noted_batches
         if self.recorders or is_noted:
-            self._note_visit(current, state, value, decision)
+            self._finish_visit(current, state, value, decision)
         return decision
 
     def report(self, loss: object, samples: object, caller: str = "report") -> None:
@@ -271,7 +271,7 @@ class Passes:
             self.end_epoch()
 
     def _agreed_loss(self, loss: object, samples: object) -> float:
-        """The loss to decide on, reported just now or before; with ranks, its mean over them."""
+        """The loss to decide on, which ``report`` was given just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
         reported, self._reported = self._reported, None
@@ -291,12 +291,12 @@ class Passes:
             raise current.out_of_turn(caller)
         if self.driver is not None:
             raise ProtocolError(
-                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Iterate over "
-                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Call it in a loop of "
+                "schedule.attend(loader), with the DataLoader built on that sampler"
             )
         return None
 
-    def _note_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
+    def _finish_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
         """Notify recorders, warn, and end the epoch if it has a fixed length that is reached."""
         state = self.run.state
         position, indices = (before.position, None) if current is None else (current.position, current.indices)
@@ -331,10 +331,9 @@ class Passes:
         state = self.state
         if state.progress not in (0, self._accounted):
             raise ProtocolError(
-                "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
-                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
-                "count in the epoch that is about to begin. Call abandon_epoch() to forget them, or end_epoch() if "
-                "they are an epoch of a hand-written loop"
+                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} were "
+                "decided on outside a loop of attend(), and would count in the epoch that is about to begin. Call "
+                "abandon_epoch() to forget them, or end_epoch() if they are an epoch of a hand-written loop"
             )
         resumed_at = self._resumed_at
         if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
@@ -354,10 +353,9 @@ class Passes:
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
             raise EmptyEpochError(
-                "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "
-                "less than one batch of data? Or is it an iterator (a generator, enumerate, zip, map) that an earlier "
-                "epoch used up? Then give attend() the loader itself: "
-                "for index, batch in enumerate(schedule.attend(loader))"
+                "the epoch ended without a batch: the loader is empty, every batch was skipped, drop_last is set on "
+                "less than one batch, or an earlier epoch used up an iterator (a generator, enumerate, zip, map). Give "
+                "attend() the loader itself: for index, batch in enumerate(schedule.attend(loader))"
             )
         after, summary = rule.end_epoch(self.criterion, state)
         summary = dataclasses.replace(summary, host_reads=host_reads)
@@ -378,10 +376,7 @@ class Passes:
             length = self.options.epoch_length
             raise ProtocolError(f"epoch_length={length} ends each epoch by itself; do not call end_epoch()")
         if self.active is not None:
-            raise ProtocolError(
-                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                f"{_FEWER_BATCHES}"
-            )
+            raise ProtocolError(f"attend() ends the epoch by itself when the loader does. {_FEWER_BATCHES}")
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
@@ -452,10 +447,9 @@ class Passes:
         # A control's mean never sets a threshold.
         is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
         if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
-            lowest = f"below floor={options.floor}" if options.floor else "negative"
             warn(
-                f"the mean loss of epoch {summary.epoch} is {mean_loss}, {lowest}: the threshold is below the mean "
-                "then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
+                f"the mean loss of epoch {summary.epoch} is {mean_loss}, below floor={options.floor}: the threshold is "
+                "below the mean then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
             )
             return
         if summary.threshold is None or summary.batches < _LEAST_BATCHES:
@@ -557,6 +551,7 @@ class Pass:
         indices: Its dataset indices, if the driver gave them.
         is_first_visit: Whether the current visit is the batch's first.
         decision: On the current batch.
+        may_repeat: Whether any batch may ever be repeated.
     """
 
     def __init__(self, passes: Passes, *, announces: bool = False) -> None:
@@ -567,17 +562,13 @@ class Pass:
         self.decision = ADVANCE
         self._passes = passes
         self._announces = announces and passes.ranks.transport is not None
+        self.may_repeat = passes.options.max_visits != 1
 
     def __enter__(self) -> Pass:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close(finished=kind is None)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether any batch may ever be repeated."""
-        return self._passes.options.max_visits != 1
 
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
@@ -609,10 +600,9 @@ class Pass:
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
-                "the next batch was requested before decide() had the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "
-                "iterate over the loader that attend() was given. If something between attend() and your loop reads "
-                "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
+                "the next batch was requested before decide() had the loss of the last one. Call decide(loss), or "
+                "skip(), once for each batch. To evaluate, iterate over the loader that attend() was given. Put what "
+                "reads ahead inside: schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self.decision
@@ -638,15 +628,14 @@ class Pass:
     def out_of_turn(self, caller: str) -> ProtocolError:
         """What to raise where a loss, or a skip, is for no batch."""
         if self.phase == SKIPPED:
-            return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
-        if self.phase == BETWEEN_BATCHES:
-            return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
-        if caller == "skip":
-            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
-        return ProtocolError(
-            f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
-            "yields the batch again by itself when the decision is REPEAT"
-        )
+            what = "for a batch that had been skipped; take the next batch"
+        elif self.phase == BETWEEN_BATCHES:
+            what = "before attend() had yielded a batch"
+        elif caller == "skip":
+            what = "after decide() had this visit's loss; call it instead of decide()"
+        else:
+            what = "twice for one batch; attend() yields the batch again by itself when the decision is REPEAT"
+        return ProtocolError(f"{caller}() was called {what}")
 
     def _check_is_open(self) -> None:
         if self.phase in (LEFT, OVER):
@@ -658,8 +647,5 @@ def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:
         hasattr(recorder, "on_visit") and not isinstance(recorder, type) for recorder in recorders
     )
     if not are_recorders:
-        raise OptionError(
-            f"recorders is {short_repr(recorders)}; it must be a list of recorders, such as [MemoryRecorder()] from "
-            "batch_sampler_attn.recorders"
-        )
+        raise OptionError(f"recorders is {short_repr(recorders)}; it must be a list, such as [MemoryRecorder()]")
     return tuple(recorders)  # type: ignore[arg-type]
