@@ -42,8 +42,7 @@ class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
 def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
     """Group a loader's batches into lists of ``size``, one list for each update; the last list may be shorter.
 
-    The schedule decides on, and repeats, whole lists: ``schedule.attend(accumulate(loader, 4))``. Give ``decide`` the
-    mean of an ``AccumulatedLoss``.
+    ``schedule.attend(accumulate(loader, 4))`` repeats whole lists. Give ``decide`` the mean of an ``AccumulatedLoss``.
 
     Args:
         loader: A DataLoader or another iterable of batches.
@@ -51,39 +50,35 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
 
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
-        ProtocolError: If the loader is what an ``attend`` of this package returned, or has one of its samplers.
+        ProtocolError: If the loader is an attended one, or has a sampler of this package.
 
     Example:
         >>> list(accumulate("abcde", 2)), len(accumulate("abcde", 2))
         ([['a', 'b'], ['c', 'd'], ['e']], 3)
     """
-    size = positive_int("size", size, "the batches of one update")
-    if (name := own_part(loader)) is not None:
-        raise ProtocolError(
-            f"accumulate() got a loader that is or holds {name}, which repeats single batches or samples. Make the "
-            "DataLoader with batch_size= and shuffle=, and write schedule.attend(accumulate(loader, size))"
-        )
-    return AccumulatedLoader(loader, size)
+    refuse_own_loader(loader, "lists of its batches are repeated as wholes")
+    return AccumulatedLoader(loader, positive_int("size", size, "the batches of one update"))
 
 
-def own_part(loader: object) -> str | None:
-    """The name of the loader's class, or of one of its samplers' classes, that is of this package; None without one."""
+def refuse_own_loader(loader: object, instead: str) -> None:
+    """Refuse a loader of this package, or on one of its samplers; ``instead`` says what repeats batches here."""
     parts = [loader]
     for part in parts:
         for cls in type(part).__mro__:
             if cls.__module__.partition(".")[0] == _PACKAGE:
-                return cls.__name__
+                raise ProtocolError(
+                    f"the loader is or holds {cls.__name__} of batch_sampler_attn, which repeats by itself. Give a "
+                    f"plain DataLoader(dataset, batch_size=..., shuffle=...): {instead}"
+                )
         # Samplers hold samplers, but not endlessly, as a mock may.
         inner = (getattr(part, name, None) for name in ("batch_sampler", "sampler"))
         parts.extend(part for part in inner if part is not None and len(parts) < 10)
-    return None
 
 
 class AccumulatedLoss:
-    """The mean loss over the samples of a window, from the mean losses of its batches.
+    """The mean loss over the samples of an update, from the mean losses of its batches.
 
-    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in the order of
-    ``add``. The mean of a window of one batch is its loss, bit for bit.
+    Losses on a device stay there until ``decide`` reads the mean. Sums are in double precision, in order.
 
     Example:
         >>> loss = AccumulatedLoss()
@@ -101,14 +96,11 @@ class AccumulatedLoss:
         return len(self._parts)
 
     def add(self, loss: object, samples: object = 1) -> None:
-        """Add one batch of the window.
+        """Add one batch.
 
         Args:
             loss: Mean loss over the batch's samples, neither scaled nor divided by the number of batches.
             samples: Number of samples in that mean, or the sum of their weights. With 0, the loss has no effect.
-
-        Raises:
-            LossError: If the loss is not one real number.
         """
         self._parts.append((detached(loss), samples))
 
@@ -126,34 +118,25 @@ class AccumulatedLoss:
             ProtocolError: If no loss was added.
         """
         if not self._parts:
-            raise ProtocolError("no loss was added to this window; call add(loss, samples) for each of its batches")
+            raise ProtocolError("no loss was added to this window; call add(loss, samples) for each batch")
         if len(self._parts) == 1:
-            # A product with the samples, and a division by them, might round it.
+            # Bit for bit: a product with the samples, and a division by them, might round it.
             return self._parts[0][0]
-        total: Any = 0.0
-        all_samples = 0.0
+        total, all_samples = 0.0, 0.0
         for loss, samples in self._parts:
             # A batch without samples may have a loss of NaN.
             if number := sample_weight("samples", samples):
-                total = total + _in_double(loss) * number
+                total += _in_double(loss) * number
                 all_samples += number
         return total / all_samples if all_samples else math.nan
 
 
 def samples_in(batch: object) -> int:
-    """Number of samples in a batch: the length of the first array or tensor in it, which may be nested.
-
-    Args:
-        batch: An array of shape (samples, ...), or mappings, sequences and data classes of such arrays.
-
-    Raises:
-        OptionError: If it holds no array of at least one dimension.
-    """
+    """Number of samples in a batch, as the length of its first array; ``OptionError`` if it holds none."""
     length = _first_length(batch)
     if length is None:
         raise OptionError(
-            f"a batch of type {type(batch).__name__} ({short_repr(batch)}) holds no array of at least one dimension, "
-            "so its samples cannot be counted. Count them with samples=lambda batch: ..."
+            f"the batch {short_repr(batch)} holds no array to count its samples by. Give samples=lambda batch: ..."
         )
     return length
 
@@ -175,12 +158,7 @@ def _first_length(value: object) -> int | None:
 
 def _in_double(loss: Any) -> Any:
     """The loss as a double, on its device if the device has doubles."""
-    if isinstance(loss, float):
-        return loss
-    double = getattr(loss, "double", None)
-    if callable(double):
-        try:
-            return double()
-        except TypeError:  # Apple's devices have no doubles
-            pass
-    return as_float(loss)
+    try:
+        return loss.double()
+    except (AttributeError, TypeError):  # JAX's arrays have no such method, and Apple's devices no doubles
+        return as_float(loss)

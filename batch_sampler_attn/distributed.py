@@ -19,14 +19,6 @@ from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.options import number
 from batch_sampler_attn.ranks import RankMessage
 
-DEFAULT_TIMEOUT_SECONDS = 600.0
-
-# Between two looks at a device that is busy; a visit takes a millisecond or more.
-_POLL_SECONDS = 0.0002
-
-# NCCL's watchdog ends a process whose exchange exceeds its group's limit; RankTimeoutError has to come before.
-_WATCHDOG_SECONDS = 60.0
-
 # How often this process has made a group of these ranks.
 _groups_made: Counter[tuple[int, ...]] = Counter()
 
@@ -34,22 +26,19 @@ _groups_made: Counter[tuple[int, ...]] = Counter()
 class MeanOverRanks:
     """Gives every rank the mean of all ranks' losses, by samples, so that all of them decide alike.
 
-    Each message says where its rank is, and ranks that are not at the same visit raise RanksDivergedError. The mean is
-    added up in double precision in the order of ranks, so it is bit for bit the same on each.
-
-    Messages have a process group of their own, made on first use. In a group that others use, such as that of
-    ``DistributedDataParallel``, a missing call would be paired with one of theirs. Before ``init_process_group``, and
-    with one rank, nothing is exchanged.
+    The mean is bit for bit the same on each rank. Ranks that are not at the same visit raise RanksDivergedError.
+    Messages have a process group of their own, made on first use. Before ``init_process_group``, and with one rank,
+    nothing is exchanged.
 
     Args:
         group: The process group of the ranks that train together; None for all ranks.
         timeout_seconds: How long a rank waits for another one, from 0.001 to 1e9. It must be longer than anything that
             one rank does alone, such as an evaluation on rank 0 between two epochs.
-        device: The device of the messages. None for the group's accelerator if it has a backend for one (NCCL), so that
-            a loss stays on its device until the decision; otherwise the CPU.
+        device: Where the messages are. None for the group's accelerator if it has a backend (NCCL), so that a loss
+            stays on its device until the decision; otherwise the CPU.
 
     Raises:
-        OptionError: If an argument is not allowed, or this rank is not in the group.
+        OptionError: If ``timeout_seconds`` is not allowed, or this rank is not in the group.
 
     Example:
         >>> from batch_sampler_attn import BatchAttentionSchedule
@@ -63,7 +52,7 @@ class MeanOverRanks:
         self,
         group: dist.ProcessGroup | None = None,
         *,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        timeout_seconds: float = 600.0,
         device: torch.device | str | None = None,
     ) -> None:
         self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits so long for the others")
@@ -73,18 +62,12 @@ class MeanOverRanks:
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
             raise OptionError(f"group is {short_repr(group)}; it must be None, or a process group that this rank is in")
         self.group = group
-        try:
-            self.device = None if device is None else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise OptionError(f'device is {short_repr(device)}; it must be a torch.device, such as "cuda"') from error
+        self.device = None if device is None else torch.device(device)
         self._is_claimed = False
         self._own_group: dist.ProcessGroup | None = None
         self._world: weakref.ref[Any] | None = None
         self._own_device = torch.device("cpu")
-        self._failure: tuple[type[RankTimeoutError | RankLostError], str] | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.ranks} ranks, timeout_seconds={self.timeout_seconds:g}>"
+        self._failure: RankTimeoutError | RankLostError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to another schedule, and makes a group of its own.
@@ -142,25 +125,22 @@ class MeanOverRanks:
     def _exchange(self, what: str) -> Iterator[None]:
         """Raise torch's errors as ours, now and in all later exchanges: the group cannot be used any more."""
         if self._failure is not None:
-            raise self._failure[0](self._failure[1])
+            raise self._failure
         began = time.monotonic()
         try:
             yield
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             seconds = time.monotonic() - began
-            text = f"rank {self.rank} of {self.ranks} waited {seconds:.1f} s for the other ranks at: {what}. "
+            waited = f"rank {self.rank} of {self.ranks} waited {seconds:.1f} s for the other ranks at: {what}"
             if "timed out" in reason.lower() or "timeout" in reason.lower():
-                kind: type[RankTimeoutError | RankLostError] = RankTimeoutError
-                text += (
-                    "Another rank is late, has ended, or makes other calls. "
-                    f"timeout_seconds={self.timeout_seconds:g} must be longer than anything that one rank does alone"
+                self._failure = RankTimeoutError(
+                    f"{waited}. Another rank is late, has ended, or makes other calls. timeout_seconds="
+                    f"{self.timeout_seconds:g} must be longer than anything that one rank does alone"
                 )
             else:
-                kind = RankLostError
-                text += f"One of them is gone; look for its own error ({reason})"
-            self._failure = kind, text
-            raise kind(text) from error
+                self._failure = RankLostError(f"{waited}. One of them is gone; look for its own error ({reason})")
+            raise self._failure from error
 
     def _group(self) -> tuple[dist.ProcessGroup, torch.device]:
         """The process group of these messages alone, and the device that it takes them from."""
@@ -172,9 +152,11 @@ class MeanOverRanks:
             backends = dist.get_backend_config(self.group)
             device = self.device or _accelerator_of(backends) or torch.device("cpu")
             _meet(ranks, self.timeout_seconds)
+            # NCCL's watchdog ends a process at its group's limit; RankTimeoutError has to come before.
+            watchdog_seconds = 0 if device.type == "cpu" else 60
             group = dist.new_group(
                 ranks,
-                timeout=timedelta(seconds=self.timeout_seconds + (device.type != "cpu") * _WATCHDOG_SECONDS),
+                timeout=timedelta(seconds=self.timeout_seconds + watchdog_seconds),
                 backend=backends,
                 use_local_synchronization=True,
                 group_desc="batch_attention",
@@ -191,7 +173,7 @@ class MeanOverRanks:
         while not work.is_completed():
             if time.monotonic() > deadline:
                 raise RuntimeError("timed out")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.0002)
         work.wait()
 
 

@@ -291,8 +291,8 @@ class Passes:
             raise current.out_of_turn(caller)
         if self.driver is not None:
             raise ProtocolError(
-                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Iterate over "
-                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Call it in a loop of "
+                "schedule.attend(loader), with the DataLoader built on that sampler"
             )
         return None
 
@@ -331,10 +331,9 @@ class Passes:
         state = self.state
         if state.progress not in (0, self._accounted):
             raise ProtocolError(
-                "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
-                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
-                "count in the epoch that is about to begin. Call abandon_epoch() to forget them, or end_epoch() if "
-                "they are an epoch of a hand-written loop"
+                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} were "
+                "decided on outside a loop of attend(), and would count in the epoch that is about to begin. Call "
+                "abandon_epoch() to forget them, or end_epoch() if they are an epoch of a hand-written loop"
             )
         resumed_at = self._resumed_at
         if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
@@ -354,10 +353,9 @@ class Passes:
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
             raise EmptyEpochError(
-                "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "
-                "less than one batch of data? Or is it an iterator (a generator, enumerate, zip, map) that an earlier "
-                "epoch used up? Then give attend() the loader itself: "
-                "for index, batch in enumerate(schedule.attend(loader))"
+                "the epoch ended without a batch: the loader is empty, every batch was skipped, drop_last is set on "
+                "less than one batch, or an earlier epoch used up an iterator (a generator, enumerate, zip, map). Give "
+                "attend() the loader itself: for index, batch in enumerate(schedule.attend(loader))"
             )
         after, summary = rule.end_epoch(self.criterion, state)
         summary = dataclasses.replace(summary, host_reads=host_reads)
@@ -378,10 +376,7 @@ class Passes:
             length = self.options.epoch_length
             raise ProtocolError(f"epoch_length={length} ends each epoch by itself; do not call end_epoch()")
         if self.active is not None:
-            raise ProtocolError(
-                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                f"{_FEWER_BATCHES}"
-            )
+            raise ProtocolError(f"attend() ends the epoch by itself when the loader does. {_FEWER_BATCHES}")
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
@@ -452,10 +447,9 @@ class Passes:
         # A control's mean never sets a threshold.
         is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
         if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
-            lowest = f"below floor={options.floor}" if options.floor else "negative"
             warn(
-                f"the mean loss of epoch {summary.epoch} is {mean_loss}, {lowest}: the threshold is below the mean "
-                "then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
+                f"the mean loss of epoch {summary.epoch} is {mean_loss}, below floor={options.floor}: the threshold is "
+                "below the mean then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
             )
             return
         if summary.threshold is None or summary.batches < _LEAST_BATCHES:
@@ -557,6 +551,7 @@ class Pass:
         indices: Its dataset indices, if the driver gave them.
         is_first_visit: Whether the current visit is the batch's first.
         decision: On the current batch.
+        may_repeat: Whether any batch may ever be repeated.
     """
 
     def __init__(self, passes: Passes, *, announces: bool = False) -> None:
@@ -567,17 +562,13 @@ class Pass:
         self.decision = ADVANCE
         self._passes = passes
         self._announces = announces and passes.ranks.transport is not None
+        self.may_repeat = passes.options.max_visits != 1
 
     def __enter__(self) -> Pass:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close(finished=kind is None)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether any batch may ever be repeated."""
-        return self._passes.options.max_visits != 1
 
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
@@ -609,10 +600,9 @@ class Pass:
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
-                "the next batch was requested before decide() had the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "
-                "iterate over the loader that attend() was given. If something between attend() and your loop reads "
-                "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
+                "the next batch was requested before decide() had the loss of the last one. Call decide(loss), or "
+                "skip(), once for each batch. To evaluate, iterate over the loader that attend() was given. Put what "
+                "reads ahead inside: schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self.decision
@@ -638,15 +628,14 @@ class Pass:
     def out_of_turn(self, caller: str) -> ProtocolError:
         """What to raise where a loss, or a skip, is for no batch."""
         if self.phase == SKIPPED:
-            return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
-        if self.phase == BETWEEN_BATCHES:
-            return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
-        if caller == "skip":
-            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
-        return ProtocolError(
-            f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
-            "yields the batch again by itself when the decision is REPEAT"
-        )
+            what = "for a batch that had been skipped; take the next batch"
+        elif self.phase == BETWEEN_BATCHES:
+            what = "before attend() had yielded a batch"
+        elif caller == "skip":
+            what = "after decide() had this visit's loss; call it instead of decide()"
+        else:
+            what = "twice for one batch; attend() yields the batch again by itself when the decision is REPEAT"
+        return ProtocolError(f"{caller}() was called {what}")
 
     def _check_is_open(self) -> None:
         if self.phase in (LEFT, OVER):
@@ -658,8 +647,5 @@ def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:
         hasattr(recorder, "on_visit") and not isinstance(recorder, type) for recorder in recorders
     )
     if not are_recorders:
-        raise OptionError(
-            f"recorders is {short_repr(recorders)}; it must be a list of recorders, such as [MemoryRecorder()] from "
-            "batch_sampler_attn.recorders"
-        )
+        raise OptionError(f"recorders is {short_repr(recorders)}; it must be a list, such as [MemoryRecorder()]")
     return tuple(recorders)  # type: ignore[arg-type]

@@ -98,13 +98,7 @@ class Criterion(Protocol):
 
 
 class LossThreshold:
-    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4).
-
-    Args:
-        k: In units of that mean minus the floor.
-        warmup_epochs: Epochs without a threshold, at the start.
-        floor: The lowest loss that can be; 0 in the paper.
-    """
+    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4)."""
 
     def __init__(self, k: float, warmup_epochs: int, floor: float = 0.0) -> None:
         self._k = k
@@ -157,12 +151,7 @@ def strictness_steps(budget: float) -> tuple[float, float, float]:
 
 
 class RandomVisits:
-    """The criterion of the control at equal compute: each batch is visited as often as was drawn for it.
-
-    Args:
-        visit_counts: For each epoch, the visits to each batch; they go to the epoch's batches in random order.
-        seed: The seed of the draw.
-    """
+    """The criterion of the control at equal compute: each epoch's ``visit_counts``, in random order."""
 
     def __init__(self, visit_counts: Sequence[Sequence[int]], seed: int) -> None:
         self._visit_counts = visit_counts
@@ -210,12 +199,7 @@ def criterion_of(options: Options) -> LossThreshold:
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
-    """The paper's rule for one visit.
-
-    Args:
-        options: The options.
-        state: The state before the visit.
-        loss: The batch loss of this visit, computed before this visit's update.
+    """The paper's rule for one visit: the state before it and its loss, computed before its update.
 
     Raises:
         NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.

@@ -7,27 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.accumulation import samples_in
+from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
 from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.trainers.replay import (
-    Replay,
-    refuse_own_loader,
-    schedule_from,
-    standing_in,
-    warn_of_too_few_epochs,
-)
+from batch_sampler_attn.trainers import replay
 
-try:
+with replay.importing("keras"):
     import keras
-except ModuleNotFoundError as error:
-    if error.name != "keras":
-        raise
-    raise ModuleNotFoundError(
-        "batch_sampler_attn.trainers.keras needs Keras 3, which is not installed: "
-        "pip install 'batch-sampler-attn[keras]'",
-        name="keras",
-    ) from error
 
 __all__ = ["BatchAttention"]
 
@@ -43,20 +29,15 @@ _BY_HAND = "call model.train_on_batch around schedule.attend(batches), and decid
 class BatchAttention:
     """Repeats batches inside Keras's ``fit``; the model, of any kind, stays as it is.
 
-    ``fit`` is the model's own, with its callbacks, validation and history. Callbacks see each batch once, metrics and
-    logged losses are those of first visits, and a ``LearningRateSchedule`` gives the rate of the base batch.
-    ``optimizer.iterations`` counts all updates, as Adam needs it. The loss that decides is the one that the update
-    minimizes, sample weights and regularization included.
+    Callbacks see each batch once, metrics and logged losses are those of first visits, and a ``LearningRateSchedule``
+    gives the rate of the base batch. ``optimizer.iterations`` counts all updates, as Adam needs it. The loss that
+    decides is the one that the update minimizes, sample weights and regularization included.
 
     Args:
         model: A ``keras.Model``, compiled before ``fit``.
         k: As in ``BatchAttentionSchedule``.
-        schedule: A schedule made beforehand, in place of options.
+        schedule: A schedule made beforehand, in place of options; in any case an attribute.
         options: Further options of ``BatchAttentionSchedule``.
-
-    Attributes:
-        model: The same model.
-        schedule: The schedule that decides.
 
     Raises:
         OptionError: If an option has a value that is not allowed, or there are options beside a schedule.
@@ -64,61 +45,36 @@ class BatchAttention:
     """
 
     def __init__(
-        self,
-        model: Any,
-        k: float | None = None,
-        *,
-        schedule: BatchAttentionSchedule | None = None,
-        **options: Any,
+        self, model: Any, k: float | None = None, *, schedule: BatchAttentionSchedule | None = None, **options: Any
     ) -> None:
         if not isinstance(model, keras.Model):
             raise OptionError(f"model is {short_repr(model)}; it must be a keras.Model")
         self.model = model
-        self.schedule = schedule_from(k, schedule, options)
-        self._replay = Replay(self.schedule)
-        self._step = _RepeatingStep(model, self._replay)
+        self.schedule = replay.schedule_from(schedule, {"k": k, **options})
+        self._repeating = _Repeating(model, self.schedule)
 
     @property
     def repeats(self) -> int:
         """Repeats made so far, over all epochs: ``optimizer.iterations`` less the base batches."""
-        return self._step.repeats
+        return self._repeating.repeats
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Call ``model.fit``, with repeats; the history also has ``batch_attention_repeats`` of each epoch.
 
-        Each call begins an epoch. An epoch that ends early, by an error or by ``stop_training``, sets no threshold.
-
-        Args:
-            x: As in ``keras.Model.fit``.
-            y: As in ``keras.Model.fit``.
-            args: Further arguments of ``keras.Model.fit``.
-            callbacks: A callback of Keras, or a list of them.
-            kwargs: Further arguments of ``keras.Model.fit``.
-
-        Returns:
-            The history that ``model.fit`` returns.
+        Arguments are those of ``keras.Model.fit``. Each call begins an epoch. An epoch that ends early, by an error or
+        by ``stop_training``, sets no threshold.
 
         Raises:
-            OptionError: If a callback is not an instance of ``keras.callbacks.Callback``.
             ProtocolError: Before the first update, if training works in a way that cannot be repeated; the message
                 says what to use instead.
         """
         refuse_own_loader(x, "BatchAttention.fit repeats batches")
-        callbacks = keras.tree.flatten(callbacks or [])
-        for callback in callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise OptionError(
-                    f"callbacks has {short_repr(callback)}; it must have instances of keras.callbacks.Callback. A "
-                    "schedule goes to BatchAttention(model, schedule=...)"
-                )
-        _check_model(self.model)
         try:
             # Ours is the first: an epoch of the schedule has ended before other callbacks learn that it has.
-            callbacks = [_Epochs(self._step, self._replay), *callbacks]
+            callbacks = [self._repeating, *keras.tree.flatten(callbacks or [])]
             return self.model.fit(x, y, *args, callbacks=callbacks, **kwargs)
         finally:
-            self._replay.end_epoch(finished=False)
-            self._step.installed.close()
+            self._repeating.uninstall()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what to save beside the model, as plain JSON types.
@@ -135,83 +91,74 @@ class BatchAttention:
         """
         fields = checkpoint.unseal("the attention's state", state_dict, {"schedule", "repeats"})
         self.schedule.load_state_dict(fields["schedule"])
-        self._step.repeats = fields["repeats"]
+        self._repeating.repeats = fields["repeats"]
 
 
-class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]
-    """Notes where training and its epochs begin and end."""
+class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
+    """Stands in for a model's ``train_step`` and ``train_function`` during ``fit``, which calls it as a callback."""
 
-    def __init__(self, step: _RepeatingStep, replay: Replay) -> None:
+    def __init__(self, model: Any, schedule: BatchAttentionSchedule) -> None:
         super().__init__()
-        self._step = step
-        self._replay = replay
-        self._is_first = True
-        self._restored: int | None = None
-
-    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        self._restored = getattr(self.model, "_initial_epoch", None)
-        self._step.install()
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        schedule, steps = self._replay.schedule, self.params["steps"]
-        if self._is_first:
-            self._is_first = False
-            # BackupAndRestore sets _initial_epoch as training begins, after our callback.
-            if getattr(self.model, "_initial_epoch", None) != self._restored and epoch != schedule.epoch:
-                raise ProtocolError(
-                    f"BackupAndRestore put the model back to where epoch {epoch} begins, and the attention's state is "
-                    f"of epoch {schedule.epoch}. Save attention.state_dict() as each epoch ends, and load it before "
-                    "fit; or start again with an empty backup folder"
-                )
-            warn_of_too_few_epochs(schedule, self.params["epochs"] - epoch, steps)
-        self._step.begin_epoch(steps)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        # Keras ends an epoch that stop_training cuts short like any other.
-        self._replay.end_epoch(finished=not self.model.stop_training)
-        if logs is not None:
-            logs["batch_attention_repeats"] = self._step.repeats_of_epoch
-
-
-class _RepeatingStep:
-    """Stands in for a model's ``train_step`` and ``train_function`` during ``fit``."""
-
-    def __init__(self, model: Any, replay: Replay) -> None:
         self.repeats = 0
-        self.repeats_of_epoch = 0
+        # Not self.model, for which Keras brings the state on jax back into the model.
         self._model = model
-        self._replay = replay
-        self._batches = 0
-        self._steps: int | None = None
+        self._replay = replay.Replay(schedule)
         self._train_step = model.train_step
-        self.installed = ExitStack()
+        self._installed = ExitStack()
         # The model's function, and the one compiled in its place: kept, since fit may be called for each epoch.
         self._compiled: tuple[Any, Any] = (None, None)
+        self._initial_epoch: int | None = None
+        self._is_first_epoch = True
+        # Of the epoch: its batches so far, and the repeats before it.
+        self._batches = 0
+        self._repeats_before = 0
 
-    def install(self) -> None:
-        """Have the model call this; called once Keras has made the model's ``train_function``."""
-        model = self._model
-        if not any(metric.name == "loss" for metric in model.metrics):
-            names = ", ".join(metric.name for metric in model.metrics) or "none"
-            raise ProtocolError(
-                f"{type(model).__name__} has no metric named 'loss' (its metrics: {names}), from which to read each "
-                f"batch's loss. Add keras.metrics.Mean(name='loss') to model.metrics and update it in train_step; or "
-                f"{_BY_HAND}"
-            )
+    def uninstall(self) -> None:
+        self._replay.end_epoch(finished=False)
+        self._installed.close()
+
+    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        model, backend = self._model, keras.config.backend()
+        steps, metrics = model.steps_per_execution, [metric.name for metric in model.metrics]
+        accumulated = _innermost(model.optimizer).gradient_accumulation_steps
+        refusals = (
+            (backend not in ("torch", "jax"), f"Keras runs on {backend!r}; set KERAS_BACKEND to torch or jax"),
+            (steps != 1, f"the model has steps_per_execution={steps}; compile it with 1"),
+            (accumulated, f"the optimizer has gradient_accumulation_steps={accumulated}; use larger batches"),
+            ("loss" not in metrics, "the model has no metric 'loss'; update keras.metrics.Mean('loss') in train_step"),
+        )
+        for is_due, refusal in refusals:
+            if is_due:
+                raise ProtocolError(f"BatchAttention decides by each batch's loss, but {refusal}. Or {_BY_HAND}")
+        self._initial_epoch, self._is_first_epoch = getattr(model, "_initial_epoch", None), True
+        # Keras has made the train_function.
         plain, self._train_step = model.train_function, model.train_step
-        stand_in = {"torch": self._on_torch, "jax": self._on_jax}[keras.config.backend()]
-        self.installed.enter_context(standing_in(model, train_step=self._telling_step, train_function=stand_in))
+        stand_in = self._on_torch if backend == "torch" else self._on_jax
+        self._installed.enter_context(replay.standing_in(model, train_step=self._telling_step, train_function=stand_in))
         if plain is not self._compiled[0]:
             model.make_train_function(force=True)
             self._compiled = (plain, model.train_function)
             vars(model)["train_function"] = stand_in
 
-    def begin_epoch(self, steps: int | None) -> None:
-        """Begin an epoch of so many batches; None if Keras does not know."""
-        self._steps, self._batches, self.repeats_of_epoch = steps, 0, 0
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        schedule, steps = self._replay.schedule, self.params["steps"]
+        if self._is_first_epoch:
+            self._is_first_epoch = False
+            # BackupAndRestore sets _initial_epoch as training begins, after our callback.
+            if getattr(self._model, "_initial_epoch", None) != self._initial_epoch and epoch != schedule.epoch:
+                raise ProtocolError(
+                    f"BackupAndRestore put the model back to epoch {epoch}, and the attention's state is of epoch "
+                    f"{schedule.epoch}. Save attention.state_dict() as each epoch ends, and load it before fit"
+                )
+            replay.warn_of_too_few_epochs(schedule, self.params["epochs"] - epoch, steps)
+        self._batches, self._repeats_before = 0, self.repeats
         self._replay.begin_epoch(steps, at=0)
 
-    # Inside the compiled function -------------------------------------------------------------------------
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        # Keras ends an epoch that stop_training cuts short like any other.
+        self._replay.end_epoch(finished=not self._model.stop_training)
+        if logs is not None:
+            logs["batch_attention_repeats"] = self.repeats - self._repeats_before
 
     def _telling_step(self, *args: Any) -> Any:
         """Call the model's ``train_step``, and add its loss to the logs."""
@@ -220,10 +167,7 @@ class _RepeatingStep:
         with self._listening(repeats) as losses:
             result = self._train_step(*state, data)
         if len(losses) != 1:
-            raise ProtocolError(
-                f"{type(self._model).__name__}.train_step gave {len(losses)} losses to the metric named 'loss'; it "
-                f"must give it the batch's loss, once. Or {_BY_HAND}"
-            )
+            raise replay.no_one_loss(f"train_step of the model updates the metric 'loss' {len(losses)} times")
         loss = keras.ops.stop_gradient(losses[0])
         if state:
             logs, *others = result
@@ -241,14 +185,12 @@ class _RepeatingStep:
             losses.append(loss)
             return update_state(loss, *args, **kwargs)
 
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        rate = vars(optimizer)["_learning_rate"]
+        optimizer = _innermost(model.optimizer)
+        rate, of_base_batch = vars(optimizer)["_learning_rate"], {}
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            rate = _OnBaseBatches(rate, repeats)
-        with standing_in(metric, update_state=listen), standing_in(optimizer, _learning_rate=rate):
+            of_base_batch["_learning_rate"] = lambda: rate(optimizer.iterations - repeats)
+        with replay.standing_in(metric, update_state=listen), replay.standing_in(optimizer, **of_base_batch):
             yield losses
-
-    # Outside of it ----------------------------------------------------------------------------------------
 
     def _on_torch(self, buffer: list[Any]) -> Any:
         def visit(data: Any) -> dict[str, Any]:
@@ -294,44 +236,15 @@ class _RepeatingStep:
 
     def _repeats(self) -> Iterator[Any]:
         self._batches += 1
-        for (data,) in self._replay.repeats(is_last=self._batches == self._steps):
+        for (data,) in self._replay.repeats(is_last=self._batches == self.params["steps"]):
             self.repeats += 1
-            self.repeats_of_epoch += 1
             yield data
-
-
-class _OnBaseBatches(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """A learning-rate schedule of the user's, given the number of updates without repeats."""
-
-    def __init__(self, schedule: Any, repeats: Any) -> None:
-        self._schedule = schedule
-        self._repeats = repeats
-
-    def __call__(self, step: Any) -> Any:
-        return self._schedule(step - self._repeats)
 
 
 def _copied(values: Any) -> Any:
     return keras.tree.map_structure(keras.ops.copy, values)
 
 
-def _check_model(model: Any) -> None:
-    """Refuse ways of training without a decision between two updates, or whose updates are not of one batch."""
-    if (backend := keras.config.backend()) not in ("torch", "jax"):
-        raise ProtocolError(
-            f"Keras runs on {backend!r}; BatchAttention.fit needs torch or jax: set KERAS_BACKEND before Keras is "
-            f"imported. Or {_BY_HAND}"
-        )
-    if (steps := model.steps_per_execution) != 1:
-        raise ProtocolError(
-            f"the model was compiled with steps_per_execution={steps}, which makes {steps} updates without a decision "
-            "in between. Compile it with steps_per_execution=1"
-        )
-    # None in a model that is not compiled, which Keras refuses itself.
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if steps := getattr(optimizer, "gradient_accumulation_steps", None):
-        raise ProtocolError(
-            f"the optimizer has gradient_accumulation_steps={steps}, and accumulates over the end of an epoch, so an "
-            f"update cannot be repeated. Use batches of {steps} times as many samples"
-        )
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer in one that scales losses."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

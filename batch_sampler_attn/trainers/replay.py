@@ -1,10 +1,8 @@
-"""What every trainer here shares: it repeats batches inside a training loop that the user does not write.
+"""What the trainers here share: repeats inside a training loop that the user does not write.
 
-A trainer draws each batch once, so a batch that is to be repeated is kept and trained on again before the trainer draws
+A trainer draws each batch once. Batches that may be repeated are kept, and trained on again before the trainer draws
 the next one. The batches of one update are a window. In short::
 
-    replay = Replay(schedule)
-    ...
     replay.hold(batch)                       # before the user's step sees it
     loss = step(batch)                       # forward and backward
     replay.note(loss, samples)               # the mean loss, not divided by the number of batches
@@ -15,7 +13,7 @@ the next one. The batches of one update are a window. In short::
             replay.note(step(batch), samples)
         update()
 
-The trainer's own counters do not see this loop: to them, one window is one step.
+To the trainer's own counters, one window is one step.
 """
 
 from __future__ import annotations
@@ -24,11 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from batch_sampler_attn.accumulation import AccumulatedLoss, own_part
+from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
 from batch_sampler_attn.fresh_copy import Versions, check_unchanged, fresh_copy, warn_if_changed
-from batch_sampler_attn.passes import Pass
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
@@ -41,10 +38,7 @@ class Replay:
     All that it remembers between windows is in ``schedule.state_dict()``: save that in the trainer's checkpoints.
 
     Args:
-        schedule: The schedule that decides, used by this trainer alone.
-
-    Attributes:
-        schedule: The same schedule.
+        schedule: Decides, for this trainer alone.
 
     Raises:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
@@ -55,19 +49,16 @@ class Replay:
         self._passes = passes_of(schedule)
         if self._passes.driver is not None:
             raise ProtocolError(
-                "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Make another schedule "
-                "for the trainer, and the DataLoader without that sampler"
+                "the schedule belongs to a BatchAttentionSampler, which repeats batches itself. Give the trainer "
+                "another schedule, and a DataLoader without that sampler"
             )
         # With epoch_length=, the schedule's epochs are not the trainer's.
         self._has_own_epochs = schedule.options.epoch_length is not None
-        self._pass: Pass | None = None
+        self._pass: Any = None
         # False in an epoch whose beginning the schedule has not seen.
         self._is_whole = True
         self._has_looked_for_changes = False
-        self._is_in_window = False
-        self._batches: list[Any] = []
-        self._versions: Versions = []
-        self._loss = AccumulatedLoss()
+        self._drop_window()
 
     @property
     def is_in_epoch(self) -> bool:
@@ -82,9 +73,6 @@ class Replay:
     def begin_epoch(self, windows: int | None = None, *, at: int | None = None) -> None:
         """Begin an epoch, or resume in the middle of one after a state was loaded.
 
-        If the state is at an epoch's end, and the trainer begins an epoch, the epoch of the state is ended first: the
-        checkpoint was written after the last window and before the trainer ended the epoch.
-
         Args:
             windows: Windows of the whole epoch; None if the trainer does not know.
             at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
@@ -98,6 +86,7 @@ class Replay:
         if self._has_own_epochs:
             at = None
         elif self._passes.active is None and (position := self._passes.state.position):
+            # Saved after an epoch's last window, and before the trainer ended that epoch.
             if position == windows and not self._passes.state.visits and not at:
                 self._open(windows)
                 self.end_epoch(finished=True)
@@ -107,34 +96,23 @@ class Replay:
         self._is_whole = at is None or at == self._passes.state.position
 
     def hold(self, batch: Any) -> None:
-        """Keep a batch, as the step takes it, before its first visit; begin the window, and the epoch, if needed.
-
-        It is kept in fresh containers, so that a repeat does not see what the user's step puts into it.
-        """
+        """Keep a batch, as the step takes it, before its first visit; begin the window, and the epoch, if needed."""
         if not self.is_in_epoch:
             self.begin_epoch()
-        current = self._current
         if not self._is_in_window:
-            current.offer()
+            self._pass.offer()
             self._is_in_window = True
-        if current.may_repeat:
+        if self._pass.may_repeat:
+            # In fresh containers, so that a repeat does not see what the user's step puts into it.
             self._batches.append(fresh_copy(batch, self._versions))
 
     def note(self, loss: object, samples: object = 1) -> None:
-        """Take the loss of one visit to one batch of the window.
-
-        Args:
-            loss: Mean loss of the batch, neither scaled nor divided by the number of batches; None for a batch that the
-                step did not train on.
-            samples: Number of samples in that mean, or the sum of their weights.
-        """
+        """Take the mean loss of one visit to one batch, and the samples in that mean; None if it was not trained on."""
         if loss is not None:
             self._loss.add(loss, samples)
 
     def repeats(self, *, is_last: bool = False) -> Iterator[list[Any]]:
-        """Yield the batches of the window again, while the decision is REPEAT; call it after the window's update.
-
-        For each list, train on all of its batches, ``note`` their losses, and make one update.
+        """Yield the window's batches again, for another update, while the decision is REPEAT.
 
         Args:
             is_last: True for the epoch's last window, which ends the epoch. So a checkpoint that the trainer writes
@@ -147,26 +125,25 @@ class Replay:
             yield [fresh_copy(batch) for batch in self._batches]
 
     def decide(self, *, is_last: bool = False) -> Decision:
-        """Decide on the window after its update; ``repeats`` calls this itself. A window without a loss is skipped."""
+        """Decide on the window after its update, as ``repeats`` does. A window without a loss is skipped."""
         if not self.is_in_window:
             raise ProtocolError("decide() was called before hold() was given a batch of the window")
-        current = self._current
         if len(self._loss):
             self.schedule.decide(self._loss.mean, samples=self._loss.samples)
         else:
             self.schedule.skip()
-        decision = current.collect()
+        decision: Decision = self._pass.collect()
         if decision is Decision.REPEAT:
             check_unchanged(self._versions, may_use_sampler=False)
-            current.offer()
+            self._pass.offer()
             self._loss = AccumulatedLoss()
-        elif not self._has_looked_for_changes:
-            warn_if_changed(self._versions)
-        self._has_looked_for_changes = True
-        if decision is Decision.ADVANCE:
+        else:
+            if not self._has_looked_for_changes:
+                warn_if_changed(self._versions)
             self._drop_window()
             if is_last:
                 self.end_epoch(finished=True)
+        self._has_looked_for_changes = True
         return decision
 
     def skip(self, *, is_last: bool = False) -> None:
@@ -179,23 +156,17 @@ class Replay:
         """End the epoch, if it did not end with its last window. A window without its update is dropped.
 
         Args:
-            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and stays
-                in the state: a run that resumes from it resumes in mid-epoch.
+            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and a run
+                resumed from its state is in mid-epoch.
         """
         if not self.is_in_epoch:
             return
-        current = self._current
         if self._is_in_window and finished:
             self.schedule.skip()
-            current.collect()
+            self._pass.collect()
         self._drop_window()
         has_mean = self._passes.state.batches > 0 or self._has_own_epochs
-        current.close(finished=finished and self._is_whole and has_mean)
-
-    @property
-    def _current(self) -> Pass:
-        assert self._pass is not None
-        return self._pass
+        self._pass.close(finished=finished and self._is_whole and has_mean)
 
     def _open(self, windows: int | None) -> None:
         # The length is that of a whole epoch; what remains of one is the trainer's affair.
@@ -204,7 +175,23 @@ class Replay:
 
     def _drop_window(self) -> None:
         self._is_in_window = False
-        self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = AccumulatedLoss()
+
+
+@contextmanager
+def importing(package: str) -> Iterator[None]:
+    """Say what to install, if it is the trainer's package itself that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == package:
+            error.msg = (
+                f"batch_sampler_attn.trainers.{package} needs {package}, which is not installed: "
+                f"pip install 'batch-sampler-attn[{package}]'"
+            )
+        raise
 
 
 @contextmanager
@@ -221,12 +208,9 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
         attributes.update(before)
 
 
-def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
-    """Return the schedule that a trainer was given, or a new one with the options that it was given."""
-    if isinstance(k, BatchAttentionSchedule):
-        raise OptionError("k is a BatchAttentionSchedule; give it as schedule=")
-    if k is not None:
-        options = {"k": k, **options}
+def schedule_from(schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
+    """Return the schedule that a trainer was given, or a new one with the options that it was given; k may be None."""
+    options = {name: value for name, value in options.items() if name != "k" or value is not None}
     if schedule is None:
         return BatchAttentionSchedule(**options)
     if not isinstance(schedule, BatchAttentionSchedule):
@@ -236,28 +220,19 @@ def schedule_from(k: object, schedule: object, options: dict[str, Any]) -> Batch
     return schedule
 
 
-def refuse_own_loader(loader: object, instead: str) -> None:
-    """Refuse a loader of this package, or on one of its samplers; ``instead`` says what repeats batches here."""
-    if (name := own_part(loader)) is not None:
-        raise ProtocolError(
-            f"the trainer's loader is or holds {name} of batch_sampler_attn, which waits for losses that the trainer "
-            f"does not report. Give it a plain DataLoader(dataset, batch_size=..., shuffle=...): {instead}"
-        )
-
-
 def refuse_closures(optimizer: Any) -> None:
     """Refuse LBFGS, also in a wrapper that has it as ``optimizer``."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     if any(cls.__name__ == "LBFGS" for cls in type(optimizer).__mro__):
-        raise several_visits("LBFGS")
+        raise no_one_loss("LBFGS trains several times")
 
 
-def several_visits(name: str) -> ProtocolError:
-    """The refusal of an optimizer, by name, that trains on a batch more than once in a step, as LBFGS and SAM do."""
+def no_one_loss(cause: str) -> ProtocolError:
+    """The refusal of an optimizer, such as LBFGS or SAM, or of a step, by which a batch has no loss or several."""
     return ProtocolError(
-        f"{name} trains on a batch several times in each step, so there is no one loss to decide on. Use another "
-        "optimizer, such as AdamW or SGD"
+        f"{cause} for each batch, so there is no one loss to decide on. Use an optimizer such as AdamW or SGD, and a "
+        "step that computes one loss"
     )
 
 
@@ -270,6 +245,6 @@ def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | Non
     length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     warn(
         f"no batch will be repeated: training ends after {length}, and repeats begin after warmup_epochs="
-        f"{options.warmup_epochs}. Train longer, or have the schedule count shorter epochs of its own, in updates: "
-        f"epoch_length={max(2, (windows or 1000) // 10)}, say, among its options"
+        f"{options.warmup_epochs}. Train longer, or give the schedule shorter epochs, in updates: "
+        f"epoch_length={max(2, (windows or 1000) // 10)}, say"
     )

@@ -12,38 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from batch_sampler_attn.accumulation import samples_in
-from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
+from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
+from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.options import length_of
 from batch_sampler_attn.schedule import BatchAttentionSchedule
-from batch_sampler_attn.trainers.accelerate import check_accelerator
-from batch_sampler_attn.trainers.replay import (
-    Replay,
-    refuse_closures,
-    refuse_own_loader,
-    schedule_from,
-    standing_in,
-    warn_of_too_few_epochs,
-)
+from batch_sampler_attn.trainers import replay
+from batch_sampler_attn.trainers.accelerate import check_updates
+
+with replay.importing("transformers"):
+    from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback
-else:
-    try:
-        from transformers import TrainerCallback
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ModuleNotFoundError(
-            "batch_sampler_attn.trainers.transformers needs transformers, which is not installed: "
-            "pip install 'batch-sampler-attn[transformers]'",
-            name="transformers",
-        ) from error
-    # The class of the trainer comes after the mixin, and may be any subclass of Trainer.
+    from transformers import Trainer
+else:  # The class of the trainer comes after the mixin, and may be any subclass of Trainer.
     Trainer = object
 
 _STATE_NAME = "batch_attention.json"
-_PACKAGE = __name__.partition(".")[0]
 # Methods of the trainer that its documentation leaves out, and that another version may name otherwise.
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 # Methods by which trainers of TRL make their batches inside the training step.
@@ -56,80 +40,58 @@ class BatchAttentionMixin(Trainer):
     With ``gradient_accumulation_steps=n``, the schedule decides on the n batches of one update. Their loss is the mean
     over ``num_items_in_batch`` (tokens) if the loss is divided by that number, and otherwise the mean over samples.
 
-    Everything that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs,
-    evaluations and checkpoints) counts updates without repeats. Its logs have the training loss of first visits,
-    ``batch_attention/repeats`` since the log before, and ``batch_attention/threshold``. Its checkpoints have the
-    schedule's state, in ``batch_attention.json``.
+    All that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs and
+    checkpoints) leaves repeats out. Its logs have the training loss of first visits, ``batch_attention/repeats`` since
+    the last log, and ``batch_attention/threshold``. Its checkpoints have the schedule, in ``batch_attention.json``.
 
     Args:
         args: Arguments of the trainer.
-        schedule: Decides; one trainer has it for itself. None for ``BatchAttentionSchedule()``. On several ranks, it
-            needs ``ranks=MeanOverRanks()``.
-        samples: Returns the number of samples in a batch, or the sum of their weights. It weighs batches in windows and
-            on ranks, if losses are not divided by items. None for the length of the first tensor in the batch.
+        schedule: Decides, for this trainer alone; also an attribute. None for ``BatchAttentionSchedule()``. Several
+            ranks need ``ranks=MeanOverRanks()``.
+        samples: Returns the number of samples in a batch, or the sum of their weights. It weighs losses that are not
+            divided by items, in windows and on ranks. None counts the length of the batch's first tensor.
         kwargs: Keyword arguments of the trainer.
 
-    Attributes:
-        schedule: The schedule.
-
     Raises:
-        OptionError: If ``schedule`` is not a ``BatchAttentionSchedule``, or an object of this package is among
-            ``callbacks``.
-        ProtocolError: If the schedule belongs to a sampler, or no trainer comes after the mixin. In ``train``, before
-            the first update: if the trainer does what cannot be repeated.
-
-    Example:
-        >>> from transformers import Trainer
-        >>> class MyTrainer(BatchAttentionMixin, Trainer):
-        ...     pass
-        >>> MyTrainer(schedule=1.2)
-        Traceback (most recent call last):
-        ...
-        batch_sampler_attn.errors.OptionError: schedule is 1.2; it must be like BatchAttentionSchedule(k=1.2)
+        OptionError: If ``schedule`` is not a ``BatchAttentionSchedule``.
+        ProtocolError: If the schedule belongs to a sampler, or no trainer comes after the mixin. From ``train``, before
+            the first update, if the trainer works in a way that cannot be repeated.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for base in cls.__mro__[: cls.__mro__.index(BatchAttentionMixin)]:
             if hasattr(base, _UNDOCUMENTED[0]) and not issubclass(base, BatchAttentionMixin):
-                raise ProtocolError(
-                    f"{cls.__name__} has {base.__name__} before BatchAttentionMixin, so nothing would repeat. Write "
-                    f"class {cls.__name__}(BatchAttentionMixin, {base.__name__})"
-                )
+                order = f"class {cls.__name__}(BatchAttentionMixin, {base.__name__})"
+                raise ProtocolError(f"{base.__name__} before BatchAttentionMixin repeats nothing. Write {order}")
 
     def __init__(
-        self,
-        *args: Any,
-        schedule: BatchAttentionSchedule | None = None,
-        samples: Callable[[Any], object] | None = None,
-        **kwargs: Any,
+        self, *args: Any, schedule: BatchAttentionSchedule | None = None, samples: Any = None, **kwargs: Any
     ) -> None:
-        for name in _UNDOCUMENTED:
-            if not hasattr(super(), name):
-                raise ProtocolError(
-                    f"no class after BatchAttentionMixin has {name}, which puts the schedule into checkpoints. Write "
-                    "class MyTrainer(BatchAttentionMixin, Trainer); with a newer transformers, install an older one"
-                )
-        for callback in kwargs.get("callbacks") or ():
-            _check_callback(callback)
-        self.schedule = schedule_from(None, schedule, {})
-        self._repeating = _Repeating(self, Replay(self.schedule), samples or samples_in)
+        if missing := [name for name in _UNDOCUMENTED if not hasattr(super(), name)]:
+            raise ProtocolError(
+                f"no class after BatchAttentionMixin has {missing[0]}, which puts the schedule into checkpoints. Write "
+                "class MyTrainer(BatchAttentionMixin, Trainer); with a newer transformers, install an older one"
+            )
+        self.schedule = replay.schedule_from(schedule, {})
+        self._repeating = _Repeating(self, samples or samples_in)
         self._at_first = self.schedule.state_dict()
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and repeat batches. Arguments and result are the trainer's."""
-        _check_trainer(self)
+        check_updates(self.accelerator, self.args.n_gpu)
+        for base in type(self).__mro__:
+            if base.__module__.partition(".")[0] == "trl" and not vars(base).keys().isdisjoint(_GENERATING):
+                raise ProtocolError(
+                    f"{base.__name__} makes its batches inside the training step, so they cannot be trained on again. "
+                    "Use a trainer whose batches exist beforehand, such as SFTTrainer, DPOTrainer or RewardTrainer"
+                )
         if self.model_init is not None and self.schedule.state_dict() != self._at_first:
             # The model is a new one, as in each trial of a search for hyperparameters.
             self.schedule.load_state_dict(self._at_first)
         with self._repeating.installed():
             return super().train(*args, **kwargs)
-
-    def add_callback(self, callback: Any) -> None:
-        """Add a callback of transformers."""
-        _check_callback(callback)
-        super().add_callback(callback)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the trainer does, with repeats and threshold beside a training loss."""
@@ -147,31 +109,21 @@ class BatchAttentionMixin(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint, _STATE_NAME)
-        if path.is_file():
+        if checkpoint is not None and (path := Path(checkpoint, _STATE_NAME)).is_file():
             self.schedule.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            warn(
-                f"the checkpoint has no {_STATE_NAME}: a trainer without BatchAttentionMixin wrote it. The schedule "
-                "keeps its state, and the rest of this epoch sets no threshold"
-            )
+        elif checkpoint is not None:
+            warn(f"the checkpoint has no {_STATE_NAME}: the schedule keeps its state, and this epoch sets no threshold")
 
 
 class _Repeating(TrainerCallback):
-    """Repeats a trainer's windows: after the update, and before the learning-rate schedule and everything that counts.
+    """Repeats a trainer's windows: after the update, and before the learning-rate schedule and all that counts."""
 
-    Three methods stand in for the trainer's, on the instance, so that they are outermost whatever subclasses override.
-    The others are those of a callback.
-    """
-
-    def __init__(self, trainer: Any, replay: Replay, samples: Callable[[Any], object]) -> None:
+    def __init__(self, trainer: Any, samples: Callable[[Any], object]) -> None:
         self._trainer = trainer
-        self._replay = replay
+        self._replay = replay.Replay(trainer.schedule)
         self._samples = samples
-        self._is_repeating = False
         self.repeats = 0  # since the last log
+        self._is_repeating = False
         # Of the epoch: its windows, if their number is known, and how many of them are behind.
         self._windows: int | None = None
         self._behind = 0
@@ -189,12 +141,13 @@ class _Repeating(TrainerCallback):
     def installed(self) -> Iterator[None]:
         """Have the trainer call this object; at the end, leave the trainer as it was, and an open epoch unfinished."""
         trainer = self._trainer
+        # On the instance they are outermost, whatever subclasses override.
         own = {name: getattr(self, name) for name in ("get_train_dataloader", "training_step", "compute_loss")}
         self._trainers = SimpleNamespace(**{name: getattr(trainer, name) for name in own})
         # After the user's callbacks, which see an update before its window is repeated.
         trainer.add_callback(self)
         try:
-            with standing_in(trainer, **own):
+            with replay.standing_in(trainer, **own):
                 yield
         finally:
             self._replay.end_epoch(finished=False)
@@ -202,7 +155,6 @@ class _Repeating(TrainerCallback):
             self._model = None
 
     def get_train_dataloader(self) -> Any:
-        """Refuse a loader that repeats by itself."""
         loader = self._trainers.get_train_dataloader()
         refuse_own_loader(loader, "BatchAttentionMixin repeats batches by itself")
         return loader
@@ -211,8 +163,6 @@ class _Repeating(TrainerCallback):
         """Keep a batch, and make its first visit."""
         if not self._replay.is_in_epoch:
             self._replay.begin_epoch(self._windows, at=self._behind)
-        if not self._replay.is_in_window:
-            self._parts = []
         self._model = model
         self._replay.hold((inputs, num_items_in_batch))
         return self._visit(inputs, num_items_in_batch)
@@ -228,18 +178,19 @@ class _Repeating(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Check the optimizer and the length of training."""
-        refuse_closures(self._trainer.optimizer)
+        replay.refuse_closures(self._trainer.optimizer)
         windows = _windows_of(train_dataloader, args)
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows
-        warn_of_too_few_epochs(self._trainer.schedule, epochs, windows)
+        replay.warn_of_too_few_epochs(self._trainer.schedule, epochs, windows)
         # The epoch of an attempt that failed: the trainer begins again with smaller batches.
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
+        self._is_repeating = False
         self.repeats = 0
+        self._parts = []
         self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
     def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        """Note where the trainer is."""
         self._windows = _windows_of(train_dataloader, args)
         self._behind = 0
         if self._is_first_epoch and not args.ignore_data_skip:
@@ -254,19 +205,16 @@ class _Repeating(TrainerCallback):
         self._behind += 1
         self._note_parts()
         self._is_repeating = True
-        try:
-            for window in self._replay.repeats(is_last=self._behind == self._windows):
-                self.repeats += 1
-                self._train_again(window)
-        finally:
-            self._is_repeating = False
+        for window in self._replay.repeats(is_last=self._behind == self._windows):
+            self.repeats += 1
+            self._train_again(window)
+        self._is_repeating = False
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Make sure that the window was decided on."""
         if self._replay.is_in_window:
             raise ProtocolError(
-                f"{type(self._trainer).__name__} ended a step without on_optimizer_step, in which batches repeat: its "
-                "training loop is not that of Trainer. Write the loop around schedule.attend(loader)"
+                f"{type(self._trainer).__name__} ended a step without on_optimizer_step, in which batches repeat. Keep "
+                "Trainer's training loop, or write the loop around schedule.attend(loader)"
             )
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
@@ -280,7 +228,6 @@ class _Repeating(TrainerCallback):
         does_sync_each = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         model.zero_grad()
         *others, last = window
-        self._parts = []
         for inputs, items in others:
             accelerator.sync_gradients = False
             with nullcontext() if does_sync_each else accelerator.no_sync(model=model):
@@ -308,17 +255,11 @@ class _Repeating(TrainerCallback):
         # Weights come first: the step may take the batch apart.
         weight = self._weight_of(inputs, items, is_divided=is_divided)
         weight_of_mean = weight if asked is None else self._weight_of(inputs, items, is_divided=False)
-        self._losses = []
-        try:
-            output = self._trainers.training_step(self._model, inputs, items if asked is None else asked)
-            losses = self._losses
-        finally:
-            self._losses = None
+        self._losses = losses = []
+        output = self._trainers.training_step(self._model, inputs, items if asked is None else asked)
+        self._losses = None
         if len(losses) != 1:
-            raise ProtocolError(
-                f"{type(trainer).__name__}.training_step called compute_loss {len(losses)} times for one batch, so "
-                "there is no one loss to decide on. Call it once, and let it return the loss to train on"
-            )
+            raise replay.no_one_loss(f"{type(trainer).__name__}.training_step calls compute_loss {len(losses)} times")
         if asked is not None:
             # A loss that was divided by the items has a gradient with respect to them.
             is_divided = self._are_divided = asked.grad is not None
@@ -337,6 +278,7 @@ class _Repeating(TrainerCallback):
             for other in others:
                 loss = float(loss) + float(other)
             self._replay.note(loss, self._weight)
+            self._parts = []
 
     def _weight_of(self, inputs: Any, items: Any, *, is_divided: bool) -> object:
         """What the loss weighs: a mean in its window and between ranks, a sum between ranks alone."""
@@ -353,30 +295,3 @@ def _windows_of(loader: object, args: Any) -> int | None:
     """Updates in an epoch; None if the loader has no length."""
     batches = length_of(loader)
     return None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
-
-
-def _check_callback(callback: object) -> None:
-    """Refuse a schedule, or another trainer's callback, where transformers takes its own."""
-    cls = callback if isinstance(callback, type) else type(callback)
-    is_own = any(base.__module__.partition(".")[0] == _PACKAGE for base in cls.__mro__)
-    if is_own and not issubclass(cls, TrainerCallback):
-        raise OptionError(
-            f"callbacks has {short_repr(callback)}, which is not a callback of transformers. Give the trainer "
-            "schedule=BatchAttentionSchedule(...); BatchAttentionMixin repeats batches by itself"
-        )
-
-
-def _check_trainer(trainer: Any) -> None:
-    """Refuse what cannot be repeated, before any data is loaded."""
-    if trainer.args.n_gpu > 1:
-        raise ProtocolError(
-            f"the trainer splits each batch among {trainer.args.n_gpu} GPUs (DataParallel), with which batch-attention "
-            "was not tried. Start it with torchrun, and ranks=MeanOverRanks(); or with CUDA_VISIBLE_DEVICES=0"
-        )
-    check_accelerator(trainer.schedule, trainer.accelerator)
-    for base in type(trainer).__mro__:
-        if base.__module__.partition(".")[0] == "trl" and not vars(base).keys().isdisjoint(_GENERATING):
-            raise ProtocolError(
-                f"{base.__name__} makes its batches inside the training step, so they cannot be trained on again. Use "
-                "a trainer whose batches exist beforehand, such as SFTTrainer, DPOTrainer or RewardTrainer"
-            )

@@ -105,7 +105,7 @@ def of_ours():
 @pytest.mark.parametrize("kind", of_ours())
 def test_a_loader_that_repeats_by_itself_is_refused(kind):
     loader, name = of_ours()[kind]
-    with pytest.raises(ProtocolError, match=rf"holds {name}, .* schedule\.attend\(accumulate\(loader, size\)\)"):
+    with pytest.raises(ProtocolError, match=rf"holds {name} of batch_sampler_attn, .* repeated as wholes"):
         accumulate(loader, 2)
 
 

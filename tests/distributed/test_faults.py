@@ -43,7 +43,7 @@ EXPECTED = {
     "other_data": (*DIVERGED, r"differ in samples of the data 11 \(rank 0\), 12 \(rank 1\)"),
     "other_batch_size": (*DIVERGED, r"differ in batch_size 4 \(rank 0\), 5 \(rank 1\)"),
     "other_epoch": (*DIVERGED, r"differ in epoch of set_epoch 0 \(rank 0\), 1 \(rank 1\)"),
-    "all_of_the_data": (ProtocolError, ProtocolError, r"RandomSampler of each yields all of the data"),
+    "all_of_the_data": (ProtocolError, ProtocolError, r"RandomSampler yields all of the data"),
     "sampler_made_again": (ProtocolError, ProtocolError, r"made it again.* use_distributed_sampler=False.*ranks=Mean"),
     "transport_shared": (OptionError, OptionError, "belongs to another schedule"),
     "group_without_this_rank": (OptionError, OptionError, "group is .*that this rank is in"),

@@ -28,11 +28,11 @@ TRAINERS = {"accelerate", "jax", "keras", "lightning", "transformers"}
 PUBLIC_MODULES = ("accumulation", "distributed", "errors", "recorders.plots", "trainers.accelerate")
 # These are for other modules of the package.
 INTERNAL_NAMES = (
-    "accumulation.own_part",
+    "accumulation.refuse_own_loader",
     "errors.plural",
     "errors.short_repr",
     "errors.warn",
-    "trainers.accelerate.check_accelerator",
+    "trainers.accelerate.check_updates",
 )
 
 

@@ -15,11 +15,11 @@ from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers.keras_runs import BACKEND, Batches, Case, compiled, make_data, make_loss, make_model, weights_of
 
 
-def refusal(model=None, x=None, error=ProtocolError, **options):
+def refusal(model=None, x=None, **options):
     """What fit raises, with the weights as they were."""
     model = model or compiled(Case(), make_model(Case()))
     before = weights_of(model)
-    with pytest.raises(error) as refused:
+    with pytest.raises(ProtocolError) as refused:
         BatchAttention(model, k=1.2).fit(Batches() if x is None else x, verbose=0, **options)
     assert np.array_equal(weights_of(model), before)
     assert "train_step" not in vars(model)
@@ -36,14 +36,14 @@ def torch_data():
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.config, "backend", lambda: "tensorflow")
     text = refusal()
-    assert "Keras runs on 'tensorflow'; BatchAttention.fit needs torch or jax: set KERAS_BACKEND before" in text
+    assert "Keras runs on 'tensorflow'; set KERAS_BACKEND to torch or jax" in text
     assert "model.train_on_batch" in text
 
 
 def test_several_steps_in_one_execution_are_refused():
     text = refusal(compiled(Case(compiled={"steps_per_execution": 2}), make_model(Case())))
     assert "steps_per_execution=2" in text
-    assert "Compile it with steps_per_execution=1" in text
+    assert "compile it with 1" in text
 
 
 def test_accumulation_is_refused():
@@ -52,7 +52,7 @@ def test_accumulation_is_refused():
     assert "gradient_accumulation_steps=2" in refusal(model)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3))
     model.compile(optimizer, make_loss())
-    assert "Use batches of 3 times as many samples" in refusal(model)
+    assert "gradient_accumulation_steps=3; use larger batches" in refusal(model)
 
 
 def test_data_that_are_attended_already_are_refused():
@@ -61,7 +61,7 @@ def test_data_that_are_attended_already_are_refused():
     text = refusal(x=schedule.attend(loader))
     assert "holds AttendedLoader of batch_sampler_attn" in text
     assert "BatchAttention.fit repeats batches" in text
-    assert "Give it a plain DataLoader" in refusal(x=accumulate(loader, 2))
+    assert "Give a plain DataLoader" in refusal(x=accumulate(loader, 2))
 
     def generator():
         yield from schedule.attend([tuple(array[:4] for array in make_data()[:2])] * 5)
@@ -73,12 +73,11 @@ def test_a_sampler_of_ours_is_refused():
     data = torch_data()
     sampler = BatchAttentionSampler(RandomSampler(data), 8, schedule=BatchAttentionSchedule())
     text = refusal(x=DataLoader(data, batch_sampler=sampler))
-    assert "holds BatchAttentionSampler of batch_sampler_attn, which waits for losses" in text
+    assert "holds BatchAttentionSampler of batch_sampler_attn, which repeats by itself" in text
     attention = SampleAttention(len(data), 8, prune_probability=0.5, epochs=4)
     assert "holds SampleAttention" in refusal(x=DataLoader(data, batch_sampler=attention))
     with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
         BatchAttention(make_model(Case()), schedule=sampler.schedule)
-
 
 
 def test_a_model_that_has_no_metric_of_its_loss_is_refused():
@@ -87,16 +86,12 @@ def test_a_model_that_has_no_metric_of_its_loss_is_refused():
         def metrics(self):
             return []
 
-    assert "Silent has no metric named 'loss' (its metrics: none)" in refusal(
-        compiled(Case(), make_model(Case(), Silent))
-    )
+    assert "the model has no metric 'loss'" in refusal(compiled(Case(), make_model(Case(), Silent)))
 
 
 def test_ranks_without_the_option_are_refused(monkeypatch):
     monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
     assert "ranks=MeanOverRanks()" in refusal(epochs=2)
-
-
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
@@ -127,7 +122,7 @@ def test_a_model_that_is_not_compiled_is_refused_in_keras_s_words():
         ({"k": 0}, "k is 0"),
         ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
         ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
-        ({"k": BatchAttentionSchedule()}, "give it as schedule="),
+        ({"k": BatchAttentionSchedule()}, "k is <BatchAttentionSchedule"),
     ],
 )
 def test_options_that_are_not_allowed_are_refused(options, words):
@@ -139,13 +134,6 @@ def test_options_that_are_not_allowed_are_refused(options, words):
 def test_what_is_no_model_is_refused(model):
     with pytest.raises(OptionError, match=r"model is .*; it must be a keras.Model"):
         BatchAttention(model)
-
-
-@pytest.mark.parametrize("callback", [BatchAttentionSchedule(), keras.callbacks.TerminateOnNaN], ids=str)
-def test_what_is_no_callback_is_refused(callback):
-    text = refusal(callbacks=[callback], error=OptionError)
-    assert "it must have instances of keras.callbacks.Callback" in text
-    assert "BatchAttention(model, schedule=...)" in text
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,7 @@ def test_a_step_that_does_not_tell_one_loss_is_found_out(losses):
 
     attention, recorder = attended(compiled(CASE, make_model(CASE, Odd)))
     before = weights_of(attention.model)
-    with pytest.raises(ProtocolError, match=f"train_step gave {losses} losses to the metric named 'loss'"):
+    with pytest.raises(ProtocolError, match=f"train_step of the model updates the metric 'loss' {losses} times"):
         fit(attention)
     assert recorder.visits == []
     if BACKEND == "jax":

@@ -64,6 +64,6 @@ except ModuleNotFoundError as error:
 def test_without_keras_the_message_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "batch_sampler_attn.trainers.keras needs Keras 3, which is not installed: "
+        "batch_sampler_attn.trainers.keras needs keras, which is not installed: "
         "pip install 'batch-sampler-attn[keras]'\n"
     )

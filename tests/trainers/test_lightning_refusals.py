@@ -41,8 +41,8 @@ def test_manual_optimization_and_several_optimizers_are_refused():
             return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.parameters(), 0.1)]
 
     text = refusal(Manual())
-    assert "automatic_optimization=False" in text
-    assert "schedule.decide(loss)" in text
+    assert "Manual makes updates itself" in text
+    assert "Use automatic optimization" in text
 
 
 def test_lbfgs_is_refused():
@@ -50,7 +50,7 @@ def test_lbfgs_is_refused():
         def configure_optimizers(self):
             return torch.optim.LBFGS(self.parameters())
 
-    assert "Use another optimizer" in refusal(Refined())
+    assert "Use an optimizer such as AdamW" in refusal(Refined())
 
 
 class Perturbing(torch.optim.SGD):
@@ -67,8 +67,7 @@ def test_an_optimizer_that_calls_its_closure_twice_is_found_out_before_the_first
         def configure_optimizers(self):
             return Perturbing(self.parameters(), 0.1)
 
-    assert "Perturbing trains on a batch several times" in refusal(Sharp(), accumulate_grad_batches=accumulation)
-
+    assert "Perturbing trains several times for each batch" in refusal(Sharp(), accumulate_grad_batches=accumulation)
 
 
 def test_a_strategy_that_accumulates_by_itself_is_refused():
@@ -78,22 +77,21 @@ def test_a_strategy_that_accumulates_by_itself_is_refused():
             return True
 
     text = refusal(strategy=Accumulating("cpu"), accelerator="auto")
-    assert "as DeepSpeed does" in text
+    assert "Accumulating makes updates itself" in text
     assert "strategy='ddp'" in text
-
 
 
 def test_an_attended_loader_is_refused():
     schedule = BatchAttentionSchedule()
     text = refusal(loader=schedule.attend(make_loader()))
-    assert "the trainer's loader is or holds AttendedLoader of batch_sampler_attn" in text
-    assert "Give it a plain DataLoader" in text
+    assert "the loader is or holds AttendedLoader of batch_sampler_attn" in text
+    assert "Give a plain DataLoader" in text
     # Within a collection, too.
     assert text == refusal(loader={"first": [make_loader(), schedule.attend(make_loader())]})
 
 
 def test_windows_are_refused():
-    assert "with accumulate_grad_batches=n the n batches of an update" in refusal(loader=accumulate(make_loader(), 2))
+    assert "as windows with accumulate_grad_batches=n" in refusal(loader=accumulate(make_loader(), 2))
 
 
 def test_a_sampler_of_ours_is_refused():
@@ -130,7 +128,7 @@ def test_the_schedule_of_a_sampler_is_refused():
         ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
         ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
         ({"schedule": BatchAttentionSchedule}, r"it must be like BatchAttentionSchedule\(k=1.2\)"),
-        ({"k": BatchAttentionSchedule()}, "give it as schedule="),
+        ({"k": BatchAttentionSchedule()}, "k is <BatchAttentionSchedule"),
         ({"k": 0}, "k is 0"),
         ({"schedule": 1.2}, "schedule is 1.2; it must be like BatchAttentionSchedule"),
         ({"ranks": "mean"}, "ranks is 'mean'"),
@@ -163,7 +161,7 @@ def test_a_loader_of_a_later_epoch_is_refused_as_the_first(kind):
 
     callback = BatchAttention()
     trainer = make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
-    with pytest.raises(ProtocolError, match="the BatchAttention callback repeats batches"):
+    with pytest.raises(ProtocolError, match="BatchAttention repeats them"):
         trainer.fit(Module(), datamodule=Reloading())
     assert trainer.global_step == len(make_loader())
     assert callback.schedule.epoch == 1
@@ -201,6 +199,6 @@ except ModuleNotFoundError as error:
 def test_without_lightning_the_message_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "batch_sampler_attn.trainers.lightning needs Lightning, which is not installed: "
+        "batch_sampler_attn.trainers.lightning needs lightning, which is not installed: "
         "pip install 'batch-sampler-attn[lightning]'\n"
     )

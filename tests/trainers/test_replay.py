@@ -16,11 +16,11 @@ from batch_sampler_attn import (
     SampleAttention,
     SeededDataset,
 )
-from batch_sampler_attn.accumulation import accumulate
+from batch_sampler_attn.accumulation import accumulate, refuse_own_loader
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
 from batch_sampler_attn.schedule import passes_of
-from batch_sampler_attn.trainers.replay import Replay, refuse_closures, refuse_own_loader, standing_in
+from batch_sampler_attn.trainers.replay import Replay, refuse_closures, standing_in
 
 WINDOWS = 6
 
@@ -448,7 +448,7 @@ def test_methods_stand_in_on_one_object_for_a_while(own):
     if own is not None:
         greeter.greet = lambda: own
     before = dict(vars(greeter))
-    with pytest.raises(KeyError), standing_in(greeter, greet=lambda: "stands in", more=lambda: 1):
+    with pytest.raises(KeyError), standing_in(greeter, greet=lambda: "stands in", more=lambda: 1):  # noqa: PT012
         assert (greeter.greet(), greeter.more(), other.greet()) == ("stands in", 1, "of the class")
         raise KeyError
     assert vars(greeter) == before
@@ -498,5 +498,5 @@ def test_an_optimizer_that_visits_a_batch_several_times_is_refused_in_any_wrappe
 
     refuse_closures(torch.optim.SGD([torch.ones(1, requires_grad=True)]))
     for optimizer in (Wrapper.optimizer, Wrapper()):
-        with pytest.raises(ProtocolError, match="LBFGS trains on a batch several times in each step"):
+        with pytest.raises(ProtocolError, match="LBFGS trains several times for each batch"):
             refuse_closures(optimizer)
