@@ -174,10 +174,10 @@ class Replay:
         self._pass = self._passes.open(length, common={"windows": windows})
 
     def _drop_window(self) -> None:
-        self._is_in_window = False
+        self._is_in_window: bool = False
         self._batches: list[Any] = []
         self._versions: Versions = []
-        self._loss = AccumulatedLoss()
+        self._loss: AccumulatedLoss = AccumulatedLoss()
 
 
 @contextmanager

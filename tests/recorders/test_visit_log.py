@@ -3,7 +3,6 @@
 import copy
 import json
 import multiprocessing
-import os
 import pickle
 import random
 import resource
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
