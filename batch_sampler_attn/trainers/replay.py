@@ -44,6 +44,9 @@ class Replay:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
     """
 
+    _is_in_window: bool
+    _loss: AccumulatedLoss
+
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
         self.schedule = schedule
         self._passes = passes_of(schedule)
@@ -174,10 +177,10 @@ class Replay:
         self._pass = self._passes.open(length, common={"windows": windows})
 
     def _drop_window(self) -> None:
-        self._is_in_window: bool = False
+        self._is_in_window = False
         self._batches: list[Any] = []
         self._versions: Versions = []
-        self._loss: AccumulatedLoss = AccumulatedLoss()
+        self._loss = AccumulatedLoss()
 
 
 @contextmanager
