@@ -42,11 +42,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
     @property
     def base_batches(self) -> int:
-        """Base batches in an epoch: the loader's length.
-
-        Raises:
-            TypeError: If the loader has no length.
-        """
+        """Base batches in an epoch: the loader's length. Raises TypeError if it has none."""
         return len(self._loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:

@@ -2,15 +2,7 @@
 
 Whatever hands out batches opens a ``Pass`` for each epoch: a loop around any iterable, a DataLoader with a sampler of
 this package, a trainer, a device. A batch is offered, its loss arrives, the decision is collected, and only then comes
-the next::
-
-    with passes_of(schedule).open() as current:
-        for batch in batches:
-            decision = Decision.REPEAT
-            while decision is Decision.REPEAT:
-                current.offer()
-                yield batch                   # here the user's loop trains, and calls schedule.decide(loss)
-                decision = current.collect()
+the next. ``docs/architecture.md`` has a driver in ten lines.
 """
 
 from __future__ import annotations
@@ -128,17 +120,7 @@ _STALE = (
 
 
 class Passes:
-    """One schedule's passes.
-
-    Attributes:
-        options: Of the schedule.
-        criterion: Says which batches want another visit.
-        recorders: Notified of every visit and every epoch.
-        ranks: What this process and the others agree on.
-        saved_options: What a state that is loaded here has to agree with.
-        driver: Hands out the batches; None where a loop iterates over a loader, or is written by hand.
-        run: All that is remembered.
-    """
+    """One schedule's passes. Without a ``driver``, a loop iterates over a loader, or is written by hand."""
 
     def __init__(
         self,
@@ -154,6 +136,7 @@ class Passes:
         self.ranks = Ranks(ranks)
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
+        # What a state that is loaded here has to agree with.
         self.saved_options = saved_options
         # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
@@ -323,8 +306,8 @@ class Passes:
         """Begin a pass over batches. The epoch of a pass that was open is abandoned.
 
         Args:
-            length: How many batches there are, if all of them will be offered from the first one on.
-            common: What has to be the same on every rank, besides options, state and length, as JSON types.
+            length: How many batches there are, if all of them will be offered.
+            common: What else has to be the same on every rank, as JSON types.
         """
         if self.active is not None:
             self.abandon(was_left=True)
@@ -547,10 +530,8 @@ class Pass:
 
     Attributes:
         phase: What it waits for.
-        position: The position of the current batch, or of the last one.
-        indices: Its dataset indices, if the driver gave them.
+        position, indices, decision: Of the current batch, or of the last one; indices if the driver gave them.
         is_first_visit: Whether the current visit is the batch's first.
-        decision: On the current batch.
         may_repeat: Whether any batch may ever be repeated.
     """
 
@@ -573,13 +554,7 @@ class Pass:
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
     ) -> None:
-        """A batch is about to be yielded.
-
-        Args:
-            position: Its position in the epoch; None where batches come in order.
-            visits: The visits it has had, where batches do not come in order.
-            indices: Its dataset indices, if they are known.
-        """
+        """A batch is about to be yielded. Where batches do not come in order, say which, and the visits it has had."""
         if self.phase != BETWEEN_BATCHES:
             self._check_is_open()
         state = self._passes.run.state
@@ -613,12 +588,7 @@ class Pass:
         self._passes.replace(state=state)
 
     def close(self, *, finished: bool, host_reads: int | None = None) -> None:
-        """End the pass and its epoch, unless epochs have a fixed length; do nothing if it is over already.
-
-        Args:
-            finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
-            host_reads: For the epoch's summary.
-        """
+        """End the pass, and its epoch with it if all batches are finished and epochs have no fixed length."""
         if self.phase in (LEFT, OVER):
             return
         self.phase = OVER if finished else LEFT
