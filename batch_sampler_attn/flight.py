@@ -206,7 +206,7 @@ class Feed:
     def _refuse_drop(self, current: _Pass, dropped: int) -> None:
         raise ProtocolError(
             f"{plural(dropped, 'batch', 'batches')} of the {self._sampler} did not come out of {current.loader}: it "
-            "drops batches, ends after a fixed number of batches, repeats included, or reads further ahead than at "
+            "drops batches, ends after a fixed number of batches (repeats included), or reads further ahead than at "
             f"first. Losses would go to other batches. Let every batch through. {self._source.advice}"
         )
 
