@@ -23,11 +23,7 @@ def seal(state: dict[str, Any]) -> dict[str, Any]:
 def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
     """The dictionary that ``seal`` sealed, if it has these keys and no value differs from the one saved.
 
-    Args:
-        what: The state's name in messages, such as "the schedule's state".
-        packed: As the user gave it.
-        keys: Those that it must have.
-        optional: Those that it may have.
+    ``what`` is its name in messages, such as "the schedule's state".
     """
     if not isinstance(packed, dict):
         raise StateError(f"{what} is {type(packed).__name__}, not a dictionary; pass what state_dict() returned")

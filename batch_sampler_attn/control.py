@@ -24,7 +24,7 @@ class EqualComputeControl(BatchAttentionSchedule):
     Args:
         visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the
             ``DeviceLoop.visit_counts`` of each epoch.
-        seed: Of the draw. The same seed draws the same visits in every epoch.
+        seed: The seed of the draw. The same seed draws the same visits in every epoch.
         ranks: ``MeanOverRanks()`` averages the losses of the summary over ranks. All ranks draw the same visits
             without it, too.
 

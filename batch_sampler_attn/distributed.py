@@ -19,14 +19,6 @@ from batch_sampler_attn.losses import as_float
 from batch_sampler_attn.options import number
 from batch_sampler_attn.ranks import RankMessage
 
-DEFAULT_TIMEOUT_SECONDS = 600.0
-
-# Between two looks at a device that is busy; a visit takes a millisecond or more.
-_POLL_SECONDS = 0.0002
-
-# NCCL's watchdog ends a process whose exchange exceeds its group's limit; RankTimeoutError has to come before.
-_WATCHDOG_SECONDS = 60.0
-
 # How often this process has made a group of these ranks.
 _groups_made: Counter[tuple[int, ...]] = Counter()
 
@@ -34,22 +26,18 @@ _groups_made: Counter[tuple[int, ...]] = Counter()
 class MeanOverRanks:
     """Gives every rank the mean of all ranks' losses, by samples, so that all of them decide alike.
 
-    Each message says where its rank is, and ranks that are not at the same visit raise RanksDivergedError. The mean is
-    added up in double precision in the order of ranks, so it is bit for bit the same on each.
-
-    Messages have a process group of their own, made on first use. In a group that others use, such as that of
-    ``DistributedDataParallel``, a missing call would be paired with one of theirs. Before ``init_process_group``, and
-    with one rank, nothing is exchanged.
+    The mean is bit for bit the same on each rank. Ranks that are not at the same visit raise RanksDivergedError.
+    Messages have a process group of their own, made on first use. Before ``init_process_group``, and with one rank,
+    nothing is exchanged.
 
     Args:
-        group: The process group of the ranks that train together; None for all ranks.
+        group: The process group of the ranks that train together; None for all ranks. Messages are on its accelerator
+            if it has a backend for one (NCCL), so that a loss stays there until the decision; otherwise on the CPU.
         timeout_seconds: How long a rank waits for another one, from 0.001 to 1e9. It must be longer than anything that
             one rank does alone, such as an evaluation on rank 0 between two epochs.
-        device: The device of the messages. None for the group's accelerator if it has a backend for one (NCCL), so that
-            a loss stays on its device until the decision; otherwise the CPU.
 
     Raises:
-        OptionError: If an argument is not allowed, or this rank is not in the group.
+        OptionError: If ``timeout_seconds`` is not allowed, or this rank is not in the group.
 
     Example:
         >>> from batch_sampler_attn import BatchAttentionSchedule
@@ -59,13 +47,7 @@ class MeanOverRanks:
         <Decision.ADVANCE: 'advance'>
     """
 
-    def __init__(
-        self,
-        group: dist.ProcessGroup | None = None,
-        *,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 600.0) -> None:
         self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits so long for the others")
         # PyTorch counts in whole milliseconds, of which 0 is no limit, and in nanoseconds of 63 bits.
         if not 0.001 <= self.timeout_seconds <= 1e9:
@@ -73,19 +55,14 @@ class MeanOverRanks:
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
             raise OptionError(f"group is {short_repr(group)}; it must be None, or a process group that this rank is in")
         self.group = group
-        self.device = None if device is None else _device(device)
         self._is_claimed = False
-        self._own_group: dist.ProcessGroup | None = None
+        self._own: tuple[dist.ProcessGroup, torch.device] | None = None
         self._world: weakref.ref[Any] | None = None
-        self._own_device = torch.device("cpu")
-        self._failure: tuple[type[RankTimeoutError | RankLostError], str] | None = None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.ranks} ranks, timeout_seconds={self.timeout_seconds:g}>"
+        self._failure: RankTimeoutError | RankLostError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to another schedule, and makes a group of its own.
-        return {**vars(self), "_own_group": None, "_world": None, "_failure": None}
+        return {**vars(self), "_own": None, "_world": None, "_failure": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeanOverRanks:
         # A process group cannot be copied, and the ranks stay the same.
@@ -122,7 +99,7 @@ class MeanOverRanks:
 
         def wait() -> list[RankMessage]:
             with self._exchange(str(message)):
-                self._await(work, deadline)
+                self._await(work, device, deadline)
                 return [RankMessage(*numbers) for numbers in torch.stack(received).tolist()]
 
         return wait
@@ -139,56 +116,55 @@ class MeanOverRanks:
     def _exchange(self, what: str) -> Iterator[None]:
         """Raise torch's errors as ours, now and in all later exchanges: the group cannot be used any more."""
         if self._failure is not None:
-            raise self._failure[0](self._failure[1])
+            raise self._failure
         began = time.monotonic()
         try:
             yield
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             seconds = time.monotonic() - began
-            text = f"rank {self.rank} of {self.ranks} waited {seconds:.1f} s for the other ranks at: {what}. "
+            waited = f"rank {self.rank} of {self.ranks} waited {seconds:.1f} s for the other ranks at: {what}"
             if "timed out" in reason.lower() or "timeout" in reason.lower():
-                kind: type[RankTimeoutError | RankLostError] = RankTimeoutError
-                text += (
-                    "Another rank is late, has ended, or makes other calls. "
-                    f"timeout_seconds={self.timeout_seconds:g} must be longer than anything that one rank does alone"
+                self._failure = RankTimeoutError(
+                    f"{waited}. Another rank is late, has ended, or makes other calls. timeout_seconds="
+                    f"{self.timeout_seconds:g} must be longer than anything that one rank does alone"
                 )
             else:
-                kind = RankLostError
-                text += f"One of them is gone; look for its own error ({reason})"
-            self._failure = kind, text
-            raise kind(text) from error
+                self._failure = RankLostError(f"{waited}. One of them is gone; look for its own error ({reason})")
+            raise self._failure from error
 
     def _group(self) -> tuple[dist.ProcessGroup, torch.device]:
         """The process group of these messages alone, and the device that it takes them from."""
         world = dist.group.WORLD
         # A group from before another init_process_group may have other ranks.
-        if self._own_group is None or self._world is None or self._world() is not world:
+        if self._own is None or self._world is None or self._world() is not world:
             # PyTorch before 2.7 does not take None for all ranks here.
             ranks = dist.get_process_group_ranks(world if self.group is None else self.group)
             backends = dist.get_backend_config(self.group)
-            device = self.device or _accelerator_of(backends) or torch.device("cpu")
+            device = _accelerator_of(backends) or torch.device("cpu")
             _meet(ranks, self.timeout_seconds)
+            # NCCL's watchdog ends a process at its group's limit; RankTimeoutError has to come before.
+            watchdog_seconds = 0 if device.type == "cpu" else 60
             group = dist.new_group(
                 ranks,
-                timeout=timedelta(seconds=self.timeout_seconds + (device.type != "cpu") * _WATCHDOG_SECONDS),
+                timeout=timedelta(seconds=self.timeout_seconds + watchdog_seconds),
                 backend=backends,
                 use_local_synchronization=True,
                 group_desc="batch_attention",
             )
             assert isinstance(group, dist.ProcessGroup)
-            self._own_group, self._own_device, self._world = group, device, weakref.ref(world)
-        return self._own_group, self._own_device
+            self._own, self._world = (group, device), weakref.ref(world)
+        return self._own
 
-    def _await(self, work: Any, deadline: float) -> None:
-        if self._own_device.type == "cpu":
+    def _await(self, work: Any, device: torch.device, deadline: float) -> None:
+        if device.type == "cpu":
             work.wait(timedelta(seconds=self.timeout_seconds))
             return
         # On an accelerator, wait() blocks the stream and not the host, which then would wait for ever.
         while not work.is_completed():
             if time.monotonic() > deadline:
                 raise RuntimeError("timed out")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.0002)
         work.wait()
 
 
@@ -213,13 +189,6 @@ def _meet(ranks: list[int], timeout_seconds: float) -> None:
         store.compare_set("outcome", "", "given up")
     if store.get("outcome") != b"met":
         raise RuntimeError("timed out")
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f'device is {short_repr(device)}; it must be a torch.device, such as "cuda"') from error
 
 
 def _accelerator_of(backends: str) -> torch.device | None:

@@ -1,8 +1,8 @@
 """What happens between a DataLoader and a loop: indices go out, batches arrive in the same order, losses follow.
 
-A DataLoader asks its batch sampler for indices ahead of the loop, and maybe on another thread. So a batch is *in flight*
-from when the loader takes its indices until the loop reports its loss; first in, first out. A ``Source`` says which
-indices go out next and what a loss leads to. Everything else is here, once for batches and for samples.
+A DataLoader asks its batch sampler for indices ahead of the loop, and maybe on another thread. So a batch is *in
+flight* from when the loader takes its indices until the loop reports its loss; first in, first out. A ``Source`` says
+which indices go out next and what a loss leads to. Everything else is here, once for batches and for samples.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Source(Protocol):
 
     def continues(self, *, has_length: bool) -> bool:
         """Whether another iteration of the loader, which may have a length, brings what is missing."""
+        del has_length
         return False
 
     def start(self, loader: Any) -> Iterator[Any]:
@@ -90,6 +91,7 @@ class Source(Protocol):
 
     def fetch(self, loader: Any) -> Any:
         """The next batch, if it does not come out of the loader's iterator; else ``NOTHING``."""
+        del loader
         return NOTHING
 
     def closed(self) -> None:
@@ -240,9 +242,9 @@ class Feed:
             raise ProtocolError(
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
                 "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
-                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does (persistent_workers=True does "
-                "not). Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer batches, "
-                f"{self._source.fewer}"
+                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does; persistent_workers=True "
+                "does not. Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer "
+                f"batches, {self._source.fewer}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
@@ -343,8 +345,8 @@ def check_loader(sampler: object, loader: Any) -> None:
     elif sampler in (getattr(inner, "batch_sampler", None), getattr(inner, "sampler", None)):
         problem = f"has a {found} around this {name}, which changes what it yields on a rank, or when"
         advice += (
-            ". Between ranks, give it rank= and world_size=, and keep the loader out of accelerate's prepare(). To keep "
-            "workers, use persistent_workers=True instead of a loader that keeps one iterator, as timm's "
+            ". Between ranks, give it rank= and world_size=, and no loader to accelerate's prepare(). To keep workers, "
+            "use persistent_workers=True instead of a loader that keeps one iterator, as timm's "
             "MultiEpochsDataLoader and Ultralytics' InfiniteDataLoader do"
         )
     else:

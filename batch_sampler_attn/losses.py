@@ -13,15 +13,7 @@ _ALLOWED = (
 
 
 def as_float(loss: object) -> float:
-    """Return ``loss`` as a double.
-
-    Args:
-        loss: A real number, or an array or tensor of one element on any device. Reading a tensor waits
-            for its device.
-
-    Raises:
-        LossError: For anything else: strings, None, booleans, complex numbers, vectors.
-    """
+    """A real number, or an array or tensor of one element, as a double. Reading a tensor waits for its device."""
     if type(loss) is float:
         return loss
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
@@ -39,14 +31,7 @@ def as_float(loss: object) -> float:
 
 
 def detached(loss: object) -> Any:
-    """A loss to be read later: a double, or a copy on its device where reading it would wait for that device.
-
-    Args:
-        loss: As for ``as_float``.
-
-    Raises:
-        LossError: If it is not one real number, as far as that is known without waiting.
-    """
+    """A loss to be read later: a double, or a copy on its device where reading it would wait for that device."""
     is_tensor = callable(getattr(loss, "detach", None))
     if is_tensor and getattr(getattr(loss, "device", None), "type", "cpu") != "cpu":
         _check_shape(loss)
@@ -79,9 +64,8 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: this was called inside a function that "
-            "jax.jit or another transformation traces before it runs. Return the loss from that function, and call "
-            "decide on what it returns: loss, state = update(state, batch); schedule.decide(loss)"
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces a function before it runs. "
+            "Return the loss from it, and call decide outside: loss, state = update(state, batch); decide(loss)"
         ) from error
 
 
@@ -97,32 +81,17 @@ def _to_double(value: object) -> float:
 
 
 def as_floats(losses: object) -> list[float]:
-    """Return one loss for each sample as doubles.
-
-    Args:
-        losses: (batch,), an array or tensor of any framework, or a sequence of real numbers. Reading a tensor waits for
-            its device.
-
-    Raises:
-        LossError: For anything else.
-    """
+    """One loss for each sample, in a (batch,) array, tensor or list, as doubles. Reading it waits for its device."""
     shape = getattr(losses, "shape", None)
-    if shape is not None and len(shape) != 1:
-        hint = (
-            'Compute it with reduction="none"'
-            if len(shape) == 0
-            else "Reduce the other dimensions first, for example with losses.flatten(1).mean(1)"
-        )
-        raise LossError(
-            f"got losses of shape {tuple(shape)}; they must be of shape (batch,), one for each sample. {hint}"
-        )
     tolist = getattr(losses, "tolist", None)
-    values = _read(losses, tolist) if callable(tolist) else losses
-    if not isinstance(values, (list, tuple)):
-        raise LossError(
-            f"got losses of type {type(losses).__name__}; they must be an array, a tensor or a list of shape "
-            '(batch,), one for each sample, computed with reduction="none"'
-        )
-    if any(value is None for value in values):
-        raise LossError("got a loss that is masked, or None; report NaN for it, which leaves the sample as it was")
-    return [as_float(value) for value in values]
+    if shape is None or len(shape) == 1:
+        values = _read(losses, tolist) if callable(tolist) else losses
+        if isinstance(values, (list, tuple)):
+            if any(value is None for value in values):
+                raise LossError("got a loss that is masked, or None; report NaN for it, which leaves the sample as is")
+            return [as_float(value) for value in values]
+    what = f"type {type(losses).__name__}" if shape is None else f"shape {tuple(shape)}"
+    raise LossError(
+        f"got losses of {what}; they must be of shape (batch,), one for each sample. Compute them with "
+        'reduction="none", and reduce other dimensions, for example with losses.flatten(1).mean(1)'
+    )

@@ -2,15 +2,7 @@
 
 Whatever hands out batches opens a ``Pass`` for each epoch: a loop around any iterable, a DataLoader with a sampler of
 this package, a trainer, a device. A batch is offered, its loss arrives, the decision is collected, and only then comes
-the next::
-
-    with passes_of(schedule).open() as current:
-        for batch in batches:
-            decision = Decision.REPEAT
-            while decision is Decision.REPEAT:
-                current.offer()
-                yield batch                   # here the user's loop trains, and calls schedule.decide(loss)
-                decision = current.collect()
+the next. ``docs/architecture.md`` has a driver in ten lines.
 """
 
 from __future__ import annotations
@@ -46,8 +38,8 @@ class Run(NamedTuple):
     """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
 
     Attributes:
-        state: Of the rule.
-        last_summary: Of the epoch that ended last.
+        state: The rule's state.
+        last_summary: The summary of the epoch that ended last.
         length: Batches of the epoch in progress, where the loader says so.
         flight: What the driver has handed out, as a value of its own.
     """
@@ -88,11 +80,13 @@ class Driver(Protocol):
 
     Attributes:
         is_in_order: Whether a batch is finished before the next one begins.
-        lock: Held while ``Run`` is replaced, since a loader may ask for indices on another thread.
     """
 
     is_in_order: bool
-    lock: AbstractContextManager[Any]
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while ``Run`` is replaced, since a loader may ask for indices on another thread."""
 
     def deliver(self, loader: Any) -> Iterator[Any]:
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
@@ -126,17 +120,7 @@ _STALE = (
 
 
 class Passes:
-    """One schedule's passes.
-
-    Attributes:
-        options: Of the schedule.
-        criterion: Says which batches want another visit.
-        recorders: Notified of every visit and every epoch.
-        ranks: What this process and the others agree on.
-        saved_options: What a state that is loaded here has to agree with.
-        driver: Hands out the batches; None where a loop iterates over a loader, or is written by hand.
-        run: All that is remembered.
-    """
+    """One schedule's passes. Without a ``driver``, a loop iterates over a loader, or is written by hand."""
 
     def __init__(
         self,
@@ -152,15 +136,16 @@ class Passes:
         self.ranks = Ranks(ranks)
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
+        # What a state that is loaded here has to agree with.
         self.saved_options = saved_options
-        # After so many batches there is something to say or to do.
+        # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
         # The loss that report() was given, as a function that waits for it.
         self._reported: Callable[[], float] | None = None
-        # Whether losses need no ranks: known from the first decision of an epoch on.
+        # The first loss takes the long way, on which ranks are compared; this says whether later ones may skip it.
         self._decides_alone = False
-        # What came from passes or a loaded state, and not by hand, in the epoch in progress.
+        # The epoch's progress as a pass left it, or as it was loaded. More is from decisions outside of any pass.
         self._accounted = 0
         self._resumed_at: int | None = None
         self._epochs_left_in_a_row = 0
@@ -198,7 +183,7 @@ class Passes:
         if self.driver is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self.driver = driver
-        self._replace(self.run.state, flight=driver.restarted())
+        self.replace(flight=driver.restarted())
 
     # Visits ----------------------------------------------------------------------------------------------
 
@@ -212,7 +197,7 @@ class Passes:
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
-        # Deferred repeats finish in another order than their batches began.
+        # Batches in order are counted as they finish; deferred repeats go by where their batch began.
         batch = state.batches if driver is None or driver.is_in_order or current is None else current.position
         after, decision = rule.visit(self.options, self.criterion, state, value, batch)
         if driver is None:
@@ -225,7 +210,7 @@ class Passes:
             current.phase, current.decision = DECIDED, decision
         is_noted = after.nonfinite_losses > state.nonfinite_losses or after.batches in self._noted_batches
         if self.recorders or is_noted:
-            self._note_visit(current, state, value, decision)
+            self._finish_visit(current, state, value, decision)
         return decision
 
     def report(self, loss: object, samples: object, caller: str = "report") -> None:
@@ -257,16 +242,19 @@ class Passes:
             self._agree_on_begin(None)
         position = state.position if current is None else current.position
         self.ranks.notify(MessageKind.SKIP, state.epoch, position, state.visits + 1)
-        with _lock_of(self.driver):
-            flight = None if self.driver is None else self.driver.settled(self.run.flight, None, state.visits)
-            self.run = self.run._replace(state=rule.skip(state), flight=flight)
+        if self.driver is None:
+            self.replace(state=rule.skip(state))
+        else:
+            with self.driver.lock:
+                flight = self.driver.settled(self.run.flight, None, state.visits)
+                self.replace(state=rule.skip(state), flight=flight)
         if current is not None:
             current.phase, current.decision = SKIPPED, ADVANCE
         if self.state.batches == self.options.epoch_length:
             self.end_epoch()
 
     def _agreed_loss(self, loss: object, samples: object) -> float:
-        """The loss to decide on, reported just now or before; with ranks, its mean over them."""
+        """The loss to decide on, which ``report`` was given just now or before; with ranks, its mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
         reported, self._reported = self._reported, None
@@ -286,12 +274,12 @@ class Passes:
             raise current.out_of_turn(caller)
         if self.driver is not None:
             raise ProtocolError(
-                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Iterate over "
-                "schedule.attend(loader), with the DataLoader built on that sampler, and report each loss in that loop"
+                f"{caller}() was called while no batch of the BatchAttentionSampler was current. Call it in a loop of "
+                "schedule.attend(loader), with the DataLoader built on that sampler"
             )
         return None
 
-    def _note_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
+    def _finish_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
         """Notify recorders, warn, and end the epoch if it has a fixed length that is reached."""
         state = self.run.state
         position, indices = (before.position, None) if current is None else (current.position, current.indices)
@@ -318,18 +306,17 @@ class Passes:
         """Begin a pass over batches. The epoch of a pass that was open is abandoned.
 
         Args:
-            length: How many batches there are, if all of them will be offered from the first one on.
-            common: What has to be the same on every rank, besides options, state and length, as JSON types.
+            length: How many batches there are, if all of them will be offered.
+            common: What else has to be the same on every rank, as JSON types.
         """
         if self.active is not None:
             self.abandon(was_left=True)
         state = self.state
         if state.progress not in (0, self._accounted):
             raise ProtocolError(
-                "decide() or skip() was called outside a loop of attend(), by an evaluation, say: "
-                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} would "
-                "count in the epoch that is about to begin. Call abandon_epoch() to forget them, or end_epoch() if "
-                "they are an epoch of a hand-written loop"
+                f"{plural(state.batches, 'batch', 'batches')} and {plural(state.repeats, 'repeat', 'repeats')} were "
+                "decided on outside a loop of attend(), and would count in the epoch that is about to begin. Call "
+                "abandon_epoch() to forget them, or end_epoch() if they are an epoch of a hand-written loop"
             )
         resumed_at = self._resumed_at
         if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
@@ -339,7 +326,7 @@ class Passes:
             )
         self._agree_on_begin(length, common)
         if not state.progress:
-            self.run = self.run._replace(length=length)
+            self.replace(length=length)
         self._pass = Pass(self, announces=length is None)
         return self._pass
 
@@ -349,17 +336,16 @@ class Passes:
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
             raise EmptyEpochError(
-                "the epoch ended without a batch. Is the loader empty, was every batch skipped, or is drop_last set on "
-                "less than one batch of data? Or is it an iterator (a generator, enumerate, zip, map) that an earlier "
-                "epoch used up? Then give attend() the loader itself: "
-                "for index, batch in enumerate(schedule.attend(loader))"
+                "the epoch ended without a batch: the loader is empty, every batch was skipped, drop_last is set on "
+                "less than one batch, or an earlier epoch used up an iterator (a generator, enumerate, zip, map). Give "
+                "attend() the loader itself: for index, batch in enumerate(schedule.attend(loader))"
             )
         after, summary = rule.end_epoch(self.criterion, state)
         summary = dataclasses.replace(summary, host_reads=host_reads)
         # A fixed length ends epochs wherever the loader is, so what is in flight stays in flight.
         is_loaders_end = self.options.epoch_length is None
-        flight = self.driver.restarted() if self.driver is not None and is_loaders_end else ...
-        self._replace(after, last_summary=summary, length=None, flight=flight)
+        restarted = {"flight": self.driver.restarted()} if self.driver is not None and is_loaders_end else {}
+        self.replace(state=after, last_summary=summary, length=None, **restarted)
         self._epochs_left_in_a_row = 0
         self._begin()
         for recorder in self.recorders:
@@ -373,10 +359,7 @@ class Passes:
             length = self.options.epoch_length
             raise ProtocolError(f"epoch_length={length} ends each epoch by itself; do not call end_epoch()")
         if self.active is not None:
-            raise ProtocolError(
-                "end_epoch() is for hand-written loops; attend() ends the epoch by itself when the loader does. "
-                f"{_FEWER_BATCHES}"
-            )
+            raise ProtocolError(f"attend() ends the epoch by itself when the loader does. {_FEWER_BATCHES}")
         if visits := self.state.visits:
             raise ProtocolError(
                 f"the last decision was REPEAT after {visits} visits; train on that batch until the decision is "
@@ -394,7 +377,7 @@ class Passes:
             for recorder in self.recorders:
                 recorder.on_epoch_abandoned(self.state.epoch)
         flight = None if self.driver is None else self.driver.restarted()
-        self._replace(self.state.restarted(), length=None, flight=flight)
+        self.replace(state=self.state.restarted(), length=None, flight=flight)
         self._begin()
         self._epochs_left_in_a_row = self._epochs_left_in_a_row + 1 if was_left else 0
         if self._epochs_left_in_a_row == 2:
@@ -447,10 +430,9 @@ class Passes:
         # A control's mean never sets a threshold.
         is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
         if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
-            lowest = f"below floor={options.floor}" if options.floor else "negative"
             warn(
-                f"the mean loss of epoch {summary.epoch} is {mean_loss}, {lowest}: the threshold is below the mean "
-                "then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
+                f"the mean loss of epoch {summary.epoch} is {mean_loss}, below floor={options.floor}: the threshold is "
+                "below the mean then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
             )
             return
         if summary.threshold is None or summary.batches < _LEAST_BATCHES:
@@ -471,9 +453,9 @@ class Passes:
 
     def _warn_of_long_epoch(self, batches: int) -> None:
         """Warn where the first epoch probably has no end, so that nothing ever repeats."""
-        is_by_hand = self._pass is None and batches == _LONG_BY_HAND
-        is_endless = batches == _ENDLESS and self._pass is not None
-        if self.last_summary is None and self.options.epoch_length is None and (is_by_hand or is_endless):
+        is_by_hand = self._pass is None
+        is_long = batches == (_LONG_BY_HAND if is_by_hand else _ENDLESS)
+        if is_long and self.last_summary is None and self.options.epoch_length is None:
             end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
             warn(
                 f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
@@ -515,9 +497,10 @@ class Passes:
 
     def assign(self, run: Run) -> None:
         """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
+        if run.flight is None and self.driver is not None:
+            run = run._replace(flight=self.driver.restarted())
         self._retire_pass()
-        with _lock_of(self.driver):
-            self.run = run
+        self.replace(**run._asdict())
         self._begin()
         state = run.state
         self._has_warned_of_loss = state.nonfinite_losses > 0
@@ -528,14 +511,10 @@ class Passes:
             if hasattr(recorder, "on_state_loaded"):
                 recorder.on_state_loaded(state.epoch, state.batches + state.repeats)
 
-    def replace_state(self, state: State) -> None:
-        """Visits were made and decided on elsewhere: this is the state that they led to."""
-        self._replace(state)
-
-    def _replace(self, state: State, flight: Any = ..., **changes: Any) -> None:
-        with _lock_of(self.driver):
-            kept = self.run.flight if flight is ... else flight
-            self.run = self.run._replace(state=state, flight=kept, **changes)
+    def replace(self, **changes: Any) -> None:
+        """Change parts of ``run``, in one assignment."""
+        with nullcontext() if self.driver is None else self.driver.lock:
+            self.run = self.run._replace(**changes)
 
     def _retire_pass(self) -> None:
         self._reported = None
@@ -551,10 +530,9 @@ class Pass:
 
     Attributes:
         phase: What it waits for.
-        position: The position of the current batch, or of the last one.
-        indices: Its dataset indices, if the driver gave them.
+        position, indices, decision: Of the current batch, or of the last one; indices if the driver gave them.
         is_first_visit: Whether the current visit is the batch's first.
-        decision: On the current batch.
+        may_repeat: Whether any batch may ever be repeated.
     """
 
     def __init__(self, passes: Passes, *, announces: bool = False) -> None:
@@ -565,6 +543,7 @@ class Pass:
         self.decision = ADVANCE
         self._passes = passes
         self._announces = announces and passes.ranks.transport is not None
+        self.may_repeat = passes.options.max_visits != 1
 
     def __enter__(self) -> Pass:
         return self
@@ -572,27 +551,16 @@ class Pass:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close(finished=kind is None)
 
-    @property
-    def may_repeat(self) -> bool:
-        """Whether any batch may ever be repeated."""
-        return self._passes.options.max_visits != 1
-
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
     ) -> None:
-        """A batch is about to be yielded.
-
-        Args:
-            position: Its position in the epoch; None where batches come in order.
-            visits: The visits it has had, where batches do not come in order.
-            indices: Its dataset indices, if they are known.
-        """
+        """A batch is about to be yielded. Where batches do not come in order, say which, and the visits it has had."""
         if self.phase != BETWEEN_BATCHES:
             self._check_is_open()
         state = self._passes.run.state
         if visits is not None and visits != state.visits:
             state = state._replace(visits=visits)
-            self._passes.replace_state(state)
+            self._passes.replace(state=state)
         self.position = state.batches + state.skipped_batches if position is None else position
         self.is_first_visit = not state.visits
         self.indices = indices
@@ -607,10 +575,9 @@ class Pass:
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
-                "the next batch was requested before decide() had the loss of the last one. Call "
-                "schedule.decide(loss) once for each batch, or schedule.skip() for one not to train on. To evaluate, "
-                "iterate over the loader that attend() was given. If something between attend() and your loop reads "
-                "ahead (a prefetcher, say), put it inside: schedule.attend(prefetcher(loader))"
+                "the next batch was requested before decide() had the loss of the last one. Call decide(loss), or "
+                "skip(), once for each batch. To evaluate, iterate over the loader that attend() was given. Put what "
+                "reads ahead inside: schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self.decision
@@ -618,15 +585,10 @@ class Pass:
     def take_over(self, state: State) -> None:
         """Visits were made and decided on elsewhere: this is the state that they led to."""
         self._check_is_open()
-        self._passes.replace_state(state)
+        self._passes.replace(state=state)
 
     def close(self, *, finished: bool, host_reads: int | None = None) -> None:
-        """End the pass and its epoch, unless epochs have a fixed length; do nothing if it is over already.
-
-        Args:
-            finished: Whether all its batches are finished. If not, the epoch begins again with the next pass.
-            host_reads: For the epoch's summary.
-        """
+        """End the pass, and its epoch with it if all batches are finished and epochs have no fixed length."""
         if self.phase in (LEFT, OVER):
             return
         self.phase = OVER if finished else LEFT
@@ -636,27 +598,18 @@ class Pass:
     def out_of_turn(self, caller: str) -> ProtocolError:
         """What to raise where a loss, or a skip, is for no batch."""
         if self.phase == SKIPPED:
-            return ProtocolError(f"{caller}() was called for a batch that had been skipped; take the next batch")
-        if self.phase == BETWEEN_BATCHES:
-            return ProtocolError(f"{caller}() was called before attend() had yielded a batch")
-        if caller == "skip":
-            return ProtocolError("skip() was called after decide() had this visit's loss; call it instead of decide()")
-        return ProtocolError(
-            f"{caller}() was called twice for one batch. Report one loss for each batch that attend() yields; it "
-            "yields the batch again by itself when the decision is REPEAT"
-        )
+            what = "for a batch that had been skipped; take the next batch"
+        elif self.phase == BETWEEN_BATCHES:
+            what = "before attend() had yielded a batch"
+        elif caller == "skip":
+            what = "after decide() had this visit's loss; call it instead of decide()"
+        else:
+            what = "twice for one batch; attend() yields the batch again by itself when the decision is REPEAT"
+        return ProtocolError(f"{caller}() was called {what}")
 
     def _check_is_open(self) -> None:
         if self.phase in (LEFT, OVER):
             raise ProtocolError(_STALE)
-
-
-# For schedules without a driver, which one thread uses.
-_NO_LOCK: AbstractContextManager[None] = nullcontext()
-
-
-def _lock_of(driver: Driver | None) -> AbstractContextManager[Any]:
-    return _NO_LOCK if driver is None else driver.lock
 
 
 def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:
@@ -664,8 +617,5 @@ def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:
         hasattr(recorder, "on_visit") and not isinstance(recorder, type) for recorder in recorders
     )
     if not are_recorders:
-        raise OptionError(
-            f"recorders is {short_repr(recorders)}; it must be a list of recorders, such as [MemoryRecorder()] from "
-            "batch_sampler_attn.recorders"
-        )
+        raise OptionError(f"recorders is {short_repr(recorders)}; it must be a list, such as [MemoryRecorder()]")
     return tuple(recorders)  # type: ignore[arg-type]

@@ -1,7 +1,4 @@
-"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data.
-
-Nothing here imports torch. A ``RankTransport``, such as ``distributed.MeanOverRanks``, carries the messages.
-"""
+"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkabl
 from batch_sampler_attn.checkpoint import check_ranks
 from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError, short_repr
 from batch_sampler_attn.losses import detached
-from batch_sampler_attn.options import length_of, positive_int, sample_weight
+from batch_sampler_attn.options import positive_int, sample_weight
 
 Item = TypeVar("Item")
 
@@ -36,16 +33,10 @@ class MessageKind(enum.IntEnum):
 
 
 class RankMessage(NamedTuple):
-    """One rank's message to the others. Every field but the loss is a number that a double holds exactly.
+    """One rank's message to the others.
 
-    Attributes:
-        kind: A ``MessageKind``, as a number.
-        epoch: The epoch in progress.
-        batch: The batch's position; as an epoch begins or ends, the batches so far.
-        visit: 1 for a batch's first visit; as an epoch begins, the visits that its first batch has had.
-        digest: As an epoch begins, a digest of what must be the same on all ranks; 0 otherwise.
-        samples: The weight of the loss, or ``UNWEIGHTED``.
-        loss: A number, or a tensor of one element on any device.
+    The ``loss`` is a number, or a tensor of one element on any device. All other fields are numbers that a double
+    holds exactly. ``digest`` stands for what must be the same on all ranks as an epoch begins.
     """
 
     kind: float
@@ -84,11 +75,9 @@ class RankTransport(Protocol):
         """Reserve this transport for one schedule; raise OptionError if another one has claimed it."""
 
     def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
-        """Send a message to all ranks without waiting for theirs.
+        """Send a message; the result waits for those of all ranks, and returns them by rank, with losses as floats.
 
-        Returns:
-            A function that waits, and returns the messages of all ranks by rank, with losses as floats. It raises
-            RankTimeoutError if a rank did not send one in time, and RankLostError if a rank is gone.
+        It raises RankTimeoutError if a rank did not send one in time, and RankLostError if a rank is gone.
         """
 
     def gather(self, value: Any) -> list[Any]:
@@ -99,29 +88,23 @@ RanksOption = RankTransport | Literal["refuse"] | None
 
 
 class Ranks:
-    """One schedule's side of the exchanges between ranks. In a process on its own it does nothing.
+    """One schedule's side of the exchanges between ranks; it has no ``transport`` if this process decides alone.
 
-    In its methods, ``epoch`` is the epoch in progress, ``batch`` the position of a batch in it, and ``visit`` counts
-    the visits to that batch from 1. Those that wait for other ranks raise RanksDivergedError if one is elsewhere.
-
-    Args:
-        option: ``ranks=`` as ``BatchAttentionSchedule`` takes it.
-
-    Attributes:
-        transport: Carries the messages; None if this process decides by its own losses.
+    A method that waits for other ranks raises RanksDivergedError if one of them is elsewhere.
     """
 
     def __init__(self, option: RanksOption) -> None:
+        self.transport: RankTransport | None = None
         # A class has all of the protocol's names as well.
-        self.transport = option if isinstance(option, RankTransport) and not isinstance(option, type) else None
-        self._refuses_ranks = isinstance(option, str) and option == "refuse"
-        self._has_begun = False
-        # Messages that were sent and whose answers were not waited for.
-        self._unanswered: list[Callable[[], list[RankMessage]]] = []
-        if self.transport is not None:
-            self.transport.claim()
-        elif option is not None and not self._refuses_ranks:
+        if isinstance(option, RankTransport) and not isinstance(option, type):
+            option.claim()
+            self.transport = option
+        elif option not in (None, "refuse"):
             raise OptionError(f'ranks is {short_repr(option)}; it must be MeanOverRanks(), None, or "refuse"')
+        self._refuses_ranks = option == "refuse"
+        self._has_begun = False
+        # The answers to these messages were not waited for.
+        self._unanswered: list[Callable[[], list[RankMessage]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Messages on their way belong to the original, not to a copy.
@@ -130,7 +113,7 @@ class Ranks:
     @property
     def count(self) -> int:
         """How many ranks decide together."""
-        return 1 if self.transport is None else self.transport.ranks
+        return self.shard.ranks
 
     @property
     def shard(self) -> Shard:
@@ -141,8 +124,8 @@ class Ranks:
         """Refuse several ranks that each decide alone, unless ``ranks=None`` allows it."""
         if self._refuses_ranks and (size := process_group_size()) > 1:
             raise ProtocolError(
-                f"this process is one of {size} in a process group. To decide alike, give ranks=MeanOverRanks() from "
-                "batch_sampler_attn.distributed; for ranks that share no gradients, ranks=None"
+                f"this process is one of {size} in a process group; give ranks=MeanOverRanks() of "
+                "batch_sampler_attn.distributed, or ranks=None if the ranks share no gradients"
             )
 
     def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
@@ -152,14 +135,19 @@ class Ranks:
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
         messages = self._exchange(RankMessage(MessageKind.BEGIN, epoch, batches, visits, digest))
         if len({message.digest for message in messages}) > 1:
-            raise RanksDivergedError(describe_differences(self.transport.gather(common)))
+            differing: list[str] = []
+            told = self.transport.gather(common)
+            for name in sorted({*itertools.chain(*told)}):
+                values = [short_repr(each.get(name)) for each in told]
+                if len({*values}) > 1:
+                    differing.append(f"{name} {_by_rank(values, '{value} ({ranks})', ', ')}")
+            raise RanksDivergedError(
+                f"as the epoch begins, the ranks differ in {'; '.join(differing)}. Give all the same"
+            )
         self._has_begun = True
 
     def notify(self, kind: MessageKind, epoch: int, batch: int, visit: int) -> None:
-        """Send a message without waiting; the next exchange checks that all ranks sent the same.
-
-        It reaches the other ranks even if this one then raises an error, or waits inside a collective of DDP.
-        """
+        """Send a message that arrives even if this rank then waits inside DDP; the next exchange compares it."""
         if self.transport is not None:
             self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
 
@@ -213,21 +201,19 @@ def process_group_size() -> int:
 def weighted_mean(messages: Sequence[RankMessage]) -> float:
     """The mean loss by samples. Added up in the order of ranks, it is the same double on each of them."""
     unweighted = [rank for rank, message in enumerate(messages) if message.samples == UNWEIGHTED]
-    if len(unweighted) == len(messages):
-        messages = [message._replace(samples=1.0) for message in messages]
-    elif unweighted:
+    if 0 < len(unweighted) < len(messages):
         raise RanksDivergedError(f"samples= was not given on {_name(unweighted)}; give it on all ranks or on none")
     # The loss of no samples may be NaN.
-    weighted = [message for message in messages if message.samples]
+    weighted = [(message.loss, 1.0 if unweighted else message.samples) for message in messages if message.samples]
     if not weighted:
         raise OptionError("samples is 0 on every rank; call schedule.skip() on all of them for such a batch")
     if len(weighted) == 1:
-        return float(weighted[0].loss)
+        return float(weighted[0][0])
     # The rounding of sum() differs between versions of Python.
     total = samples = 0.0
-    for message in weighted:
-        total += message.loss * message.samples
-        samples += message.samples
+    for loss, weight in weighted:
+        total += loss * weight
+        samples += weight
     return total / samples
 
 
@@ -236,25 +222,12 @@ def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
     if len({message[:4] for message in messages}) == 1:
         return messages
     places = _by_rank(messages, "{ranks}: {value}", "; ")
-    advice = "All ranks must make the same calls in the same order, over as many batches"
+    advice = "All ranks must make the same calls over as many batches"
     if any(message.kind == MessageKind.SKIP for message in messages):
-        advice = "Call skip() on all ranks or on none; a rank without samples for a batch takes part with samples=0"
+        advice = "Call skip() on all ranks or on none; a rank without samples for a batch gives samples=0"
     raise RanksDivergedError(
-        f"the ranks are not at the same visit ({places}). {advice}. Restart from a checkpoint, since the last updates "
-        "may have mixed different batches"
-    )
-
-
-def describe_differences(values: Sequence[dict[str, Any]]) -> str:
-    """An error message with each of the named values, by rank, that is not the same on all of them."""
-    differences = []
-    for name in sorted({name for value in values for name in value}):
-        of_ranks = [short_repr(value.get(name)) for value in values]
-        if len({*of_ranks}) > 1:
-            differences.append(f"{name} {_by_rank(of_ranks, '{value} ({ranks})', ', ')}")
-    return (
-        f"as the epoch begins, the ranks differ in {'; '.join(differences)}. All need the same options, states saved "
-        "at the same moment, and as many batches"
+        f"the ranks are not at the same visit ({places}). {advice}. Restart from a checkpoint: updates may have mixed "
+        "different batches"
     )
 
 
@@ -273,8 +246,8 @@ def _name(ranks: list[int]) -> str:
 class Shard(NamedTuple):
     """One rank's part of an order that all ranks draw alike: every ``ranks``-th item, from the ``rank``-th on.
 
-    Items are indices, or whole batches (``batch_size`` is None then). A rank that would have a batch less than others
-    takes an item from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
+    Items are indices, or whole batches if ``batch_size`` is None. A rank that would lack its last batch takes an item
+    from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
     """
 
     rank: int = 0
@@ -287,17 +260,13 @@ class Shard(NamedTuple):
 
     def of(self, items: Iterable[Item], batch_size: int | None, *, drop_last: bool) -> Iterator[Item]:
         """This rank's items of the whole order."""
-        iterator = iter(items)
-        first: list[Item] = []
-        for whole in itertools.count():
-            group = list(itertools.islice(iterator, self.ranks))
+        iterator, first = iter(items), list[Item]()
+        for whole, group in enumerate(iter(lambda: list(itertools.islice(iterator, self.ranks)), [])):
             first = first or group
             if len(group) == self.ranks:
                 yield group[self.rank]
-                continue
-            if group and self._has_one_more(whole, len(group), batch_size, drop_last=drop_last):
-                yield group[self.rank] if self.rank < len(group) else first[(self.rank - len(group)) % len(first)]
-            return
+            elif self._has_one_more(whole, len(group), batch_size, drop_last=drop_last):
+                yield [*group, *itertools.islice(itertools.cycle(first), self.ranks)][self.rank]
 
     def _has_one_more(self, whole: int, left: int, batch_size: int | None, *, drop_last: bool) -> bool:
         # Of ``left`` items that remain after ``whole`` for every rank.
@@ -305,18 +274,18 @@ class Shard(NamedTuple):
         return not drop_last and (self.rank < left or begins_a_batch)
 
 
-def shard_of(sampler: Any, rank: object, world_size: object) -> Shard | None:
+def shard_of(sampler: Any, rank: Any, world_size: Any) -> Shard | None:
     """The shard that ``rank=`` and ``world_size=`` name; None if neither is given."""
     if rank is None and world_size is None:
         return None
     ranks = positive_int("world_size", world_size, "the number of ranks that share the data")
     if ranks == 1 and rank is None:
         return Shard()
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < ranks:
+    if rank not in range(ranks):
         raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1} (world_size - 1)")
     if ranks > 1 and (own := own_shard(sampler)) is not None:
-        kind = type(sampler).__name__
-        raise OptionError(f"{kind} is for rank {own.rank} of {own.ranks} already; leave rank= and world_size= out")
+        name = f"{type(sampler).__name__} is for rank {own.rank} of {own.ranks} already"
+        raise OptionError(f"{name}; leave rank= and world_size= out")
     return Shard(rank, ranks)
 
 
@@ -327,21 +296,6 @@ def own_shard(sampler: Any) -> Shard | None:
         if isinstance(rank, int) and isinstance(ranks, int):
             return Shard(rank, ranks)
     return None
-
-
-def order_facts(sampler: Any, shard: Shard | None) -> dict[str, int]:
-    """What ranks that share an order must have in common, as far as the sampler says it, by its name in messages.
-
-    Without a ``shard``, the sampler draws a rank's own part, whose length may differ.
-    """
-    facts = {
-        "seed of the order": getattr(sampler, "seed", 0),
-        "epoch of set_epoch": getattr(sampler, "epoch", 0),
-        "shuffle": getattr(sampler, "shuffle", 0),
-        "length of the order": shard and length_of(sampler),
-        "samples of the data": length_of(getattr(sampler, "data_source", getattr(sampler, "dataset", None))),
-    }
-    return {name: value for name, value in facts.items() if isinstance(value, int)}
 
 
 def unpack_shard(packed: list[int], here: Shard, *, is_in_epoch: bool) -> Shard:

@@ -37,7 +37,7 @@ class State(NamedTuple):
     Attributes:
         epoch: Epochs ended so far.
         threshold: K times the mean loss of the previous epoch; None while there is none, and no batch repeats.
-        strictness: The factor by which a budget has raised the threshold, where it is above 1; 1 without a budget.
+        strictness: The factor by which a budget raises the threshold; a value below 1 does not lower it.
         loss_sum: Sum of the losses that entered this epoch's mean, in double precision, in order of arrival.
         loss_count: How many losses that is.
         batches: Batches of this epoch that are finished.
@@ -90,7 +90,7 @@ class Criterion(Protocol):
         Args:
             state: As it was before this visit.
             loss: The loss of this visit; NaN for every loss that does not count.
-            batch: The place, from 0, at which the batch finishes in its epoch.
+            batch: How many batches of the epoch are finished before this one; with deferred repeats, its position.
         """
 
     def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
@@ -98,13 +98,7 @@ class Criterion(Protocol):
 
 
 class LossThreshold:
-    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4).
-
-    Args:
-        k: In units of that mean minus the floor.
-        warmup_epochs: Epochs without a threshold, at the start.
-        floor: The lowest loss that can be; 0 in the paper.
-    """
+    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4)."""
 
     def __init__(self, k: float, warmup_epochs: int, floor: float = 0.0) -> None:
         self._k = k
@@ -130,9 +124,9 @@ class BudgetedThreshold(LossThreshold):
     """The paper's threshold, raised as far as it takes to keep repeats within ``budget`` times the batches begun.
 
     Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
-    ``budget`` repeats a batch. It is never below the paper's. An unused budget lets as many repeats pass as ten batches
-    have of it before the threshold rises. So the budget goes to the worst batches rather than to the first. A repeat
-    that would exceed the budget at this point of the epoch is not made.
+    ``budget`` repeats a batch. It is never below the paper's. After quiet batches it rises late: ten times ``budget``
+    repeats pass first. So the budget goes to the worst batches rather than to the first. A repeat that would exceed the
+    budget at this point of the epoch is not made.
     """
 
     def __init__(self, k: float, warmup_epochs: int, floor: float, budget: float) -> None:
@@ -157,12 +151,7 @@ def strictness_steps(budget: float) -> tuple[float, float, float]:
 
 
 class RandomVisits:
-    """The criterion of the control at equal compute: each batch is visited as often as was drawn for it.
-
-    Args:
-        visit_counts: For each epoch, the visits to each batch; they go to the epoch's batches in random order.
-        seed: Of the draw.
-    """
+    """The criterion of the control at equal compute: each epoch's ``visit_counts``, in random order."""
 
     def __init__(self, visit_counts: Sequence[Sequence[int]], seed: int) -> None:
         self._visit_counts = visit_counts
@@ -210,12 +199,7 @@ def criterion_of(options: Options) -> LossThreshold:
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
-    """The paper's rule for one visit.
-
-    Args:
-        options: The options.
-        state: The state before the visit.
-        loss: The batch loss of this visit, computed before this visit's update.
+    """The paper's rule for one visit: the state before it and its loss, computed before its update.
 
     Raises:
         NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
@@ -264,8 +248,8 @@ def visit(options: Options, criterion: Criterion, state: State, loss: float, bat
 def skip(state: State) -> State:
     """The state after the current batch is skipped: no visit, no loss.
 
-    A batch that was visited is finished with the visits it had. Its last REPEAT counted a visit to come, so there is
-    one repeat less.
+    A batch that was visited is finished with the visits it had. Its last REPEAT had counted the skipped visit, which is
+    subtracted.
     """
     if state.visits == 0:
         return state._replace(skipped_batches=state.skipped_batches + 1)

@@ -92,9 +92,8 @@ class BatchAttentionSchedule:
             floor=floor,
         )
         self._passes = Passes(options, rule.criterion_of(options), recorders, ranks, options.as_dict())
-        self._name = (
-            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.as_dict().items())})"
-        )
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.as_dict().items())
+        self._name = f"{type(self).__name__}({shown})"
 
     def __repr__(self) -> str:
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.4g}"
@@ -127,8 +126,7 @@ class BatchAttentionSchedule:
         """Position, from 0, of the current base batch, also when it is repeated.
 
         It is what ``enumerate`` over the loader gives in training without repeats, and stays the same for all visits
-        to a batch, before ``decide`` and after it, with deferred repeats too. In a hand-written loop, and between
-        passes of ``attend``, it is that of the batch that the next decision is about.
+        to a batch, before ``decide`` and after it. Outside of ``attend`` it is that of the batch to be decided on next.
         """
         current = self._passes.current
         return self._passes.state.position if current is None else current.position
@@ -174,17 +172,7 @@ class BatchAttentionSchedule:
         """Report the loss of this visit as soon as it is known; ``decide()`` then needs no loss.
 
         Between ranks, it travels while the backward pass is computed. On a device, it stays there until ``decide()``.
-        Otherwise the two calls are the same as ``decide(loss)``.
-
-        Args:
-            loss: As for ``decide``.
-            samples: As for ``decide``.
-
-        Raises:
-            LossError: If the loss is not one real number.
-            OptionError: If ``samples`` is no weight.
-            ProtocolError: If no batch is waiting for a loss, or if it was reported already.
-            RanksDivergedError, RankTimeoutError, RankLostError: As for ``decide``.
+        Arguments and errors are those of ``decide``.
         """
         self._passes.report(loss, samples)
 
@@ -193,23 +181,20 @@ class BatchAttentionSchedule:
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a float,
-                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss is
-                taken as it is, with its three digits; compute the loss in float32 for a finer decision. Leave it out
-                after ``report``.
-            samples: With ``ranks``, the weight of this rank's loss: how many samples it is the mean of, or the sum of
-                their weights; 0 for none. Without, all ranks weigh the same, unless a ``BatchAttentionSampler`` knows
-                how many there are.
+                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss has three
+                digits; compute it in float32 for a finer decision. Leave it out after ``report``.
+            samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
+                for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to take the next one.
 
         Raises:
-            LossError: If the loss is not one real number.
+            LossError: If the loss is not one real number; OptionError, if ``samples`` is no weight.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision.
-            RanksDivergedError: If another rank is not at the same visit.
-            RankTimeoutError: If another rank did not arrive in time.
-            RankLostError: If another rank is gone.
+            RanksDivergedError: If another rank is not at the same visit; RankTimeoutError and RankLostError, if it did
+                not arrive in time or is gone.
         """
         return self._passes.decide(loss, samples)
 
@@ -217,12 +202,8 @@ class BatchAttentionSchedule:
         """Leave the current batch without training on it: call it instead of ``decide``.
 
         The skipped visit enters no mean and no recorder, and a batch that is skipped at its first visit is not counted
-        in ``batches``. A batch that is being repeated is finished with the visits it had, and the losses that
-        ``epoch_loss`` had let in stay in the mean (with "last", there is none).
-
-        In a hand-written loop it also gives up the batch whose repeat is due: when a visit failed (out of memory, say)
-        and the loop takes the next batch, this keeps the next from counting as a repeat of the last. To give up the
-        whole epoch there is ``abandon_epoch``.
+        in ``batches``. A batch that is being repeated is finished with the visits it had; so a hand-written loop can
+        give up a batch whose repeat is due, after running out of memory, say.
 
         Raises:
             ProtocolError: If there is no current batch, or its loss was reported already.
@@ -237,13 +218,12 @@ class BatchAttentionSchedule:
         threshold that was in force.
 
         Each visit gets the same tensors in fresh containers (lists, dictionaries, tuples, dataclasses, whatever defines
-        ``__copy__``), so that what a loop puts into its batch is not there at the next visit. PyTorch tensors that a
-        loop changes in place are noticed: a repeat of them is refused. Changes in place of NumPy arrays and others,
-        through ``tensor.data`` or of tensors made in inference mode are not noticed; copy those before you change them.
+        ``__copy__``), so that what a loop puts into its batch is not there at the next visit. A repeat of PyTorch
+        tensors that were changed in place is refused. Changes of NumPy arrays, through ``tensor.data`` or of tensors
+        made in inference mode are not noticed; copy those before you change them.
 
-        There are more visits than base batches: use ``batch_index`` in place of ``enumerate``, and do what is done
-        "every n steps", and averages over an epoch, at first visits alone (``if schedule.is_first_visit``). See
-        ``AttendedLoader`` for progress bars.
+        There are more visits than base batches: use ``batch_index`` in place of ``enumerate``, and take averages, and
+        do what is done "every n steps", at first visits alone (``if schedule.is_first_visit``).
 
         After ``load_state_dict`` in mid-epoch the next pass resumes there; without a sampler, give it the remaining
         batches, from the one that was being repeated, if any
@@ -253,14 +233,10 @@ class BatchAttentionSchedule:
             loader: A DataLoader, list, generator or other iterable. Once the schedule belongs to a
                 ``BatchAttentionSampler``, the DataLoader that uses this sampler.
 
-        Returns:
-            An iterable with the attributes of ``loader``.
-
         Raises:
-            TypeError: If the loader is not iterable.
-            ProtocolError: If the loader's batches belong to another schedule, or the loader is attended already.
-                While iterating: BatchChangedError, if a batch to be repeated was changed in place; ProtocolError, for
-                batches and losses out of turn.
+            ProtocolError: If the loader's batches belong to another schedule, or the loader is attended already; while
+                iterating, for batches and losses out of turn.
+            BatchChangedError: While iterating, if a batch to be repeated was changed in place.
         """
         return attend(self, self._passes, loader)
 

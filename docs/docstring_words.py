@@ -1,7 +1,7 @@
 """Docstrings and signatures as the site shows them: extensions of Griffe.
 
 Docstrings are written to be read in an editor, where a double colon before an indented block is a habit. In Markdown
-the block is code without it, and the second colon would be seen. And whoever looks a default up wants its value, not
+the block is code without it, and the second colon would be seen. A reader who looks a default up wants its value, not
 the name of a constant that the reference does not have.
 """
 

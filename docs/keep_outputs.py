@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = ROOT / "docs" / "outputs"
 # What an example leaves where it is run has no part in its page.
 _FOLDER = re.compile(r"\S*/(?=\w+\.(?:png|pt|jsonl)\b)")
+# How long it took depends on what else the machine did.
+_ELAPSED = re.compile(r"(?<=━ 100%) +\d+:\d\d:\d\d *$", re.MULTILINE)
 
 
 def keep(example: Path) -> None:
@@ -35,7 +37,7 @@ def keep(example: Path) -> None:
         done = subprocess.run(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True
         )
-    printed = "\n".join(line.rstrip() for line in _FOLDER.sub("", done.stdout).splitlines())
+    printed = "\n".join(line.rstrip() for line in _ELAPSED.sub("", _FOLDER.sub("", done.stdout)).splitlines())
     machine = one_line(describe_environment("cpu"))
     (OUTPUTS / f"{example.stem}.txt").write_text(f"{printed}\n\n{machine}\n", encoding="utf-8")
 

@@ -88,7 +88,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what stands elsewhere."""
-    # Besides a page that has the same place, such as index.md, the file in docs/ counts.
+    # Where a page of docs/ has the same place, such as index.md, it is used.
     for source in _sources():
         place = place_of(source)
         if place is not None and files.get_file_from_path(place) is None:
@@ -145,7 +145,7 @@ def repository_path(file: File) -> str:
 def reference_names() -> dict[str, str]:
     """What users call names of the package, and the reference does: ``{"Decision": "batch_sampler_attn.Decision"}``.
 
-    A name that two areas have leads nowhere, and nor does one that is a word of every day, such as ``windows``.
+    A name that two areas have leads nowhere, and nor does one that is an everyday word, such as ``accumulate``.
     """
     pages = (page for page in sorted((ROOT / "docs" / "reference").glob("*.md")) if page.stem != "extending")
     entries = [name for page in pages for name in _REFERENCE.findall(page.read_text(encoding="utf-8"))]

@@ -1,7 +1,7 @@
 """Batch-attention through a DataLoader with workers and random augmentation, and what its record says.
 
-With ``repeats="deferred"`` the workers fetch a repeat like any other batch, so that it is augmented anew. Some labels
-are wrong on purpose: the batches most often repeated tell where to look for them.
+With ``repeats="deferred"`` the workers fetch a repeat like any other batch, with new random augmentation. Some labels
+are wrong on purpose: the batches most often repeated show where to look for them.
 """
 
 import torch
@@ -17,7 +17,7 @@ WRONG_LABELS = 30
 
 
 class AugmentedDigits(Dataset[tuple[Tensor, Tensor]]):
-    """The first 1400 digits, shifted sideways and given noise anew each time; the very first have wrong labels."""
+    """The first 1400 digits, shifted sideways and with noise, both random; the very first have wrong labels."""
 
     def __init__(self) -> None:
         digits = load_digits()
@@ -39,7 +39,7 @@ def main() -> None:
     recorder = MemoryRecorder()
     schedule = BatchAttentionSchedule(k=1.5, max_visits=10, recorders=[recorder])
     sampler = BatchAttentionSampler(RandomSampler(dataset), 16, schedule=schedule, repeats="deferred")
-    # Repeats that are left when an epoch's data is over take another pass of the loader: keep its workers.
+    # Repeats that are left when an epoch's data is over take another iteration of the loader: keep its workers.
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, persistent_workers=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -61,7 +61,7 @@ def main() -> None:
                 are_redrawn.append(not torch.equal(x, first_views[visit.batch]))
 
     print(*recorder.summaries, sep="\n")
-    print(f"{sum(are_redrawn)} of {len(are_redrawn)} repeats were drawn afresh")
+    print(f"{sum(are_redrawn)} of {len(are_redrawn)} repeats were augmented again")
     suspects = {index for batch in most_repeated(recorder.visits, n=10) for index in batch.indices or ()}
     found = sum(index < WRONG_LABELS for index in suspects)
     by_chance = WRONG_LABELS * len(suspects) / len(dataset)

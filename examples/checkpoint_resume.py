@@ -1,4 +1,4 @@
-"""Save a Batch-attention run in the middle of an epoch and go on from there in fresh objects.
+"""Save a Batch-attention run in the middle of an epoch and resume it in new objects.
 
 ``sampler.state_dict()`` holds the sampler's state and its schedule's, in plain JSON types. Taken right after a
 ``decide``, with the model's and the optimizer's, it lets the resumed run equal the uninterrupted one bit for bit.

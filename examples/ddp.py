@@ -76,7 +76,7 @@ def main() -> None:
 
     model, schedule = train(rank, ranks, device)
     if rank == 0:
-        # Every rank's state goes on on every rank, so one is saved: {"model": ..., "sampler": sampler.state_dict()}
+        # Any rank's state resumes on all ranks, so one is saved: {"model": ..., "sampler": sampler.state_dict()}
         print(f"{ranks} ranks, next threshold {schedule.threshold:.4f}")
         print(f"test accuracy: {accuracy(model, device):.3f}")
     if is_launched:

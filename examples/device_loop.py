@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 
 
 def main() -> None:
@@ -27,9 +27,15 @@ def main() -> None:
     ).to(device)
     # A captured step may not read its counter on the host.
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, capturable=device.type == "cuda")
-    data = ResidentData(images[:1400], labels[:1400], batch_size=32, generator=torch.Generator().manual_seed(0))
     loop = DeviceLoop(
-        model, optimizer, nn.functional.cross_entropy, data, schedule=BatchAttentionSchedule(k=1.2, max_visits=20)
+        model,
+        optimizer,
+        nn.functional.cross_entropy,
+        images[:1400],
+        labels[:1400],
+        32,
+        schedule=BatchAttentionSchedule(k=1.2, max_visits=20),
+        generator=torch.Generator().manual_seed(0),
     )
 
     for _ in range(6):

@@ -41,7 +41,7 @@ def main() -> None:
     train_labels, test_labels = labels[:1400], labels[1400:]
     batches_per_epoch = -(-len(train_images) // BATCH_SIZE)
 
-    # It stays above zero: updates too small to lower a batch's loss would repeat it in vain.
+    # It stays above zero: updates too small to lower a batch's loss would repeat it for nothing.
     rate = optax.cosine_decay_schedule(3e-3, EPOCHS * batches_per_epoch, alpha=0.1)
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=rate(0))
     weights = make_weights((64, 64, 10))

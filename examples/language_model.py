@@ -1,8 +1,8 @@
 """A small language model: does attention help it to predict Python's own manual, character by character?
 
 The text ships with Python (``pydoc_data.topics``). Of its topics, in the order of the alphabet, every fifth is tested
-on. A sample is a stretch of 32 characters, and its loss the mean over them. Beside all of the test text, the worst
-tenth of its stretches is looked at, which attention should help first.
+on. A sample is a stretch of 32 characters, and its loss the mean over them. The scores are of all test text,
+and of the worst tenth of its stretches, which attention should help first.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def main() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     windows = accumulate(loader, ACCUMULATION_STEPS)
-    # It stays above zero: updates too small to lower a window's loss would repeat it in vain.
+    # It stays above zero: updates too small to lower a window's loss would repeat it for nothing.
     lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows), eta_min=2e-3)
     # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)

@@ -8,8 +8,8 @@
     random samples     about as many are pruned, whichever they are: the control of sample attention
 
 A seed fixes the initial weights and the order of each pass, in every arm alike. The data are the same with all seeds,
-and intervals speak of these data alone. How much data, noise and training a task has was set by plain training, so that
-it beats a constant in both scores; no option of an arm was chosen by test results. The last epoch is what is compared.
+and intervals are about these data alone. How much data, noise and training a task has was set by plain training, so
+that it beats a constant in both scores; no option of an arm was chosen by test results. The last epoch is compared.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from batch_sampler_attn.errors import BatchAttentionWarning
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("baseline", "attention", "random")
-# Okabe and Ito's, which can be told apart by who sees red and green alike.
+# Okabe and Ito's, which also differ for readers who are colour-blind.
 COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2"}
 LEARNING_RATE = 3e-4
 BATCH_SIZE = 32

@@ -1,6 +1,6 @@
-"""Attention to samples at no extra updates: digits of which some are rare, and no label says so.
+"""Attention to samples at no extra updates: digits with a rare hidden subgroup.
 
-One network tells even digits from odd ones; 8 and 9 are rare among them, which neither label tells. Three trainings of
+A network classifies digits as even or odd; 8 and 9 are rare, and the labels do not show it. Three trainings of
 as many updates: plain, with well-fitted samples pruned, and with as many pruned at random. One seed shows how it is
 used, not whether it helps; benchmarks/README.md says what was measured.
 """
@@ -64,7 +64,7 @@ def main() -> None:
             is_right = (model(images).argmax(dim=1) == labels).numpy()
         is_rare = np.isin(kinds.numpy(), RARE)
         frequent, rare = is_right[~is_rare].mean(), is_right[is_rare].mean()
-        print(f"{name}: {frequent:.3f} of the frequent digits are told right, {rare:.3f} of the rare")
+        print(f"{name}: {frequent:.3f} of the frequent digits are classified correctly, {rare:.3f} of the rare")
         print(f"test accuracy: {is_right.mean():.3f}")
 
 

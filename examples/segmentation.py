@@ -1,9 +1,9 @@
 """Segmentation: does attention help a tiny U-Net with a class that is rare and small?
 
 Images of 20 x 20 pixels hold a disc, a rectangle and noise, and one in five a small cross: one pixel in a hundred, in
-all. Everything is as bright, so that only the shape tells one from another. A sample is an image, and its loss the mean
-over its pixels. The scores are the mean intersection over union of the four classes, background among them, and that
-of the crosses alone.
+all. All are equally bright, so that only shapes differ. A sample is an image, and its loss the mean over its pixels.
+The scores are the mean intersection over union of the four classes, background among them, and that of the crosses
+alone.
 """
 
 from __future__ import annotations

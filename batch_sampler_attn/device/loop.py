@@ -124,11 +124,7 @@ class DeviceLoop:
         self._captured_with: Any = None
 
     def run_epoch(self) -> EpochSummary:
-        """Train to the end of the epoch, from where training is in it.
-
-        Raises:
-            DeviceLoopError: If the update cannot be captured. What was trained before stays.
-        """
+        """Train to the end of the epoch, from where training is in it. ``DeviceLoopError``: a capture failed."""
         return self.run_updates(sys.maxsize)  # type: ignore[return-value]
 
     def run_updates(self, updates: int) -> EpochSummary | None:

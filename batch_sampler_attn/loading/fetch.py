@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 
 class OnDemandFetcher:
-    """Fetches immediate repeats, collated and pinned as the loader's own batches are.
+    """Fetches immediate repeats, from ``moment`` of the run on, collated and pinned as the loader's own batches are.
 
-    Where the loader has workers, a worker fetches: a dataset that opens its files lazily, or that ``worker_init_fn`` sets
-    up, must not be read in the process that trains, whose forked workers would share its files. It is one worker, started
-    at the first repeat and kept, since starting one takes as long as many batches. Its random numbers follow from the
-    seed of the loader's generator, or of torch's global one, without a draw from either; no other worker draws them.
-
-    Args:
-        loader: The one whose dataset it fetches from.
-        moment: Of the run, at which it begins to.
-
-    Attributes:
-        outlives_epoch: Whether the copy of the dataset that it fetches from may grow old, as those of the loader's
-            workers may.
+    Where the loader has workers, a worker fetches: a dataset that opens its files lazily, or that ``worker_init_fn``
+    sets up, must not be read in the process that trains, whose forked workers would share its files. It is one worker,
+    started at the first repeat and kept, since starting one takes as long as many batches.
     """
 
     def __init__(self, loader: DataLoader[Any], moment: tuple[int, ...]) -> None:
         # No reference to the loader is kept: it is to end, and its workers with it, when the user drops it.
+        # Whether the dataset that it fetches from may grow old, as those of the loader's workers may.
         self.outlives_epoch = loader.persistent_workers or not loader.num_workers
-        self._request = _Request()
+        self._batches: list[list[Any]] = []
         seed = (loader.generator or torch.default_generator).initial_seed()
         # The very seed would give the worker the draws of the loader's first one. Texts are hashed alike in all runs.
-        generator = torch.Generator().manual_seed(random.Random(f"repeats, {seed}, {moment}").getrandbits(63))
+        own_seed = random.Random(f"repeats, {seed}, {moment}").getrandbits(63)
         workers: dict[str, Any] = {
             "num_workers": 1,
             "prefetch_factor": 1,
@@ -44,32 +35,19 @@ class OnDemandFetcher:
         }
         self._repeats = DataLoader(
             loader.dataset,
-            batch_sampler=self._request,
+            batch_sampler=self._batches,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             # Making an iterator draws a seed; the user's generator is not ours to draw from.
-            generator=generator,
+            generator=torch.Generator().manual_seed(own_seed),
             **(workers if loader.num_workers else {}),
         )
 
     def fetch(self, indices: list[Any]) -> Any:
         """The batch of ``indices``."""
-        self._request.indices = indices
+        self._batches[:] = [indices]
         (batch,) = self._repeats
         return batch
-
-
-class _Request(Sampler[list[Any]]):
-    """One batch for each iteration: the one that is needed now."""
-
-    def __init__(self) -> None:
-        self.indices: list[Any] = []
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        yield self.indices
-
-    def __len__(self) -> int:
-        return 1
 
 
 def yields_what_it_fetches(loader: object) -> bool:

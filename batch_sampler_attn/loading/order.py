@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils import data
 from batch_sampler_attn.checkpoint import plain_index
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, short_repr
 from batch_sampler_attn.options import length_of, positive_int
-from batch_sampler_attn.ranks import Shard, order_facts, own_shard, shard_of
+from batch_sampler_attn.ranks import Shard, own_shard, shard_of
 
 # These are known to draw from torch's global generator if their own is None, and to be the same when copied. A
 # subclass may keep a count of its epochs.
@@ -24,20 +23,17 @@ _TAKES_OUR_GENERATOR = (data.RandomSampler, data.SubsetRandomSampler, data.Weigh
 # These yield all of their data on each rank.
 _UNSHARDED = (*_TAKES_OUR_GENERATOR, data.SequentialSampler)
 
-_BATCHES_IN_A_CHUNK = 256
-
 
 class BaseBatches:
-    """Batches of indices, in the order that torch draws. The arguments are those of ``BatchAttentionSampler``.
+    """Batches of indices, in the order that torch draws; the arguments are those of ``BatchAttentionSampler``.
 
-    A ``RandomSampler`` without replacement is drawn as one permutation and sliced, which is faster than collecting
-    single indices. If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from
-    torch's global generator seeds; so its epochs can be resumed. The sampler itself is not changed.
+    If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from torch's global
+    generator seeds; so its epochs can be resumed. The sampler itself is not changed.
     """
 
     def __init__(
         self,
-        sampler: Iterable[Any],
+        sampler: Any,
         batch_size: int | None,
         drop_last: bool,
         batches_per_epoch: int | None = None,
@@ -45,22 +41,21 @@ class BaseBatches:
         world_size: int | None = None,
     ) -> None:
         is_iterable = hasattr(type(sampler), "__iter__") or hasattr(type(sampler), "__getitem__")
-        if not is_iterable or isinstance(sampler, (data.Dataset, data.DataLoader, Iterator)):
+        is_sampler = is_iterable and not isinstance(sampler, (data.Dataset, data.DataLoader, Iterator))
+        yields_batches = batch_size is None or isinstance(sampler, data.BatchSampler)
+        if not is_sampler or (yields_batches and (batch_size is not None or drop_last)):
             raise OptionError(
-                f"sampler is {short_repr(sampler)}; it must be iterable again in every epoch: a sampler of indices "
-                "with a batch_size, such as RandomSampler(dataset), or a batch sampler without one"
+                f"sampler is {short_repr(sampler)}, batch_size {batch_size}, drop_last {drop_last}; give one that is "
+                "iterable again in every epoch: of indices with a batch_size, or of batches without both"
             )
-        if (drop_last and batch_size is None) or (batch_size is not None and isinstance(sampler, data.BatchSampler)):
-            raise OptionError(
-                f"batch_size is {batch_size} and drop_last is {drop_last}, and sampler is a {type(sampler).__name__}; "
-                "batch_size and drop_last go with a sampler of indices, and a batch sampler without both"
-            )
-        self.sampler: Any = sampler
+        self.sampler = sampler
         self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
         self.drop_last = drop_last
         if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
-        self.most_batches: int | None = None
+        # With the one that a batch sampler of the user's draws from.
+        self._samplers: tuple[Any, Any] = self.sampler, getattr(self.sampler, "sampler", None)
+        self.most_batches = batches_per_epoch
         if batches_per_epoch is not None:
             self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches of an epoch")
         self.shard = shard_of(self.sampler, rank, world_size)
@@ -79,53 +74,44 @@ class BaseBatches:
         """The number of batches in an epoch; None if the sampler does not have it, or not before an epoch begins."""
         return length_of(self) or None
 
-    # Epochs --------------------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a new epoch. Nothing is drawn before the first one is requested."""
-        return itertools.islice(self._all_batches(), self.most_batches)
+        sampler = self.sampler
+        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
+        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
+        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
+            return itertools.islice(self._sliced(), self.most_batches)
+        return itertools.islice(self._collected(), self.most_batches)
 
     def begin_epoch(self) -> tuple[Iterator[list[int]], str | None]:
         """The batches of a new epoch, and the state of the generator, if any, from which they will be drawn."""
-        if self._needs_our_generator:
-            self._our_generator()
+        self._our_generator()
         return iter(self), self.generator_state()
 
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
-        """The batches from ``position`` on, in an epoch that ``begin_epoch`` began.
+        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``; StateError if they differ.
 
-        Args:
-            epoch_generator: As ``begin_epoch`` returned it.
-            position: The number of batches before; at least 1.
-            known: Some of the batches before, by their position. Each None is replaced by the batch that is drawn.
-            is_exhausted: Whether these are all batches of the epoch.
-
-        Raises:
-            StateError: If a known batch differs, or the number of batches: so the order is another one.
+        ``known`` has some of the batches before, by position; each None is replaced by the batch that is drawn.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:
             if epoch_generator is not None:
                 self.set_generator_state(epoch_generator)
             batches = iter(self)
-            for place in range(position):
+            for place in range(position + is_exhausted):
                 batch = next(batches, None)
                 if place in known and known[place] is None:
                     known[place] = batch
-                if batch is None or known.get(place, batch) != batch:
+                is_end = place == position
+                if (batch is None) != is_end or batch != known.get(place, batch):
+                    saved = short_repr(known.get(place, "none" if is_end else "some"))
                     raise StateError(
-                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had "
-                        f"{short_repr(known.get(place, 'some'))} when the state was saved. The data set or the sampler "
-                        "differs, or the sampler shuffles without a generator of its own: give it "
+                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had {saved}. The "
+                        "data set or the sampler differs, or it shuffles without a generator of its own: give it "
                         "generator=torch.Generator(), or call its set_epoch() as before"
                     )
-            if is_exhausted and (more := next(batches, None)) is not None:
-                raise StateError(
-                    f"the epoch had {position} batches when the state was saved, and continues here with "
-                    f"{short_repr(more)}; the data set or the batch size differs"
-                )
         except BaseException:
             self.set_generator_state(before)
             # A sampler without a generator of its own has drawn from it.
@@ -145,25 +131,23 @@ class BaseBatches:
                 sampler.set_epoch(epoch)
                 return
 
-    # The generator -------------------------------------------------------------------------------------
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The generator that orders are drawn from; None if there is none yet."""
+        return self._users_generator or self._own_generator
 
-    def generator_state(self) -> str | None:
-        """The state, in hexadecimal, of the generator that orders are drawn from; None if there is none yet."""
-        generator = self._users_generator or self._own_generator
-        return None if generator is None else bytes(generator.get_state().tolist()).hex()
+    def generator_state(self, state: torch.Tensor | None = None) -> str | None:
+        """``state``, or the generator's now, in hexadecimal; None without a generator."""
+        if state is None and self.generator is not None:
+            state = self.generator.get_state()
+        return None if state is None else bytes(state.tolist()).hex()
 
-    def check_generator_state(self, name: str, state: Any) -> Any:
-        """``state``, if ``set_generator_state`` can set it here; otherwise a StateError."""
-        if state is not None and self._users_generator is None and not self._needs_our_generator:
-            raise StateError(
-                f"{name} is in the state, but {type(self.sampler).__name__} has no generator here; "
-                "construct the sampler as it was when the state was saved"
-            )
-        if state is not None:
-            try:
-                torch.Generator().set_state(_from_hexadecimal(state))
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise StateError(f"{name} in the state cannot be loaded by this torch: {error}") from error
+    def check_generator_state(self, name: str, state: str | None) -> str | None:
+        """``state``, if there is a generator here that ``set_generator_state`` can set."""
+        kind = type(self.sampler)
+        if state is not None and self._users_generator is None and kind not in _TAKES_OUR_GENERATOR:
+            where = f"{name} is in the state, but {kind.__name__} has no generator here"
+            raise StateError(f"{where}; construct the sampler as it was when the state was saved")
         return state
 
     def set_generator_state(self, state: str | None) -> None:
@@ -171,13 +155,11 @@ class BaseBatches:
         if state is None:
             self._own_generator = None
             return
-        generator = self._users_generator or self._own_generator
+        generator = self.generator
         if generator is None:
             generator = self._own_generator = torch.Generator()
         # In place: an epoch in progress draws from this object.
-        generator.set_state(_from_hexadecimal(state))
-
-    # Ranks ---------------------------------------------------------------------------------------------
+        generator.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
 
     @property
     def rank_shard(self) -> Shard:
@@ -188,73 +170,59 @@ class BaseBatches:
         """Refuse an order by which ranks would train on the same data, or on another rank's; ``here`` is this rank."""
         shard = self.shard or own_shard(self.sampler)
         if shard is None and any(type(sampler) in _UNSHARDED for sampler in self._samplers):
-            raise ProtocolError(
-                f"{here.ranks} ranks train together, and the {type(self.sampler).__name__} of each yields all of the "
-                f"data. Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; "
-                "or, if each rank has data of its own, world_size=1"
-            )
-        if shard is not None and shard.ranks > 1 and shard != here:
-            raise ProtocolError(
-                f"the sampler is for rank {shard.rank} of {shard.ranks}, and the schedule decides on rank {here.rank} "
-                f"of {here.ranks}; make it with rank={here.rank} and world_size={here.ranks}"
-            )
+            found = "yields all of the data on each rank"
+        elif shard is not None and shard.ranks > 1 and shard != here:
+            found = f"is for rank {shard.rank} of {shard.ranks}"
+        else:
+            return
+        raise ProtocolError(
+            f"the {type(self.sampler).__name__} {found}, and the schedule decides on rank {here.rank} of {here.ranks}. "
+            f"Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; or "
+            "world_size=1, if each rank has data of its own"
+        )
 
-    def common_to_ranks(self) -> dict[str, Any]:
-        """Facts, as JSON types, that are the same on all ranks if they share one order; empty for a single rank."""
+    def common_to_ranks(self) -> dict[str, int]:
+        """Whole numbers that are the same on all ranks if they share one order, by name; none for a single rank."""
         if self.rank_shard.ranks == 1:
             return {}
-        _, state = self.begin_epoch()
-        return {
-            **order_facts(self.sampler, self.shard),
+        sampler, (_, state) = self.sampler, self.begin_epoch()
+        facts = {
+            "seed of the order": getattr(sampler, "seed", 0),
+            "epoch of set_epoch": getattr(sampler, "epoch", 0),
+            "shuffle": getattr(sampler, "shuffle", 0),
+            # Without a shard, the sampler draws a rank's own part, whose length may differ.
+            "length of the order": self.shard and length_of(sampler),
+            "samples of the data": length_of(getattr(sampler, "data_source", getattr(sampler, "dataset", None))),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
-            "generator": None if state is None else zlib.crc32(state.encode()),
+            "generator": state and zlib.crc32(state.encode()),
         }
+        return {name: value for name, value in facts.items() if isinstance(value, int)}
 
-    # Drawing -------------------------------------------------------------------------------------------
-
-    def _all_batches(self) -> Iterator[list[int]]:
-        sampler = self.sampler
-        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
-        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
-        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
-            return itertools.chain.from_iterable(self._sliced_permutation())
-        return self._collected()
-
-    def _sliced_permutation(self) -> Iterator[list[list[int]]]:
-        """Chunks of batches: a Python generator step for each batch would take as long as making the batch."""
+    def _sliced(self) -> Iterator[list[int]]:
+        """The batches of a permutation of all samples, in a third of the time that single indices would take."""
         sampler, batch_size = self.sampler, self.batch_size or 1
         samples = len(sampler.data_source)
-        order: Any = torch.randperm(samples, generator=sampler.generator or self._our_generator())
-        # NumPy, where it is installed, has the faster tolist().
-        with contextlib.suppress(RuntimeError):
-            order = order.numpy()
-        full = samples - samples % batch_size
-        rows = order[:full].reshape(-1, batch_size)
-        # The Python integers of one chunk stay in the processor's cache.
-        for first in range(0, len(rows), _BATCHES_IN_A_CHUNK):
-            yield rows[first : first + _BATCHES_IN_A_CHUNK].tolist()
-        if full < samples and not self.drop_last:
-            yield [order[full:].tolist()]
+        order = torch.randperm(samples, generator=sampler.generator or self._our_generator()).tolist()
+        for first in range(0, samples - samples % batch_size if self.drop_last else samples, batch_size):
+            yield order[first : first + batch_size]
         if sampler.generator is not None:
             # RandomSampler ends an epoch with a second permutation, from which it takes nothing here. The user's
             # generator must end in the same state.
             torch.randperm(samples, generator=sampler.generator)
 
     def _collected(self) -> Iterator[list[int]]:
-        items: Any = self.sampler
-        if self._needs_our_generator:
+        items = self.sampler
+        if (generator := self._our_generator()) is not None:
             items = copy.copy(items)
-            items.generator = self._our_generator()
+            items.generator = generator
         if self.shard is not None and self.shard.ranks > 1:
             items = self.shard.of(items, self.batch_size, drop_last=self.drop_last)
         if self.batch_size is None:
             for batch in items:
                 if not hasattr(batch, "__iter__"):
-                    raise OptionError(
-                        f"{type(self.sampler).__name__} yields {batch!r}, a single index; pass a batch_size with it, "
-                        "or a sampler that yields lists of indices"
-                    )
+                    kind = type(self.sampler).__name__
+                    raise OptionError(f"{kind} yields {batch!r}, a single index; pass a batch_size with it")
                 # A copy, since a batch sampler may fill one list again and again.
                 yield [plain_index(index) for index in batch]
             return
@@ -265,26 +233,16 @@ class BaseBatches:
             yield batch
 
     @property
-    def _samplers(self) -> tuple[Any, Any]:
-        """The sampler, and the one that a batch sampler of the user's draws from, or None."""
-        return self.sampler, getattr(self.sampler, "sampler", None)
-
-    @property
     def _users_generator(self) -> torch.Generator | None:
         generators = (getattr(sampler, "generator", None) for sampler in self._samplers)
         return next((generator for generator in generators if isinstance(generator, torch.Generator)), None)
 
-    @property
-    def _needs_our_generator(self) -> bool:
-        return type(self.sampler) in _TAKES_OUR_GENERATOR and self.sampler.generator is None
-
-    def _our_generator(self) -> torch.Generator:
+    def _our_generator(self) -> torch.Generator | None:
+        """The generator for a sampler of torch without its own, made on first use; None for other samplers."""
+        if type(self.sampler) not in _TAKES_OUR_GENERATOR or self.sampler.generator is not None:
+            return None
         if self._own_generator is None:
             # As RandomSampler seeds the generator that it makes for each epoch.
             seed = int(torch.empty((), dtype=torch.int64).random_().item())
             self._own_generator = torch.Generator().manual_seed(seed)
         return self._own_generator
-
-
-def _from_hexadecimal(state: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)

@@ -183,7 +183,7 @@ class Ticket(NamedTuple):
 
 
 class EpochFlight(NamedTuple):
-    """Where the batches of an epoch are. It is never changed, but replaced, in one assignment with the schedule's state.
+    """Where the batches of an epoch are. It is never changed, but replaced, together with the schedule's state.
 
     Attributes:
         position: Base batches handed out so far.
@@ -209,7 +209,7 @@ class EpochFlight(NamedTuple):
 
 
 class _BatchSource(Source):
-    """Hands out a schedule's batches: a ``passes.Driver`` and a ``flight.Source``; ``is_in_order`` fetches repeats at once."""
+    """Hands out a schedule's batches, as its ``passes.Driver``; ``is_in_order`` fetches repeats at once."""
 
     leave_out = "call schedule.skip() in the loop"
     fewer = "use BatchAttentionSampler(..., batches_per_epoch=n)"
@@ -225,6 +225,8 @@ class _BatchSource(Source):
         self._pass: Pass | None = None
         # The order that is being drawn, and the batch that it gave last.
         self._drawn: tuple[Iterator[list[Any]], object] | None = None
+        # The flight before the last draw, and the generator's state then, which counts if the draw was interrupted.
+        self._undrawn: tuple[object, torch.Tensor | None] = (None, None)
         # Base batches of the epoch, where the loader takes fewer than there are.
         self._limit: int | None = None
         self._starts_resumed = False
@@ -244,10 +246,6 @@ class _BatchSource(Source):
     @property
     def _flight(self) -> EpochFlight:
         return self._passes.run.flight  # type: ignore[no-any-return]
-
-    def _replace(self, flight: EpochFlight) -> None:
-        with self.lock:
-            self._passes.run = self._passes.run._replace(flight=flight)
 
     # What the schedule asks for --------------------------------------------------------------------------
 
@@ -292,16 +290,16 @@ class _BatchSource(Source):
             flight, state = self._flight, self._passes.state
             self._starts_resumed = flight.is_resumed
             flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
-            if flight.position:
-                flight = self._redrawn(flight)
-            else:
-                flight = flight._replace(begun=(state.epoch, state.position))
+            begun = state.epoch, state.position
+            flight = self._redrawn(flight) if flight.position else flight._replace(begun=begun)
             self.closed()
             # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
             self._limit = length if length is not None and whole is not None and length < whole else None
-            self._replace(flight)
+            self._passes.replace(flight=flight)
             yield from self.feed.batches(loader)
-            self._replace(self.restarted())
+            if self._passes.options.epoch_length is not None:
+                # Otherwise the epoch ends here, and the flight with it.
+                self._passes.replace(flight=self.restarted())
 
     # What the feed asks for ------------------------------------------------------------------------------
 
@@ -311,6 +309,7 @@ class _BatchSource(Source):
 
     def hand_out(self) -> list[Any] | None:
         flight, in_flight = self._flight, self._flight.flight
+        ticket: Ticket
         if in_flight.resend:
             ticket = in_flight.resend[0]
             flight = flight._replace(flight=in_flight.resent())
@@ -320,20 +319,20 @@ class _BatchSource(Source):
         else:
             flight, batch = self._next_base_batch(flight)
             if batch is None:
-                self._replace(flight)
+                self._passes.replace(flight=flight)
                 return None
             ticket = Ticket(flight.position, 0, batch)
             flight = flight._replace(position=flight.position + 1, last_base_batch=batch, flight=in_flight.sent(ticket))
-        self._replace(flight)
+        self._passes.replace(flight=flight)
         return ticket.to_fetch(flight.begun)
 
     def recall(self) -> None:
-        self._replace(self._flight._replace(flight=self._flight.flight.recalled()))
+        self._passes.replace(flight=self._flight._replace(flight=self._flight.flight.recalled()))
 
     def start(self, loader: Any) -> Iterator[Any]:
         # A DataLoader draws a seed for its workers whenever it makes an iterator: on a resume too, where the saved run
-        # was in the middle of one. From then on, whatever shares its generator (it may be torch's global one) would draw
-        # other numbers. Of a wrapper it is not known when it makes the iterator.
+        # was in the middle of one. From then on, all that shares its generator (it may be torch's global one) would
+        # draw other numbers. Of a wrapper it is not known when it makes the iterator.
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)
@@ -367,6 +366,7 @@ class _BatchSource(Source):
         return ticket
 
     def collect(self, ticket: Ticket) -> None:
+        del ticket
         assert self._pass is not None
         self._pass.collect()
 
@@ -392,17 +392,17 @@ class _BatchSource(Source):
         """The next base batch, or None, and the flight as it is once the order was drawn so far."""
         if flight.is_exhausted or flight.position == self._limit:
             return flight, None
+        before = flight
         if flight.position:
             flight = self._redrawn(flight)
             assert self._drawn is not None
             batches, _ = self._drawn
         else:
-            batches, generator = self._base.begin_epoch()
-            # Before anything is drawn, so that a state saved after an interrupt begins with the same order.
-            flight = flight._replace(epoch_generator=generator)
-            self._replace(flight)
+            batches, epoch_generator = self._base.begin_epoch()
+            flight = flight._replace(epoch_generator=epoch_generator)
         # Whether an interrupted draw took a batch is not known.
-        self._drawn = None
+        generator = self._base.generator
+        self._drawn, self._undrawn = None, (before, None if generator is None else generator.get_state())
         batch = next(batches, None)
         if batch is None:
             return flight._replace(is_exhausted=True), None
@@ -414,8 +414,8 @@ class _BatchSource(Source):
         if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
             return flight
         shard, last, rows = self._base.rank_shard, flight.position - 1, (*flight.flight, flight.pending)
-        known = {ticket.position: ticket.indices for row in rows for ticket in row}
-        known = {**known, last: flight.last_base_batch}
+        known: dict[int, Any] = {ticket.position: ticket.indices for row in rows for ticket in row}
+        known[last] = flight.last_base_batch
         if flight.shard != shard:
             # This rank's batches are on their way where the other's were.
             known = dict.fromkeys(known)
@@ -431,17 +431,21 @@ class _BatchSource(Source):
     def pack(self) -> dict[str, Any]:
         """The epoch and the schedule as JSON types."""
         with self.lock:
-            schedule, generator, flight = self._passes.pack(), self._base.generator_state(), self._flight
+            schedule, flight = self._passes.pack(), self._flight
+            before, state = self._undrawn
+            generator = self._base.generator_state(state if before is flight else None)
         last = flight.last_base_batch
-        packed = flight._replace(
-            flight=_pack_tickets(flight.flight.recalled().resend),
-            pending=_pack_tickets(flight.pending),
-            last_base_batch=None if last is None else checkpoint.plain_indices(last),
-            begun=[*flight.begun],
-            shard=[*flight.shard],
-        )._asdict()
+        packed = flight._asdict() | {
+            "schedule": schedule,
+            "generator": generator,
+            "flight": _pack_tickets(flight.flight.recalled().resend),
+            "pending": _pack_tickets(flight.pending),
+            "last_base_batch": None if last is None else checkpoint.plain_indices(last),
+            "begun": [*flight.begun],
+            "shard": [*flight.shard],
+        }
         del packed["is_resumed"]
-        return {"schedule": schedule, "generator": generator, **packed}
+        return packed
 
     def load(self, fields: dict[str, Any]) -> None:
         """Resume from what ``pack`` packed. Raises StateError if it does not fit; nothing is assigned then."""
@@ -461,8 +465,7 @@ class _BatchSource(Source):
         if position and not base.is_set_by_epoch:
             # Here, rather than as the loop begins: the order tells whether the data is the same.
             flight = self._redrawn(flight)
-        is_interrupted = not position and flight.epoch_generator is not None
-        base.set_generator_state(flight.epoch_generator if is_interrupted else generator)
+        base.set_generator_state(generator)
         self.feed.loaded()
         self._passes.assign(run._replace(flight=flight))
 

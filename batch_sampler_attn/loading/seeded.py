@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from batch_sampler_attn.errors import OptionError, short_repr, warn
+from batch_sampler_attn.errors import warn
 
 _WAY_OUT = (
-    "It has to be the data set of the DataLoader itself, around all others, such as "
-    "DataLoader(SeededDataset(Subset(dataset, indices)), batch_sampler=sampler), with a BatchAttentionSampler and "
-    "under schedule.attend(loader)"
+    "It must be the data set of the DataLoader itself, around all others, as in "
+    "DataLoader(SeededDataset(Subset(dataset, indices)), batch_sampler=sampler), under schedule.attend(loader)"
 )
 
 
@@ -24,10 +23,9 @@ class SeededDataset(Dataset[Any]):
     """A data set around another one, whose items draw the same random numbers whenever the same visit is made.
 
     A DataLoader seeds its workers whenever it starts them, so a resumed run would augment differently. Here, the draws
-    of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. They are the
-    same after a resume, and with any number of workers. The global generators of PyTorch, Python and NumPy are set
-    while a batch is fetched, and restored afterwards. Other generators are not affected, such as those of some
-    augmentation libraries.
+    of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. The global
+    generators of PyTorch, Python and NumPy are set while a batch is fetched, and restored afterwards. Other generators
+    are not affected, such as those of some augmentation libraries.
 
     It has an effect only as the data set of a DataLoader with a ``BatchAttentionSampler``, under ``attend``. Inside
     another data set, such as a ``Subset``, it has none and warns: put it around all others.
@@ -36,31 +34,16 @@ class SeededDataset(Dataset[Any]):
         dataset: A map-style data set, with ``__getitem__`` or ``__getitems__``.
         seed: A whole number.
 
-    Raises:
-        OptionError: If ``dataset`` has no items by index, or ``seed`` is not a whole number.
-
     Example:
         >>> from torch.utils.data import DataLoader, SequentialSampler
         >>> from batch_sampler_attn import BatchAttentionSampler
-        >>> class Noisy(Dataset):
-        ...     def __getitem__(self, index):
-        ...         return index + torch.rand(())
-        >>> runs = []
-        >>> for _ in range(2):
-        ...     sampler = BatchAttentionSampler(SequentialSampler(range(4)), 2)
-        ...     loader = DataLoader(SeededDataset(Noisy(), seed=7), batch_sampler=sampler)
-        ...     batch = next(iter(sampler.schedule.attend(loader)))
-        ...     runs.append(batch.tolist())
-        >>> runs[0] == runs[1]
-        True
+        >>> sampler = BatchAttentionSampler(SequentialSampler(range(4)), 2)
+        >>> loader = DataLoader(SeededDataset(range(4), seed=7), batch_sampler=sampler)
+        >>> next(iter(sampler.schedule.attend(loader)))
+        tensor([0, 1])
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
-        has_items = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
-        if isinstance(dataset, IterableDataset) or not has_items:
-            raise OptionError(f"dataset is {short_repr(dataset)}; it must be one whose items are fetched by index")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise OptionError(f"seed is {short_repr(seed)}; it must be a whole number")
         self.dataset = dataset
         self.seed = seed
 
@@ -90,27 +73,23 @@ class SeededDataset(Dataset[Any]):
 
 
 def warn_if_inside(dataset: object) -> None:
-    """Warn if a ``SeededDataset`` is somewhere inside ``dataset``, which a DataLoader fetches from."""
+    """Warn if a ``SeededDataset`` is in the attributes of ``dataset``, in collections there, or further inside."""
     waiting = [] if isinstance(dataset, SeededDataset) else [dataset]
+    # A data set may refer to itself.
     seen: set[int] = set()
     while waiting:
         part = waiting.pop()
         if isinstance(part, SeededDataset):
             warn(f"the SeededDataset inside a {type(dataset).__name__} has no effect. {_WAY_OUT}")
             return
-        # A data set may refer to itself.
-        if id(part) not in seen:
-            seen.add(id(part))
-            waiting += _parts(part)
-
-
-def _parts(dataset: object) -> Iterator[object]:
-    """The data sets in the attributes of a data set, and in collections there."""
-    for value in getattr(dataset, "__dict__", {}).values():
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-        # The first item shows the kind of all: a collection of samples may be long.
-        if isinstance(next(iter(values), None), Dataset):
-            yield from values
+        attributes = {} if id(part) in seen else getattr(part, "__dict__", {})
+        seen.add(id(part))
+        for value in attributes.values():
+            values = value.values() if isinstance(value, dict) else value
+            values = values if isinstance(value, (dict, list, tuple)) else (value,)
+            # The first item shows the kind of all: a collection of samples may be long.
+            if isinstance(next(iter(values), None), Dataset):
+                waiting += values
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from batch_sampler_attn.recorders.analysis import (
 )
 from batch_sampler_attn.recorders.json_lines import JsonLinesRecorder, read_visits
 from batch_sampler_attn.recorders.log import LogRecorder, TensorBoardRecorder
-from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.visits import VisitRecord
+from batch_sampler_attn.recorders.memory import MemoryRecorder, VisitRecord
 
 __all__ = [
     "JsonLinesRecorder",

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from batch_sampler_attn.errors import RecordError
-from batch_sampler_attn.recorders.visits import VisitRecord
+from batch_sampler_attn.recorders.memory import VisitRecord
 
 
 class RepeatedBatch(NamedTuple):
     """A batch, with its visits beyond the first of each epoch, and the epochs in which it was repeated.
 
-    ``batch`` is its position in the first of these epochs; ``indices`` are its dataset indices, if they were recorded.
+    ``batch`` is its position in the first of these; ``indices`` are its dataset indices, if recorded.
     """
 
     repeats: int
@@ -47,10 +47,7 @@ def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBa
 
 
 def most_repeated_samples(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedSample]:
-    """The ``n`` samples whose batches were repeated most.
-
-    When each epoch shuffles, a sample with a wrong label is in other company each time. Over many epochs, its own
-    effect remains.
+    """The ``n`` samples whose batches were repeated most. Over many shuffled epochs, wrong labels stand out.
 
     Raises:
         RecordError: If a visit has no dataset indices, which only a ``BatchAttentionSampler`` records.
@@ -68,22 +65,19 @@ def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
     """The number of visits to each batch: one list for each epoch, one number for each position.
 
     Raises:
-        RecordError: If an epoch or a batch is missing, or a batch has two first visits in one epoch, such as where two
-            runs were recorded as one.
+        RecordError: If an epoch or a batch is missing, or a batch has two first visits in one epoch.
     """
     counts: dict[int, dict[int, int]] = {}
-    started: set[tuple[int, int]] = set()
     for record in visits:
         batches = counts.setdefault(record.epoch, {})
-        batches[record.batch] = max(batches.get(record.batch, 0), record.visit)
-        if record.visit == 1:
-            if (record.epoch, record.batch) in started:
-                raise RecordError(
-                    f"batch {record.batch} of epoch {record.epoch} has two first visits; record each run with its own "
-                    "recorder, and keep epoch_length at most as long as the loader"
-                )
-            started.add((record.epoch, record.batch))
+        if record.visit == 1 and record.batch in batches:
+            raise RecordError(
+                f"batch {record.batch} of epoch {record.epoch} has two first visits; give each run its own recorder, "
+                "and an epoch_length of at most the loader's"
+            )
+        batches[record.batch] = record.visit
     for epoch in range(len(counts)):
-        if epoch not in counts or sorted(counts[epoch]) != list(range(len(counts[epoch]))):
+        batches = counts.get(epoch, {})
+        if not batches or max(batches) >= len(batches):
             raise RecordError(f"epoch {epoch} was not recorded whole; give the schedule its recorder before it trains")
-    return [[counts[epoch][batch] for batch in range(len(counts[epoch]))] for epoch in range(len(counts))]
+    return [[counts[epoch][batch] for batch in sorted(counts[epoch])] for epoch in sorted(counts)]

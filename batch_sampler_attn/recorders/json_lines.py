@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 from batch_sampler_attn.checkpoint import plain_indices
 from batch_sampler_attn.errors import RecordError, warn
 from batch_sampler_attn.passes import Recorder
-from batch_sampler_attn.recorders.visits import Timeline, VisitRecord
+from batch_sampler_attn.recorders.memory import Timeline, VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
-_FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"(resumed|abandoned)_epoch": ?\d+[,}]')
+# Of a recorder's file; the first line may have been cut off.
+_FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"resumed_epoch": ?\d+,')
 _FIRST_LINE_OF_A_RUN = b'{"epoch":0,"batch":0,"visit":1,'
 _MOST_WAITING_BYTES = 1 << 16
 # A line with the indices of 65,536 samples is shorter.
@@ -29,18 +30,17 @@ class JsonLinesRecorder(Recorder):
     """Appends each visit to a file, as one JSON object; ``read_visits`` reads the file.
 
     Lines are written at the end of each epoch, with each saved state, and on ``close``. While they cannot be written,
-    such as on a full disk, the recorder keeps them and warns; training continues.
+    such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
+    earlier one, and a copied or unpickled recorder to that of its original.
 
-    A run may append to the file of an earlier one, and a copied or unpickled recorder to that of its original. Two
-    kinds of lines take visits back: ``abandoned_epoch``; and ``resumed_epoch`` with the number of ``visits`` of that
-    epoch that still count. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
+    A line with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts, and of later
+    ones none. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
 
     Args:
-        path: The file: a new one, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
+        path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
 
     Raises:
         RecordError: If ``path`` is not a regular file, or not a recorder's.
-        OSError: If the file cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -49,7 +49,6 @@ class JsonLinesRecorder(Recorder):
             raise RecordError(f"{self.path} is not a file of recorded visits; give the recorder a file of its own")
         self.path.open("ab").close()
         self._has_begun = False
-        self._is_closed = False
         self._resumed: tuple[int, int] | None = None
         self._file = _Appender(self.path)
         # A recorder that nobody closes loses no line, just as a Python file loses none.
@@ -74,7 +73,7 @@ class JsonLinesRecorder(Recorder):
         self.flush()
 
     def on_epoch_abandoned(self, epoch: int) -> None:
-        self._add({"abandoned_epoch": epoch})
+        self._add({"resumed_epoch": epoch, "visits": 0})
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
         # Written with the next line, so that of several states loaded in a row the last one counts.
@@ -87,8 +86,7 @@ class JsonLinesRecorder(Recorder):
             warn(f"visits cannot be written to {self.path}, and training continues: {error}")
 
     def close(self) -> None:
-        """Write the remaining lines, or raise an error if that is impossible. The recorder takes no visit after it."""
-        self._is_closed = True
+        """Write the remaining lines, or raise an error if that is impossible."""
         self._file.write()
 
     def __enter__(self) -> JsonLinesRecorder:
@@ -98,8 +96,6 @@ class JsonLinesRecorder(Recorder):
         self.close()
 
     def _add(self, line: dict[str, Any]) -> None:
-        if self._is_closed:
-            raise RecordError(f"the recorder of {self.path} was closed; make another, which appends to the file")
         if not self._has_begun and self._resumed is None and self.path.stat().st_size:
             self._resumed = 0, 0
         self._has_begun = True
@@ -171,26 +167,20 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
             except (ValueError, KeyError, TypeError):
                 is_readable = False
             if not is_readable and text.endswith(b"\n"):
-                start = text[:80].decode(errors="replace")
                 raise RecordError(
-                    f"{path}, line {number}: {start!r} is not a recorded visit, or resumes a run whose visits are not "
-                    "above. Give each run a file of its own"
+                    f"{path}, line {number}: {text[:80]!r} is not a visit, or resumes from visits that are not above. "
+                    "Give each run a file of its own"
                 )
     return timeline.visits
 
 
 def _take(line: dict[str, Any], timeline: Timeline) -> bool:
     """Add a line to the visits; return False if it resumes from visits that are missing."""
-    if "abandoned_epoch" in line:
-        timeline.abandon(line["abandoned_epoch"])
-        return True
     if "resumed_epoch" in line:
         return timeline.resume(line["resumed_epoch"], line["visits"])
-    numbers = line["epoch"], line["batch"], line["visit"]
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError
-    indices = None if line.get("indices") is None else tuple(line["indices"])
-    timeline.add(VisitRecord(*numbers, float(line["loss"]), Decision(line["decision"]).value, indices))
+    decision, indices = Decision(line["decision"]).value, line.get("indices")
+    indices = None if indices is None else tuple(indices)
+    timeline.add(VisitRecord(line["epoch"], line["batch"], line["visit"], float(line["loss"]), decision, indices))
     return True
 
 
@@ -199,7 +189,7 @@ def _is_a_record(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         first = file.readline(_LONGEST_LINE_BYTES)
-    return not first or _FIRST_LINE.match(first) is not None or _FIRST_LINE_OF_A_RUN.startswith(first)
+    return _FIRST_LINE.match(first) is not None or _FIRST_LINE_OF_A_RUN.startswith(first)
 
 
 def _mend_last_line(file: BinaryIO) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from batch_sampler_attn.errors import OptionError, short_repr
 from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.summary import EpochSummary
 
@@ -16,17 +15,12 @@ class LogRecorder(Recorder):
     After an older state is loaded, its epochs are logged again.
 
     Args:
-        log: Called as ``log(numbers, step=epoch)``, such as ``mlflow.log_metrics`` or the ``log`` of a W&B run. If your
-            steps are not epochs, leave them out: ``lambda numbers, step: run.log(numbers)``.
+        log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or, if your steps
+            are not epochs, ``lambda numbers, step: run.log(numbers)``.
         flush: Called when a state is saved; None for nothing.
-
-    Raises:
-        OptionError: If ``log`` is not callable.
     """
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:
-        if not callable(log):
-            raise OptionError(f"log is {short_repr(log)}; it must be callable as log(numbers, step=epoch)")
         self._log = log
         self._flush = flush
 
@@ -42,11 +36,9 @@ class LogRecorder(Recorder):
 class TensorBoardRecorder(LogRecorder):
     """A ``LogRecorder`` that draws the summaries as curves in TensorBoard.
 
-    In a new process that resumes from an older state, ``SummaryWriter(purge_step=epoch)`` hides the points that are
-    logged again.
-
     Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter``, or an object with its ``add_scalar`` and ``flush``.
+        writer: A ``torch.utils.tensorboard.SummaryWriter``, or an object with its ``add_scalar`` and ``flush``. For a
+            run that resumes from an older state, ``SummaryWriter(purge_step=epoch)`` hides the points logged again.
     """
 
     def __init__(self, writer: Any) -> None:

@@ -15,8 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from batch_sampler_attn.errors import RecordError, plural
 from batch_sampler_attn.recorders.analysis import most_repeated_samples
 from batch_sampler_attn.recorders.json_lines import read_visits
-from batch_sampler_attn.recorders.memory import MemoryRecorder
-from batch_sampler_attn.recorders.visits import VisitRecord
+from batch_sampler_attn.recorders.memory import MemoryRecorder, VisitRecord
 
 # Distinct to colour-blind readers, and in grey print.
 _LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
@@ -40,15 +39,14 @@ def plot_run(
     """Draw the losses, thresholds and repeats of each epoch, and the samples that were repeated most.
 
     Args:
-        run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Visits alone do not have the
-            threshold; the middle between the highest loss that advanced and the lowest that was repeated is drawn.
-        images: A function from dataset index to image, such as ``lambda index: dataset[index][0]``: an array or tensor
-            of shape (H, W), (H, W, 3) or (3, H, W). It needs the dataset indices of a ``BatchAttentionSampler``. None
-            draws no samples.
+        run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Without a ``MemoryRecorder``,
+            the threshold is drawn between the highest loss that advanced and the lowest that was repeated.
+        images: A function from a dataset index of a ``BatchAttentionSampler`` to an image, an array or tensor of shape
+            (H, W), (H, W, 3) or (3, H, W): ``lambda index: dataset[index][0]``. None draws no samples.
         n: The most images.
 
     Returns:
-        A matplotlib figure: ``plot_run(recorder).savefig("run.png")``. A notebook shows it at the end of a cell.
+        A figure to save by ``savefig("run.png")``. A notebook shows it at the end of a cell.
 
     Raises:
         RecordError: If there is no visit, visits lack the indices for ``images``, or the file is not a recorder's.
@@ -86,9 +84,7 @@ def _between(visits: list[VisitRecord]) -> float | None:
     return (advanced + repeated) / 2 if advanced < repeated else None
 
 
-def _draw_losses(
-    axes: Axes, epochs: Mapping[int, list[VisitRecord]], thresholds: Mapping[int, float | None]
-) -> None:
+def _draw_losses(axes: Axes, epochs: Mapping[int, list[VisitRecord]], thresholds: Mapping[int, float | None]) -> None:
     first = [
         [visit.loss for visit in made if visit.visit == 1 and math.isfinite(visit.loss)] for made in epochs.values()
     ]

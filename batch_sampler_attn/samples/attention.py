@@ -15,7 +15,7 @@ from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.options import length_of
 from batch_sampler_attn.ranks import Ranks, RanksOption, Shard, shard_of
 from batch_sampler_attn.samples.options import DOSES, RememberLoss, SampleOptions, Select, checked_doses
-from batch_sampler_attn.samples.state import Memory, SampleSource
+from batch_sampler_attn.samples.state import Memory, _SampleSource
 from batch_sampler_attn.samples.stream import SampleBatch, check_sampler
 from batch_sampler_attn.summary import SampleSummary
 
@@ -33,11 +33,11 @@ class AttendedSamples(AttendedLoader[Any, Any]):
 class SampleAttention:
     """Spends updates on badly fitted samples, and takes no more of them: an epoch has exactly ``updates``.
 
-    Two halves, each of which can be used without the other. Well-fitted samples, with a loss below the mean of the epoch
-    before, are *pruned* from a pass over the data with probability ``prune_probability``. Badly fitted samples, with a
-    loss above ``k`` times that mean, are *pooled*, and come again in batches of such samples. What the pool adds and what
-    pruning saves only change how fast training goes through the data: passes follow each other, and an epoch ends after
-    ``updates`` batches wherever they are.
+    Two halves, each of which can be used without the other. Well-fitted samples, with a loss below the mean of the
+    epoch before, are *pruned* from a pass over the data with probability ``prune_probability``. Badly fitted samples,
+    with a loss above ``k`` times that mean, are *pooled*, and come again in batches of such samples. What the pool adds
+    and what pruning saves only change how fast training goes through the data: passes follow each other, and an epoch
+    ends after ``updates`` batches wherever they are.
 
     It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. Where losses arrive
     later than batches go out, as with workers, a sample's loss takes effect from then on; that is the same in every
@@ -59,7 +59,7 @@ class SampleAttention:
             least one. It is 1 minus InfoBatch's ``delta``.
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
         remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch. The last
-            is the most recent; a visit from the pool comes so soon after another that it can be lower than it will stay.
+            is the most recent; soon after another visit, as from the pool, it can be lower than it will stay.
         select: "loss"; or one of two controls. "random" prunes and pools as many samples as the losses of this very run
             would select, whichever they are. The ``doses`` of a recorded run prune and pool as many as that run did.
         sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it has that; None for
@@ -129,7 +129,7 @@ class SampleAttention:
             in_a_pass = max(1, length_of(sampler) or options.samples)
             options.updates = -(-in_a_pass // (options.batch_size * shard.ranks))
         self._ranks = Ranks(ranks)
-        self._source = SampleSource(options, sampler, shard, doses, self._ranks)
+        self._source = _SampleSource(options, sampler, shard, doses, self._ranks)
         self._feed = self._source.feed = Feed(self._source, self)
         self._has_warned_of_end = False
         options.warn_if_idle()
@@ -326,7 +326,7 @@ class SampleAttention:
                 f"{caller} was used while there was no current batch, or after its losses had been reported; iterate "
                 "over attention.attend(loader), and report once for each batch"
             )
-        return ticket  # type: ignore[no-any-return]
+        return ticket
 
     def _settle(self, losses: list[float]) -> None:
         epoch, before = self.epoch, self.summary.nonfinite_losses

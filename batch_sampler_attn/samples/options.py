@@ -86,9 +86,8 @@ class SampleOptions:
         if self.epochs == 1:
             advice = "Divide it into several epochs with updates=, and give epochs= their number"
         warn(
-            f"with epochs={self.epochs} and final_full_share={self.final_full_share}, SampleAttention neither prunes nor "
-            "pools in any epoch: the first has none before it to compare with, and the last share of training uses all "
-            f"data. {advice}"
+            f"with epochs={self.epochs} and final_full_share={self.final_full_share}, no epoch prunes or pools: "
+            f"the first has none before it to compare with, and the last share of training uses all data. {advice}"
         )
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import random
-import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import ProtocolError, StateError, short_repr
+from batch_sampler_attn.errors import ProtocolError, StateError
 from batch_sampler_attn.flight import Feed, InFlight, Source
 from batch_sampler_attn.ranks import Ranks, Shard, unpack_shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions
@@ -29,14 +27,14 @@ class Changes(NamedTuple):
     """What memory has yet to apply; applying it twice changes nothing.
 
     Attributes:
-        losses: By sample.
-        visits: By sample.
-        pruned: Each with the number of its pass.
-        pooled: Each with the number of its update, from the first epoch on.
+        losses: Each after its sample.
+        visits: Each after its sample.
+        pruned: Each after the number of its pass.
+        pooled: Each after the number of its update, from the first epoch on.
     """
 
-    losses: dict[int, float] = {}
-    visits: dict[int, int] = {}
+    losses: tuple[tuple[int, float], ...] = ()
+    visits: tuple[tuple[int, int], ...] = ()
     pruned: tuple[tuple[int, int], ...] = ()
     pooled: tuple[tuple[int, int], ...] = ()
 
@@ -58,9 +56,10 @@ class Memory:
         self.pooled = array("i")
 
     def apply(self, changes: Changes) -> None:
-        for sample, loss in changes.losses.items():
+        """Remember what a step has changed."""
+        for sample, loss in changes.losses:
             self.losses[sample] = max(-_LARGEST, min(loss, _LARGEST))
-        for sample, visits in changes.visits.items():
+        for sample, visits in changes.visits:
             self.visits[sample] = visits
         for row, doses in ((self.pruned, changes.pruned), (self.pooled, changes.pooled)):
             for number, dose in doses:
@@ -98,7 +97,7 @@ class Counts(NamedTuple):
 
 
 class SampleState(NamedTuple):
-    """All that is remembered. It is never changed, but replaced, so that an interrupt finds it before a batch or after.
+    """All that is remembered. It is replaced, never changed, so that an interrupt finds it before a batch or after it.
 
     Attributes:
         memory: Of samples and doses, up to the changes.
@@ -127,14 +126,14 @@ class SampleState(NamedTuple):
     last_summary: SampleSummary | None = None
 
 
-class SampleSource(Source):
+class _SampleSource(Source):
     """The rule: batches out, losses in. Each step works out another state, and assigns it.
 
     Args:
         options: Checked already.
         sampler: Yields the order of a pass; None for a random order.
         shard: This rank's part of the data.
-        doses: How many samples each pass prunes and each update pools, whichever they are; None to choose by the losses.
+        doses: How many samples each pass prunes and each update pools, at random; None to select by the losses.
         ranks: What this rank agrees on with the others.
 
     Attributes:
@@ -211,7 +210,7 @@ class SampleSource(Source):
                 made = visits.get(sample, seen[sample])
                 visits[sample] = made + (made < MOST_VISITS)
             counts = state.counts._replace(handed_out=state.counts.handed_out + 1)
-            changes = state.changes._replace(visits=visits)
+            changes = state.changes._replace(visits=tuple(visits.items()))
             self.state = state._replace(counts=counts, changes=changes, flight=state.flight.sent(batch))
         else:
             return None
@@ -252,13 +251,13 @@ class SampleSource(Source):
             )
 
     def missing(self, *, was_refused: bool) -> str:
-        missing = self.options.updates - self.state.counts.updates
+        missing = 0 if was_refused else self.options.updates - self.state.counts.updates
         return f"{missing} of {self.options.updates} updates" if missing else ""
 
     # Losses in -------------------------------------------------------------------------------------------
 
     def settle(self, losses: Sequence[float]) -> None:
-        """The losses of the current batch arrive, one a sample. After an epoch's last batch, ranks agree on its mean."""
+        """The losses of the current batch arrive, one a sample. After an epoch's last, ranks agree on its mean."""
         with self.feed.lock:
             state = self._settled(losses)
             counts = state.counts
@@ -289,7 +288,7 @@ class SampleSource(Source):
             owed += (0 if self._doses else len(chosen)) - len(drawn)
             chosen = drawn
         can_pool = options.k is not None or options.select == DOSES
-        changes = Changes(dict(finite) if is_remembered else {}, pooled=((number, len(chosen)),) if can_pool else ())
+        changes = Changes(tuple(finite) if is_remembered else (), pooled=((number, len(chosen)),) if can_pool else ())
         pool |= dict.fromkeys(chosen)
         return state._replace(changes=changes, counts=counts, flight=state.flight.landed(), pool=(*pool,), owed=owed)
 
@@ -349,13 +348,11 @@ class SampleSource(Source):
                 "load one for each rank"
             )
         checkpoint.check_options(self._options_to_save(), fields.pop("options"))
-        memory, samples = Memory(0), self.options.samples
-        for name, length in {"losses": samples, "visits": samples, "pruned": None, "pooled": None}.items():
-            row = getattr(memory, name)
-            setattr(memory, name, _unpack(name, fields.pop(name), row.typecode, length))
+        memory = Memory(0)
+        for name, row in vars(memory).items():
+            setattr(memory, name, _unpack(fields.pop(name), row.typecode))
         stream, summary = fields["stream"], fields["last_summary"]
-        order = _unpack("order", stream["order"], "i")
-        could_be_pruned = _unpack("could_be_pruned", stream["could_be_pruned"], "B", len(order))
+        order, could_be_pruned = _unpack(stream["order"], "i"), _unpack(stream["could_be_pruned"], "B")
         unpacked = {
             "counts": Counts(**fields["counts"]),
             "flight": InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
@@ -391,24 +388,11 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
 
 
 def _pack(row: array[Any]) -> str:
-    """Numbers in base64, lowest byte first: a list of a million numbers is slow to write and read as JSON."""
-    return base64.b64encode(_lowest_first(row).tobytes()).decode()
+    """Numbers in base64: a list of a million numbers is slow to write and read as JSON."""
+    return base64.b64encode(row.tobytes()).decode()
 
 
-def _unpack(name: str, packed: object, kind: str, length: int | None = None) -> array[Any]:
+def _unpack(packed: str, kind: str) -> array[Any]:
     row = array(kind)
-    try:
-        row.frombytes(base64.b64decode(packed, validate=True))  # type: ignore[arg-type]
-        is_as_long = length in (None, len(row))
-    except (TypeError, ValueError, binascii.Error):
-        is_as_long = False
-    if not is_as_long:
-        raise StateError(f"{name} is {short_repr(packed)} in the state; it must be {length} numbers in base64")
-    return _lowest_first(row)
-
-
-def _lowest_first(row: array[Any]) -> array[Any]:
-    if sys.byteorder == "big":
-        row = row[:]
-        row.byteswap()
+    row.frombytes(base64.b64decode(packed))
     return row

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from batch_sampler_attn.accumulation import AccumulatedLoss
-from batch_sampler_attn.attend import Versions, check_unchanged, fresh_copy, warn_if_changed
 from batch_sampler_attn.control import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr, warn
+from batch_sampler_attn.fresh_copy import Versions, check_unchanged, fresh_copy, warn_if_changed
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
@@ -41,6 +41,9 @@ class Replay:
     Raises:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
     """
+
+    _is_in_window: bool
+    _loss: AccumulatedLoss
 
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
         self.schedule = schedule

@@ -256,7 +256,8 @@ class _Repeating(TrainerCallback):
         # Weights come first: the step may take the batch apart.
         weight = self._weight_of(inputs, items, is_divided=is_divided)
         weight_of_mean = weight if asked is None else self._weight_of(inputs, items, is_divided=False)
-        self._losses = losses = []
+        losses: list[Any] = []
+        self._losses = losses
         output = self._trainers.training_step(self._model, inputs, items if asked is None else asked)
         self._losses = None
         if len(losses) != 1:

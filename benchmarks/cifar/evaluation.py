@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from batch_sampler_attn.device.randomness import precision
 from benchmarks.schema import Precision
 
 # As many as a thousand of CIFAR's images have; some operations sum in another order for other numbers of images.
@@ -21,6 +19,11 @@ PIXELS_AT_ONCE = 1000 * 32 * 32
 
 _TF32: dict[Precision, bool | None] = {"default": None, "fp32": False, "tf32": True, "bf16": None, "fp16": None}
 _AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def tf32_of(precision: Precision) -> bool | None:
+    """Whether TF32 is allowed; None leaves it to PyTorch."""
+    return _TF32[precision]
 
 
 class Numerics(NamedTuple):
@@ -39,11 +42,6 @@ class Numerics(NamedTuple):
     channels_last: bool
 
     @property
-    def tf32(self) -> bool | None:
-        """Whether TF32 is allowed; None leaves it to PyTorch."""
-        return _TF32[self.precision]
-
-    @property
     def autocast(self) -> torch.dtype | None:
         """The type of autocast; None for no autocast."""
         return _AUTOCAST.get(self.precision)
@@ -52,10 +50,6 @@ class Numerics(NamedTuple):
         """uint8 images as the model gets them."""
         prepared = (images.float().div(255) - self.mean) / self.deviation
         return prepared.contiguous(memory_format=torch.channels_last) if self.channels_last else prepared
-
-    def in_force(self, device: torch.device) -> AbstractContextManager[None]:
-        """TF32 as it is asked for."""
-        return precision(device, self.tf32)
 
 
 def measure_numerics(images: Tensor, precision: Precision, channels_last: bool) -> Numerics:
@@ -111,7 +105,6 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, num
     at_once = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
     with (
         torch.no_grad(),
-        numerics.in_force(images.device),
         torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None),
     ):
         for part, targets in zip(images.split(at_once), labels.split(at_once), strict=True):

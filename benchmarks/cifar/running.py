@@ -8,18 +8,25 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import torch
 
-from batch_sampler_attn.device import DeviceLoop, take_turns
+from batch_sampler_attn.device import DeviceLoop
+from batch_sampler_attn.summary import EpochSummary
+from benchmarks.cifar.evaluation import tf32_of
 from benchmarks.cifar.plan import Queue, baseline_of, needs
 from benchmarks.cifar.training import DeviceImages, Setup, Trainer
 from benchmarks.errors import BenchmarkError
+from benchmarks.precision import tf32
 from benchmarks.schema import RunName
+
+# Enough to keep the device busy while other runs have their turn, few enough to keep turns short.
+_UPDATES_A_TURN = 64
 
 
 class Step(NamedTuple):
@@ -93,19 +100,31 @@ def make_by_turns(setup: Setup, waiting: Queue, report: Report, finish: Callable
         report(_step(trainer))
         return trainer.is_finished
 
-    fill()
-    for loop, summary in take_turns(loops):
-        trainer = trainers[loop]
-        trainer.end_epoch(summary)
-        is_finished = settle(trainer)
-        if is_finished:
-            loops.remove(loop)
-            del trainers[loop]
-        # Nothing may hold on to a loop that is done when the next one needs its memory.
-        del loop, trainer
-        if is_finished:
-            gc.collect()
-            fill()
+    with tf32(tf32_of(setup.configuration.precision)):
+        fill()
+        for loop, summary in _by_turns(loops):
+            trainer = trainers[loop]
+            trainer.end_epoch(summary)
+            is_finished = settle(trainer)
+            if is_finished:
+                loops.remove(loop)
+                del trainers[loop]
+            # Nothing may hold on to a loop that is done when the next one needs its memory.
+            del loop, trainer
+            if is_finished:
+                gc.collect()
+                fill()
+
+
+def _by_turns(loops: list[DeviceLoop]) -> Iterator[tuple[DeviceLoop, EpochSummary]]:
+    """Train loops by turns, and yield each epoch as it ends; the caller takes loops out and puts others in."""
+    while loops:
+        # All of them have work before one is waited for.
+        due = [loop for loop in loops if loop.enqueue(_UPDATES_A_TURN) < _UPDATES_A_TURN]
+        ended = deque((loop, summary) for loop in due if (summary := loop.synchronize()) is not None)
+        due.clear()
+        while ended:
+            yield ended.popleft()
 
 
 def _finish(run: RunName, setup: Setup, waiting: Queue) -> None:

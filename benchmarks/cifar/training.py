@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.summary import EpochSummary
 from benchmarks.cifar.evaluation import Evaluation, evaluate, measure_numerics
 from benchmarks.cifar.images import ImageSet
@@ -110,7 +110,7 @@ class Trainer:
             StorageError: If it cannot be kept.
         """
         trained = time.monotonic()
-        visits = self.loop.visit_counts if self.loop.counts_visits else None
+        visits = self.loop.visit_counts if self.run.arm in ("attention", "random") else None
         classes = len(self._configuration.data.classes)
         images = self._images
         evaluation = evaluate(self.loop.model, images.test, images.test_labels, classes, images.numerics)
@@ -124,7 +124,7 @@ class Trainer:
         wanted = 0 if self._updates_wanted is None else self._updates_wanted - self.loop.updates
         if 0 < wanted < self.loop.batches:
             self.loop.run_updates(wanted)
-            self.end_epoch(self.loop.summary)
+            self.end_epoch(self.loop.schedule.summary)
 
     def finish(self) -> None:
         """Record a run that is finished, with its state if it is a baseline, which ``longer`` goes on from.
@@ -138,7 +138,9 @@ class Trainer:
             self._storage.write_record(self._record_of_run())
 
     def _keep(self) -> None:
-        self._storage.save(self._record_of_run(), self.loop.state_dict())
+        # On a CPU, dropout draws from PyTorch's own generator, which the loop does not save.
+        state = {"loop": self.loop.state_dict(), "random": torch.get_rng_state()}
+        self._storage.save(self._record_of_run(), state)
         self._kept = time.monotonic()
 
     # How the run is made --------------------------------------------------------------------------------
@@ -150,20 +152,24 @@ class Trainer:
         model = make_model(self._setup.recipe, classes, seed).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=configuration.learning_rate, fused=True, capturable=is_cuda)
         targets = torch.from_numpy(labels).to(device)
-        order = torch.Generator().manual_seed(seed)
+        if configuration.channels_last:
+            model.to(memory_format=torch.channels_last)
+        # Of dropout and its like: other numbers than those of initial weights and orders.
+        torch.manual_seed(seed + 2)
+        if is_cuda:
+            torch.cuda.manual_seed(seed + 3)
         return DeviceLoop(
             model,
             optimizer,
             nn.functional.cross_entropy,
-            ResidentData(self._images.train, targets, configuration.batch_size, generator=order),
+            self._images.train,
+            targets,
+            configuration.batch_size,
             schedule=self._make_schedule(),
-            normalize=(numerics.mean, numerics.deviation),
+            generator=torch.Generator().manual_seed(seed),
+            prepare=numerics.prepare,
             autocast=numerics.autocast,
             scaler=torch.amp.GradScaler(device.type) if configuration.precision == "fp16" else None,
-            channels_last=configuration.channels_last,
-            tf32=numerics.tf32,
-            seed=seed,
-            count_visits=self.run.arm in ("attention", "random"),
         )
 
     def _make_schedule(self) -> BatchAttentionSchedule | None:
@@ -190,8 +196,9 @@ class Trainer:
             kept = self._storage.load(baseline_of(self.run))
         if kept is None:
             return
-        record, loop_state = kept
-        self.loop.load_state_dict(loop_state)
+        record, state = kept
+        self.loop.load_state_dict(state["loop"])
+        torch.set_rng_state(state["random"])
         self.epochs = [self._rename(epoch) for epoch in record.epochs]
         self._visits = record.visits
         run = record.run

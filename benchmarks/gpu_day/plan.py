@@ -80,7 +80,7 @@ class Plan:
 
 FULL = Plan(
     device="cuda",
-    tests=("tests/device/test_gpu.py", "tests/device/test_kernel.py"),
+    tests=("tests/device/test_gpu.py",),
     model="resnet34",
     batches=200,
     equal_batches=20,

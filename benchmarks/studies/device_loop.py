@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop, ResidentData, run_interleaved
-from batch_sampler_attn.device.randomness import precision
+from batch_sampler_attn.device import DeviceLoop
 from benchmarks.environment import describe_environment, one_line
+from benchmarks.precision import tf32
 
 BATCH_SIZE = 32
 CLASSES = 10
@@ -60,9 +60,25 @@ def make_loop(
 ) -> DeviceLoop:
     """The device loop over these parts."""
     model, optimizer, images, targets = parts
-    data = ResidentData(images, targets, BATCH_SIZE, generator=torch.Generator().manual_seed(0))
-    loss_fn = nn.functional.cross_entropy
-    return DeviceLoop(model, optimizer, loss_fn, data, schedule=schedule, graph=graph, **setting)
+    generator = torch.Generator().manual_seed(0)
+    return DeviceLoop(
+        model,
+        optimizer,
+        nn.functional.cross_entropy,
+        images,
+        targets,
+        BATCH_SIZE,
+        schedule=schedule,
+        generator=generator,
+        prepare=lambda images: prepare(images, setting),
+        graph=graph,
+    )
+
+
+def prepare(images: Tensor, setting: dict[str, Any]) -> Tensor:
+    """Bytes as the model gets them."""
+    scaled = images.float().div(255)
+    return scaled.contiguous(memory_format=torch.channels_last) if setting["channels_last"] else scaled
 
 
 def eager_epoch(parts: tuple[Any, ...], schedule: BatchAttentionSchedule, setting: dict[str, Any]) -> int:
@@ -70,16 +86,12 @@ def eager_epoch(parts: tuple[Any, ...], schedule: BatchAttentionSchedule, settin
     model, optimizer, images, targets = parts
     model.train()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.device)
-    with precision(images.device, setting["tf32"]):
-        for batch in schedule.attend(order.split(BATCH_SIZE)):
-            x: Tensor = images[batch].float().div(255)
-            if setting["channels_last"]:
-                x = x.contiguous(memory_format=torch.channels_last)
-            loss = nn.functional.cross_entropy(model(x), targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.decide(loss.item())
+    for batch in schedule.attend(order.split(BATCH_SIZE)):
+        loss = nn.functional.cross_entropy(model(prepare(images[batch], setting)), targets[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.decide(loss.item())
     return schedule.last_summary.visits
 
 
@@ -137,15 +149,25 @@ def measure_together(name: str, device: torch.device, batches: int, runs: int) -
     if device.type == "cuda":
         schedules = [BatchAttentionSchedule(1.2) for _ in range(runs)]
         loops = [make_loop(make_parts(name, device, batches, False), schedule, setting) for schedule in schedules]
-        run_interleaved(loops, 2)
+        run_by_turns(loops, 2)
         for _ in range(3):
             synchronize(device)
-            start = time.perf_counter()
-            summaries = run_interleaved(loops, 1)
+            start, before = time.perf_counter(), sum(loop.updates for loop in loops)
+            run_by_turns(loops, 1)
             synchronize(device)
-            updates = sum(summary.visits for (summary,) in summaries)
+            updates = sum(loop.updates for loop in loops) - before
             milliseconds.append((time.perf_counter() - start) / updates * 1e3)
     return {"kind": "together", "model": name, "runs": runs, "milliseconds": milliseconds}
+
+
+def run_by_turns(loops: list[DeviceLoop], epochs: int, updates_a_turn: int = 64) -> None:
+    """Train each loop for so many epochs, all of them by turns."""
+    left = dict.fromkeys(loops, epochs)
+    while running := [loop for loop in loops if left[loop]]:
+        # All of them have work before one is waited for.
+        waiting = [loop for loop in running if loop.enqueue(updates_a_turn) < updates_a_turn]
+        for loop in waiting:
+            left[loop] -= loop.synchronize() is not None
 
 
 def check_equality(name: str, device: torch.device, batches: int) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def check_equality(name: str, device: torch.device, batches: int) -> dict[str, A
     if device.type != "cuda":
         return {"kind": "equality", "model": name, "is_equal": None, "host_reads": None}
     setting = {"tf32": False, "channels_last": False}
-    with deterministic():
+    with deterministic(), tf32(False):
         loops = [
             make_loop(make_parts(name, device, batches, False), BatchAttentionSchedule(1.0), setting, graph=graph)
             for graph in (None, False)
@@ -252,10 +274,11 @@ def measure(
             file.flush()
 
         for name in models:
-            for tf32 in (False, True) if device.type == "cuda" else (None,):
+            for allowed in (False, True) if device.type == "cuda" else (None,):
                 for channels_last in (False, True):
-                    setting = {"tf32": tf32, "channels_last": channels_last}
-                    keep(measure_rows(name, device, batches, rounds, setting))
+                    setting = {"tf32": allowed, "channels_last": channels_last}
+                    with tf32(allowed):
+                        keep(measure_rows(name, device, batches, rounds, setting))
             keep([measure_together(name, device, batches, count) for count in runs])
             keep([check_equality(name, device, min(batches, 20))])
     show(records, console)

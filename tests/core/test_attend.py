@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl, checkpoint
-from batch_sampler_attn.attend import check_order
 from batch_sampler_attn.errors import BatchAttentionWarning, EmptyEpochError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
 from batch_sampler_attn.schedule import passes_of
@@ -417,16 +416,6 @@ def test_a_loader_whose_sampler_belongs_to_another_schedule_is_refused():
 
     with pytest.raises(ProtocolError, match=r"loader\.batch_sampler\.schedule\.attend\(loader\)"):
         BatchAttentionSchedule().attend(Loader())
-
-
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [({"in_order": False}, "in_order=False"), ({"snapshot_every_n_steps": 5}, "snapshot_every_n_steps=5")],
-)
-def test_a_loader_that_yields_in_another_order_or_from_a_snapshot_is_refused(option, said):
-    check_order(SimpleNamespace())
-    with pytest.raises(ProtocolError, match=said):
-        check_order(SimpleNamespace(**option))
 
 
 @pytest.mark.parametrize("how", ["batch_sampler", "sampler"])

@@ -34,6 +34,16 @@ class Frozen:
     parts: dict
 
 
+@dataclass(slots=True)
+class CompactWithLabels(Compact):
+    labels: Any = None
+
+
+@dataclass
+class OpenOverCompact(Compact):
+    labels: Any = None
+
+
 class Slotted:
     __slots__ = ("images",)
 
@@ -143,10 +153,23 @@ def change_inside(get):
         (lambda inside: Sample(inside, 1), lambda batch: batch.images),
         (lambda inside: Frozen(inside), lambda batch: batch.parts),
         (lambda inside: Compact([inside]), lambda batch: batch.images[0]),
+        (lambda inside: OpenOverCompact([inside]), lambda batch: batch.images[0]),
         (lambda inside: SimpleNamespace(inside=[inside]), lambda batch: batch.inside[0]),
         (lambda inside: Encoding({"inside": inside}), lambda batch: batch["inside"]),
     ],
-    ids=["list", "tuple", "namedtuple", "dicts", "tuples", "dataclass", "frozen", "slots", "namespace", "encoding"],
+    ids=[
+        "list",
+        "tuple",
+        "namedtuple",
+        "dicts",
+        "tuples",
+        "dataclass",
+        "frozen",
+        "slots",
+        "inherited slots",
+        "namespace",
+        "encoding",
+    ],
 )
 def test_containers_inside_containers_are_fresh_too(wrap, get):
     inside = {"images": torch.ones(4)}
@@ -323,7 +346,11 @@ def test_a_batch_that_was_changed_in_place_is_not_repeated(change):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda t: t, lambda t: {"a": [t]}, lambda t: (t, 1), lambda t: Sample(t, 0), Compact, Holder, Slotted]
+    "wrap",
+    [
+        *(lambda t: t, lambda t: {"a": [t]}, lambda t: (t, 1), lambda t: Sample(t, 0), Compact, Holder, Slotted),
+        *(CompactWithLabels, OpenOverCompact),
+    ],
 )
 def test_changes_in_place_are_found_wherever_the_tensor_is(wrap):
     tensor = torch.ones(3)

@@ -221,9 +221,9 @@ def test_an_optimizer_that_cannot_be_captured_is_refused():
     with pytest.raises(OptionError, match="construct it with True"):
         DeviceLoop(model, torch.optim.Adam(model.parameters()), nn.functional.cross_entropy, *data)
     loop = DeviceLoop(model, torch.optim.Adagrad(model.parameters()), nn.functional.cross_entropy, *data)
+    loop.run_epoch()
     with pytest.raises(DeviceLoopError, match="Adagrad changes its state on the host"):
-        for _ in range(3):
-            loop.run_epoch()
+        loop.run_epoch()
 
 
 def test_memory_does_not_grow_with_epochs():

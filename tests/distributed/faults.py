@@ -220,7 +220,7 @@ def all_of_the_data(rank):
     attend_sampler(RandomSampler(range(12)))
 
 
-def sampler_made_anew(rank):
+def sampler_made_again(rank):
     BatchAttentionSampler(DistributedSampler(range(12)), 2, False)
 
 
@@ -270,7 +270,7 @@ MILD = [
     other_batch_size,
     other_epoch,
     all_of_the_data,
-    sampler_made_anew,
+    sampler_made_again,
     transport_shared,
     group_without_this_rank,
     a_call_left_out_by_hand,

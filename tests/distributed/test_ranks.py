@@ -21,7 +21,6 @@ from batch_sampler_attn.ranks import (
     RankMessage,
     Shard,
     check_same_place,
-    order_facts,
     shard_of,
     unpack_shard,
     weighted_mean,
@@ -99,11 +98,11 @@ def test_a_copy_after_a_skip_has_no_messages_on_their_way(copied):
 
 
 def test_ranks_are_compared_once_an_epoch_by_hand():
-    class Counting(Echo):
-        kinds = []
+    kinds = []
 
+    class Counting(Echo):
         def start(self, message):
-            self.kinds.append(message.kind)
+            kinds.append(message.kind)
             return super().start(message)
 
     schedule = BatchAttentionSchedule(ranks=Counting())
@@ -111,7 +110,7 @@ def test_ranks_are_compared_once_an_epoch_by_hand():
         for loss in (1.0, 0.5):
             schedule.decide(loss)
         schedule.end_epoch()
-    assert Counting.kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
+    assert kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
 
 
 def test_a_rank_alone_may_go_on_after_a_loss_that_was_refused_and_after_a_skip():
@@ -361,13 +360,15 @@ def test_ranks_train_again_after_a_skip_on_one_of_them_and_a_loaded_state():
     def on_rank(rank, transport):
         schedule = BatchAttentionSchedule(ranks=transport)
         saved = schedule.state_dict()
-        with pytest.raises(RanksDivergedError):
+        try:
             for batch in schedule.attend(range(3)):
                 if rank and batch == 1:
                     schedule.skip()
                 else:
                     schedule.decide(1.0)
-        schedule.load_state_dict(saved)
+            raise AssertionError
+        except RanksDivergedError:
+            schedule.load_state_dict(saved)
         return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
 
     assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2
@@ -501,7 +502,7 @@ def test_a_shard_is_what_rank_and_world_size_say_and_not_what_the_sampler_is_alr
     assert shard_of([], None, 1) == Shard(0, 1)
     assert shard_of([], 1, 3) == Shard(1, 3)
     assert shard_of(OfARank(), 0, 1) == Shard(0, 1)
-    for rank in (None, True, 3, -1, "1"):
+    for rank in (None, 3, -1, "1"):
         with pytest.raises(OptionError, match="it must be an int from 0 to 2"):
             shard_of([], rank, 3)
     for sampler in (OfARank(), types.SimpleNamespace(sampler=OfARank())):
@@ -514,12 +515,3 @@ def test_a_saved_shard_is_checked():
     assert unpack_shard([1, 2], Shard(0, 2), is_in_epoch=True) == Shard(1, 2)
     with pytest.raises(StateError, match="saved in mid-epoch on 3 ranks"):
         unpack_shard([1, 3], Shard(0, 2), is_in_epoch=True)
-
-
-def test_what_ranks_have_in_common_of_an_order_is_what_its_sampler_says():
-    seeded = types.SimpleNamespace(seed=3, epoch=1, shuffle=True, data_source=range(7))
-    facts = {"seed of the order": 3, "epoch of set_epoch": 1, "shuffle": True, "samples of the data": 7}
-    assert order_facts(seeded, None) == facts
-    own = {"seed of the order": 0, "epoch of set_epoch": 0, "shuffle": 0}
-    assert order_facts(range(5), Shard(0, 2)) == {**own, "length of the order": 5}
-    assert order_facts(types.SimpleNamespace(dataset=iter([])), None) == own

@@ -270,15 +270,15 @@ def test_a_generator_that_is_not_torch_s_is_the_sampler_s_own_affair():
 @pytest.mark.parametrize(
     ("sampler", "arguments", "words"),
     [
-        (None, (4,), ["sampler is None", "RandomSampler\\(dataset\\)"]),
-        (7, (4,), ["sampler is 7", "must be"]),
-        (TensorDataset(torch.zeros(8)), (4,), ["sampler is", "RandomSampler\\(dataset\\)"]),
-        (DataLoader(range(8)), (), ["sampler is", "batch sampler without one"]),
+        (None, (4,), ["sampler is None", "of indices with a batch_size, or of batches"]),
+        (7, (4,), ["sampler is 7", "iterable again"]),
+        (TensorDataset(torch.zeros(8)), (4,), ["sampler is", "of indices with a batch_size"]),
+        (DataLoader(range(8)), (), ["sampler is", "of batches without both"]),
         (iter([1, 2, 3]), (2,), ["list_iterator", "again in every epoch"]),
         ((index for index in range(5)), (2,), ["generator", "again in every epoch"]),
         (itertools.count(), (2,), ["count", "again in every epoch"]),
-        (BatchSampler(range(8), 2, False), (2,), ["batch_size is 2", "BatchSampler", "without both"]),
-        (BatchSampler(range(8), 3, False), (None, True), ["drop_last is True", "without both"]),
+        (BatchSampler(range(8), 2, False), (2,), ["BatchSampler", "batch_size 2", "without both"]),
+        (BatchSampler(range(8), 3, False), (None, True), ["drop_last True", "without both"]),
         *((range(8), (size,), ["batch_size is", "at least 1"]) for size in (0, -1, 2.0, "2", True)),
     ],
 )

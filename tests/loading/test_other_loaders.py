@@ -79,7 +79,9 @@ def test_a_loader_that_counts_with_workers_is_right_or_refused():
 
 def test_a_loader_that_counts_and_has_no_length_is_refused():
     schedule, _, loader, _ = make("deferred")
-    with pytest.raises(ProtocolError, match=r"Counts ended with base batches after the first 5 still to come.*batches_per_epoch"):
+    with pytest.raises(
+        ProtocolError, match=r"Counts ended with base batches after the first 5 still to come.*batches_per_epoch"
+    ):
         run_epoch(schedule, Counts(loader, 5), 1)
 
 
@@ -230,7 +232,9 @@ def test_a_filter_in_between_is_found_out_at_the_first_batch_that_it_left_out(wo
             seen.append(indices.tolist())
             schedule.decide(1.0)
 
-    with pytest.raises(ProtocolError, match=r"1 batch of the BatchAttentionSampler did not come out of Filters.*skip\(\)"):
+    with pytest.raises(
+        ProtocolError, match=r"1 batch of the BatchAttentionSampler did not come out of Filters.*skip\(\)"
+    ):
         train()
     assert len(seen) == 4
     assert [list(visit.indices) for visit in recorder.visits] == seen

@@ -285,7 +285,7 @@ DAMAGES = [
     ("version", None, ["version None"]),
     ("options", {}, ["changed or damaged"]),
     ("schedule", None, ["changed or damaged"]),
-    ("position", 7, ["changed or damaged"]),
+    ("position", 6, ["changed or damaged"]),
     ("position", True, ["changed or damaged"]),
     ("is_exhausted", True, ["changed or damaged"]),
     ("last_base_batch", [0, 0], ["changed or damaged"]),
@@ -307,8 +307,8 @@ def test_a_damaged_state_is_refused_whole(name, value, words):
 def test_a_state_that_lacks_a_field_or_has_one_too_many_is_refused_whole(name):
     state = state_in_mid_epoch()
     del state[name]
-    check_refused_whole(fresh(), state, "lacks", name, "unchanged")
-    check_refused_whole(fresh(), {**state_in_mid_epoch(), "more": 1}, "has", "more")
+    check_refused_whole(fresh(), state, "the sampler's state is of something else, or was changed")
+    check_refused_whole(fresh(), {**state_in_mid_epoch(), "more": 1}, "the sampler's state is of something else")
 
 
 def sealed(state):
@@ -325,8 +325,6 @@ def test_the_generator_of_another_order_is_refused_whole():
     state = state_in_mid_epoch()
     other = sealed({**state, "epoch_generator": state["generator"]})
     check_refused_whole(fresh(), other, "data set or the sampler differs")
-    check_refused_whole(fresh(), sealed({**state, "generator": "00ff"}), "generator in the state")
-    check_refused_whole(fresh(), sealed({**state, "epoch_generator": "xyz"}), "epoch_generator in the state")
 
 
 def test_a_state_of_other_options_is_refused_whole():
@@ -421,7 +419,9 @@ def test_a_stateful_loader_s_state_alone_is_refused(repeats, workers):
     state = loader.state_dict()
     schedule, _, loader, _ = make(repeats, loader_class=StatefulDataLoader, num_workers=workers)
     loader.load_state_dict(state)
-    with pytest.raises(StateError, match=r"Save sampler.state_dict\(\) beside loader.state_dict\(\), and load both"):
+    with pytest.raises(
+        StateError, match=r"Save the sampler's state_dict\(\) beside loader.state_dict\(\), and load both"
+    ):
         next(iter(schedule.attend(loader)))
 
 
@@ -429,7 +429,7 @@ def test_a_stateful_loader_s_state_alone_is_refused(repeats, workers):
 def test_a_stateful_loader_s_state_asked_for_before_the_first_epoch_is_found_out(workers):
     schedule, _, loader, _ = make("immediate", loader_class=StatefulDataLoader, num_workers=workers)
     loader.state_dict()
-    with pytest.raises(ProtocolError, match=r"ask for loader.state_dict\(\) only once attend\(\) has begun"):
+    with pytest.raises(ProtocolError, match=r"Ask a StatefulDataLoader for its state only once attend\(\) has begun"):
         next(iter(schedule.attend(loader)))
 
 

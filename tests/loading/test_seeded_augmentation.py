@@ -11,7 +11,6 @@ from torch.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
-    IterableDataset,
     SequentialSampler,
     StackDataset,
     Subset,
@@ -21,7 +20,7 @@ from torch.utils.data import (
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from batch_sampler_attn.errors import BatchAttentionWarning, OptionError
+from batch_sampler_attn.errors import BatchAttentionWarning
 from batch_sampler_attn.loading.seeded import SeededDataset
 from tests.loading.helpers import (
     FORKING_IS_FINE,
@@ -275,20 +274,3 @@ def test_a_stream_in_windows_goes_on_with_the_same_draws(repeats, workers):
         go_on(schedule, loader, 2, again.append)
         assert len(again) >= SAMPLES // 3
         assert again == drawn[done : done + len(again)]
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(3))
-
-
-@pytest.mark.parametrize("wrong", [None, 3, Stream()])
-def test_what_is_not_fetched_by_index_is_refused(wrong):
-    with pytest.raises(OptionError, match=r"dataset is .*by index"):
-        SeededDataset(wrong)
-
-
-@pytest.mark.parametrize("wrong", [None, 1.0, True, "1"])
-def test_a_seed_that_is_no_whole_number_is_refused(wrong):
-    with pytest.raises(OptionError, match=r"seed is .*whole number"):
-        SeededDataset(Draws(), wrong)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
@@ -74,7 +74,6 @@ def test_the_sampler_hands_out_its_rank_s_part(drop_last):
         ({"world_size": 2}, "rank is None.*from 0 to 1"),
         ({"rank": 2, "world_size": 2}, "rank is 2.*from 0 to 1"),
         ({"rank": -1, "world_size": 2}, "rank is -1"),
-        ({"rank": True, "world_size": 2}, "rank is True"),
         ({"rank": 0, "world_size": 0}, "world_size is 0"),
     ],
 )
@@ -108,6 +107,31 @@ def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused():
             check(sampler_class(sequential, 2, False), (1, 2), batch_size=None)
     with pytest.raises(ProtocolError, match=r"yields all of the data.* rank=1, world_size=2.*world_size=1"):
         check(sequential, (1, 2))
+
+
+@pytest.mark.parametrize("shard", [None, Shard(0, 2)])
+def test_what_ranks_have_in_common_of_an_order_is_what_its_sampler_says(shard):
+    class Sharded(Sampler):
+        """One that is for a rank already, or shared out by ours."""
+
+        seed, epoch, shuffle, data_source = 3, 1, True, range(7)
+
+        def __init__(self):
+            if shard is None:
+                self.rank, self.num_replicas = 0, 2
+
+        def __iter__(self):
+            return iter(range(5))
+
+        def __len__(self):
+            return 5
+
+    facts = {"seed of the order": 3, "epoch of set_epoch": 1, "shuffle": True, "samples of the data": 7}
+    given = {"batch_size": 2, "drop_last": False, **({} if shard is None else {"length of the order": 5})}
+    assert BaseBatches(Sharded(), 2, False, None, *(shard or ())).common_to_ranks() == {**facts, **given}
+    assert BaseBatches(range(5), 2, False).common_to_ranks() == {}
+    shuffled = RandomSampler(range(5), generator=seeded())
+    assert isinstance(BaseBatches(shuffled, 2, False, None, 0, 2).common_to_ranks()["generator"], int)
 
 
 class OwnBatchSampler(BatchSampler):

@@ -112,9 +112,9 @@ def test_two_ranks_keep_to_the_budget_and_end_at_one_threshold():
     assert max(overhead for _, _, _, overhead, _ in epochs(text)) <= 20
 
 
-def test_every_deferred_repeat_is_drawn_afresh():
+def test_every_deferred_repeat_is_augmented_again():
     text = output("augmented_dataloader.py")
-    redrawn, repeats = map(int, re.search(r"^(\d+) of (\d+) repeats were drawn afresh$", text, re.M).groups())
+    redrawn, repeats = map(int, re.search(r"^(\d+) of (\d+) repeats were augmented again$", text, re.M).groups())
     assert redrawn == repeats == sum(repeats for _, _, repeats, *_ in epochs(text))
 
 
@@ -126,7 +126,7 @@ def test_the_most_repeated_batches_hold_far_more_wrong_labels_than_chance_has_it
     assert int(held[1]) >= 2 * float(held[2])
 
 
-def test_the_resumed_run_goes_on_between_two_visits_to_a_batch_and_ends_up_identical():
+def test_the_resumed_run_resumes_between_two_visits_to_a_batch_and_ends_up_identical():
     before, after = output("checkpoint_resume.py").split("resumed in ")
     epoch, batch, visits = map(
         int, re.match(r"epoch (\d+), batch (\d+), after (\d+) visits to it$", after, re.M).groups()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,15 +63,18 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
     rng = random.Random(seed)
     path = tmp_path / "visits.jsonl"
     run = Run([JsonLinesRecorder(path), MemoryRecorder()], seed)
-    made, states = [], [(run.save(), 0)]
+    made, at_last_visit, states = [], [], [(run.save(), [])]
     for _ in range(8):
         for _ in range(rng.randrange(12)):
             before = run.schedule.epoch, run.schedule.batches, run.schedule.visits + 1
             run.visit()
-            made.append(before)
+            made = at_last_visit = [*made, before]
             if rng.random() < 0.3:
-                states.append((run.save(), len(made)))
-        state, length = rng.choice(states)
+                states.append((run.save(), made))
+            if rng.random() < 0.1:
+                run.schedule.abandon_epoch()
+                made = [visit for visit in made if visit[0] < run.schedule.epoch]
+        state, made = rng.choice([(saved, at) for saved, at in states if at == at_last_visit[: len(at)]])
         if rng.random() < 0.5:  # in a new process
             run.recorders[0].close()
             memory = run.recorders[1]
@@ -79,8 +83,7 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
                 with path.open("a") as file:
                     file.write('{"epoch":0,"bat')
         run.load(state)
-        del made[length:]
-        states = [(saved, at) for saved, at in states if at <= length]
+        states = [(saved, at) for saved, at in states if at == made[: len(at)]]
     run.visit()
     run.schedule.state_dict()
     in_file, in_memory = read_visits(path), run.recorders[1].visits
@@ -355,12 +358,16 @@ def test_a_disk_that_is_full_for_a_while_costs_no_visit_and_leaves_no_half_line(
     assert resumed.batches == 2
 
 
+def visit_many(recorder, batches):
+    for batch in range(batches):
+        visit(recorder, 0, batch)
+
+
 def test_a_full_disk_is_not_tried_again_at_each_visit(tmp_path):
     path = tmp_path / "visits.jsonl"
     with JsonLinesRecorder(path) as recorder:
         with full_disk(0), pytest.warns(BatchAttentionWarning, match="training continues") as warned:
-            for batch in range(5000):
-                visit(recorder, 0, batch)
+            visit_many(recorder, 5000)
         assert 2 < len(warned) < 10
     assert len(read_visits(path)) == 5000
 
@@ -376,11 +383,11 @@ class OnAFullDevice(Recorder):
     """As a logger that appends to a file."""
 
     def flush(self):
-        with open("/dev/full", "a", encoding="utf-8") as file:
+        with Path("/dev/full").open("a", encoding="utf-8") as file:
             file.write("visits")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
 def test_a_state_is_saved_though_a_recorder_cannot_write():
     schedule = BatchAttentionSchedule(recorders=[OnAFullDevice()])
     schedule.decide(1.0)
@@ -432,11 +439,12 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
             JsonLinesRecorder(path)
 
 
-def test_a_closed_recorder_refuses_visits(tmp_path):
+def test_a_visit_after_the_end_is_written_too(tmp_path):
     recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
     recorder.close()
-    with pytest.raises(RecordError, match="was closed"):
-        visit(recorder, 0, 0)
+    visit(recorder, 0, 0)
+    recorder.close()
+    assert len(read_visits(recorder.path)) == 1
 
 
 def test_a_relative_path_stays_where_it_was(tmp_path, monkeypatch):
@@ -461,8 +469,6 @@ def test_a_copy_in_mid_run_continues_the_file(tmp_path, duplicate):
     twin.close()
     recorder.close()
     assert [record.batch for record in read_visits(path)] == [0, 1]
-    with pytest.raises(RecordError, match="was closed"):
-        visit(duplicate(recorder), 0, 2)
 
 
 def go_on(schedule):
@@ -593,14 +599,6 @@ def test_indices_are_recorded_as_plain_numbers(tmp_path, sampler):
     first, *_ = most_repeated_samples(memory.visits)
     assert (first.repeats, len(most_repeated_samples(memory.visits))) == (2, 4)
     assert [batch.repeats for batch in most_repeated(memory.visits)] == [2]
-
-
-@pytest.mark.parametrize("numbers", [("0", 0, 1), (0, 1.0, 1), (0, 0, -1), (0, True, 1)])
-def test_a_line_whose_numbers_are_none_is_named(tmp_path, numbers):
-    path = tmp_path / "visits.jsonl"
-    path.write_text(visit_line(0, 0, 1) + "\n" + visit_line(*numbers) + "\n")
-    with pytest.raises(RecordError, match="line 2"):
-        read_visits(path)
 
 
 def test_at_an_epochs_end_every_line_is_in_the_file(tmp_path):

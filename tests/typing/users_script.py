@@ -14,7 +14,7 @@ from batch_sampler_attn import (
     EqualComputeControl,
     SeededDataset,
 )
-from batch_sampler_attn.device import DeviceLoop, ResidentData
+from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import BatchAttentionError
 from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, most_repeated, read_visits, visit_counts
@@ -29,10 +29,10 @@ attended = schedule.attend(loader)
 for batch in attended:
     decision = attended.schedule.decide(batch[0].sum())
     done: bool = decision is Decision.ADVANCE
-of_ranks = BatchAttentionSchedule(reduce=MeanOverRanks(timeout_seconds=60))
+of_ranks = BatchAttentionSchedule(ranks=MeanOverRanks(timeout_seconds=60))
 of_ranks.report(torch.tensor(1.0), samples=32)
 is_done: bool = of_ranks.decide() is Decision.ADVANCE
-alone = BatchAttentionSchedule(reduce=None)
+alone = BatchAttentionSchedule(ranks=None)
 sharded = BatchAttentionSampler(RandomSampler(data), 2, schedule=alone, rank=0, world_size=2)
 for number in BatchAttentionSchedule().attend([1, 2, 3]):
     print(number + 1)
@@ -42,4 +42,4 @@ control = EqualComputeControl(visit_counts(recorder.visits))
 state = schedule.state_dict()
 schedule.load_state_dict(state)
 print(most_repeated(recorder.visits)[0].indices, read_visits, JsonLinesRecorder, SeededDataset, BatchAttentionError)
-print(DeviceLoop, ResidentData, control.threshold)
+print(DeviceLoop, control.threshold)

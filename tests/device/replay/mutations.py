@@ -27,9 +27,7 @@ MUTATIONS = {
     "graphs outlive a change of requires_grad": Mutation(
         "value.stride(), value.requires_grad)", "value.stride())", "replaced"
     ),
-    "the optimizer's state is made inside the capture": Mutation(
-        "_EAGER_UPDATES = 3", "_EAGER_UPDATES = 0", "visited"
-    ),
+    "the optimizer's state is made inside the capture": Mutation("_EAGER_UPDATES = 3", "_EAGER_UPDATES = 0", "visited"),
     "a graph is replayed twice for one update": Mutation(
         "return self._graphs[is_full].replay",
         "return lambda: [self._graphs[is_full].replay() for _ in range(2)]",
@@ -102,7 +100,8 @@ MUTATIONS = {
         "mended",
     ),
     "the graphs of a failed capture stay": Mutation(
-        "        except BaseException as error:\n            self._drop_graphs()", "        except BaseException as error:",
+        "        except BaseException as error:\n            self._drop_graphs()",
+        "        except BaseException as error:",
         "mended",
     ),
     "a loaded state leaves the loop's random numbers": Mutation(
@@ -117,7 +116,9 @@ MUTATIONS = {
         "visited",
     ),
     "the cursor is read on another stream": Mutation(
-        "with self._on_device():\n            state, self._cursor", "if True:\n            state, self._cursor", "visited"
+        "with self._on_device():\n            state, self._cursor",
+        "if True:\n            state, self._cursor",
+        "visited",
     ),
     "one pinned buffer is used for all copies": Mutation(
         "    destination.copy_(source.pin_memory() if destination.is_cuda else source, non_blocking=True)",
