@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 
+STALE = (
+    "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state was loaded since. "
+    "Iterate over attend(loader) again"
+)
+
 _LONGEST_REPR = 120
 
 _PACKAGE = __name__.partition(".")[0]

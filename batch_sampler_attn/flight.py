@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from batch_sampler_attn.errors import ProtocolError, StateError, plural
+from batch_sampler_attn.errors import STALE, ProtocolError, StateError, plural
 from batch_sampler_attn.options import length_of
 
 # What a source fetches where the loader itself is to yield the next batch.
@@ -21,25 +21,31 @@ NOTHING = object()
 # A StatefulDataLoader may make one iterator for its own state, and a loop one more than it needs.
 _MOST_ITERATORS_WITHOUT_A_BATCH = 3
 
+_NO_KEPT_ITERATOR = (
+    "Use a loader in one loop of attend() at a time. Instead of one that keeps its iterator for all epochs (timm's "
+    "MultiEpochsDataLoader, Ultralytics' InfiniteDataLoader), use a DataLoader with persistent_workers=True"
+)
+
+
+class VisitIndices(list[Any]):
+    """A batch's dataset indices, with the ``visit`` that they are for, by which ``SeededDataset`` draws."""
+
+    __slots__ = ("visit",)
+
+    def __init__(self, indices: Iterable[Any], visit: tuple[int, ...]) -> None:
+        super().__init__(indices)
+        self.visit = visit
+
 
 class InFlight(NamedTuple):
-    """Batches between a loader and a loop, as tickets. It is never changed, but replaced.
+    """Batches between a loader and a loop, as tickets. It is never changed, but replaced."""
 
-    Attributes:
-        out: The loader has taken their indices, and their losses have not arrived; oldest first.
-        resend: Taken by an iterator that was left; they go out again before anything else.
-    """
-
-    out: tuple[Any, ...] = ()
-    resend: tuple[Any, ...] = ()
+    out: tuple[Any, ...] = ()  # the loader has taken their indices, and their losses have not arrived; oldest first
+    resend: tuple[Any, ...] = ()  # taken by an iterator that was left: they go out again before anything else
 
     def sent(self, ticket: Any) -> InFlight:
-        """With one more ticket out."""
-        return InFlight((*self.out, ticket), self.resend)
-
-    def resent(self) -> InFlight:
-        """With the first of ``resend`` out."""
-        return InFlight((*self.out, self.resend[0]), self.resend[1:])
+        """With one more ticket out: the first of ``resend``, or a new one if there is none."""
+        return InFlight((*self.out, ticket), self.resend[1:])
 
     def landed(self) -> InFlight:
         """Without the oldest ticket, whose loss has arrived."""
@@ -51,15 +57,9 @@ class InFlight(NamedTuple):
 
 
 class Source(Protocol):
-    """Says what goes out next. Each method replaces its state in one assignment, so that an interrupt cannot tear it.
+    """Says what goes out next. It replaces its state in one assignment: an interrupt cannot tear it."""
 
-    Attributes:
-        leave_out: For errors: how to leave a batch out.
-        fewer: For errors: how to train on fewer batches.
-    """
-
-    leave_out: str
-    fewer: str
+    advice: str  # for errors: how to leave a batch out, and how to train on fewer
 
     @property
     def out(self) -> tuple[Any, ...]:
@@ -75,7 +75,7 @@ class Source(Protocol):
         """The ticket of the batch that is about to be yielded."""
 
     def collect(self, ticket: Any) -> None:
-        """The loop requests the next batch. Raises ProtocolError if it has not reported this one's loss."""
+        """The loop requests the next batch: refuse if it has not reported this one's loss."""
 
     def missing(self, *, was_refused: bool) -> str:
         """What is still to come in this epoch, in words; empty if nothing is, or no indices were left to hand out."""
@@ -99,20 +99,11 @@ class Source(Protocol):
 
 
 class Feed:
-    """Feeds a DataLoader with a source's indices, and a loop with the batches, each with its ticket.
-
-    Args:
-        source: Says what goes out.
-        sampler: The batch sampler that the loader has to be built on.
-
-    Attributes:
-        lock: Held while the source's state is replaced: a loader may ask on a thread of its own.
-        is_inside_loader: Whether the attended loader is at work now, so that the sampler's caller is the loader.
-    """
+    """Feeds the loader of a batch sampler with a source's indices, and a loop with the batches."""
 
     def __init__(self, source: Source, sampler: object) -> None:
-        self.lock = threading.RLock()
-        self.is_inside_loader = False
+        self.lock = threading.RLock()  # held while the source's state is replaced: a loader may ask on its own thread
+        self.is_inside_loader = False  # the attended loader is at work now, so the sampler's caller is the loader
         self._source = source
         self._sampler = type(sampler).__name__
         self._pass: _Pass | None = None
@@ -124,11 +115,6 @@ class Feed:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, lock=threading.RLock())
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a loop has stopped asking for batches, but keeps the iterator, which would go on."""
-        return self._pass is not None and self._pass.is_suspended
 
     @property
     def ticket(self) -> Any:
@@ -143,8 +129,8 @@ class Feed:
         """Whether a StatefulDataLoader is loading a state of its own, to be ignored next to one that was loaded."""
         if self.is_inside_loader and not self._was_loaded:
             raise StateError(
-                f"a StatefulDataLoader tried to restore this {self._sampler} from a state of its own, which is older "
-                "than the losses. Save the sampler's state_dict() beside loader.state_dict(), and load both"
+                f"a StatefulDataLoader tried to restore this {self._sampler} from a state older than the losses. "
+                "Save the sampler's state_dict() beside loader.state_dict(), and load both"
             )
         return self.is_inside_loader
 
@@ -156,7 +142,7 @@ class Feed:
         return itertools.chain(self._note_other_use(), plain)
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """One pass: the loader's batches, until nothing is missing. Raises ProtocolError for what is out of turn."""
+        """One pass: the loader's batches, until nothing is missing."""
         current = self._pass = _Pass(loader)
         source, iterator = self._source, None
         try:
@@ -165,8 +151,7 @@ class Feed:
             while True:
                 if current.was_used_elsewhere and current.is_one_iterator:
                     raise ProtocolError(
-                        "the loader was iterated over elsewhere in the middle of its epoch. With persistent_workers it "
-                        "is one iterator, which began again. Use another DataLoader there"
+                        "the loader, of persistent workers, was iterated over elsewhere; use another DataLoader there"
                     )
                 batch = source.fetch(loader)
                 if batch is NOTHING:
@@ -188,42 +173,15 @@ class Feed:
                         self.is_inside_loader = False
                     self._check_arrival(current)
                 ticket = current.ticket = source.offer()
-                current.is_suspended = True
                 yield batch
-                current.is_suspended = False
                 if self._pass is not current:
-                    raise ProtocolError(
-                        "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state "
-                        "was loaded since. Iterate over attend(loader) again"
-                    )
+                    raise ProtocolError(STALE)
                 source.collect(ticket)
         finally:
-            current.is_suspended = False
             if self._pass is current:
                 self.is_inside_loader = False  # an interrupt may have come before it was reset
                 self._pass = None
                 source.closed()
-
-    def hand_out(self, current: _Pass, asking: object) -> list[Any]:
-        """The next batch's indices, for a loader's iterator that was made in the pass ``current``."""
-        with self.lock:
-            if current is not self._pass:
-                raise ProtocolError(
-                    "a loader iterator of an earlier epoch asked for more batches. Use the loader in one loop of "
-                    "attend(loader) at a time. Instead of a loader that keeps one iterator for all epochs, such as "
-                    "timm's MultiEpochsDataLoader, use a DataLoader with persistent_workers=True"
-                )
-            if asking is not current.asking:
-                # A StatefulDataLoader that was saved between epochs makes an iterator, which takes its first batches,
-                # and discards it for another.
-                self._source.recall()
-                current.asking, current.asking_thread, current.was_refused = asking, threading.get_ident(), False
-            indices = self._source.hand_out()
-        if indices is None:
-            current.refuse()
-            raise StopIteration
-        current.iterators_without_a_batch = 0
-        return indices
 
     def _note_other_use(self) -> Iterator[list[Any]]:
         if self._pass is not None:
@@ -231,56 +189,39 @@ class Feed:
         yield from ()
 
     def _check_arrival(self, current: _Pass) -> None:
-        """Refuse a batch from elsewhere, and notice a batch that was dropped.
-
-        After a drop, more batches are in flight than when the first one arrived, and the loader had read ahead as far
-        as it does. A thread that reads ahead may go further at any time.
-        """
         in_flight = len(self._source.out)
         current.arrivals += 1
         if not in_flight:
             raise ProtocolError(
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
-                "attend() a DataLoader(dataset, batch_sampler=...) itself: islice, enumerate and generator expressions "
-                "make its iterator before the epoch, as timm's MultiEpochsDataLoader does; persistent_workers=True "
-                "does not. Ask a StatefulDataLoader for its state only once attend() has begun. To train on fewer "
-                f"batches, {self._source.fewer}"
+                "attend() the DataLoader itself: islice, enumerate, generators, and a StatefulDataLoader that is asked "
+                f"for its state before the epoch begin to iterate too early. {_NO_KEPT_ITERATOR}. {self._source.advice}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
         elif in_flight > current.most_in_flight and current.asking_thread == current.thread:
-            dropped = plural(in_flight - current.most_in_flight, "batch", "batches")
-            raise ProtocolError(
-                f"{dropped} of the {self._sampler} did not come out of {current.loader}: something between the "
-                "DataLoader and attend() drops batches, so that losses would be attributed to the wrong ones. Let "
-                f"every batch through; to leave one out, {self._source.leave_out}. What reads ahead must read as far "
-                "ahead at first as later"
-            )
+            # The loader had read ahead as far as it does by its first batch; a thread may go further at any time.
+            self._refuse_drop(current, in_flight - current.most_in_flight)
+
+    def _refuse_drop(self, current: _Pass, dropped: int) -> None:
+        raise ProtocolError(
+            f"{plural(dropped, 'batch', 'batches')} of the {self._sampler} did not come out of {current.loader}: it "
+            "drops batches, ends after a fixed number of batches, repeats included, or reads further ahead than at "
+            f"first. Losses would go to other batches. Let every batch through. {self._source.advice}"
+        )
 
     def _is_over(self, current: _Pass) -> bool:
         """The loader ended: whether the epoch did too, rather than one of several iterations of the loader."""
         arrivals, current.arrivals = current.arrivals, 0
         if in_flight := len(self._source.out):
-            raise ProtocolError(
-                f"{current.loader} ended with {plural(in_flight, 'batch', 'batches')} taken from the {self._sampler} "
-                "and not yielded. Something between the DataLoader and attend() drops batches (to leave one out, "
-                f"{self._source.leave_out}) or yields a fixed number of batches, repeats included (to train on fewer, "
-                f"{self._source.fewer}). Let every batch through"
-            )
+            self._refuse_drop(current, in_flight)
         missing = self._source.missing(was_refused=current.was_refused)
-        if not missing:
-            return True
-        if not arrivals:
+        if missing and not (arrivals and self._source.continues(has_length=current.has_length)):
             raise ProtocolError(
-                f"{current.loader} can be iterated over only once, with {missing} still to come. Give attend() the "
-                "DataLoader, or a class whose __iter__ iterates over it, instead of a generator"
+                f"{current.loader} ended with {missing} still to come. Give attend() what iterates over the whole "
+                f"DataLoader each time: a generator can be iterated over only once. {self._source.advice}"
             )
-        if not self._source.continues(has_length=current.has_length):
-            raise ProtocolError(
-                f"{current.loader} ended with {missing} still to come. Let it iterate over the whole DataLoader; to "
-                f"train on fewer batches, {self._source.fewer}"
-            )
-        return False
+        return not missing
 
 
 class _Pass:
@@ -291,22 +232,11 @@ class _Pass:
         self.ticket: Any = None
         self.thread = self.asking_thread = threading.get_ident()
         self.asking: object = None
-        self.was_refused = self.was_used_elsewhere = self.is_suspended = False
+        self.was_refused = self.was_used_elsewhere = False
         self.has_length = length_of(loader) is not None
         # With persistent workers, a DataLoader is one iterator.
         self.is_one_iterator = getattr(loader, "persistent_workers", False) is True
         self.arrivals = self.most_in_flight = self.iterators_without_a_batch = 0
-
-    def refuse(self) -> None:
-        """There is no batch for the asking iterator. Raises ProtocolError if that will never end the loader."""
-        self.iterators_without_a_batch += not self.was_refused
-        self.was_refused = True
-        if self.iterators_without_a_batch > _MOST_ITERATORS_WITHOUT_A_BATCH:
-            raise ProtocolError(
-                f"{self.loader} begins again whenever there is no batch left, and never ends itself. Instead of a "
-                "generator that cycles, or a loader that keeps one iterator for all epochs (timm's "
-                "MultiEpochsDataLoader), give attend() the DataLoader, with persistent_workers=True"
-            )
 
 
 class _HandOut(Iterator[list[Any]]):
@@ -317,39 +247,54 @@ class _HandOut(Iterator[list[Any]]):
         self._pass = current
 
     def __next__(self) -> list[Any]:
-        return self._feed.hand_out(self._pass, self)
+        feed, current = self._feed, self._pass
+        with feed.lock:
+            if current is not feed._pass:
+                raise ProtocolError(f"an iterator of an earlier epoch requested more batches. {_NO_KEPT_ITERATOR}")
+            if self is not current.asking:
+                # A StatefulDataLoader that was saved between epochs makes an iterator, which takes its first batches,
+                # and discards it for another.
+                feed._source.recall()
+                current.asking, current.asking_thread, current.was_refused = self, threading.get_ident(), False
+            indices = feed._source.hand_out()
+        if indices is not None:
+            current.iterators_without_a_batch = 0
+            return indices
+        current.iterators_without_a_batch += not current.was_refused
+        current.was_refused = True
+        if current.iterators_without_a_batch > _MOST_ITERATORS_WITHOUT_A_BATCH:
+            raise ProtocolError(
+                f"{current.loader} never ends itself, as a generator that cycles. Give attend() the DataLoader. "
+                f"{_NO_KEPT_ITERATOR}"
+            )
+        raise StopIteration
 
 
 def check_loader(sampler: object, loader: Any) -> None:
     """Refuse a loader through which losses could not be attributed to the batches of ``sampler``."""
-    if getattr(loader, "in_order", True) is False:
-        raise ProtocolError(
-            "the DataLoader has in_order=False, so batches arrive in another order than they were handed out, and "
-            "losses would be attributed to the wrong ones; leave in_order at True"
-        )
-    if getattr(loader, "snapshot_every_n_steps", 1) != 1:
-        raise ProtocolError(
-            f"the StatefulDataLoader has snapshot_every_n_steps={loader.snapshot_every_n_steps}; on a resume it would "
-            "pass over batches without training on them. Leave it at 1"
-        )
+    kind, name = type(loader).__name__, type(sampler).__name__
+    for option, allowed in (("in_order", True), ("snapshot_every_n_steps", 1)):
+        if (value := getattr(loader, option, allowed)) != allowed:
+            raise ProtocolError(
+                f"the {kind} has {option}={value}, which loses batches or mixes up losses; leave it at {allowed}"
+            )
     # A wrapper need not say which batch sampler is inside.
     inner = getattr(loader, "batch_sampler", sampler)
     if inner is sampler:
         return
-    name, found = type(sampler).__name__, type(inner).__name__
-    advice = f"Build it with DataLoader(dataset, batch_sampler=...) on this {name}"
+    found = type(inner).__name__
+    advice = "Keep trainers from replacing it (Lightning: use_distributed_sampler=False)"
     if getattr(loader, "sampler", None) is sampler:
-        problem = f"was built with sampler=, which takes single indices; a {name} makes batches"
+        problem = "was built with sampler=, which takes single indices"
     elif inner is None:
-        problem = f"does not batch, and does not use this {name}"
+        problem = "does not batch"
     elif sampler in (getattr(inner, "batch_sampler", None), getattr(inner, "sampler", None)):
         problem = f"has a {found} around this {name}, which changes what it yields on a rank, or when"
-        advice += (
-            ". Between ranks, give it rank= and world_size=, and no loader to accelerate's prepare(). To keep workers, "
-            "use persistent_workers=True instead of a loader that keeps one iterator, as timm's "
-            "MultiEpochsDataLoader and Ultralytics' InfiniteDataLoader do"
+        advice = (
+            f"On ranks, give it rank= and world_size=, and no loader to accelerate's prepare(). {_NO_KEPT_ITERATOR}"
         )
     else:
         problem = f"has another batch sampler, a {found}"
-        advice += ", and keep trainers from replacing it (Lightning: use_distributed_sampler=False)"
-    raise ProtocolError(f"the {type(loader).__name__} {problem}. {advice}")
+    raise ProtocolError(
+        f"the {kind} {problem}. Build it with DataLoader(dataset, batch_sampler=...) on this {name}. {advice}"
+    )

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from batch_sampler_attn import checkpoint, rule
-from batch_sampler_attn.errors import EmptyEpochError, OptionError, ProtocolError, plural, short_repr, warn
+from batch_sampler_attn.errors import STALE, EmptyEpochError, OptionError, ProtocolError, plural, short_repr, warn
 from batch_sampler_attn.losses import as_float, detached
 from batch_sampler_attn.options import Options, sample_weight
 from batch_sampler_attn.ranks import MessageKind, Ranks, RanksOption
@@ -112,10 +112,6 @@ _GIVE_REMAINING = (
 _FEWER_BATCHES = (
     "To train on n batches an epoch, give attend() no more: schedule.attend(itertools.islice(loader, n)), or "
     "BatchAttentionSampler(..., batches_per_epoch=n)"
-)
-_STALE = (
-    "this iterator is stale: another pass of attend() began, the epoch was abandoned, or a state was loaded since. "
-    "Iterate over schedule.attend(loader) again"
 )
 
 
@@ -609,7 +605,7 @@ class Pass:
 
     def _check_is_open(self) -> None:
         if self.phase in (LEFT, OVER):
-            raise ProtocolError(_STALE)
+            raise ProtocolError(STALE)
 
 
 def _checked_recorders(recorders: object) -> tuple[Recorder, ...]:

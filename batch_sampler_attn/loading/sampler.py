@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
-from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, check_loader
+from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, VisitIndices, check_loader
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
 from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.seeded import warn_if_inside
@@ -29,16 +29,14 @@ class BatchAttentionSampler(Sampler[list[int]]):
     ``for batch in loader`` visits every batch once, in an order drawn faster than by torch's own ``BatchSampler``.
 
     Args:
-        sampler: A sampler of dataset indices, such as ``RandomSampler(dataset)``; or, without
-            ``batch_size``, a batch sampler.
+        sampler: A sampler of dataset indices, such as ``RandomSampler(dataset)``; without ``batch_size``, of batches.
         batch_size: Indices in a batch.
         drop_last: Whether a last, shorter batch is left out.
-        schedule: Decides about repeats. It belongs to this sampler from here on. None makes one with the
-            default options, to be found as ``sampler.schedule``.
+        schedule: Decides about repeats, for this sampler alone. None makes one, ``sampler.schedule``.
         repeats: "immediate", as in the paper: the repeat follows at once, while the loader's own batches wait. Where
             the loader has workers, one more worker fetches it, which lives as long as they do. Or "deferred": the
             workers fetch it, and it arrives after the ``num_workers * prefetch_factor`` batches that they had been
-            given before. Repeats that are left when the base batches are over take another iteration of the loader.
+            given before.
         batches_per_epoch: The most batches of each epoch's order to train on; None for all of them.
         rank: With ``world_size``, for ranks that train together: which of them this is. Each takes every
             ``world_size``-th index of the order (or batch, of a batch sampler), so the order has to be the same on all:
@@ -80,34 +78,19 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if schedule is None:
             if (ranks := process_group_size()) > 1:
                 raise ProtocolError(
-                    f"this process is one of {ranks} in a process group, and its BatchAttentionSampler was given no "
-                    "schedule. If a trainer made it again from yours, switch that off (Lightning: "
-                    "use_distributed_sampler=False); if you made it, give it "
-                    "schedule=BatchAttentionSchedule(ranks=MeanOverRanks())"
+                    f"a BatchAttentionSampler has no schedule on {ranks} ranks. Give it ranks=MeanOverRanks() in a "
+                    "BatchAttentionSchedule; keep trainers from replacing it (Lightning: use_distributed_sampler=False)"
                 )
             schedule = BatchAttentionSchedule()
         if not isinstance(schedule, BatchAttentionSchedule):
             raise OptionError(f"schedule is {short_repr(schedule)}; pass a BatchAttentionSchedule(k=...)")
         self.repeats = one_of("repeats", repeats, ("immediate", "deferred"))
-        self._base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch, rank, world_size)
-        self._batches = _BatchSource(self, self._base, schedule, is_in_order=repeats == "immediate")
-        passes_of(schedule).set_driver(self._batches)
+        base = BaseBatches(sampler, batch_size, drop_last, batches_per_epoch, rank, world_size)
+        self.sampler, self.batch_size, self.drop_last = base.sampler, base.batch_size, base.drop_last
+        self._base = base
+        self._source = _BatchSource(self, base, schedule, is_in_order=repeats == "immediate")
+        passes_of(schedule).set_driver(self._source)
         self.schedule = schedule
-
-    @property
-    def batch_size(self) -> int | None:
-        """Indices in a batch; None if it wraps a batch sampler of unknown batch size."""
-        return self._base.batch_size
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether a last, shorter batch is left out."""
-        return self._base.drop_last
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler of indices, or of batches, that this one draws from."""
-        return self._base.sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the number of the epoch that is about to begin to the sampler inside.
@@ -126,21 +109,19 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return f"<{type(self).__name__}({inside}{size}, repeats={self.repeats!r}), {self.schedule!r}>"
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._batches.feed.indices(self._base)
-
-    # State -------------------------------------------------------------------------------------------
+        return self._source.feed.indices(self._base)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state and its schedule's, as plain JSON types.
 
-        It may be taken at any time, also after an interrupt (Ctrl-C); a batch whose loss was not reported is visited
-        again after the resume. Torch's global generator is yours to save; where a wrapper of the DataLoader is
-        attended, resuming draws one number more from it, a seed for the loader's workers.
+        It may be taken at any time, also after an interrupt (Ctrl-C). A batch whose loss was not reported is visited
+        again after the resume. Torch's global generator is yours to save; with a wrapper of the DataLoader, resuming
+        draws one number more from it.
         """
-        if self._batches.feed.is_inside_loader:
+        if self._source.feed.is_inside_loader:
             # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.
             return {"saved_by_loader": True}
-        return checkpoint.seal({"options": self._options(), **self._batches.pack()})
+        return checkpoint.seal({"options": self._options(), **self._source.pack()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume where ``state_dict`` was taken, in the sampler and in its schedule.
@@ -148,24 +129,16 @@ class BatchAttentionSampler(Sampler[list[int]]):
         Raises:
             StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
         """
-        if self._batches.feed.is_loaders_state():
+        if self._source.feed.is_loaders_state():
             return
         keys = {"options", "schedule", "generator", *EpochFlight._fields} - {"is_resumed"}
         fields = checkpoint.unseal("the sampler's state", state_dict, keys)
         checkpoint.check_options(self._options(), fields["options"])
-        self._batches.load(fields)
+        self._source.load(fields)
 
     def _options(self) -> dict[str, Any]:
         names = ("batch_size", "drop_last", "repeats")
         return {**{name: getattr(self, name) for name in names}, "batches_per_epoch": self._base.most_batches}
-
-
-class VisitIndices(list[Any]):
-    """A batch's dataset indices, with the ``visit`` that they are for, by which ``SeededDataset`` draws."""
-
-    __slots__ = ("visit",)
-
-    visit: tuple[int, ...]
 
 
 class Ticket(NamedTuple):
@@ -175,44 +148,25 @@ class Ticket(NamedTuple):
     visits: int
     indices: list[Any]
 
-    def to_fetch(self, begun: tuple[int, int]) -> VisitIndices:
-        """What to ask a dataset for, in a pass that began at ``begun``."""
-        indices = VisitIndices(self.indices)
-        indices.visit = (*begun, self.position, self.visits)
-        return indices
-
 
 class EpochFlight(NamedTuple):
-    """Where the batches of an epoch are. It is never changed, but replaced, together with the schedule's state.
+    """Where the batches of an epoch are. It is never changed, but replaced, together with the schedule's state."""
 
-    Attributes:
-        position: Base batches handed out so far.
-        flight: Handed out, and their losses have not arrived.
-        pending: To be repeated.
-        epoch_generator: State of the generator that the epoch's order is drawn from; None if there is no generator.
-        last_base_batch: The one handed out last; None at position 0.
-        is_exhausted: Whether the order has no more base batches.
-        begun: The epoch, and the position in it, at which the pass began.
-        shard: The rank whose indices these are: a state may have been saved on another one.
-        is_resumed: Whether the next pass resumes this one, since it was loaded.
-    """
-
-    position: int = 0
+    position: int = 0  # base batches handed out so far
     flight: InFlight = InFlight()
-    pending: tuple[Ticket, ...] = ()
-    epoch_generator: str | None = None
+    pending: tuple[Ticket, ...] = ()  # to be repeated
+    epoch_generator: str | None = None  # the state from which the epoch's order is drawn, if there is a generator
     last_base_batch: list[Any] | None = None
-    is_exhausted: bool = False
-    begun: tuple[int, int] = (0, 0)
-    shard: Shard = Shard()
-    is_resumed: bool = False
+    is_exhausted: bool = False  # the order has no more base batches
+    begun: tuple[int, int] = (0, 0)  # the epoch, and the position in it, at which the pass began
+    shard: Shard = Shard()  # the rank whose indices these are: a state may have been saved on another one
+    is_resumed: bool = False  # by the next pass, since it was loaded
 
 
 class _BatchSource(Source):
     """Hands out a schedule's batches, as its ``passes.Driver``; ``is_in_order`` fetches repeats at once."""
 
-    leave_out = "call schedule.skip() in the loop"
-    fewer = "use BatchAttentionSampler(..., batches_per_epoch=n)"
+    advice = "To leave a batch out, call schedule.skip(); to train on fewer, use batches_per_epoch=n"
 
     def __init__(
         self, sampler: object, base: BaseBatches, schedule: BatchAttentionSchedule, *, is_in_order: bool
@@ -247,26 +201,37 @@ class _BatchSource(Source):
     def _flight(self) -> EpochFlight:
         return self._passes.run.flight  # type: ignore[no-any-return]
 
-    # What the schedule asks for --------------------------------------------------------------------------
-
     def deliver(self, loader: Any) -> Iterator[Any]:
         passes, run = self._passes, self._passes.run
         check_loader(self._sampler, loader)
         warn_if_inside(getattr(loader, "dataset", None))
         if self.is_in_order and not yields_what_it_fetches(loader):
             raise ProtocolError(
-                f"an immediate repeat is fetched from the DataLoader's dataset, past what {type(loader).__name__} may "
-                "do to a batch. Pass the DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
+                f"an immediate repeat is fetched past what {type(loader).__name__} may do to a batch. Pass the "
+                "DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
         if passes.ranks.count > 1:
             self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:
             raise ProtocolError(
-                "the schedule is in the middle of an epoch, but its BatchAttentionSampler is not: load "
-                "sampler.state_dict(), which holds the schedule's state, instead of schedule.state_dict() alone"
+                "the schedule is in mid-epoch, and its sampler is not; load sampler.state_dict(), which holds both"
             )
-        return self._epoch(loader)
+        length, whole = length_of(loader), self._base.length
+        with passes.open(length, self._base.common_to_ranks()) as self._pass:
+            flight, state = self._flight, passes.state
+            self._starts_resumed = flight.is_resumed
+            flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
+            begun = state.epoch, state.position
+            flight = self._redrawn(flight) if flight.position else flight._replace(begun=begun)
+            self.closed()
+            # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
+            self._limit = length if length is not None and whole is not None and length < whole else None
+            passes.replace(flight=flight)
+            yield from self.feed.batches(loader)
+            if passes.options.epoch_length is not None:
+                # Otherwise the epoch ends here, and the flight with it.
+                passes.replace(flight=self.restarted())
 
     def settled(self, flight: EpochFlight, decision: Decision | None, visits: int) -> EpochFlight:
         ticket, pending, in_flight = self._current(flight), flight.pending, flight.flight
@@ -284,47 +249,27 @@ class _BatchSource(Source):
     def _current(self, flight: EpochFlight) -> Ticket:
         return flight.pending[0] if self.is_in_order and flight.pending else flight.flight.out[0]
 
-    def _epoch(self, loader: Any) -> Iterator[Any]:
-        length, whole = length_of(loader), self._base.length
-        with self._passes.open(length, self._base.common_to_ranks()) as self._pass:
-            flight, state = self._flight, self._passes.state
-            self._starts_resumed = flight.is_resumed
-            flight = flight._replace(is_resumed=False) if flight.is_resumed else self.restarted()
-            begun = state.epoch, state.position
-            flight = self._redrawn(flight) if flight.position else flight._replace(begun=begun)
-            self.closed()
-            # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
-            self._limit = length if length is not None and whole is not None and length < whole else None
-            self._passes.replace(flight=flight)
-            yield from self.feed.batches(loader)
-            if self._passes.options.epoch_length is not None:
-                # Otherwise the epoch ends here, and the flight with it.
-                self._passes.replace(flight=self.restarted())
-
-    # What the feed asks for ------------------------------------------------------------------------------
-
     @property
     def out(self) -> tuple[Ticket, ...]:
         return self._flight.flight.out
 
     def hand_out(self) -> list[Any] | None:
-        flight, in_flight = self._flight, self._flight.flight
+        flight = self._flight
         ticket: Ticket
-        if in_flight.resend:
-            ticket = in_flight.resend[0]
-            flight = flight._replace(flight=in_flight.resent())
+        if flight.flight.resend:
+            ticket = flight.flight.resend[0]
         elif flight.pending and not self.is_in_order:
             ticket = flight.pending[0]
-            flight = flight._replace(pending=flight.pending[1:], flight=in_flight.sent(ticket))
+            flight = flight._replace(pending=flight.pending[1:])
         else:
             flight, batch = self._next_base_batch(flight)
             if batch is None:
                 self._passes.replace(flight=flight)
                 return None
             ticket = Ticket(flight.position, 0, batch)
-            flight = flight._replace(position=flight.position + 1, last_base_batch=batch, flight=in_flight.sent(ticket))
-        self._passes.replace(flight=flight)
-        return ticket.to_fetch(flight.begun)
+            flight = flight._replace(position=flight.position + 1, last_base_batch=batch)
+        self._passes.replace(flight=flight._replace(flight=flight.flight.sent(ticket)))
+        return VisitIndices(ticket.indices, (*flight.begun, ticket.position, ticket.visits))
 
     def recall(self) -> None:
         self._passes.replace(flight=self._flight._replace(flight=self._flight.flight.recalled()))
@@ -357,7 +302,9 @@ class _BatchSource(Source):
             return NOTHING
         if loader not in self._fetchers:
             self._fetchers[loader] = OnDemandFetcher(loader, (self._passes.state.epoch, flight.position))
-        return self._fetchers[loader].fetch(flight.pending[0].to_fetch(flight.begun))
+        ticket = flight.pending[0]
+        indices = VisitIndices(ticket.indices, (*flight.begun, ticket.position, ticket.visits))
+        return self._fetchers[loader].fetch(indices)
 
     def offer(self) -> Ticket:
         ticket = self._current(self._flight)
@@ -410,7 +357,7 @@ class _BatchSource(Source):
         return flight, batch
 
     def _redrawn(self, flight: EpochFlight) -> EpochFlight:
-        """The flight, once the epoch's order is drawn up to its position. Raises StateError if it is another order."""
+        """The flight, once the epoch's order is drawn up to its position."""
         if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
             return flight
         shard, last, rows = self._base.rank_shard, flight.position - 1, (*flight.flight, flight.pending)
@@ -420,9 +367,8 @@ class _BatchSource(Source):
             # This rank's batches are on their way where the other's were.
             known = dict.fromkeys(known)
         batches = self._base.resumed(flight.epoch_generator, flight.position, known, is_exhausted=flight.is_exhausted)
-        out, resend, pending = (
-            tuple(ticket._replace(indices=known[ticket.position]) for ticket in row) for row in rows
-        )
+        drawn = (tuple(ticket._replace(indices=known[ticket.position]) for ticket in row) for row in rows)
+        out, resend, pending = drawn
         self._drawn = batches, known[last]
         return flight._replace(flight=InFlight(out, resend), pending=pending, last_base_batch=known[last], shard=shard)
 
@@ -448,7 +394,7 @@ class _BatchSource(Source):
         return packed
 
     def load(self, fields: dict[str, Any]) -> None:
-        """Resume from what ``pack`` packed. Raises StateError if it does not fit; nothing is assigned then."""
+        """Resume from what ``pack`` packed, or assign nothing if it does not fit."""
         base, position = self._base, fields["position"]
         run = self._passes.unpack(fields["schedule"])
         flight = EpochFlight(is_resumed=True)._replace(

@@ -27,7 +27,7 @@ class SeededDataset(Dataset[Any]):
     generators of PyTorch, Python and NumPy are set while a batch is fetched, and restored afterwards. Other generators
     are not affected, such as those of some augmentation libraries.
 
-    It has an effect only as the data set of a DataLoader with a ``BatchAttentionSampler``, under ``attend``. Inside
+    It has an effect only in a DataLoader with ``BatchAttentionSampler`` or ``SampleAttention`` that is attended. Inside
     another data set, such as a ``Subset``, it has none and warns: put it around all others.
 
     Args:

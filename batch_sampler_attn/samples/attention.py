@@ -14,17 +14,13 @@ from batch_sampler_attn.flight import Feed, check_loader
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.options import length_of
 from batch_sampler_attn.ranks import Ranks, RanksOption, Shard, shard_of
-from batch_sampler_attn.samples.options import DOSES, RememberLoss, SampleOptions, Select, checked_doses
-from batch_sampler_attn.samples.state import Memory, _SampleSource
-from batch_sampler_attn.samples.stream import SampleBatch, check_sampler
+from batch_sampler_attn.samples.options import DOSES, RememberLoss, SampleOptions, Select, check_sampler, checked_doses
+from batch_sampler_attn.samples.state import Memory, SampleBatch, _SampleSource
 from batch_sampler_attn.summary import SampleSummary
 
 
 class AttendedSamples(AttendedLoader[Any, Any]):
-    """What ``SampleAttention.attend`` returns: each iteration is one epoch, of exactly ``len()`` batches.
-
-    Other attributes (``dataset``, ``batch_size``, ...) are those of the loader that it wraps.
-    """
+    """What ``SampleAttention.attend`` returns: each iteration is one epoch, of exactly ``len()`` batches."""
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -33,18 +29,14 @@ class AttendedSamples(AttendedLoader[Any, Any]):
 class SampleAttention:
     """Spends updates on badly fitted samples, and takes no more of them: an epoch has exactly ``updates``.
 
-    Two halves, each of which can be used without the other. Well-fitted samples, with a loss below the mean of the
-    epoch before, are *pruned* from a pass over the data with probability ``prune_probability``. Badly fitted samples,
-    with a loss above ``k`` times that mean, are *pooled*, and come again in batches of such samples. What the pool adds
-    and what pruning saves only change how fast training goes through the data: passes follow each other, and an epoch
-    ends after ``updates`` batches wherever they are.
+    Well-fitted samples, with a loss below the mean of the epoch before, are *pruned* from a pass over the data with
+    probability ``prune_probability``. Badly fitted samples, with a loss above ``k`` times that mean, are *pooled*, and
+    come again in batches of such samples. Either half can be used alone. Passes over the data follow each other, and an
+    epoch ends after ``updates`` batches wherever they are.
 
-    It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. Where losses arrive
-    later than batches go out, as with workers, a sample's loss takes effect from then on; that is the same in every
-    run with as many workers.
-
-    (After the paper's future work, items 1 and 2: other criteria, and other ways to treat badly fitted data; pruning
-    follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
+    It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, losses
+    arrive after later batches went out, and take effect from then on: the same in every run with as many workers.
+    (After the paper's future work; pruning follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
 
     Args:
         samples: Length of the dataset.
@@ -55,11 +47,9 @@ class SampleAttention:
         weighted: Weight the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Those of the whole training, which set where its last share begins; None for no such share.
-        final_full_share: The share of training, at its end, that uses all data: the nearest number of epochs, and at
-            least one. It is 1 minus InfoBatch's ``delta``.
+        final_full_share: The share of training, at its end, that uses all data, of at least one epoch; 1 - ``delta``.
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
-        remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch. The last
-            is the most recent; soon after another visit, as from the pool, it can be lower than it will stay.
+        remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch.
         select: "loss"; or one of two controls. "random" prunes and pools as many samples as the losses of this very run
             would select, whichever they are. The ``doses`` of a recorded run prune and pool as many as that run did.
         sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it has that; None for
@@ -107,7 +97,7 @@ class SampleAttention:
     ) -> None:
         self._given_shard = shard_of(sampler, rank, world_size)
         shard = self._given_shard or Shard()
-        doses = None if isinstance(select, str) else checked_doses(select)
+        doses = None if isinstance(select, str) and select != DOSES else checked_doses(select)
         options = SampleOptions(
             samples=samples,
             batch_size=batch_size,
@@ -120,35 +110,28 @@ class SampleAttention:
             final_full_share=final_full_share,
             floor=floor,
             remember_loss=remember_loss,
-            select=DOSES if doses is not None else "" if select == DOSES else select,  # type: ignore[arg-type]
+            select=select if doses is None else DOSES,  # type: ignore[arg-type]
             seed=seed,
         )
         options.check(ranks=shard.ranks)
-        check_sampler(sampler)
+        if sampler is not None:
+            check_sampler(sampler)
         if updates is None:
-            in_a_pass = max(1, length_of(sampler) or options.samples)
-            options.updates = -(-in_a_pass // (options.batch_size * shard.ranks))
+            options.updates = -(-(length_of(sampler) or options.samples) // (options.batch_size * shard.ranks))
         self._ranks = Ranks(ranks)
         self._source = _SampleSource(options, sampler, shard, doses, self._ranks)
         self._feed = self._source.feed = Feed(self._source, self)
         self._has_warned_of_end = False
-        options.warn_if_idle()
+        self.batch_size = options.batch_size
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.options).items())
         return f"<{type(self).__name__}({options}), epoch {self.epoch}, update {self.updates}>"
 
-    # Progress --------------------------------------------------------------------------------------------
-
     @property
     def options(self) -> SampleOptions:
         """The options that this was made with."""
         return self._source.options
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a batch."""
-        return self.options.batch_size
 
     @property
     def epoch(self) -> int:
@@ -167,15 +150,12 @@ class SampleAttention:
 
     @property
     def indices(self) -> list[int]:
-        """The samples of the current batch. Raises ProtocolError if there is none."""
+        """The samples of the current batch, which there has to be."""
         return list(self._current("indices").indices)
 
     @property
     def weights(self) -> list[float]:
-        """The weights of the current batch's losses, one a sample; their mean over a pass is 1.
-
-        Raises ProtocolError if there is no current batch.
-        """
+        """The weights of the current batch's losses, one a sample; their mean over a pass is 1."""
         return list(self._current("weights").weights)
 
     @property
@@ -185,12 +165,12 @@ class SampleAttention:
 
     @property
     def last_summary(self) -> SampleSummary:
-        """The epoch that ended last. Raises ProtocolError if none has ended yet."""
+        """The epoch that ended last, which one has to have done."""
         summary = self._source.state.last_summary
         if summary is None:
             raise ProtocolError(
-                f"no epoch has ended yet: {self.updates} of the first one's {len(self)} updates are made, and a loop "
-                "that is left early does not end it. The next attend() resumes it; .summary has it up to now"
+                f"no epoch has ended yet: {self.updates} of {len(self)} updates are made. A loop that is left early "
+                "does not end it: the next attend() resumes it, and .summary has it up to now"
             )
         return summary
 
@@ -206,19 +186,15 @@ class SampleAttention:
             raise IndexError(f"sample {sample} is not one of the {self.options.samples}")
         return self._memory().losses[sample]
 
-    # Training --------------------------------------------------------------------------------------------
-
     def attend(self, loader: Iterable[Any] | None = None) -> AttendedSamples:
         """Wrap a loader so that each iteration is one epoch: exactly ``len(self)`` batches.
 
         Each batch must be followed by one ``weighted_mean`` or ``report``. A loop that is left early does not end its
-        epoch: the next iteration resumes it, at the current batch, as it does after ``load_state_dict``.
+        epoch: the next iteration resumes it, at the current batch, as it does after ``load_state_dict``. It may be
+        wrapped once, before the epochs.
 
         Args:
             loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
-
-        Returns:
-            What can be iterated over once an epoch. It may be made once, before the epochs.
 
         Raises:
             ProtocolError: If the loader was not built on this, yields batches in another order, or has a dataset of
@@ -226,7 +202,7 @@ class SampleAttention:
         """
         source = self if loader is None else loader
         self._check(source)
-        return AttendedSamples(self, source, self._deliver)
+        return AttendedSamples(self, source, self._epoch)
 
     def report(self, losses: Any) -> list[float]:
         """Report the losses of the current batch, one a sample, as they were before the update.
@@ -241,27 +217,21 @@ class SampleAttention:
             LossError: If there is not one loss for each sample. The batch is still current then.
             ProtocolError: If there is no current batch.
         """
-        batch = self._current("report()")
-        self._settle(_checked(losses, batch))
+        batch, numbers = self._checked("report()", losses)
+        self._settle(numbers)
         return list(batch.weights)
 
     def weighted_mean(self, losses: Any) -> Any:
-        """``report``, and the weighted mean of the losses, to be trained on.
+        """``report``, and the weighted mean of the losses, to be trained on. Half precision is weighted in single.
 
         Args:
-            losses: (batch,), a tensor of PyTorch or an array of NumPy. For other frameworks there is ``report``, or
-                ``weights`` before the losses are computed.
-
-        Returns:
-            The mean, in the framework of the losses. Half precision is weighted in single precision.
+            losses: (batch,), a tensor of PyTorch or an array of NumPy. Others have ``weights`` and ``report``.
 
         Raises:
-            LossError: If there is not one loss for each sample, or they are of another type. The batch is still current
-                then.
+            LossError: If ``report`` would raise it, or the losses are of another type. The batch is still current then.
             ProtocolError: If there is no current batch.
         """
-        batch = self._current("weighted_mean()")
-        numbers = _checked(losses, batch)
+        batch, numbers = self._checked("weighted_mean()", losses)
         mean = _weighted_mean(losses, batch.weights if self.options.weighted else None)
         self._settle(numbers)
         return mean
@@ -283,30 +253,21 @@ class SampleAttention:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
         given, count = self._given_shard, self._ranks.count
         if count > 1 and (given is None or given.ranks not in (1, count)):
-            problem = (
-                "all of them would train on the same samples" if given is None else "no rank would see some samples"
-            )
+            problem = "train on the same samples" if given is None else "leave some samples out"
             raise ProtocolError(
-                f"{count} ranks train together, and {problem}: give rank= and world_size={count}, or world_size=1 for "
-                "ranks that have data of their own"
+                f"{count} ranks would {problem}: give rank= and world_size={count}; 1 if each has data of its own"
             )
         if isinstance(loader, AttendedLoader):
             raise ProtocolError("attend() was given what attend() returned; iterate over that itself")
         check_loader(self, loader)
-        length = length_of(getattr(loader, "dataset", None))
-        if length not in (None, self.options.samples):
-            raise ProtocolError(
-                f"the loader's dataset has {length:,} samples, and samples is {self.options.samples:,}; make a "
-                "SampleAttention(len(dataset), ...) for it, and another one when its length changes"
-            )
-
-    def _deliver(self, loader: Any) -> Iterator[Any]:
-        self._check(loader)
-        return self._epoch(loader)
+        length, samples = length_of(getattr(loader, "dataset", None)), self.options.samples
+        if length not in (None, samples):
+            raise ProtocolError(f"the dataset has {length:,} samples, not {samples:,}; make another SampleAttention")
 
     def _epoch(self, loader: Any) -> Iterator[Any]:
-        if self._feed.is_kept:
-            # Perhaps after its last batch.
+        self._check(loader)
+        if self._feed.ticket is not None:
+            # The last loop stopped asking, perhaps after its last batch, and has kept the iterator.
             self._source.closed()
         if self._source.is_full and self.epoch == self.options.epochs and not self._has_warned_of_end:
             self._has_warned_of_end = True
@@ -323,10 +284,16 @@ class SampleAttention:
         ticket, out = self._feed.ticket, self._source.out
         if ticket is None or not out or out[0] is not ticket:
             raise ProtocolError(
-                f"{caller} was used while there was no current batch, or after its losses had been reported; iterate "
-                "over attention.attend(loader), and report once for each batch"
+                f"{caller} was used with no current batch of attention.attend(loader), or after its losses arrived"
             )
         return ticket
+
+    def _checked(self, caller: str, losses: Any) -> tuple[SampleBatch, list[float]]:
+        batch, numbers = self._current(caller), as_floats(losses)
+        if len(numbers) != self.batch_size:
+            got = plural(len(numbers), "loss", "losses")
+            raise LossError(f'got {got} for a batch of {self.batch_size} samples; compute them with reduction="none"')
+        return batch, numbers
 
     def _settle(self, losses: list[float]) -> None:
         epoch, before = self.epoch, self.summary.nonfinite_losses
@@ -335,22 +302,16 @@ class SampleAttention:
             # If all of them are finite, one is too large to be averaged.
             unusable = next((loss for loss in losses if not math.isfinite(loss)), max(losses, key=abs))
             warn(
-                f"a loss of {unusable} in epoch {epoch} is not finite, or too large to be averaged: it is kept out of "
-                "the mean, and its sample keeps the loss that it had before (one warning an epoch; "
-                "SampleSummary.nonfinite_losses counts them)"
+                f"a loss of {unusable} in epoch {epoch} is not finite, or too large to be averaged: it is left out "
+                "(one warning an epoch; SampleSummary.nonfinite_losses counts them)"
             )
-
-    # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume from here, as plain JSON types: about 13 bytes of text a sample.
 
-        It may be taken at any time, also after an interrupt (Ctrl-C): it is the state before a batch or after it. A
-        batch whose losses were not reported is trained on again after the resume. A signal handler should set a mark,
-        and the loop save: while a loader is asked for its next batch, this is for the loader alone.
-
-        The generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``. Each
-        rank knows the losses of its own samples, and has a state of its own.
+        It may be taken in a loop at any time, also after an interrupt (Ctrl-C), but not in a signal handler. A batch
+        whose losses were not reported is trained on again after the resume. Each rank has a state of its own. The
+        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
         """
         # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
         return {"saved_by_loader": True} if self._feed.is_inside_loader else self._source.pack()
@@ -369,27 +330,16 @@ class SampleAttention:
         self._source.state = state
 
 
-def _checked(losses: Any, batch: SampleBatch) -> list[float]:
-    numbers = as_floats(losses)
-    if len(numbers) != len(batch.indices):
-        raise LossError(
-            f"got {plural(len(numbers), 'loss', 'losses')} for a batch of {len(batch.indices)} samples; compute one "
-            'loss for each sample, with reduction="none"'
-        )
-    return numbers
-
-
 def _weighted_mean(losses: Any, weights: list[float] | None) -> Any:
-    """The mean of a tensor or an array, in its own framework; None weights all alike."""
+    """The mean of a tensor or an array; None weights all alike."""
     numpy = sys.modules.get("numpy")
     is_tensor = callable(getattr(losses, "new_tensor", None))
-    if not is_tensor and not (numpy is not None and isinstance(losses, numpy.ndarray)):
+    is_array = numpy is not None and isinstance(losses, numpy.ndarray)
+    if not (losses.is_floating_point() if is_tensor else is_array):
         raise LossError(
-            f"got losses of type {type(losses).__name__}; weighted_mean() takes a tensor of PyTorch or an array of "
-            "NumPy. Compute the mean yourself, with the weights that report(losses) returns"
+            f"weighted_mean() got losses of type {type(losses).__name__} ({getattr(losses, 'dtype', '')}); it takes a "
+            "tensor of floats or an array of NumPy. For others, use the weights that report(losses) returns"
         )
-    if is_tensor and not losses.is_floating_point():
-        raise LossError(f"got losses of {losses.dtype}; they must be floating-point numbers")
     if weights is None:
         return losses.mean()
     if is_tensor:

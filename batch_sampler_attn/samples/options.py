@@ -1,24 +1,27 @@
-"""The options of attention to samples."""
+"""The options of attention to samples, and what a sampler of the user's has to yield."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from batch_sampler_attn.checkpoint import plain_index
 from batch_sampler_attn.errors import OptionError, short_repr, warn
 from batch_sampler_attn.options import fraction, number, one_of, positive_int, positive_number
+from batch_sampler_attn.ranks import Shard, own_shard
 
 RememberLoss = Literal["last", "base"]
 Select = Literal["loss", "random"]
 
-# Visits are counted in a byte.
-MOST_VISITS = 255
-# Indices are kept in 32 bits.
-_MOST_SAMPLES = 2**31 - 1
-
+MOST_VISITS = 255  # they are counted in a byte
 DOSES = "doses"
+
+# A sampler without a length that yields so many times the samples is taken for endless.
+_ENDLESS = 100
 
 
 @dataclass(slots=True)
@@ -40,16 +43,13 @@ class SampleOptions:
     seed: int
 
     def check(self, *, ranks: int = 1) -> None:
-        """Make every option a plain number or string, or raise OptionError; ``ranks`` share the samples."""
+        """Make every option a plain number or string; warn if nothing would ever be pruned or pooled."""
         self.samples = positive_int("samples", self.samples, "the length of the dataset")
         self.batch_size = positive_int("batch_size", self.batch_size, "samples in a batch")
         of_rank = self.samples // ranks
-        if not self.batch_size <= of_rank or self.samples > _MOST_SAMPLES:
-            whose = "there are" if ranks == 1 else f"each of {ranks} ranks has"
-            raise OptionError(
-                f"batch_size is {self.batch_size}, and {whose} {of_rank} samples; a batch can be at most as large, and "
-                f"a dataset has at most {_MOST_SAMPLES:,} samples"
-            )
+        if self.batch_size > of_rank:
+            there = f"there are {of_rank}" if ranks == 1 else f"each of {ranks} ranks has {of_rank}"
+            raise OptionError(f"batch_size is {self.batch_size}, and {there} samples; a batch can be at most as large")
         if self.k is not None:
             self.k = positive_number("k", self.k, "None pools no samples")
         self.max_visits = positive_int("max_visits", self.max_visits, "1 pools no samples")
@@ -58,8 +58,7 @@ class SampleOptions:
         self.prune_probability = fraction("prune_probability", self.prune_probability, "0 prunes nothing")
         hint = "0 prunes and pools up to the last epoch"
         self.final_full_share = fraction("final_full_share", self.final_full_share, hint, may_be_1=True)
-        if not isinstance(self.weighted, bool):
-            raise OptionError(f"weighted is {short_repr(self.weighted)}; it must be True or False")
+        self.weighted = bool(self.weighted)
         self.updates = positive_int("updates", self.updates, "batches in an epoch; None: as many as plain training")
         if self.epochs is not None:
             self.epochs = positive_int("epochs", self.epochs, "those of the whole training")
@@ -69,16 +68,6 @@ class SampleOptions:
         if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):
             raise OptionError(f"seed is {short_repr(self.seed)}; it must be an int, the same in runs to be compared")
         self.seed = int(self.seed)
-
-    @property
-    def first_full_epoch(self) -> int | None:
-        """The first epoch of the last share of training, which trains on all data; None if there is none."""
-        if self.epochs is None or not self.final_full_share:
-            return None
-        return self.epochs - max(1, math.floor(self.epochs * self.final_full_share + 0.5))
-
-    def warn_if_idle(self) -> None:
-        """Warn of numbers of epochs with which nothing is ever pruned or pooled."""
         first_full = self.epochs if self.first_full_epoch is None else self.first_full_epoch
         if first_full is None or first_full > 1 or (not self.prune_probability and self.k is None):
             return
@@ -90,14 +79,46 @@ class SampleOptions:
             f"the first has none before it to compare with, and the last share of training uses all data. {advice}"
         )
 
+    @property
+    def first_full_epoch(self) -> int | None:
+        """The first epoch of the last share of training, which uses all data; None if there is none."""
+        if self.epochs is None or not self.final_full_share:
+            return None
+        return self.epochs - max(1, math.floor(self.epochs * self.final_full_share + 0.5))
+
 
 def checked_doses(doses: Any) -> dict[str, list[int]]:
-    """The doses of a recorded run, ``SampleAttention.doses``, or OptionError."""
+    """A copy of the doses of a recorded run, or OptionError."""
     are_doses = isinstance(doses, dict) and {*doses} == {"pruned", "pooled"}
     rows = [*doses.values()] if are_doses else [None]
     if not all(isinstance(row, list) and all(type(item) is int and item >= 0 for item in row) for row in rows):
-        raise OptionError(
-            f'select is {short_repr(doses)}; it must be "loss", "random", or the doses of a recorded run, '
-            "attention.doses"
-        )
+        raise OptionError(f'select is {short_repr(doses)}; it must be "loss", "random", or attention.doses of a run')
     return {name: [*row] for name, row in doses.items()}
+
+
+def check_sampler(sampler: object) -> None:
+    """Refuse a sampler that gives an order only once, or that of another rank in every epoch."""
+    shard = own_shard(sampler)
+    is_of_a_rank = shard is not None and shard.ranks > 1
+    if is_of_a_rank or not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator):
+        raise OptionError(
+            f"sampler is {short_repr(sampler)}; it must be iterable again in each pass, and not a DistributedSampler, "
+            "with which no rank knows the losses of its own samples: give rank= and world_size= instead"
+        )
+
+
+def order_of(sampler: Any, pass_number: int, samples: int, shard: Shard) -> list[int]:
+    """The indices of a pass that are this rank's, which knows the losses of its own samples."""
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(pass_number)
+    most = None if hasattr(sampler, "__len__") else _ENDLESS * samples
+    order = [plain_index(index) for index in itertools.islice(sampler, most)]
+    for index in order:
+        if type(index) is not int or not 0 <= index < samples:
+            raise OptionError(f"the sampler yields {short_repr(index)}; it must yield ints from 0 to {samples - 1}")
+    own = [index for index in order if index % shard.ranks == shard.rank]
+    if len(order) == most:
+        raise OptionError(f"the sampler has yielded {most:,} indices without an end; a pass is what it yields")
+    if not own:
+        raise OptionError(f"the sampler yields {len(order)} indices, none of them for this rank; each pass needs some")
+    return own

@@ -8,52 +8,45 @@ import math
 import random
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import ProtocolError, StateError
-from batch_sampler_attn.flight import Feed, InFlight, Source
-from batch_sampler_attn.ranks import Ranks, Shard, unpack_shard
-from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions
-from batch_sampler_attn.samples.stream import SampleBatch, SampleStream, StreamState
+from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices
+from batch_sampler_attn.ranks import Ranks, Shard
+from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions, order_of
 from batch_sampler_attn.summary import SampleSummary
 
 _LARGEST = 3.0e38  # What single precision holds.
 
 
+class SampleBatch(NamedTuple):
+    """One batch on its way."""
+
+    indices: list[int]
+    weights: list[float]  # of the losses, one a sample
+    is_extra: bool  # it is made of pooled samples
+
+
 class Changes(NamedTuple):
-    """What memory has yet to apply; applying it twice changes nothing.
+    """What memory has yet to apply; applying it twice changes nothing."""
 
-    Attributes:
-        losses: Each after its sample.
-        visits: Each after its sample.
-        pruned: Each after the number of its pass.
-        pooled: Each after the number of its update, from the first epoch on.
-    """
-
-    losses: tuple[tuple[int, float], ...] = ()
-    visits: tuple[tuple[int, int], ...] = ()
-    pruned: tuple[tuple[int, int], ...] = ()
-    pooled: tuple[tuple[int, int], ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()  # each after its sample
+    visits: tuple[tuple[int, int], ...] = ()  # each after its sample
+    pruned: tuple[tuple[int, int], ...] = ()  # each after the number of its pass
+    pooled: tuple[tuple[int, int], ...] = ()  # each after the number of its update, from the first epoch on
 
 
 class Memory:
-    """What is too long to be replaced with each batch: five bytes a sample, and four an update that may pool.
-
-    Attributes:
-        losses: (samples,), the remembered losses, in single precision; NaN for a sample without one.
-        visits: (samples,), visits in the epoch in progress that were handed out, up to 255.
-        pruned: How many samples each pass has pruned.
-        pooled: How many samples each update has pooled; empty where nothing can be.
-    """
+    """What is too long to be replaced with each batch: five bytes a sample, and four an update that may pool."""
 
     def __init__(self, samples: int) -> None:
-        self.losses = array("f", [math.nan]) * samples
-        self.visits = array("B", [0]) * samples
-        self.pruned = array("i")
-        self.pooled = array("i")
+        self.losses = array("f", [math.nan]) * samples  # NaN: none is remembered
+        self.visits = array("B", [0]) * samples  # in the epoch in progress, handed out
+        self.pruned = array("i")  # samples, in each pass
+        self.pooled = array("i")  # samples, after each update; empty where nothing can be
 
     def apply(self, changes: Changes) -> None:
         """Remember what a step has changed."""
@@ -67,27 +60,16 @@ class Memory:
 
 
 class Counts(NamedTuple):
-    """What adds up over an epoch.
+    """What adds up over an epoch."""
 
-    Attributes:
-        handed_out: Batches.
-        updates: Batches whose losses arrived.
-        extra_updates: Of these, those made of pooled samples.
-        pruned: Samples.
-        passes: Passes over the data that began.
-        loss_sum: Of base batches, by weight.
-        weight_sum: Of the losses in it.
-        nonfinite_losses: NaN and infinite ones, and those too large to be added up.
-    """
-
-    handed_out: int = 0
-    updates: int = 0
-    extra_updates: int = 0
-    pruned: int = 0
-    passes: int = 0
-    loss_sum: float = 0.0
+    handed_out: int = 0  # batches
+    updates: int = 0  # batches whose losses arrived
+    extra_updates: int = 0  # of these, those made of pooled samples
+    pruned: int = 0  # samples
+    passes: int = 0  # that began
+    loss_sum: float = 0.0  # of base batches, by weight
     weight_sum: float = 0.0
-    nonfinite_losses: int = 0
+    nonfinite_losses: int = 0  # also those too large to be added up
 
     @property
     def mean_loss(self) -> float | None:
@@ -96,71 +78,47 @@ class Counts(NamedTuple):
         return mean if math.isfinite(mean) else None
 
 
-class SampleState(NamedTuple):
-    """All that is remembered. It is replaced, never changed, so that an interrupt finds it before a batch or after it.
+class StreamState(NamedTuple):
+    """Where the base order is: pass after pass over the data."""
 
-    Attributes:
-        memory: Of samples and doses, up to the changes.
-        changes: Those of the last step.
-        epoch: Epochs ended so far.
-        mean_loss: Of the epoch before, or of the last one that had any; None while there is none.
-        counts: Of the epoch in progress.
-        agreed_mean: Its mean over all ranks, once each of them has made its last update.
-        flight: Batches between a loader and the loop.
-        stream: Where the base order is.
-        pool: Samples that are to come again, until there are enough for a batch; first in, first out, none twice.
-        owed: How many samples are still to be pooled, where they are drawn at random.
-        last_summary: Of the epoch that ended last; None before.
-    """
+    passes: int = 0  # that began
+    order: array[int] = array("i")  # the samples of the current pass that it does not prune, last first
+    could_be_pruned: array[int] = array("B")  # whether each of these might have been
+    left: int = 0  # how many of them are still to come
+    weights: tuple[float, float] = (1.0, 1.0)  # of samples that could not have been pruned, and that could
+
+
+class SampleState(NamedTuple):
+    """All that is remembered. It is replaced, never changed: an interrupt finds it before a batch or after it."""
 
     memory: Memory
-    changes: Changes = Changes()
+    changes: Changes = Changes()  # of the last step
     epoch: int = 0
-    mean_loss: float | None = None
+    mean_loss: float | None = None  # of the last epoch that had one
     counts: Counts = Counts()
-    agreed_mean: float | None = None
+    agreed_mean: float | None = None  # of this epoch over all ranks, once each of them has made its last update
     flight: InFlight = InFlight()
     stream: StreamState = StreamState()
-    pool: tuple[int, ...] = ()
-    owed: int = 0
+    pool: tuple[int, ...] = ()  # samples that wait until there are enough for a batch; first in, first out, none twice
+    owed: int = 0  # how many samples are still to be pooled, where they are drawn at random
     last_summary: SampleSummary | None = None
 
 
 class _SampleSource(Source):
-    """The rule: batches out, losses in. Each step works out another state, and assigns it.
+    """The rule: batches out, losses in. Each step works out another state, and assigns it under the feed's lock."""
 
-    Args:
-        options: Checked already.
-        sampler: Yields the order of a pass; None for a random order.
-        shard: This rank's part of the data.
-        doses: How many samples each pass prunes and each update pools, at random; None to select by the losses.
-        ranks: What this rank agrees on with the others.
-
-    Attributes:
-        state: All that is remembered.
-        feed: Holds the lock under which it is replaced.
-    """
-
-    leave_out = "report NaN for each of its samples"
-    fewer = "use SampleAttention(..., updates=n)"
+    advice = "To leave a batch out, report NaN for each of its samples; to train on fewer, use updates=n"
     feed: Feed
 
     def __init__(
-        self,
-        options: SampleOptions,
-        sampler: Iterable[Any] | None,
-        shard: Shard,
-        doses: dict[str, list[int]] | None,
-        ranks: Ranks,
+        self, options: SampleOptions, sampler: Any, shard: Shard, doses: dict[str, list[int]] | None, ranks: Ranks
     ) -> None:
         self.options = options
         self.state = SampleState(Memory(options.samples))
+        self._sampler = sampler
         self._shard = shard
         self._doses = doses
         self._ranks = ranks
-        self._stream = SampleStream(options, sampler, shard, doses["pruned"] if doses else [])
-
-    # What is compared with what --------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
@@ -199,44 +157,83 @@ class _SampleSource(Source):
 
     def hand_out(self) -> list[int] | None:
         state = self.state
+        visit = state.epoch, state.counts.handed_out - len(state.flight.resend)
         if state.flight.resend:
             batch = state.flight.resend[0]
-            self.state = state._replace(flight=state.flight.resent())
         elif state.counts.handed_out < self.options.updates:
             state.memory.apply(state.changes)
             batch, state = self._next_batch(state)
-            seen, visits = state.memory.visits, dict[int, int]()
-            for sample in batch.indices:
-                made = visits.get(sample, seen[sample])
-                visits[sample] = made + (made < MOST_VISITS)
-            counts = state.counts._replace(handed_out=state.counts.handed_out + 1)
-            changes = state.changes._replace(visits=tuple(visits.items()))
-            self.state = state._replace(counts=counts, changes=changes, flight=state.flight.sent(batch))
         else:
             return None
-        return list(batch.indices)
+        self.state = state._replace(flight=state.flight.sent(batch))
+        return VisitIndices(batch.indices, visit)
 
     def _next_batch(self, state: SampleState) -> tuple[SampleBatch, SampleState]:
         options, counts, stream, pool, owed = self.options, state.counts, state.stream, state.pool, state.owed
-        is_full, size, pruned = self.is_full, options.batch_size, list[int]()
+        size, seen = options.batch_size, state.memory.visits
+        indices, weights, pruned, visits = list[int](), list[float](), list[int](), dict[int, int]()
         if state.epoch == options.first_full_epoch and not counts.handed_out:
             # A new pass begins with the next sample.
             stream, pool, owed = StreamState(stream.passes), (), 0
         if len(pool) >= size:
             # Since they were pooled, the base order may have brought some of them as often as allowed.
-            pool = tuple(sample for sample in pool if state.memory.visits[sample] < options.max_visits)
-        if len(pool) >= size:
-            batch, pool = SampleBatch([*pool[:size]], [1.0] * size, is_extra=True), pool[size:]
-        else:
-            fitted_below = None
-            if options.prune_probability and not is_full and state.mean_loss is not None:
-                # The losses that it is compared with are kept in single precision too.
-                fitted_below = array("f", [max(-_LARGEST, min(state.mean_loss, _LARGEST))])[0]
-            batch, stream, pruned = self._stream.draw(stream, state.memory.losses, fitted_below, is_full=is_full)
+            pool = tuple(sample for sample in pool if seen[sample] < options.max_visits)
+        is_extra = len(pool) >= size
+        if is_extra:
+            indices, weights, pool = [*pool[:size]], [1.0] * size, pool[size:]
+        while len(indices) < size:
+            if not stream.left:
+                stream, gone = self._begin_pass(stream.passes)
+                pruned.append(gone)
+            left = max(0, stream.left - size + len(indices))
+            indices += reversed(stream.order[left : stream.left])
+            weights += [stream.weights[could_be] for could_be in reversed(stream.could_be_pruned[left : stream.left])]
+            stream = stream._replace(left=left)
+        for sample in indices:
+            made = visits.get(sample, seen[sample])
+            visits[sample] = made + (made < MOST_VISITS)
         begun = range(state.stream.passes, stream.passes)
-        counts = counts._replace(pruned=counts.pruned + sum(pruned), passes=counts.passes + len(pruned))
-        changes = Changes(pruned=tuple(zip(begun, pruned, strict=True)))
-        return batch, state._replace(counts=counts, changes=changes, stream=stream, pool=pool, owed=owed)
+        changes = Changes(visits=tuple(visits.items()), pruned=tuple(zip(begun, pruned, strict=True)))
+        counts = counts._replace(
+            handed_out=counts.handed_out + 1, pruned=counts.pruned + sum(pruned), passes=counts.passes + len(pruned)
+        )
+        state = state._replace(counts=counts, changes=changes, stream=stream, pool=pool, owed=owed)
+        return SampleBatch(indices, weights, is_extra), state
+
+    def _begin_pass(self, number: int) -> tuple[StreamState, int]:
+        """The order of a pass, without the samples that it prunes, and how many these are."""
+        options, shard, losses, mean_loss = self.options, self._shard, self.state.memory.losses, self.state.mean_loss
+        # A text seeds the same on every platform and Python version.
+        rank = f", rank {shard.rank}" if shard.ranks > 1 else ""
+        rng = random.Random(f"{options.seed}, pass {number}{rank}")
+        if self._sampler is not None:
+            order = order_of(self._sampler, number, options.samples, shard)
+        else:
+            order = list(range(shard.rank, options.samples, shard.ranks))
+            rng.shuffle(order)
+        scale, fitted = 1.0, [False] * len(order)
+        if self._doses:
+            dose = 0 if self.is_full else min(sum(self._doses["pruned"][number : number + 1]), len(order) - 1)
+            gone = [place < dose for place in range(len(order))]
+        else:
+            if options.prune_probability and mean_loss is not None and not self.is_full:
+                # The losses are kept in single precision too.
+                limit = array("f", [max(-_LARGEST, min(mean_loss, _LARGEST))])[0]
+                fitted = [losses[sample] < limit for sample in order]
+            gone = [is_fitted and rng.random() < options.prune_probability for is_fitted in fitted]
+            if all(gone):
+                gone = [False] * len(order)
+            scale = 1 - options.prune_probability * sum(fitted) / len(order)
+        if options.select != "loss":
+            # As many samples, whichever they are. All have the same chance, so none weighs more.
+            rng.shuffle(gone)
+            scale, fitted = 1.0, [False] * len(order)
+        kept = [place for place, is_gone in enumerate(gone) if not is_gone]
+        samples = array("i", (order[place] for place in reversed(kept)))
+        could_be_pruned = array("B", (fitted[place] for place in reversed(kept)))
+        # They keep the mean weight of the pass at 1.
+        weights = (scale, scale / (1 - options.prune_probability)) if options.weighted else (1.0, 1.0)
+        return StreamState(number + 1, samples, could_be_pruned, len(kept), weights), len(order) - len(kept)
 
     def recall(self) -> None:
         self.state = self.state._replace(flight=self.state.flight.recalled())
@@ -246,9 +243,7 @@ class _SampleSource(Source):
 
     def collect(self, ticket: SampleBatch) -> None:
         if self.out and self.out[0] is ticket:
-            raise ProtocolError(
-                "the next batch was requested before weighted_mean() or report() had the losses of the last one"
-            )
+            raise ProtocolError("the next batch was requested before report() or weighted_mean() had the last losses")
 
     def missing(self, *, was_refused: bool) -> str:
         missing = 0 if was_refused else self.options.updates - self.state.counts.updates
@@ -257,7 +252,7 @@ class _SampleSource(Source):
     # Losses in -------------------------------------------------------------------------------------------
 
     def settle(self, losses: Sequence[float]) -> None:
-        """The losses of the current batch arrive, one a sample. After an epoch's last, ranks agree on its mean."""
+        """The losses of the current batch arrive. After an epoch's last, ranks agree on its mean."""
         with self.feed.lock:
             state = self._settled(losses)
             counts = state.counts
@@ -321,50 +316,46 @@ class _SampleSource(Source):
             state.memory.apply(state.changes)
             rows = {name: _pack(row) for name, row in vars(state.memory).items()}
         stream, summary = state.stream, state.last_summary
-        packed = {name: value for name, value in state._asdict().items() if name not in ("memory", "changes")} | {
+        to_come = {"order": _pack(stream.order[: stream.left])}
+        to_come["could_be_pruned"] = _pack(stream.could_be_pruned[: stream.left])
+        packed = state._asdict() | {
             "options": self._options_to_save(),
-            "shard": [*self._shard],
             "counts": state.counts._asdict(),
-            "stream": {
-                "passes": stream.passes,
-                "order": _pack(stream.order[: stream.left]),
-                "could_be_pruned": _pack(stream.could_be_pruned[: stream.left]),
-                "scale": stream.scale,
-            },
+            "stream": stream._asdict() | to_come,
             "pool": [*state.pool],
             "flight": [batch._asdict() for batch in state.flight.recalled().resend],
             "last_summary": None if summary is None else summary.as_dict(),
         }
-        return checkpoint.seal({**packed, **rows})
+        del packed["memory"], packed["changes"]
+        return checkpoint.seal(packed | rows)
 
     def unpack(self, packed: object) -> SampleState:
-        """The state that ``pack`` packed. Raises StateError if it is damaged, or of other options or another rank."""
-        keys = {*SampleState._fields, *vars(Memory(0)), "options", "shard"} - {"memory", "changes"}
-        fields = checkpoint.unseal("the state of SampleAttention", packed, keys)
-        shard = unpack_shard(fields.pop("shard"), self._shard, is_in_epoch=True)
-        if shard != self._shard:
-            raise StateError(
-                f"the state is of rank {shard.rank} and its samples, and this is rank {self._shard.rank}; save and "
-                "load one for each rank"
-            )
-        checkpoint.check_options(self._options_to_save(), fields.pop("options"))
+        """The state that ``pack`` packed, if it is of the same options and the same rank."""
         memory = Memory(0)
+        keys = {*SampleState._fields, *vars(memory), "options"} - {"memory", "changes"}
+        fields = checkpoint.unseal("the state of SampleAttention", packed, keys)
+        checkpoint.check_options(self._options_to_save(), fields["options"])
         for name, row in vars(memory).items():
-            setattr(memory, name, _unpack(fields.pop(name), row.typecode))
-        stream, summary = fields["stream"], fields["last_summary"]
-        order, could_be_pruned = _unpack(stream["order"], "i"), _unpack(stream["could_be_pruned"], "B")
-        unpacked = {
-            "counts": Counts(**fields["counts"]),
-            "flight": InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
-            "stream": StreamState(stream["passes"], order, could_be_pruned, len(order), stream["scale"]),
-            "pool": tuple(fields["pool"]),
-            "last_summary": None if summary is None else SampleSummary(**summary),
-        }
-        return SampleState(memory, **{name: value for name, value in fields.items() if name != "version"} | unpacked)
+            setattr(memory, name, _unpack(fields[name], row.typecode))
+        stream, summary = StreamState(**fields["stream"]), fields["last_summary"]
+        order, could_be_pruned = _unpack(fields["stream"]["order"], "i"), fields["stream"]["could_be_pruned"]
+        return SampleState(
+            memory,
+            epoch=fields["epoch"],
+            mean_loss=fields["mean_loss"],
+            counts=Counts(**fields["counts"]),
+            agreed_mean=fields["agreed_mean"],
+            flight=InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
+            stream=stream._replace(order=order, could_be_pruned=_unpack(could_be_pruned, "B")),
+            pool=tuple(fields["pool"]),
+            owed=fields["owed"],
+            last_summary=None if summary is None else SampleSummary(**summary),
+        )
 
     def _options_to_save(self) -> dict[str, Any]:
         digest = zlib.crc32(json.dumps(self._doses, sort_keys=True).encode()) if self._doses else None
-        return {**asdict(self.options), "doses_crc32": digest}
+        # A rank knows the losses of its own samples.
+        return {**asdict(self.options), **self._shard._asdict(), "doses_crc32": digest}
 
 
 def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tuple[Counts, list[float | None]]:

@@ -394,7 +394,7 @@ def test_the_schedule_s_state_alone_is_not_enough_in_mid_epoch(visits):
     state = schedule.state_dict()
     schedule, _, loader, _ = make("immediate")
     schedule.load_state_dict(state)
-    with pytest.raises(ProtocolError, match=r"load sampler.state_dict\(\), which holds the schedule's state"):
+    with pytest.raises(ProtocolError, match=r"load sampler.state_dict\(\), which holds both"):
         next(iter(schedule.attend(loader)))
 
 
@@ -429,13 +429,13 @@ def test_a_stateful_loader_s_state_alone_is_refused(repeats, workers):
 def test_a_stateful_loader_s_state_asked_for_before_the_first_epoch_is_found_out(workers):
     schedule, _, loader, _ = make("immediate", loader_class=StatefulDataLoader, num_workers=workers)
     loader.state_dict()
-    with pytest.raises(ProtocolError, match=r"Ask a StatefulDataLoader for its state only once attend\(\) has begun"):
+    with pytest.raises(ProtocolError, match=r"a StatefulDataLoader that is asked for its state before the epoch"):
         next(iter(schedule.attend(loader)))
 
 
 def test_a_stateful_loader_that_takes_a_snapshot_only_now_and_then_is_refused():
     schedule, _, loader, _ = make("immediate", loader_class=StatefulDataLoader, snapshot_every_n_steps=2)
-    with pytest.raises(ProtocolError, match=r"snapshot_every_n_steps=2.*Leave it at 1"):
+    with pytest.raises(ProtocolError, match=r"snapshot_every_n_steps=2.*leave it at 1"):
         next(iter(schedule.attend(loader)))
 
 

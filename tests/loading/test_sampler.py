@@ -252,7 +252,7 @@ def refused(error_class, *words):
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
 def test_a_loader_that_hands_batches_out_of_order_is_refused(repeats):
     schedule, _, loader, _ = make(repeats, num_workers=2, in_order=False)
-    with refused(ProtocolError, "in_order=False", "leave in_order at True"):
+    with refused(ProtocolError, "in_order=False", "leave it at True"):
         next(iter(schedule.attend(loader)))
 
 

@@ -132,7 +132,7 @@ def test_ranks_that_differ_or_decide_apart_without_a_word_are_refused(results):
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(OptionError, match="each of 2 ranks has 3 samples"):
         SampleAttention(7, 4, rank=0, world_size=2)
-    with pytest.raises(OptionError, match="no rank knows the losses of its own"):
+    with pytest.raises(OptionError, match=r"not a DistributedSampler.*give rank="):
         SampleAttention(40, 4, sampler=DistributedSampler(range(40), 2, 0))
     with pytest.raises(OptionError, match="rank is None"):
         SampleAttention(40, 4, world_size=2)
@@ -147,9 +147,9 @@ def test_a_state_of_another_rank_is_refused():
     attention = make(0)
     train(attention, 1)
     state = attention.state_dict()
-    with pytest.raises(StateError, match="of rank 0 and its samples, and this is rank 1"):
+    with pytest.raises(StateError, match=r"rank \(saved 0, here 1\)"):
         make(1).load_state_dict(state)
-    with pytest.raises(StateError, match="2 ranks, and there are 1"):
+    with pytest.raises(StateError, match=r"ranks \(saved 2, here 1\)"):
         SampleAttention(SAMPLES, BATCH_SIZE, **OPTIONS, updates=6).load_state_dict(state)
     again = make(0)
     again.load_state_dict(state)
