@@ -18,25 +18,30 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's."""
+    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's.
+
+    Attributes:
+        loader: The loader.
+        size: Batches in a list.
+    """
 
     def __init__(self, loader: Iterable[Batch], size: int) -> None:
-        self._loader = loader
-        self._size = size
+        self.loader = loader
+        self.size = size
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        batches = iter(self._loader)
-        while window := list(islice(batches, self._size)):
+        batches = iter(self.loader)
+        while window := list(islice(batches, self.size)):
             yield window
 
     def __len__(self) -> int:
-        return -(-len(self._loader) // self._size)  # type: ignore[arg-type]
+        return -(-len(self.loader) // self.size)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         # copy and pickle look names up before __init__ has run, and special methods are not the loader's.
-        if name in ("_loader", "_size") or name.startswith("__"):
+        if name in ("loader", "size") or name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._loader, name)
+        return getattr(self.loader, name)
 
 
 def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:

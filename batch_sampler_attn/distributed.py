@@ -31,11 +31,10 @@ class MeanOverRanks:
     nothing is exchanged.
 
     Args:
-        group: The process group of the ranks that train together; None for all ranks.
+        group: The process group of the ranks that train together; None for all ranks. Messages are on its accelerator
+            if it has a backend for one (NCCL), so that a loss stays there until the decision; otherwise on the CPU.
         timeout_seconds: How long a rank waits for another one, from 0.001 to 1e9. It must be longer than anything that
             one rank does alone, such as an evaluation on rank 0 between two epochs.
-        device: Where the messages are. None for the group's accelerator if it has a backend (NCCL), so that a loss
-            stays on its device until the decision; otherwise the CPU.
 
     Raises:
         OptionError: If ``timeout_seconds`` is not allowed, or this rank is not in the group.
@@ -48,13 +47,7 @@ class MeanOverRanks:
         <Decision.ADVANCE: 'advance'>
     """
 
-    def __init__(
-        self,
-        group: dist.ProcessGroup | None = None,
-        *,
-        timeout_seconds: float = 600.0,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 600.0) -> None:
         self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits so long for the others")
         # PyTorch counts in whole milliseconds, of which 0 is no limit, and in nanoseconds of 63 bits.
         if not 0.001 <= self.timeout_seconds <= 1e9:
@@ -62,16 +55,14 @@ class MeanOverRanks:
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
             raise OptionError(f"group is {short_repr(group)}; it must be None, or a process group that this rank is in")
         self.group = group
-        self.device = None if device is None else torch.device(device)
         self._is_claimed = False
-        self._own_group: dist.ProcessGroup | None = None
+        self._own: tuple[dist.ProcessGroup, torch.device] | None = None
         self._world: weakref.ref[Any] | None = None
-        self._own_device = torch.device("cpu")
         self._failure: RankTimeoutError | RankLostError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to another schedule, and makes a group of its own.
-        return {**vars(self), "_own_group": None, "_world": None, "_failure": None}
+        return {**vars(self), "_own": None, "_world": None, "_failure": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeanOverRanks:
         # A process group cannot be copied, and the ranks stay the same.
@@ -108,7 +99,7 @@ class MeanOverRanks:
 
         def wait() -> list[RankMessage]:
             with self._exchange(str(message)):
-                self._await(work, deadline)
+                self._await(work, device, deadline)
                 return [RankMessage(*numbers) for numbers in torch.stack(received).tolist()]
 
         return wait
@@ -146,11 +137,11 @@ class MeanOverRanks:
         """The process group of these messages alone, and the device that it takes them from."""
         world = dist.group.WORLD
         # A group from before another init_process_group may have other ranks.
-        if self._own_group is None or self._world is None or self._world() is not world:
+        if self._own is None or self._world is None or self._world() is not world:
             # PyTorch before 2.7 does not take None for all ranks here.
             ranks = dist.get_process_group_ranks(world if self.group is None else self.group)
             backends = dist.get_backend_config(self.group)
-            device = self.device or _accelerator_of(backends) or torch.device("cpu")
+            device = _accelerator_of(backends) or torch.device("cpu")
             _meet(ranks, self.timeout_seconds)
             # NCCL's watchdog ends a process at its group's limit; RankTimeoutError has to come before.
             watchdog_seconds = 0 if device.type == "cpu" else 60
@@ -162,11 +153,11 @@ class MeanOverRanks:
                 group_desc="batch_attention",
             )
             assert isinstance(group, dist.ProcessGroup)
-            self._own_group, self._own_device, self._world = group, device, weakref.ref(world)
-        return self._own_group, self._own_device
+            self._own, self._world = (group, device), weakref.ref(world)
+        return self._own
 
-    def _await(self, work: Any, deadline: float) -> None:
-        if self._own_device.type == "cpu":
+    def _await(self, work: Any, device: torch.device, deadline: float) -> None:
+        if device.type == "cpu":
             work.wait(timedelta(seconds=self.timeout_seconds))
             return
         # On an accelerator, wait() blocks the stream and not the host, which then would wait for ever.

@@ -96,7 +96,7 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
     if (
         _is_array(cls)
         or isinstance(value, type)
-        or not (is_container or any(_is_array(type(item)) for item in attributes.values()))
+        or not (is_container or any(map(_is_array, map(type, attributes.values()))))
     ):
         return value
     try:

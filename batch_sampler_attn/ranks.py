@@ -1,7 +1,4 @@
-"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data.
-
-Nothing here imports torch. A ``RankTransport``, such as ``distributed.MeanOverRanks``, carries the messages.
-"""
+"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data."""
 
 from __future__ import annotations
 
@@ -138,25 +135,19 @@ class Ranks:
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
         messages = self._exchange(RankMessage(MessageKind.BEGIN, epoch, batches, visits, digest))
         if len({message.digest for message in messages}) > 1:
+            differing: list[str] = []
             told = self.transport.gather(common)
-            by_name = {
-                name: [short_repr(each.get(name)) for each in told] for name in sorted({*itertools.chain(*told)})
-            }
-            differing = [
-                f"{name} {_by_rank(values, '{value} ({ranks})', ', ')}"
-                for name, values in by_name.items()
-                if len({*values}) > 1
-            ]
+            for name in sorted({*itertools.chain(*told)}):
+                values = [short_repr(each.get(name)) for each in told]
+                if len({*values}) > 1:
+                    differing.append(f"{name} {_by_rank(values, '{value} ({ranks})', ', ')}")
             raise RanksDivergedError(
                 f"as the epoch begins, the ranks differ in {'; '.join(differing)}. Give all the same"
             )
         self._has_begun = True
 
     def notify(self, kind: MessageKind, epoch: int, batch: int, visit: int) -> None:
-        """Send a message without waiting; the next exchange checks that all ranks sent the same.
-
-        It reaches the other ranks even if this one then raises an error, or waits inside a collective of DDP.
-        """
+        """Send a message that arrives even if this rank then waits inside DDP; the next exchange compares it."""
         if self.transport is not None:
             self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
 

@@ -26,19 +26,8 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class _Summary:
-    __slots__ = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    def _repr_html_(self) -> str:
-        return html_table([self.as_dict()])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpochSummary(_Summary):
+class EpochSummary:
     """One epoch of Batch-attention; printed, it is one line.
 
     Attributes:
@@ -67,13 +56,20 @@ class EpochSummary(_Summary):
     most_visits: int
     host_reads: int | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return html_table([self.as_dict()])
+
     def __str__(self) -> str:
         batches, repeats = plural(self.batches, "batch", "batches"), plural(self.repeats, "repeat", "repeats")
         return f"epoch {self.epoch}: {batches}, {repeats} (overhead {self.overhead:.0%}), {_mean(self.mean_loss)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleSummary(_Summary):
+class SampleSummary:
     """One epoch of attention to samples; printed, it is one line.
 
     Attributes:
@@ -97,6 +93,13 @@ class SampleSummary(_Summary):
     threshold: float | None
     nonfinite_losses: int
     is_full: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        return html_table([self.as_dict()])
 
     def __str__(self) -> str:
         nonfinite = f", {plural(self.nonfinite_losses, 'loss', 'losses')} not finite" if self.nonfinite_losses else ""

@@ -54,7 +54,7 @@ class BaseBatches:
         if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
         # With the one that a batch sampler of the user's draws from.
-        self._samplers = self.sampler, getattr(self.sampler, "sampler", None)
+        self._samplers: tuple[Any, Any] = self.sampler, getattr(self.sampler, "sampler", None)
         self.most_batches = batches_per_epoch
         if batches_per_epoch is not None:
             self.most_batches = positive_int("batches_per_epoch", batches_per_epoch, "the most batches of an epoch")

@@ -30,11 +30,11 @@ class JsonLinesRecorder(Recorder):
     """Appends each visit to a file, as one JSON object; ``read_visits`` reads the file.
 
     Lines are written at the end of each epoch, with each saved state, and on ``close``. While they cannot be written,
-    such as on a full disk, the recorder keeps them and warns; training continues.
+    such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
+    earlier one, and a copied or unpickled recorder to that of its original.
 
-    A run may append to the file of an earlier one, and a copied or unpickled recorder to that of its original. A line
-    with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts, and of later ones
-    none. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
+    A line with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts, and of later
+    ones none. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.

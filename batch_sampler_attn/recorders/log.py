@@ -15,8 +15,8 @@ class LogRecorder(Recorder):
     After an older state is loaded, its epochs are logged again.
 
     Args:
-        log: Called as ``log(numbers, step=epoch)``, such as ``mlflow.log_metrics`` or the ``log`` of a W&B run. If your
-            steps are not epochs, leave them out: ``lambda numbers, step: run.log(numbers)``.
+        log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or, if your steps
+            are not epochs, ``lambda numbers, step: run.log(numbers)``.
         flush: Called when a state is saved; None for nothing.
     """
 

@@ -62,7 +62,7 @@ class _Resumed(AccumulatedLoader[Batch]):
 
     def __iter__(self) -> Iterator[list[Batch]]:
         # The pass is open, and has forgotten an epoch that was left.
-        loader, behind = self._loader, passes_of(self._schedule).state.position * self._size
+        loader, behind = self.loader, passes_of(self._schedule).state.position * self.size
         if self._skipped not in (0, behind):
             raise ProtocolError(
                 f"the loader skips {self._skipped} batches, and {behind} batches of this epoch are behind. Give "
@@ -79,7 +79,7 @@ class _Resumed(AccumulatedLoader[Batch]):
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self._schedule.epoch)
-        return iter(AccumulatedLoader(loader, self._size))
+        return iter(AccumulatedLoader(loader, self.size))
 
     def __len__(self) -> int:
         if self._skipped:

@@ -68,11 +68,12 @@ class BatchAttentionMixin(Trainer):
     def __init__(
         self, *args: Any, schedule: BatchAttentionSchedule | None = None, samples: Any = None, **kwargs: Any
     ) -> None:
-        if missing := [name for name in _UNDOCUMENTED if not hasattr(super(), name)]:
-            raise ProtocolError(
-                f"no class after BatchAttentionMixin has {missing[0]}, which puts the schedule into checkpoints. Write "
-                "class MyTrainer(BatchAttentionMixin, Trainer); with a newer transformers, install an older one"
-            )
+        for name in _UNDOCUMENTED:
+            if not hasattr(super(), name):
+                raise ProtocolError(
+                    f"no class after BatchAttentionMixin has {name}, which puts the schedule into checkpoints. Write "
+                    "class MyTrainer(BatchAttentionMixin, Trainer); with a newer transformers, install an older one"
+                )
         self.schedule = replay.schedule_from(schedule, {})
         self._repeating = _Repeating(self, samples or samples_in)
         self._at_first = self.schedule.state_dict()

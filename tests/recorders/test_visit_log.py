@@ -357,12 +357,16 @@ def test_a_disk_that_is_full_for_a_while_costs_no_visit_and_leaves_no_half_line(
     assert resumed.batches == 2
 
 
+def visit_many(recorder, batches):
+    for batch in range(batches):
+        visit(recorder, 0, batch)
+
+
 def test_a_full_disk_is_not_tried_again_at_each_visit(tmp_path):
     path = tmp_path / "visits.jsonl"
     with JsonLinesRecorder(path) as recorder:
         with full_disk(0), pytest.warns(BatchAttentionWarning, match="training continues") as warned:
-            for batch in range(5000):
-                visit(recorder, 0, batch)
+            visit_many(recorder, 5000)
         assert 2 < len(warned) < 10
     assert len(read_visits(path)) == 5000
 
@@ -378,11 +382,11 @@ class OnAFullDevice(Recorder):
     """As a logger that appends to a file."""
 
     def flush(self):
-        with open("/dev/full", "a", encoding="utf-8") as file:
+        with Path("/dev/full").open("a", encoding="utf-8") as file:
             file.write("visits")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
 def test_a_state_is_saved_though_a_recorder_cannot_write():
     schedule = BatchAttentionSchedule(recorders=[OnAFullDevice()])
     schedule.decide(1.0)
