@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from batch_sampler_attn.errors import OptionError, short_repr
 
@@ -46,10 +46,6 @@ class Options:
         self.floor = number("floor", self.floor, "It is the lowest mean loss that a perfect fit can have")
         self.epoch_loss = one_of("epoch_loss", self.epoch_loss, get_args(EpochLoss))
         self.nonfinite = one_of("nonfinite", self.nonfinite, get_args(NonfinitePolicy))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The options by name, as JSON types."""
-        return asdict(self)
 
 
 def label_smoothing_floor(label_smoothing: float, classes: int) -> float:

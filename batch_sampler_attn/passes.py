@@ -118,22 +118,15 @@ _FEWER_BATCHES = (
 class Passes:
     """One schedule's passes. Without a ``driver``, a loop iterates over a loader, or is written by hand."""
 
-    def __init__(
-        self,
-        options: Options,
-        criterion: Criterion,
-        recorders: Sequence[Recorder],
-        ranks: RanksOption,
-        saved_options: dict[str, Any],
-    ) -> None:
+    def __init__(self, options: Options, recorders: Sequence[Recorder], ranks: RanksOption) -> None:
         self.options = options
-        self.criterion = criterion
+        self.criterion: Criterion = rule.criterion_of(options)
         self.recorders = _checked_recorders(recorders)
         self.ranks = Ranks(ranks)
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
         # What a state that is loaded here has to agree with.
-        self.saved_options = saved_options
+        self.saved_options = dataclasses.asdict(options)
         # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
@@ -157,11 +150,6 @@ class Passes:
     def state(self) -> State:
         """The rule's state."""
         return self.run.state
-
-    @property
-    def last_summary(self) -> EpochSummary | None:
-        """Of the epoch that ended last; None before."""
-        return self.run.last_summary
 
     @property
     def active(self) -> Pass | None:
@@ -451,7 +439,7 @@ class Passes:
         """Warn where the first epoch probably has no end, so that nothing ever repeats."""
         is_by_hand = self._pass is None
         is_long = batches == (_LONG_BY_HAND if is_by_hand else _ENDLESS)
-        if is_long and self.last_summary is None and self.options.epoch_length is None:
+        if is_long and self.run.last_summary is None and self.options.epoch_length is None:
             end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
             warn(
                 f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "

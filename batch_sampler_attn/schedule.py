@@ -29,18 +29,15 @@ class BatchAttentionSchedule:
             1.1 to 1.5, with 1.2 on CIFAR-10 and 1.5 on CIFAR-100. Smaller repeats more.
         warmup_epochs: Epochs without repeats at the start; at least 1, the paper's value.
         epoch_loss: Which loss of a repeated batch enters the epoch's mean: its "first" visit's, its "last"
-            visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not
-            say. "first" is the mean that the same data would have had without looking at repeats. A loss that is
-            not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
-        max_visits: The most visits to one batch in an epoch; at least 1, or None for no limit, as in the
-            paper. The default of 100 is above what batches with clean labels were measured to need, so it
-            binds on mislabelled or broken ones alone.
+            visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not say.
+            A loss that is not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
+        max_visits: The most visits to one batch in an epoch; None sets no limit, as in the paper. The default is above
+            what batches with clean labels were measured to need, so it binds on mislabelled or broken ones alone.
         nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
             counted, one warning an epoch) or "raise".
         epoch_length: For streams, and for training of one epoch: end an epoch after every so many batches.
-        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; at
-            most 1, or None, as in the paper, for no limit. The threshold rises by itself so that the budget goes to
-            the worst batches rather than to the first.
+        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; None
+            sets no limit, as in the paper. The threshold rises so that the budget goes to the worst batches.
         floor: The lowest loss that a perfect fit can have, where it is not 0: the threshold is
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.options``.
@@ -91,8 +88,8 @@ class BatchAttentionSchedule:
             budget=budget,
             floor=floor,
         )
-        self._passes = Passes(options, rule.criterion_of(options), recorders, ranks, options.as_dict())
-        shown = ", ".join(f"{name}={value!r}" for name, value in options.as_dict().items())
+        self._passes = Passes(options, recorders, ranks)
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._passes.saved_options.items())
         self._name = f"{type(self).__name__}({shown})"
 
     def __repr__(self) -> str:
@@ -158,7 +155,7 @@ class BatchAttentionSchedule:
         Raises:
             ProtocolError: If none has ended yet.
         """
-        summary = self._passes.last_summary
+        summary = self._passes.run.last_summary
         if summary is None:
             raise ProtocolError(
                 "no epoch has ended yet: attend() ends one with its loader, end_epoch() in a hand-written loop, and "
