@@ -159,8 +159,7 @@ class Passes:
     @property
     def current(self) -> Pass | None:
         """The active pass, if its loop was not left."""
-        current = self._pass
-        return None if current is None or current.phase in (LEFT, OVER) else current
+        return None if self.active is None or self.active.phase == LEFT else self.active
 
     def set_driver(self, driver: Driver) -> None:
         """Have ``driver`` hand out the batches."""

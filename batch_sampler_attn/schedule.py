@@ -42,9 +42,9 @@ class BatchAttentionSchedule:
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.options``.
         recorders: Notified of every visit and every epoch; see ``batch_sampler_attn.recorders``.
-        ranks: With ranks that train together, ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: all of them
-            decide alike, on the mean of their losses. None has each rank decide by its own losses, which suits ranks
-            that share no gradients. The default, "refuse", is for one process, and refuses others.
+        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` has ranks that train together decide alike,
+            on the mean of their losses. None has each rank decide by its own, which suits ranks that share no
+            gradients. The default, "refuse", is for one process.
 
     Raises:
         OptionError: If an option has a value that is not allowed.
@@ -177,9 +177,8 @@ class BatchAttentionSchedule:
         """Decide about the batch that was just trained on.
 
         Args:
-            loss: The batch loss of this one visit, computed before this visit's weight update: a float,
-                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss has three
-                digits; compute it in float32 for a finer decision. Leave it out after ``report``.
+            loss: The batch loss of this one visit, computed before this visit's weight update: a number, or a NumPy,
+                PyTorch, JAX or TensorFlow value of one element. Leave it out after ``report``.
             samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
                 for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
 
@@ -190,8 +189,7 @@ class BatchAttentionSchedule:
             LossError: If the loss is not one real number; OptionError, if ``samples`` is no weight.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision.
-            RanksDivergedError: If another rank is not at the same visit; RankTimeoutError and RankLostError, if it did
-                not arrive in time or is gone.
+            RanksDivergedError, RankTimeoutError, RankLostError: If another rank is elsewhere, late or gone.
         """
         return self._passes.decide(loss, samples)
 

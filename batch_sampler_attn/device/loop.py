@@ -31,10 +31,9 @@ class DeviceLoop:
     finds out on the device which batch it is for. Then the host reads the position once, and enqueues again. Decisions
     are those of ``BatchAttentionSchedule.decide`` in a hand-written loop.
 
-    On a CUDA device an update is captured as a graph after three eager updates, which are training like any other. A
-    change of the optimizer's settings takes a new capture, as does a tensor of the model that is replaced or frozen.
-    All else that Python decides (dropout rates, hooks, attributes of ``loss_fn``) stays as captured. The loop has a
-    stream of its own there, and random numbers that start where the device's default generator is now.
+    On a CUDA device an update is captured as a graph after three eager updates, and again if the optimizer's settings
+    change or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks) stays as
+    captured. The loop has a stream of its own, and random numbers that start where the device's generator is now.
 
     Args:
         model: Trained in the modes (training, evaluation) that its modules have now, or all in training if none is.

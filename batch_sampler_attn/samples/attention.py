@@ -35,8 +35,8 @@ class SampleAttention:
     epoch ends after ``updates`` batches wherever they are.
 
     It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, losses
-    arrive after later batches went out, and take effect from then on: the same in every run with as many workers.
-    (After the paper's future work; pruning follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
+    take effect after the batches that went out before they arrived. (After the paper's future work; pruning follows
+    InfoBatch, Qin et al., 2024, at a fixed number of updates.)
 
     Args:
         samples: Length of the dataset.
@@ -55,8 +55,7 @@ class SampleAttention:
         sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it has that; None for
             a random order that follows from ``seed``.
         seed: Of orders, and of what is pruned.
-        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample, and
-            selects among these. An epoch takes as many updates on each rank.
+        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample.
         world_size: How many ranks there are.
         ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
             ranks' samples. None compares with this rank's; "refuse" is for one process, and refuses others.
