@@ -49,10 +49,6 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
 
     ``schedule.attend(accumulate(loader, 4))`` repeats whole lists. Give ``decide`` the mean of an ``AccumulatedLoss``.
 
-    Args:
-        loader: A DataLoader or another iterable of batches.
-        size: Batches of one update, at least 1.
-
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
         ProtocolError: If the loader is an attended one, or has a sampler of this package.

@@ -51,12 +51,7 @@ class Options:
 def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
     """The lowest mean cross-entropy under label smoothing: the entropy of the smoothed target, in nats.
 
-    Args:
-        label_smoothing: As ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
-        classes: At least 2.
-
-    Raises:
-        OptionError: If an argument is not allowed.
+    ``label_smoothing`` is as ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
     """
     smoothing = fraction("label_smoothing", label_smoothing, "0 smooths nothing", may_be_1=True)
     others = smoothing / positive_int("classes", classes, "outputs of the classifier")

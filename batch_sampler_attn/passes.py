@@ -35,19 +35,12 @@ _LEAST_BATCHES = 20
 
 
 class Run(NamedTuple):
-    """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
-
-    Attributes:
-        state: The rule's state.
-        last_summary: The summary of the epoch that ended last.
-        length: Batches of the epoch in progress, where the loader says so.
-        flight: What the driver has handed out, as a value of its own.
-    """
+    """All that a schedule remembers. One assignment replaces it, so an interrupt finds it before a visit or after."""
 
     state: State
-    last_summary: EpochSummary | None
-    length: int | None
-    flight: Any
+    last_summary: EpochSummary | None  # of the epoch that ended last
+    length: int | None  # batches of the epoch in progress, where the loader says so
+    flight: Any  # what the driver has handed out, as a value of its own
 
 
 # Run(...) takes twice as long.
