@@ -18,12 +18,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's.
-
-    Attributes:
-        loader: The loader.
-        size: Batches in a list.
-    """
+    """What ``accumulate`` returns: lists of ``size`` batches. All further attributes are those of its ``loader``."""
 
     def __init__(self, loader: Iterable[Batch], size: int) -> None:
         self.loader = loader

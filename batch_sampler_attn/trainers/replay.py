@@ -42,9 +42,6 @@ class Replay:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
     """
 
-    _is_in_window: bool
-    _loss: AccumulatedLoss
-
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
         self.schedule = schedule
         self._passes = passes_of(schedule)
