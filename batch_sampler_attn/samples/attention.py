@@ -47,7 +47,7 @@ class SampleAttention:
         weighted: Weight the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Those of the whole training, which set where its last share begins; None for no such share.
-        final_full_share: The share of training, at its end, that uses all data, of at least one epoch; 1 - ``delta``.
+        final_full_share: The last share of training, on all data, at least one epoch; 1 minus InfoBatch's ``delta``.
         floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
         remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch.
         select: "loss"; or one of two controls. "random" prunes and pools as many samples as the losses of this very run
