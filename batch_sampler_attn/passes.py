@@ -458,7 +458,7 @@ class Passes:
                 "state": run.state._asdict(),
                 "last_summary": None if summary is None else summary.as_dict(),
                 "epoch_batches": run.length,
-                "ranks": self.ranks.count,
+                "ranks": self.ranks.shard.ranks,
             }
         )
 
@@ -468,7 +468,7 @@ class Passes:
         fields = checkpoint.unseal("the schedule's state", packed, keys)
         checkpoint.check_options(self.saved_options, fields["options"])
         state, summary = State(**fields["state"]), fields["last_summary"]
-        checkpoint.check_ranks(fields["ranks"], self.ranks.count, is_in_epoch=state.progress > 0)
+        checkpoint.check_ranks(fields["ranks"], self.ranks.shard.ranks, is_in_epoch=state.progress > 0)
         return Run(state, None if summary is None else EpochSummary(**summary), fields["epoch_batches"], None)
 
     def assign(self, run: Run) -> None:

@@ -96,8 +96,6 @@ class BatchAttentionSchedule:
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.4g}"
         return f"<{self._name}, epoch {self.epoch}, batch {self.batch_index}, visits {self.visits}, {threshold}>"
 
-    # Progress --------------------------------------------------------------------------------------------
-
     @property
     def options(self) -> Options:
         """The options of the rule that this schedule was made with."""
@@ -162,8 +160,6 @@ class BatchAttentionSchedule:
                 "epoch_length=N every N batches. schedule.summary has the one in progress"
             )
         return summary
-
-    # Deciding --------------------------------------------------------------------------------------------
 
     def report(self, loss: object, *, samples: object = None) -> None:
         """Report the loss of this visit as soon as it is known; ``decide()`` then needs no loss.
@@ -247,8 +243,6 @@ class BatchAttentionSchedule:
     def abandon_epoch(self) -> None:
         """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
         self._passes.abandon(was_left=False)
-
-    # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume, as plain JSON types.

@@ -90,11 +90,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self.schedule = schedule
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the epoch that is about to begin to the sampler inside.
-
-        Args:
-            epoch: As a ``DistributedSampler`` takes it. A sampler without ``set_epoch`` ignores it.
-        """
+        """Pass the number of the epoch that is about to begin to the sampler inside, if it has ``set_epoch``."""
         self._base.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -207,7 +203,7 @@ class _BatchSource(Source):
                 f"an immediate repeat is fetched past what {type(loader).__name__} may do to a batch. Pass the "
                 "DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
-        if passes.ranks.count > 1:
+        if passes.ranks.shard.ranks > 1:
             self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:

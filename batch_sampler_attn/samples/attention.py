@@ -196,21 +196,18 @@ class SampleAttention:
             loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
 
         Raises:
-            ProtocolError: If the loader was not built on this, yields batches in another order, or has a dataset of
-                another length. While iterating: if a batch had no losses reported, or the loader drops batches.
+            ProtocolError: If losses could not be attributed through the loader; while iterating, for a batch without
+                reported losses, or batches that the loader drops.
         """
         source = self if loader is None else loader
         self._check(source)
         return AttendedSamples(self, source, self._epoch)
 
     def report(self, losses: Any) -> list[float]:
-        """Report the losses of the current batch, one a sample, as they were before the update.
+        """Report the losses of the current batch, as they were before the update, and return their weights.
 
         Args:
             losses: (batch,), of any framework, or a list; computed with ``reduction="none"``.
-
-        Returns:
-            The weight of each loss, (batch,).
 
         Raises:
             LossError: If there is not one loss for each sample. The batch is still current then.
@@ -250,7 +247,7 @@ class SampleAttention:
 
     def _check(self, loader: Any) -> None:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
-        given, count = self._given_shard, self._ranks.count
+        given, count = self._given_shard, self._ranks.shard.ranks
         if count > 1 and (given is None or given.ranks not in (1, count)):
             problem = "train on the same samples" if given is None else "leave some samples out"
             raise ProtocolError(
