@@ -18,7 +18,12 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns: lists of ``size`` batches. All further attributes are those of its ``loader``."""
+    """What ``accumulate`` returns. All further attributes are the loader's.
+
+    Attributes:
+        loader: Yields the batches.
+        size: Batches in a list.
+    """
 
     def __init__(self, loader: Iterable[Batch], size: int) -> None:
         self.loader = loader

@@ -398,8 +398,6 @@ class Passes:
                 f"{expected}. {_GIVE_REMAINING}, just once"
             )
 
-    # Warnings --------------------------------------------------------------------------------------------
-
     def _warn_of_overhead(self, summary: EpochSummary) -> None:
         """Warn, once each, where the options make for no repeats at all, or for far too many."""
         options, mean_loss = self.options, summary.mean_loss
@@ -437,8 +435,6 @@ class Passes:
                 f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
                 f"ended: {end}use BatchAttentionSchedule(epoch_length=N), which ends one every N batches"
             )
-
-    # States ----------------------------------------------------------------------------------------------
 
     def pack(self) -> dict[str, Any]:
         """All that is remembered but the flight, as JSON types."""
@@ -506,7 +502,9 @@ class Pass:
 
     Attributes:
         phase: What it waits for.
-        position, indices, decision: Of the current batch, or of the last one; indices if the driver gave them.
+        position: Of the current batch, or of the last one.
+        indices: Its dataset indices, if the driver gave them.
+        decision: The last one.
         is_first_visit: Whether the current visit is the batch's first.
         may_repeat: Whether any batch may ever be repeated.
     """
