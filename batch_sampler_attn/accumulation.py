@@ -18,10 +18,10 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns. Its length is the number of lists; all other attributes are the loader's.
+    """What ``accumulate`` returns. All further attributes are the loader's.
 
     Attributes:
-        loader: The loader.
+        loader: Yields the batches.
         size: Batches in a list.
     """
 
@@ -48,10 +48,6 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
     """Group a loader's batches into lists of ``size``, one list for each update; the last list may be shorter.
 
     ``schedule.attend(accumulate(loader, 4))`` repeats whole lists. Give ``decide`` the mean of an ``AccumulatedLoss``.
-
-    Args:
-        loader: A DataLoader or another iterable of batches.
-        size: Batches of one update, at least 1.
 
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.

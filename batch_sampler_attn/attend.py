@@ -23,9 +23,8 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
     Attributes other than its own (``dataset``, ``batch_size``, ...) are read and set on the loader that it wraps.
 
-    Iterating yields visits, of which there are more than base batches once batches repeat. So it has no length, and
-    ``enumerate`` counts visits; ``schedule.batch_index`` is the index of the base batch. To show progress in base
-    batches, advance the bar with the decision::
+    Iterating yields visits, so it has no length, and ``enumerate`` counts visits; ``schedule.batch_index`` is the index
+    of the base batch. To show progress in base batches, advance the bar with the decision::
 
         with tqdm(total=attended.base_batches) as bar:
             for batch in attended:
@@ -74,12 +73,6 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
             super().__setattr__(name, value)
         else:
             setattr(self._loader, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in _OWN_NAMES or name.startswith("__"):
-            super().__delattr__(name)
-        else:
-            delattr(self._loader, name)
 
 
 def attend(schedule: Schedule, passes: Passes, loader: Iterable[Batch]) -> AttendedLoader[Batch, Schedule]:

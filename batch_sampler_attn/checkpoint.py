@@ -73,12 +73,10 @@ def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
 
 def plain_indices(indices: Sequence[Any]) -> list[int | str]:
     """Dataset indices as JSON types."""
-    try:
-        return [index if isinstance(index, str) else operator.index(index) for index in indices]
-    except TypeError as error:
-        raise StateError(
-            f"the sampler yields {short_repr(indices[:1])}; only whole numbers and strings can be saved"
-        ) from error
+    plain = [plain_index(index) for index in indices]
+    if not all(isinstance(index, (int, str)) for index in plain):
+        raise StateError(f"the sampler yields {short_repr(plain[:1])}; only whole numbers and strings can be saved")
+    return plain
 
 
 def plain_index(index: Any) -> Any:

@@ -25,8 +25,7 @@ class EqualComputeControl(BatchAttentionSchedule):
         visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the
             ``DeviceLoop.visit_counts`` of each epoch.
         seed: The seed of the draw. The same seed draws the same visits in every epoch.
-        ranks: ``MeanOverRanks()`` averages the losses of the summary over ranks. All ranks draw the same visits
-            without it, too.
+        ranks: ``MeanOverRanks()`` averages the losses of the summary over ranks, which draw the same visits anyway.
 
     Raises:
         OptionError: If a count is below 1 or an epoch has none.

@@ -33,8 +33,8 @@ class MeanOverRanks:
     Args:
         group: The process group of the ranks that train together; None for all ranks. Messages are on its accelerator
             if it has a backend for one (NCCL), so that a loss stays there until the decision; otherwise on the CPU.
-        timeout_seconds: How long a rank waits for another one, from 0.001 to 1e9. It must be longer than anything that
-            one rank does alone, such as an evaluation on rank 0 between two epochs.
+        timeout_seconds: How long a rank waits for another one: longer than anything that one rank does alone, such as
+            an evaluation on rank 0 between two epochs.
 
     Raises:
         OptionError: If ``timeout_seconds`` is not allowed, or this rank is not in the group.

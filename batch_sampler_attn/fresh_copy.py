@@ -34,34 +34,28 @@ def fresh_copy(batch: Any, versions: Versions | None = None) -> Any:
         return batch
 
 
-def is_changed(versions: Versions) -> bool:
-    """Whether a tensor was changed in place since it was noted."""
-    for tensor, version in versions:  # noqa: SIM110 - any() would make a generator, which takes longer than all this
-        if tensor._version != version:
-            return True
-    return False
-
-
 def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None:
     """Refuse to repeat what was changed in place since it was noted."""
-    if is_changed(versions):
-        shapes = dict.fromkeys(
-            str(tuple(getattr(tensor, "shape", ()))) for tensor, version in versions if tensor._version != version
-        )
+    if changed := _changed(versions):
+        shapes = ", ".join(dict.fromkeys(str(tuple(getattr(tensor, "shape", ()))) for tensor in changed))
         sampler = ", or use a BatchAttentionSampler, which fetches a batch again for each repeat"
         raise BatchChangedError(
-            f"the batch is to be repeated, but its last visit changed tensors of it in place (of shape "
-            f"{', '.join(shapes)}). {_CHANGE_A_COPY}{sampler if may_use_sampler else ''}"
+            f"the batch is to be repeated, but its last visit changed tensors of it in place (of shape {shapes}). "
+            f"{_CHANGE_A_COPY}{sampler if may_use_sampler else ''}"
         )
 
 
 def warn_if_changed(versions: Versions) -> None:
     """Tell the user at the first batch what would be refused at the first repeat."""
-    if is_changed(versions):
+    if _changed(versions):
         warn(
             "the loop changed tensors of its batch in place, which is refused once such a batch is to be repeated. "
             f"{_CHANGE_A_COPY}"
         )
+
+
+def _changed(versions: Versions) -> list[Any]:
+    return [tensor for tensor, version in versions if tensor._version != version]
 
 
 def _fresh(value: Any, versions: Versions | None) -> Any:

@@ -19,14 +19,16 @@ def as_float(loss: object) -> float:
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
         return _to_double(loss)
     _check_shape(loss)
-    if _is_masked(loss):
+    mask = getattr(loss, "mask", False)  # of NumPy's masked arrays
+    if not callable(mask) and bool(mask):
         raise LossError(f"got a masked loss, {short_repr(loss)}, which has no value; {_ALLOWED}. Fill it in first")
     item = getattr(loss, "item", None)
     value = _read(loss, item) if callable(item) else loss
     # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
     # complex and containers have not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise LossError(f"got {short_repr(value)} of type {type(loss).__name__}; {_ALLOWED}{_hint(loss)}")
+        hint = ". To leave this batch out, call schedule.skip()" if loss is None else ""
+        raise LossError(f"got {short_repr(value)} of type {type(loss).__name__}; {_ALLOWED}{hint}")
     return _to_double(value)
 
 
@@ -50,12 +52,6 @@ def _check_shape(loss: object) -> None:
         raise LossError(f"got a loss of shape {tuple(shape)}; {_ALLOWED}. Reduce it first, as with loss.mean()")
 
 
-def _is_masked(loss: object) -> bool:
-    """Whether the one element is masked, as in NumPy's masked arrays."""
-    mask = getattr(loss, "mask", False)
-    return not callable(mask) and bool(mask)
-
-
 def _read(loss: object, read: Callable[[], Any]) -> Any:
     """``read()``, where the loss has a value already; with JAX, that is outside of the functions that it traces."""
     try:
@@ -67,10 +63,6 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
             f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces a function before it runs. "
             "Return the loss from it, and call decide outside: loss, state = update(state, batch); decide(loss)"
         ) from error
-
-
-def _hint(loss: object) -> str:
-    return ". To leave this batch out, call schedule.skip()" if loss is None else ""
 
 
 def _to_double(value: object) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from batch_sampler_attn.errors import OptionError, short_repr
 
@@ -47,20 +47,11 @@ class Options:
         self.epoch_loss = one_of("epoch_loss", self.epoch_loss, get_args(EpochLoss))
         self.nonfinite = one_of("nonfinite", self.nonfinite, get_args(NonfinitePolicy))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The options by name, as JSON types."""
-        return asdict(self)
-
 
 def label_smoothing_floor(label_smoothing: float, classes: int) -> float:
     """The lowest mean cross-entropy under label smoothing: the entropy of the smoothed target, in nats.
 
-    Args:
-        label_smoothing: As ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
-        classes: At least 2.
-
-    Raises:
-        OptionError: If an argument is not allowed.
+    ``label_smoothing`` is as ``torch.nn.CrossEntropyLoss`` takes it, from 0 to 1.
     """
     smoothing = fraction("label_smoothing", label_smoothing, "0 smooths nothing", may_be_1=True)
     others = smoothing / positive_int("classes", classes, "outputs of the classifier")

@@ -35,19 +35,12 @@ _LEAST_BATCHES = 20
 
 
 class Run(NamedTuple):
-    """All that a schedule remembers, replaced in one assignment, so that an interrupt finds it before a visit or after.
-
-    Attributes:
-        state: The rule's state.
-        last_summary: The summary of the epoch that ended last.
-        length: Batches of the epoch in progress, where the loader says so.
-        flight: What the driver has handed out, as a value of its own.
-    """
+    """All that a schedule remembers. One assignment replaces it, so an interrupt finds it before a visit or after."""
 
     state: State
-    last_summary: EpochSummary | None
-    length: int | None
-    flight: Any
+    last_summary: EpochSummary | None  # of the epoch that ended last
+    length: int | None  # batches of the epoch in progress, where the loader says so
+    flight: Any  # what the driver has handed out, as a value of its own
 
 
 # Run(...) takes twice as long.
@@ -118,22 +111,15 @@ _FEWER_BATCHES = (
 class Passes:
     """One schedule's passes. Without a ``driver``, a loop iterates over a loader, or is written by hand."""
 
-    def __init__(
-        self,
-        options: Options,
-        criterion: Criterion,
-        recorders: Sequence[Recorder],
-        ranks: RanksOption,
-        saved_options: dict[str, Any],
-    ) -> None:
+    def __init__(self, options: Options, recorders: Sequence[Recorder], ranks: RanksOption) -> None:
         self.options = options
-        self.criterion = criterion
+        self.criterion: Criterion = rule.criterion_of(options)
         self.recorders = _checked_recorders(recorders)
         self.ranks = Ranks(ranks)
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
         # What a state that is loaded here has to agree with.
-        self.saved_options = saved_options
+        self.saved_options = dataclasses.asdict(options)
         # Counts of finished batches at which the epoch may end, or a warning may be due.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
@@ -159,11 +145,6 @@ class Passes:
         return self.run.state
 
     @property
-    def last_summary(self) -> EpochSummary | None:
-        """Of the epoch that ended last; None before."""
-        return self.run.last_summary
-
-    @property
     def active(self) -> Pass | None:
         """The pass that was opened last, if it has not ended; None in a hand-written loop."""
         return None if self._pass is None or self._pass.phase == OVER else self._pass
@@ -171,8 +152,7 @@ class Passes:
     @property
     def current(self) -> Pass | None:
         """The active pass, if its loop was not left."""
-        current = self._pass
-        return None if current is None or current.phase in (LEFT, OVER) else current
+        return None if self.active is None or self.active.phase == LEFT else self.active
 
     def set_driver(self, driver: Driver) -> None:
         """Have ``driver`` hand out the batches."""
@@ -418,8 +398,6 @@ class Passes:
                 f"{expected}. {_GIVE_REMAINING}, just once"
             )
 
-    # Warnings --------------------------------------------------------------------------------------------
-
     def _warn_of_overhead(self, summary: EpochSummary) -> None:
         """Warn, once each, where the options make for no repeats at all, or for far too many."""
         options, mean_loss = self.options, summary.mean_loss
@@ -451,14 +429,12 @@ class Passes:
         """Warn where the first epoch probably has no end, so that nothing ever repeats."""
         is_by_hand = self._pass is None
         is_long = batches == (_LONG_BY_HAND if is_by_hand else _ENDLESS)
-        if is_long and self.last_summary is None and self.options.epoch_length is None:
+        if is_long and self.run.last_summary is None and self.options.epoch_length is None:
             end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
             warn(
                 f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
                 f"ended: {end}use BatchAttentionSchedule(epoch_length=N), which ends one every N batches"
             )
-
-    # States ----------------------------------------------------------------------------------------------
 
     def pack(self) -> dict[str, Any]:
         """All that is remembered but the flight, as JSON types."""
@@ -478,7 +454,7 @@ class Passes:
                 "state": run.state._asdict(),
                 "last_summary": None if summary is None else summary.as_dict(),
                 "epoch_batches": run.length,
-                "ranks": self.ranks.count,
+                "ranks": self.ranks.shard.ranks,
             }
         )
 
@@ -488,7 +464,7 @@ class Passes:
         fields = checkpoint.unseal("the schedule's state", packed, keys)
         checkpoint.check_options(self.saved_options, fields["options"])
         state, summary = State(**fields["state"]), fields["last_summary"]
-        checkpoint.check_ranks(fields["ranks"], self.ranks.count, is_in_epoch=state.progress > 0)
+        checkpoint.check_ranks(fields["ranks"], self.ranks.shard.ranks, is_in_epoch=state.progress > 0)
         return Run(state, None if summary is None else EpochSummary(**summary), fields["epoch_batches"], None)
 
     def assign(self, run: Run) -> None:
@@ -526,7 +502,9 @@ class Pass:
 
     Attributes:
         phase: What it waits for.
-        position, indices, decision: Of the current batch, or of the last one; indices if the driver gave them.
+        position: Of the current batch, or of the last one.
+        indices: Its dataset indices, if the driver gave them.
+        decision: The last one.
         is_first_visit: Whether the current visit is the batch's first.
         may_repeat: Whether any batch may ever be repeated.
     """

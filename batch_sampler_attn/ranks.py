@@ -111,11 +111,6 @@ class Ranks:
         return {**vars(self), "_unanswered": []}
 
     @property
-    def count(self) -> int:
-        """How many ranks decide together."""
-        return self.shard.ranks
-
-    @property
     def shard(self) -> Shard:
         """This rank, among those that decide together."""
         return Shard() if self.transport is None else Shard(self.transport.rank, self.transport.ranks)

@@ -199,11 +199,7 @@ def criterion_of(options: Options) -> LossThreshold:
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
-    """The paper's rule for one visit: the state before it and its loss, computed before its update.
-
-    Raises:
-        NonfiniteLossError: If the loss is NaN or infinite and ``nonfinite="raise"``.
-    """
+    """The paper's rule for one visit: the state before it and its loss, computed before its update."""
     return visit(options, criterion_of(options), state, loss, state.batches)
 
 

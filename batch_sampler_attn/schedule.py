@@ -29,25 +29,22 @@ class BatchAttentionSchedule:
             1.1 to 1.5, with 1.2 on CIFAR-10 and 1.5 on CIFAR-100. Smaller repeats more.
         warmup_epochs: Epochs without repeats at the start; at least 1, the paper's value.
         epoch_loss: Which loss of a repeated batch enters the epoch's mean: its "first" visit's, its "last"
-            visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not
-            say. "first" is the mean that the same data would have had without looking at repeats. A loss that is
-            not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
-        max_visits: The most visits to one batch in an epoch; at least 1, or None for no limit, as in the
-            paper. The default of 100 is above what batches with clean labels were measured to need, so it
-            binds on mislabelled or broken ones alone.
+            visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not say.
+            A loss that is not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
+        max_visits: The most visits to one batch in an epoch; None sets no limit, as in the paper. The default is above
+            what batches with clean labels were measured to need, so it binds on mislabelled or broken ones alone.
         nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
             counted, one warning an epoch) or "raise".
         epoch_length: For streams, and for training of one epoch: end an epoch after every so many batches.
-        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; at
-            most 1, or None, as in the paper, for no limit. The threshold rises by itself so that the budget goes to
-            the worst batches rather than to the first.
+        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; None
+            sets no limit, as in the paper. The threshold rises so that the budget goes to the worst batches.
         floor: The lowest loss that a perfect fit can have, where it is not 0: the threshold is
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.options``.
         recorders: Notified of every visit and every epoch; see ``batch_sampler_attn.recorders``.
-        ranks: With ranks that train together, ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: all of them
-            decide alike, on the mean of their losses. None has each rank decide by its own losses, which suits ranks
-            that share no gradients. The default, "refuse", is for one process, and refuses others.
+        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` has ranks that train together decide alike,
+            on the mean of their losses. None has each rank decide by its own, which suits ranks that share no
+            gradients. The default, "refuse", is for one process.
 
     Raises:
         OptionError: If an option has a value that is not allowed.
@@ -91,15 +88,13 @@ class BatchAttentionSchedule:
             budget=budget,
             floor=floor,
         )
-        self._passes = Passes(options, rule.criterion_of(options), recorders, ranks, options.as_dict())
-        shown = ", ".join(f"{name}={value!r}" for name, value in options.as_dict().items())
+        self._passes = Passes(options, recorders, ranks)
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._passes.saved_options.items())
         self._name = f"{type(self).__name__}({shown})"
 
     def __repr__(self) -> str:
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.4g}"
         return f"<{self._name}, epoch {self.epoch}, batch {self.batch_index}, visits {self.visits}, {threshold}>"
-
-    # Progress --------------------------------------------------------------------------------------------
 
     @property
     def options(self) -> Options:
@@ -158,15 +153,13 @@ class BatchAttentionSchedule:
         Raises:
             ProtocolError: If none has ended yet.
         """
-        summary = self._passes.last_summary
+        summary = self._passes.run.last_summary
         if summary is None:
             raise ProtocolError(
                 "no epoch has ended yet: attend() ends one with its loader, end_epoch() in a hand-written loop, and "
                 "epoch_length=N every N batches. schedule.summary has the one in progress"
             )
         return summary
-
-    # Deciding --------------------------------------------------------------------------------------------
 
     def report(self, loss: object, *, samples: object = None) -> None:
         """Report the loss of this visit as soon as it is known; ``decide()`` then needs no loss.
@@ -180,9 +173,8 @@ class BatchAttentionSchedule:
         """Decide about the batch that was just trained on.
 
         Args:
-            loss: The batch loss of this one visit, computed before this visit's weight update: a float,
-                an int, or a NumPy, PyTorch, JAX or TensorFlow value of one element. A half-precision loss has three
-                digits; compute it in float32 for a finer decision. Leave it out after ``report``.
+            loss: The batch loss of this one visit, computed before this visit's weight update: a number, or a NumPy,
+                PyTorch, JAX or TensorFlow value of one element. Leave it out after ``report``.
             samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
                 for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
 
@@ -193,8 +185,7 @@ class BatchAttentionSchedule:
             LossError: If the loss is not one real number; OptionError, if ``samples`` is no weight.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
             ProtocolError: If no batch is waiting for a decision.
-            RanksDivergedError: If another rank is not at the same visit; RankTimeoutError and RankLostError, if it did
-                not arrive in time or is gone.
+            RanksDivergedError, RankTimeoutError, RankLostError: If another rank is elsewhere, late or gone.
         """
         return self._passes.decide(loss, samples)
 
@@ -252,8 +243,6 @@ class BatchAttentionSchedule:
     def abandon_epoch(self) -> None:
         """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
         self._passes.abandon(was_left=False)
-
-    # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume, as plain JSON types.

@@ -19,17 +19,9 @@ _FLOATS, _NUMBERS = 3, 3 + 2 + len(_COUNTS)
 class Counters:
     """``rule.visit`` on tensors: the same comparisons and sums, in double precision and in the same order.
 
-    ``rule.end_epoch`` runs on the host, which knows when an epoch ends. Only what a visit changes is here.
-
-    Args:
-        options: The schedule's options.
-        device: Where the tensors are.
-        batches: Base batches in an epoch of the data.
-        is_random: Whether each batch is repeated as often as was drawn for it, whatever its loss is.
-
-    Attributes:
-        cursor: int64, 0-d: finished batches of the data's epoch, which is the position of the next one.
-        epoch: int64, 0-d: the state's.
+    ``rule.end_epoch`` runs on the host, which knows when an epoch ends. Only what a visit changes is here. ``cursor``
+    (int64, 0-d) counts the finished batches of the data's epoch, so it is the position of the next one. With
+    ``is_random``, each batch is repeated as often as was drawn for it, whatever its loss is.
     """
 
     def __init__(self, options: Options, device: torch.device, batches: int, *, is_random: bool = False) -> None:

@@ -27,22 +27,20 @@ _VERSION = f"DeviceLoop {VERSION}"
 class DeviceLoop:
     """Trains a model on data that lies on its device, with Batch-attention decided there.
 
-    Every batch needs at least one visit. While batch c of N is next, N - c more updates are certainly needed, and are
-    enqueued without synchronizing: each update finds out on the device which batch it is for. Then the host reads the
-    position once, and enqueues again. Decisions are those of ``BatchAttentionSchedule.decide`` in a hand-written loop.
+    While batch c of N is next, N - c more updates are certainly needed, and are enqueued without synchronizing: each
+    finds out on the device which batch it is for. Then the host reads the position once, and enqueues again. Decisions
+    are those of ``BatchAttentionSchedule.decide`` in a hand-written loop.
 
-    On a CUDA device an update is captured as a graph after three eager updates, which are training like any other. A
-    change of the optimizer's settings takes a new capture, as does a tensor of the model that is replaced or frozen.
-    All else that Python decides (dropout rates, hooks, attributes of ``loss_fn``) stays as captured. The loop has a
-    stream of its own there, and random numbers that start where the device's default generator is now.
+    On a CUDA device an update is captured as a graph after three eager updates, and again if the optimizer's settings
+    change or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks) stays as
+    captured. The loop has a stream of its own, and random numbers that start where the device's generator is now.
 
     Args:
         model: Trained in the modes (training, evaluation) that its modules have now, or all in training if none is.
         optimizer: Of the model's parameters; for captured updates constructed with ``capturable=True``. A new ``lr``
             takes a new capture, unless it is a tensor on the device that is changed in place.
         loss_fn: From (outputs, targets) to the mean loss of the batch.
-        inputs: (samples, ...), as stored, on the model's device.
-        targets: (samples, ...), on the same device.
+        inputs, targets: (samples, ...), as stored, on the model's device.
         batch_size: Samples in a batch; the last batch of an epoch has what remains.
         schedule: Decides, and holds the state between epochs; None is plain training. Recorders receive epochs alone.
         generator: A CPU generator that the order of each epoch is drawn from; None is torch's default.
@@ -180,7 +178,7 @@ class DeviceLoop:
             return None
         ended, self._pass = self._pass, None
         ended.close(finished=True, host_reads=self._host_reads)
-        return passes.last_summary or self.schedule.summary
+        return passes.run.last_summary or self.schedule.summary
 
     def _open_epoch(self, order: Tensor, cursor: int, visit_counts: list[int], host_reads: int) -> None:
         """Begin an epoch of the data, or resume one whose state the schedule has."""

@@ -33,20 +33,17 @@ class BatchAttentionSampler(Sampler[list[int]]):
         batch_size: Indices in a batch.
         drop_last: Whether a last, shorter batch is left out.
         schedule: Decides about repeats, for this sampler alone. None makes one, ``sampler.schedule``.
-        repeats: "immediate", as in the paper: the repeat follows at once, while the loader's own batches wait. Where
-            the loader has workers, one more worker fetches it, which lives as long as they do. Or "deferred": the
-            workers fetch it, and it arrives after the ``num_workers * prefetch_factor`` batches that they had been
-            given before.
+        repeats: "immediate", as in the paper: the repeat follows at once, fetched by one more worker where the loader
+            has workers. Or "deferred": the loader's workers fetch it, and it arrives after the ``num_workers *
+            prefetch_factor`` batches that they had been given before.
         batches_per_epoch: The most batches of each epoch's order to train on; None for all of them.
         rank: With ``world_size``, for ranks that train together: which of them this is. Each takes every
-            ``world_size``-th index of the order (or batch, of a batch sampler), so the order has to be the same on all:
-            a generator with the same seed. Every rank has as many batches; one that would lack the last takes an item
-            from the order's beginning. Leave both out with a ``DistributedSampler``.
+            ``world_size``-th index (or batch) of the order, which has to be the same on all, from a generator with the
+            same seed. One that would lack the last takes the first. Leave both out with a ``DistributedSampler``.
         world_size: How many ranks there are; 1 for ranks that have data of their own.
 
-    A resumed run has the order, visits and decisions of the uninterrupted one. Random numbers that a dataset draws in
-    worker processes are not in the state, since a DataLoader seeds its workers whenever it starts them. With
-    ``DataLoader(SeededDataset(dataset), ...)`` they follow from epoch, batch and visit, and a resumed run has them too.
+    A resumed run has the order, visits and decisions of the uninterrupted one; with a ``SeededDataset``, it has the
+    random numbers that the dataset draws in worker processes, too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -93,11 +90,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self.schedule = schedule
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the epoch that is about to begin to the sampler inside.
-
-        Args:
-            epoch: As a ``DistributedSampler`` takes it. A sampler without ``set_epoch`` ignores it.
-        """
+        """Pass the number of the epoch that is about to begin to the sampler inside, if it has ``set_epoch``."""
         self._base.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -210,7 +203,7 @@ class _BatchSource(Source):
                 f"an immediate repeat is fetched past what {type(loader).__name__} may do to a batch. Pass the "
                 "DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
-        if passes.ranks.count > 1:
+        if passes.ranks.shard.ranks > 1:
             self._base.check_shard(passes.ranks.shard)
         is_in_epoch = passes.active is None and run.state.progress > 0 and passes.options.epoch_length is None
         if is_in_epoch and not run.flight.is_resumed:

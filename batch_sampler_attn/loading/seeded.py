@@ -24,8 +24,7 @@ class SeededDataset(Dataset[Any]):
 
     A DataLoader seeds its workers whenever it starts them, so a resumed run would augment differently. Here, the draws
     of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. The global
-    generators of PyTorch, Python and NumPy are set while a batch is fetched, and restored afterwards. Other generators
-    are not affected, such as those of some augmentation libraries.
+    generators of PyTorch, Python and NumPy are set while a batch is fetched, and restored; others are not affected.
 
     It has an effect only in a DataLoader with ``BatchAttentionSampler`` or ``SampleAttention`` that is attended. Inside
     another data set, such as a ``Subset``, it has none and warns: put it around all others.

@@ -12,8 +12,6 @@ from batch_sampler_attn.summary import EpochSummary
 class LogRecorder(Recorder):
     """Passes the summary of each epoch to a logger, as numbers named ``batch_attention/...``.
 
-    After an older state is loaded, its epochs are logged again.
-
     Args:
         log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or, if your steps
             are not epochs, ``lambda numbers, step: run.log(numbers)``.

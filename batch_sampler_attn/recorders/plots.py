@@ -45,9 +45,6 @@ def plot_run(
             (H, W), (H, W, 3) or (3, H, W): ``lambda index: dataset[index][0]``. None draws no samples.
         n: The most images.
 
-    Returns:
-        A figure to save by ``savefig("run.png")``. A notebook shows it at the end of a cell.
-
     Raises:
         RecordError: If there is no visit, visits lack the indices for ``images``, or the file is not a recorder's.
     """

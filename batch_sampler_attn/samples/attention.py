@@ -35,8 +35,8 @@ class SampleAttention:
     epoch ends after ``updates`` batches wherever they are.
 
     It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, losses
-    arrive after later batches went out, and take effect from then on: the same in every run with as many workers.
-    (After the paper's future work; pruning follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
+    take effect after the batches that went out before they arrived. (After the paper's future work; pruning follows
+    InfoBatch, Qin et al., 2024, at a fixed number of updates.)
 
     Args:
         samples: Length of the dataset.
@@ -55,8 +55,7 @@ class SampleAttention:
         sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it has that; None for
             a random order that follows from ``seed``.
         seed: Of orders, and of what is pruned.
-        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample, and
-            selects among these. An epoch takes as many updates on each rank.
+        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample.
         world_size: How many ranks there are.
         ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
             ranks' samples. None compares with this rank's; "refuse" is for one process, and refuses others.
@@ -197,21 +196,18 @@ class SampleAttention:
             loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
 
         Raises:
-            ProtocolError: If the loader was not built on this, yields batches in another order, or has a dataset of
-                another length. While iterating: if a batch had no losses reported, or the loader drops batches.
+            ProtocolError: If losses could not be attributed through the loader; while iterating, for a batch without
+                reported losses, or batches that the loader drops.
         """
         source = self if loader is None else loader
         self._check(source)
         return AttendedSamples(self, source, self._epoch)
 
     def report(self, losses: Any) -> list[float]:
-        """Report the losses of the current batch, one a sample, as they were before the update.
+        """Report the losses of the current batch, as they were before the update, and return their weights.
 
         Args:
             losses: (batch,), of any framework, or a list; computed with ``reduction="none"``.
-
-        Returns:
-            The weight of each loss, (batch,).
 
         Raises:
             LossError: If there is not one loss for each sample. The batch is still current then.
@@ -251,7 +247,7 @@ class SampleAttention:
 
     def _check(self, loader: Any) -> None:
         """Refuse loaders and ranks with which losses would go to other samples, or some samples to no rank."""
-        given, count = self._given_shard, self._ranks.count
+        given, count = self._given_shard, self._ranks.shard.ranks
         if count > 1 and (given is None or given.ranks not in (1, count)):
             problem = "train on the same samples" if given is None else "leave some samples out"
             raise ProtocolError(

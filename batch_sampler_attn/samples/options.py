@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +18,6 @@ Select = Literal["loss", "random"]
 
 MOST_VISITS = 255  # they are counted in a byte
 DOSES = "doses"
-
-# A sampler without a length that yields so many times the samples is taken for endless.
-_ENDLESS = 100
 
 
 @dataclass(slots=True)
@@ -111,14 +107,11 @@ def order_of(sampler: Any, pass_number: int, samples: int, shard: Shard) -> list
     """The indices of a pass that are this rank's, which knows the losses of its own samples."""
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(pass_number)
-    most = None if hasattr(sampler, "__len__") else _ENDLESS * samples
-    order = [plain_index(index) for index in itertools.islice(sampler, most)]
+    order = [plain_index(index) for index in sampler]
     for index in order:
         if type(index) is not int or not 0 <= index < samples:
             raise OptionError(f"the sampler yields {short_repr(index)}; it must yield ints from 0 to {samples - 1}")
     own = [index for index in order if index % shard.ranks == shard.rank]
-    if len(order) == most:
-        raise OptionError(f"the sampler has yielded {most:,} indices without an end; a pass is what it yields")
     if not own:
         raise OptionError(f"the sampler yields {len(order)} indices, none of them for this rank; each pass needs some")
     return own

@@ -12,8 +12,6 @@ the next one. The batches of one update are a window. In short::
         for batch in window:
             replay.note(step(batch), samples)
         update()
-
-To the trainer's own counters, one window is one step.
 """
 
 from __future__ import annotations
@@ -44,9 +42,6 @@ class Replay:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
     """
 
-    _is_in_window: bool
-    _loss: AccumulatedLoss
-
     def __init__(self, schedule: BatchAttentionSchedule) -> None:
         self.schedule = schedule
         self._passes = passes_of(schedule)
@@ -61,7 +56,10 @@ class Replay:
         # False in an epoch whose beginning the schedule has not seen.
         self._is_whole = True
         self._has_looked_for_changes = False
-        self._drop_window()
+        self._is_in_window = False
+        self._batches: list[Any] = []
+        self._versions: Versions = []
+        self._loss = AccumulatedLoss()
 
     @property
     def is_in_epoch(self) -> bool:
@@ -178,9 +176,7 @@ class Replay:
 
     def _drop_window(self) -> None:
         self._is_in_window = False
-        self._batches: list[Any] = []
-        self._versions: Versions = []
-        self._loss = AccumulatedLoss()
+        self._batches, self._versions, self._loss = [], [], AccumulatedLoss()
 
 
 @contextmanager

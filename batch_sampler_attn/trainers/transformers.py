@@ -46,8 +46,7 @@ class BatchAttentionMixin(Trainer):
 
     Args:
         args: Arguments of the trainer.
-        schedule: Decides, for this trainer alone; also an attribute. None for ``BatchAttentionSchedule()``. Several
-            ranks need ``ranks=MeanOverRanks()``.
+        schedule: For this trainer alone; also an attribute. None makes one. Ranks need ``ranks=MeanOverRanks()``.
         samples: Returns the number of samples in a batch, or the sum of their weights. It weighs losses that are not
             divided by items, in windows and on ranks. None counts the length of the batch's first tensor.
         kwargs: Keyword arguments of the trainer.

@@ -321,7 +321,6 @@ class OfUnknownLength:
         ([None], "yields None"),
         (numpy.array([0.0, 1.0]), r"yields .*0\.0"),
         (torch.tensor([0.0, 1.0]), "yields tensor"),
-        (Endless(), "without an end"),
     ],
 )
 def test_a_sampler_that_yields_no_indices_or_for_ever_is_refused(sampler, named):

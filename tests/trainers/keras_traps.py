@@ -281,7 +281,7 @@ def test_a_model_that_keras_puts_back_goes_on_with_its_own_state_alone(tmp_path)
         attention, recorder = attended()
         if state is not None:
             attention.load_state_dict(state)
-        with pytest.raises(ProtocolError, match=f"where epoch 2 begins, and the attention's state is {words}"):
+        with pytest.raises(ProtocolError, match=f"back to epoch 2, and the attention's state is {words}"):
             fit(attention, batches, callbacks=saving(attention))
         assert recorder.visits == []
         assert "train_step" not in vars(attention.model)
