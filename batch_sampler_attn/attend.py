@@ -24,11 +24,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
     Attributes other than its own (``dataset``, ``batch_size``, ...) are read and set on the loader that it wraps.
 
     Iterating yields visits, so it has no length, and ``enumerate`` counts visits; ``schedule.batch_index`` is the index
-    of the base batch. To show progress in base batches, advance the bar with the decision::
-
-        with tqdm(total=attended.base_batches) as bar:
-            for batch in attended:
-                bar.update(schedule.decide(train_step(batch)) is Decision.ADVANCE)
+    of the base batch. A progress bar with ``total=attended.base_batches`` advances where the decision is ADVANCE.
 
     Attributes:
         schedule: The schedule that takes the losses, where only the loader is in scope.

@@ -17,9 +17,8 @@ from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 class EqualComputeControl(BatchAttentionSchedule):
     """Repeats just as many batches just as often as a Batch-attention run did, but at random.
 
-    Each epoch's visit counts go to its batches in random order. What Batch-attention gains over this is gained by
-    *which* batches it repeats; what this gains over plain training is gained by training more. Use it like a schedule;
-    the losses given to ``decide`` are averaged for the summary and decide nothing.
+    What Batch-attention gains over this is gained by *which* batches it repeats; what this gains over plain training is
+    gained by training more. Use it like a schedule; the losses are averaged for the summary and decide nothing.
 
     Args:
         visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the

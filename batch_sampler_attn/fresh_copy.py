@@ -86,12 +86,7 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
         or hasattr(cls, "__dataclass_fields__")
         or isinstance(value, (dict, list, SimpleNamespace))
     )
-    attributes = getattr(value, "__dict__", {})
-    if (
-        _is_array(cls)
-        or isinstance(value, type)
-        or not (is_container or any(map(_is_array, map(type, attributes.values()))))
-    ):
+    if _is_array(cls) or isinstance(value, type) or not (is_container or _holds_arrays(value)):
         return value
     try:
         twin = copy.copy(value)
@@ -102,8 +97,7 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
         _refill(twin, list(twin.items()), versions)
     elif isinstance(twin, MutableSequence):
         _refill(twin, enumerate(list(twin)), versions)
-    in_slots = {name: getattr(twin, name) for name in _slots_of(cls) if hasattr(twin, name)}
-    for name, item in {**getattr(twin, "__dict__", {}), **in_slots}.items():
+    for name, item in _attributes(twin).items():
         new = _fresh(item, versions)
         if new is not item:
             # Not setattr(), which a frozen class refuses and others give a meaning of their own.
@@ -116,6 +110,21 @@ def _refill(twin: Any, items: Iterable[tuple[Any, Any]], versions: Versions | No
         new = _fresh(item, versions)
         if new is not item:
             twin[key] = new
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    cls: Any = type(value)
+    in_slots = {name: getattr(value, name) for name in _slots_of(cls) if hasattr(value, name)}
+    return {**getattr(value, "__dict__", {}), **in_slots}
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether an attribute is an array, or a collection of arrays in what is no function, such as a model."""
+    items: list[Any] = [*_attributes(value).values()]
+    if not callable(value):
+        items += [part for item in items if type(item) in (list, tuple) for part in item]
+        items += [part for item in items if type(item) is dict for part in item.values()]
+    return any(map(_is_array, map(type, items)))
 
 
 @lru_cache(maxsize=256)

@@ -295,7 +295,7 @@ class Passes:
                 "abandon_epoch() to forget them, or end_epoch() if they are an epoch of a hand-written loop"
             )
         resumed_at = self._resumed_at
-        if self.driver is None and resumed_at is not None and resumed_at < self._whole_length == length:
+        if self.driver is None and resumed_at is not None and resumed_at <= self._whole_length == length:
             raise ProtocolError(
                 f"the schedule resumes in mid-epoch, after {resumed_at} batches, and the loader has {length}, as many "
                 f"as the whole epoch. {_GIVE_REMAINING}, in the order of the saved run; or call abandon_epoch()"
@@ -392,7 +392,7 @@ class Passes:
         expected = 0 if self.driver is not None else self._whole_length
         self.end_epoch(host_reads)
         # Epochs may differ in length, but hardly by just what was trained on, or left out, twice.
-        if resumed_at is not None and abs(total - expected) == resumed_at < expected:
+        if resumed_at is not None and abs(total - expected) == resumed_at <= expected:
             warn(
                 f"the epoch that was resumed after {resumed_at} batches had {total} batches in all, instead of "
                 f"{expected}. {_GIVE_REMAINING}, just once"
@@ -441,7 +441,7 @@ class Passes:
         for recorder in self.recorders:
             try:
                 recorder.flush()
-            except OSError as error:
+            except Exception as error:  # a full disk, or anything that a recorder of the user's own raises
                 warn(f"{type(recorder).__name__} could not write what it had recorded: {error}")
         return self.pack_run(self.run)
 

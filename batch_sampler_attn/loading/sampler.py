@@ -42,8 +42,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
             same seed. One that would lack the last takes the first. Leave both out with a ``DistributedSampler``.
         world_size: How many ranks there are; 1 for ranks that have data of their own.
 
-    A resumed run has the order, visits and decisions of the uninterrupted one; with a ``SeededDataset``, it has the
-    random numbers that the dataset draws in worker processes, too.
+    A resumed run has the order, visits and decisions of the uninterrupted one; with ``SeededDataset``, its draws too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -325,8 +324,6 @@ class _BatchSource(Source):
         for loader, fetcher in [*self._fetchers.items()]:
             if not fetcher.outlives_epoch:
                 del self._fetchers[loader]
-
-    # The base order --------------------------------------------------------------------------------------
 
     def _next_base_batch(self, flight: EpochFlight) -> tuple[EpochFlight, list[Any] | None]:
         """The next base batch, or None, and the flight as it is once the order was drawn so far."""

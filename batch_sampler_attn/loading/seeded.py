@@ -32,14 +32,6 @@ class SeededDataset(Dataset[Any]):
     Args:
         dataset: A map-style data set, with ``__getitem__`` or ``__getitems__``.
         seed: A whole number.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, SequentialSampler
-        >>> from batch_sampler_attn import BatchAttentionSampler
-        >>> sampler = BatchAttentionSampler(SequentialSampler(range(4)), 2)
-        >>> loader = DataLoader(SeededDataset(range(4), seed=7), batch_sampler=sampler)
-        >>> next(iter(sampler.schedule.attend(loader)))
-        tensor([0, 1])
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
@@ -87,7 +79,8 @@ def warn_if_inside(dataset: object) -> None:
             values = value.values() if isinstance(value, dict) else value
             values = values if isinstance(value, (dict, list, tuple)) else (value,)
             # The first item shows the kind of all: a collection of samples may be long.
-            if isinstance(next(iter(values), None), Dataset):
+            first = next(iter(values), None)
+            if hasattr(first, "__getitem__") and hasattr(first, "__dict__") and not hasattr(first, "__array__"):
                 waiting += values
 
 

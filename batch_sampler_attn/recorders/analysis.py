@@ -32,8 +32,8 @@ class RepeatedSample(NamedTuple):
 def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBatch]:
     """The ``n`` batches that were repeated most: where to look for mislabelled or broken data.
 
-    Batches of two epochs are the same if they have the same dataset indices, in any order; without indices, if they
-    have the same position. With a loader that shuffles, use a ``BatchAttentionSampler``, or ask about a single epoch.
+    Batches of two epochs are the same if they have the same dataset indices, in any order, or, without indices, the
+    same position.
     """
     repeats: dict[object, RepeatedBatch] = {}
     for record in visits:

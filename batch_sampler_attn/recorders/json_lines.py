@@ -33,8 +33,7 @@ class JsonLinesRecorder(Recorder):
     such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
     earlier one, and a copied or unpickled recorder to that of its original.
 
-    A line with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts, and of later
-    ones none. A loss that is not finite is the string "nan", "inf" or "-inf", which ``float`` takes.
+    A line with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.

@@ -44,9 +44,6 @@ def plot_run(
         images: A function from a dataset index of a ``BatchAttentionSampler`` to an image, an array or tensor of shape
             (H, W), (H, W, 3) or (3, H, W): ``lambda index: dataset[index][0]``. None draws no samples.
         n: The most images.
-
-    Raises:
-        RecordError: If there is no visit, visits lack the indices for ``images``, or the file is not a recorder's.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batch_sampler_attn.attend import AttendedLoader
-from batch_sampler_attn.errors import LossError, ProtocolError, plural, warn
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, plural, warn
 from batch_sampler_attn.flight import Feed, check_loader
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.options import length_of
@@ -117,6 +117,11 @@ class SampleAttention:
             check_sampler(sampler)
         if updates is None:
             options.updates = -(-(length_of(sampler) or options.samples) // (options.batch_size * shard.ranks))
+        if doses is not None and (doses["samples"], doses["updates"]) != (options.samples, options.updates):
+            raise OptionError(
+                f"select has doses of {doses['samples']} samples and {doses['updates']} updates an epoch, and here are "
+                f"{options.samples} and {options.updates}; use those of a run with the same"
+            )
         self._ranks = Ranks(ranks)
         self._source = _SampleSource(options, sampler, shard, doses, self._ranks)
         self._feed = self._source.feed = Feed(self._source, self)
@@ -174,10 +179,11 @@ class SampleAttention:
         return summary
 
     @property
-    def doses(self) -> dict[str, list[int]]:
+    def doses(self) -> dict[str, Any]:
         """How many samples each pass has pruned and each update has pooled; ``select=`` takes it, also as JSON."""
         memory = self._memory()
-        return {"pruned": memory.pruned.tolist(), "pooled": memory.pooled.tolist()}
+        run = {"samples": self.options.samples, "updates": self.options.updates}
+        return {**run, "pruned": memory.pruned.tolist(), "pooled": memory.pooled.tolist()}
 
     def loss_of(self, sample: int) -> float:
         """The loss that is remembered of a sample, by its index in the dataset; NaN if there is none."""
@@ -341,5 +347,5 @@ def _weighted_mean(losses: Any, weights: list[float] | None) -> Any:
     if is_tensor:
         # A weight above 1 may take a loss out of the range of half precision.
         wide = losses.float() if losses.element_size() < 4 else losses
-        return (wide * wide.new_tensor(weights)).mean().to(losses.dtype)
+        return (wide * wide.new_tensor(weights)).mean()
     return (losses * weights).mean()

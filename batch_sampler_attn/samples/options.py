@@ -83,20 +83,20 @@ class SampleOptions:
         return self.epochs - max(1, math.floor(self.epochs * self.final_full_share + 0.5))
 
 
-def checked_doses(doses: Any) -> dict[str, list[int]]:
+def checked_doses(doses: Any) -> dict[str, Any]:
     """A copy of the doses of a recorded run, or OptionError."""
-    are_doses = isinstance(doses, dict) and {*doses} == {"pruned", "pooled"}
-    rows = [*doses.values()] if are_doses else [None]
+    are_doses = isinstance(doses, dict) and {*doses} == {"samples", "updates", "pruned", "pooled"}
+    rows = [doses["pruned"], doses["pooled"], [doses["samples"], doses["updates"]]] if are_doses else [None]
     if not all(isinstance(row, list) and all(type(item) is int and item >= 0 for item in row) for row in rows):
         raise OptionError(f'select is {short_repr(doses)}; it must be "loss", "random", or attention.doses of a run')
-    return {name: [*row] for name, row in doses.items()}
+    return {name: [*row] if isinstance(row, list) else row for name, row in doses.items()}
 
 
 def check_sampler(sampler: object) -> None:
     """Refuse a sampler that gives an order only once, or that of another rank in every epoch."""
     shard = own_shard(sampler)
     is_of_a_rank = shard is not None and shard.ranks > 1
-    if is_of_a_rank or not hasattr(sampler, "__iter__") or isinstance(sampler, Iterator):
+    if is_of_a_rank or not hasattr(sampler, "__iter__") or isinstance(sampler, (Iterator, type)):
         raise OptionError(
             f"sampler is {short_repr(sampler)}; it must be iterable again in each pass, and not a DistributedSampler, "
             "with which no rank knows the losses of its own samples: give rank= and world_size= instead"

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
-from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices
 from batch_sampler_attn.ranks import Ranks, Shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions, order_of
@@ -111,7 +111,7 @@ class _SampleSource(Source):
     feed: Feed
 
     def __init__(
-        self, options: SampleOptions, sampler: Any, shard: Shard, doses: dict[str, list[int]] | None, ranks: Ranks
+        self, options: SampleOptions, sampler: Any, shard: Shard, doses: dict[str, Any] | None, ranks: Ranks
     ) -> None:
         self.options = options
         self.state = SampleState(Memory(options.samples))
@@ -148,8 +148,6 @@ class _SampleSource(Source):
             nonfinite_losses=counts.nonfinite_losses,
             is_full=self.is_full,
         )
-
-    # Batches out -----------------------------------------------------------------------------------------
 
     @property
     def out(self) -> tuple[SampleBatch, ...]:
@@ -213,7 +211,10 @@ class _SampleSource(Source):
             rng.shuffle(order)
         scale, fitted = 1.0, [False] * len(order)
         if self._doses:
-            dose = 0 if self.is_full else min(sum(self._doses["pruned"][number : number + 1]), len(order) - 1)
+            doses = self._doses["pruned"]
+            if number == len(doses) + len(doses) // 10 + 1:
+                warn(f"pass {number} begins, and the doses are of {len(doses)} passes: nothing is pruned from here on")
+            dose = 0 if self.is_full else min(sum(doses[number : number + 1]), len(order) - 1)
             gone = [place < dose for place in range(len(order))]
         else:
             if options.prune_probability and mean_loss is not None and not self.is_full:
@@ -248,8 +249,6 @@ class _SampleSource(Source):
     def missing(self, *, was_refused: bool) -> str:
         missing = 0 if was_refused else self.options.updates - self.state.counts.updates
         return f"{missing} of {self.options.updates} updates" if missing else ""
-
-    # Losses in -------------------------------------------------------------------------------------------
 
     def settle(self, losses: Sequence[float]) -> None:
         """The losses of the current batch arrive. After an epoch's last, ranks agree on its mean."""

@@ -63,12 +63,9 @@ class BatchAttention:
 
         Arguments are those of ``keras.Model.fit``. Each call begins an epoch. An epoch that ends early, by an error or
         by ``stop_training``, sets no threshold.
-
-        Raises:
-            ProtocolError: Before the first update, if training works in a way that cannot be repeated; the message
-                says what to use instead.
         """
         refuse_own_loader(x, "BatchAttention.fit repeats batches")
+        replay.refuse_own_callbacks(callbacks or [])
         try:
             # Ours is the first: an epoch of the schedule has ended before other callbacks learn that it has.
             callbacks = [self._repeating, *keras.tree.flatten(callbacks or [])]

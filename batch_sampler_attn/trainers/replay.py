@@ -16,6 +16,7 @@ the next one. The batches of one update are a window. In short::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,9 +79,6 @@ class Replay:
             windows: Windows of the whole epoch; None if the trainer does not know.
             at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
                 disagree, the schedule's epoch is abandoned, and the rest of the trainer's epoch sets no threshold.
-
-        Raises:
-            ProtocolError: If decisions were made outside the trainer, or ranks need the schedule's ``ranks=``.
         """
         self._drop_window()
         self._is_whole = True
@@ -118,9 +116,6 @@ class Replay:
         Args:
             is_last: True for the epoch's last window, which ends the epoch. So a checkpoint that the trainer writes
                 before its own end of the epoch belongs to the next epoch.
-
-        Raises:
-            BatchChangedError: If a batch that is to be repeated was changed in place.
         """
         while self.decide(is_last=is_last) is Decision.REPEAT:
             yield [fresh_copy(batch) for batch in self._batches]
@@ -235,11 +230,25 @@ def no_one_loss(cause: str) -> ProtocolError:
     )
 
 
+def refuse_own_callbacks(callbacks: Any) -> None:
+    """Refuse what is of this package, and no callback of this trainer, where it arrives."""
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        cls = callback if isinstance(callback, type) else type(callback)
+        if any(base.__module__.startswith("batch_sampler_attn.") for base in cls.__mro__):
+            raise OptionError(
+                f"callbacks has {short_repr(callback)}, which is no callback of this trainer; leave it out"
+            )
+
+
 def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
     """Warn at the start of a training of so many epochs (None: unknown) if it ends before a batch can be repeated."""
     options = schedule.options
-    may_repeat = options.epoch_length is not None or isinstance(schedule, EqualComputeControl)
-    if epochs is None or may_repeat or options.max_visits == 1 or schedule.epoch + epochs > options.warmup_epochs:
+    if epochs is None or isinstance(schedule, EqualComputeControl) or options.max_visits == 1:
+        return
+    if options.epoch_length is not None:
+        # The trainer's epochs in those of the schedule.
+        epochs = epochs * (windows or math.inf) / options.epoch_length
+    if schedule.epoch + epochs > options.warmup_epochs:
         return
     length = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     warn(

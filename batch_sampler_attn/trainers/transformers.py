@@ -73,6 +73,7 @@ class BatchAttentionMixin(Trainer):
                     f"no class after BatchAttentionMixin has {name}, which puts the schedule into checkpoints. Write "
                     "class MyTrainer(BatchAttentionMixin, Trainer); with a newer transformers, install an older one"
                 )
+        replay.refuse_own_callbacks(kwargs.get("callbacks") or [])
         self.schedule = replay.schedule_from(schedule, {})
         self._repeating = _Repeating(self, samples or samples_in)
         self._at_first = self.schedule.state_dict()

@@ -620,6 +620,26 @@ def test_a_recorder_that_raises_as_an_epoch_ends_leaves_nothing_of_it_to_the_nex
         assert run_epoch(resumed, range(10), [math.nan, *[1.0] * 9]) == [*range(10)]
 
 
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_the_whole_loader_after_a_state_of_the_epochs_last_batch_is_refused(epochs_before):
+    schedule = BatchAttentionSchedule(1.0)
+    for _ in range(epochs_before):
+        run_epoch(schedule, range(10), [1.0] * 10)
+    for _ in schedule.attend(range(10)):
+        schedule.decide(1.0)
+        if schedule.batches == 10:
+            state = schedule.state_dict()
+    resumed = BatchAttentionSchedule(1.0)
+    resumed.load_state_dict(state)
+    with pytest.raises(ProtocolError, match="after 10 batches, and the loader has 10"):
+        run_epoch(resumed, range(10), [1.0] * 10)
+    assert run_epoch(resumed, itertools.islice(range(10), 10, None), []) == []
+    assert resumed.last_summary.batches == 10
+    resumed.load_state_dict(state)
+    with pytest.warns(BatchAttentionWarning, match="had 20 batches in all, instead of 10"):
+        run_epoch(resumed, iter(range(10)), [1.0] * 10)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_whole_loader_after_a_resume_in_the_very_first_epoch_is_refused(as_json):
     schedule = BatchAttentionSchedule(1.0)

@@ -255,7 +255,29 @@ class CallableBatch:
         return self.x
 
 
-@pytest.mark.parametrize("make", [Graph, CallableBatch])
+class Instances:
+    """As detectron2's: fields in a dictionary, read and set as attributes."""
+
+    def __init__(self, x):
+        self.__dict__["_fields"] = {"x": x}
+
+    def __getattr__(self, name):
+        if name == "_fields" or name not in self._fields:
+            raise AttributeError(name)
+        return self._fields[name]
+
+    def __setattr__(self, name, value):
+        self._fields[name] = value
+
+
+class InSlots:
+    __slots__ = ("extra", "x")
+
+    def __init__(self, x):
+        self.x = x
+
+
+@pytest.mark.parametrize("make", [Graph, CallableBatch, Instances, InSlots])
 def test_a_graph_is_repeated_as_it_came_whatever_the_loop_sets_on_it(make):
     def double(data):
         before = data.x.sum().item()

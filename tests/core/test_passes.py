@@ -169,10 +169,11 @@ def test_a_recorder_without_on_state_loaded_is_left_alone():
     assert recorder.visits == 1
 
 
-def test_a_full_disk_is_warned_of_and_the_state_is_returned():
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("No space left: closed file")])
+def test_a_full_disk_is_warned_of_and_the_state_is_returned(error):
     class FullDisk(Recorder):
         def flush(self):
-            raise OSError(28, "No space left on device")
+            raise error
 
     schedule = BatchAttentionSchedule(1.0, recorders=[FullDisk()])
     schedule.decide(1.0)

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from batch_sampler_attn import SampleAttention
-from batch_sampler_attn.errors import OptionError, StateError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
 from tests.samples.oracle import SampleOracle
 from tests.samples.runs import LooksAhead
 
@@ -295,6 +295,15 @@ def test_a_twin_is_resumed_with_the_same_doses_and_with_no_others():
     other = SampleAttention(60, 6, k=1.5, select={**doses, "pruned": [1]}, seed=2)
     with pytest.raises(StateError, match="other options: doses_crc32"):
         other.load_state_dict(twin.state_dict())
+
+
+def test_doses_of_another_length_of_epoch_or_data_are_refused_and_too_few_are_warned_of():
+    doses = doses_of(SampleAttention(60, 6, k=1.5, seed=1), 3)
+    for other in (SampleAttention(60, 6, updates=5), SampleAttention(66, 6)):
+        with pytest.raises(OptionError, match="60 samples and 10 updates"):
+            SampleAttention(other.options.samples, 6, updates=other.options.updates, select=doses)
+    with pytest.warns(BatchAttentionWarning, match="nothing is pruned from here on"):
+        doses_of(SampleAttention(60, 6, k=1.5, select=doses, seed=2), 6)
 
 
 def test_doses_are_part_of_a_state():
