@@ -47,6 +47,13 @@ def test_several_steps_in_one_execution_are_refused():
     assert "compile it with 1" in text
 
 
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule, BatchAttentionSchedule()], ids=["class", "schedule"])
+def test_what_is_of_this_package_and_no_callback_is_refused_where_it_arrives(callback):
+    attention = BatchAttention(compiled(Case(), make_model(Case())), k=1.2)
+    with pytest.raises(OptionError, match="no callback of this trainer"):
+        attention.fit(Batches(), callbacks=[callback])
+
+
 def test_accumulation_is_refused():
     model = make_model(Case())
     model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), make_loss())

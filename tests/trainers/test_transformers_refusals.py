@@ -190,6 +190,12 @@ def test_what_is_no_schedule_is_refused_where_it_arrives(schedule, tmp_path):
         make_trainer(tmp_path, schedule=schedule)
 
 
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule, BatchAttentionSchedule()], ids=["class", "schedule"])
+def test_what_is_of_this_package_and_no_callback_is_refused_where_it_arrives(callback, tmp_path):
+    with pytest.raises(OptionError, match=r"callbacks has .*no callback of this trainer"):
+        make_trainer(tmp_path, callbacks=[callback])
+
+
 # Schedules and states
 
 
