@@ -60,8 +60,8 @@ def _read(loss: object, read: Callable[[], Any]) -> Any:
         if not any(cls.__name__ == "Tracer" and cls.__module__.startswith("jax.") for cls in type(loss).__mro__):
             raise
         raise LossError(
-            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces a function before it runs. "
-            "Return the loss from it, and call decide outside: loss, state = update(state, batch); decide(loss)"
+            f"got a JAX tracer, {short_repr(loss)}, which has no value yet: jax.jit traces before it runs. Return "
+            "the loss, and call decide on what it returns: loss, state = update(state, batch); schedule.decide(loss)"
         ) from error
 
 

@@ -22,7 +22,11 @@ from benchmarks.selection.selective import Composers, OurReading
 from benchmarks.selection.settings import SETTINGS, make_task
 from benchmarks.selection.training import augment, make_network, train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Runs of two epochs are long enough here.
+    pytest.mark.filterwarnings("ignore:with epochs=2 .* no epoch:batch_sampler_attn.errors.BatchAttentionWarning"),
+]
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCH_SIZE, UPDATES = 8, 14

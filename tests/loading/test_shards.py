@@ -156,7 +156,7 @@ class ShardedFromOutside:
 def test_a_sampler_that_was_sharded_or_made_anew_by_a_trainer_is_refused():
     sampler = make(0, 2)
     loader = DataLoader(Numbered(), batch_sampler=ShardedFromOutside(sampler))
-    with pytest.raises(ProtocolError, match=r"has a ShardedFromOutside around this .*Between ranks"):
+    with pytest.raises(ProtocolError, match=r"has a ShardedFromOutside around this .*On ranks"):
         next(iter(sampler.schedule.attend(loader)))
     rebuilt = BatchAttentionSampler(RandomSampler(range(22)), 3, False)
     with pytest.raises(ProtocolError, match=r"another batch sampler.*use_distributed_sampler=False"):

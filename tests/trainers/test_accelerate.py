@@ -220,7 +220,7 @@ def test_a_sampler_of_ours_is_refused(is_sharded):
 def test_its_own_schedule_refuses_a_sampler_that_accelerate_has_sharded():
     schedule = BatchAttentionSchedule()
     loader = sharded(BatchAttentionSampler(range(52), 8, schedule=schedule))
-    with pytest.raises(ProtocolError, match="keep the loader out of accelerate's prepare"):
+    with pytest.raises(ProtocolError, match="no loader to accelerate's prepare"):
         next(iter(schedule.attend(loader)))
 
 

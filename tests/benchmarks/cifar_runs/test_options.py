@@ -111,7 +111,7 @@ def test_the_help_has_every_model_and_the_commands_in_whole_lines(monkeypatch, c
         (["--batch-size", "139"], "leave one for the last"),
         (["--device", "cuda:9"], "none here"),
         (["--device", "tpu"], "must be cpu or cuda"),
-        (["--batch-size", "1000"], "batch_size is 1000, but there are 140"),
+        (["--batch-size", "1000"], "batch_size is 1000, for 140 inputs and 140 targets"),
         (["--model", "resnet43"], "did you mean"),
     ],
 )
