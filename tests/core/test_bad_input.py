@@ -10,7 +10,9 @@ import numpy
 import pytest
 import torch
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
+import batch_sampler_attn
+from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl, SampleSummary
+from batch_sampler_attn.checkpoint import plain_indices
 from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
 from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.recorders import MemoryRecorder
@@ -320,3 +322,37 @@ def test_a_value_that_jax_traces_has_no_loss_yet_and_other_errors_stay_what_they
     tracer = type("Tracer", (Shaped,), {"__module__": module, "tolist": refuse})
     with pytest.raises(error, match=r"jax.jit traces|abstract"):
         as_floats(tracer(1.0, (1,)))
+
+
+@pytest.mark.parametrize(("missing", "said"), [("torch", "needs PyTorch"), ("numpy", "halted")])
+def test_only_a_missing_torch_is_called_a_missing_torch(monkeypatch, missing, said):
+    def refuse(module):
+        raise ModuleNotFoundError(f"import of {missing} halted", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", refuse)
+    with pytest.raises(ModuleNotFoundError, match=said) as error:
+        batch_sampler_attn.__getattr__("BatchAttentionSampler")
+    assert error.value.name == missing
+
+
+def test_losses_that_are_masked_or_none_and_indices_that_cannot_be_saved_are_refused():
+    with pytest.raises(LossError, match="masked, or None; report NaN"):
+        as_floats([1.0, None])
+    with pytest.raises(StateError, match=r"yields \[1\.5\]; only whole numbers and strings"):
+        plain_indices([1.5])
+    assert plain_indices([numpy.int64(1), "a"]) == [1, "a"]
+
+
+def test_a_summary_of_samples_says_what_it_holds():
+    summary = SampleSummary(
+        epoch=1,
+        updates=4,
+        extra_updates=1,
+        pruned=1,
+        passes=1,
+        mean_loss=None,
+        threshold=None,
+        nonfinite_losses=2,
+        is_full=False,
+    )
+    assert str(summary) == "epoch 1: 4 updates, 1 of them extra, 1 sample pruned, no finite loss, 2 losses not finite"

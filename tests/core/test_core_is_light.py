@@ -121,16 +121,3 @@ def test_a_type_checker_sees_a_name_that_is_not_there(tmp_path):
     assert 'Module has no attribute "nothing"' in said
     assert 'Revealed type is "int"' in said or 'Revealed type is "builtins.int"' in said
     assert "incompatible type \"Literal['mean']\"" in said or "arg-type" in said
-
-
-@pytest.mark.parametrize(("missing", "said"), [("torch", "needs PyTorch"), ("numpy", "halted")])
-def test_only_a_missing_torch_is_called_a_missing_torch(monkeypatch, missing, said):
-    def refuse(module):
-        raise ModuleNotFoundError(f"import of {missing} halted", name=missing)
-
-    import batch_sampler_attn
-
-    monkeypatch.setattr("importlib.import_module", refuse)
-    with pytest.raises(ModuleNotFoundError, match=said) as error:
-        batch_sampler_attn.__getattr__("BatchAttentionSampler")
-    assert error.value.name == missing

@@ -180,3 +180,14 @@ def test_a_full_disk_is_warned_of_and_the_state_is_returned(error):
     with pytest.warns(BatchAttentionWarning, match="FullDisk could not write.*No space left"):
         state = schedule.state_dict()
     BatchAttentionSchedule(1.0).load_state_dict(state)
+
+
+def test_a_schedule_that_is_loaded_alone_restarts_its_driver_s_flight():
+    schedule = BatchAttentionSchedule()
+    passes_of(schedule).set_driver(HandingOut(schedule))
+    state = schedule.state_dict()
+    for _ in schedule.attend("a"):
+        schedule.decide(1.0)
+        schedule.load_state_dict(state)
+        assert passes_of(schedule).run.flight == ()
+        break

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.errors import RecordError
-from batch_sampler_attn.recorders import JsonLinesRecorder, LogRecorder, MemoryRecorder
+from batch_sampler_attn.recorders import JsonLinesRecorder, LogRecorder, MemoryRecorder, VisitRecord
 from batch_sampler_attn.recorders.plots import plot_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:a loss of nan:batch_sampler_attn.errors.BatchAttentionWarning")
@@ -120,3 +120,8 @@ def test_summaries_are_tables_in_a_notebook():
     assert "<th>mean loss</th>" in schedule.last_summary._repr_html_()
     assert "<td>0.3333</td>" in schedule.last_summary._repr_html_()
     assert "<th>pruned</th>" in SampleAttention(4, 2).summary._repr_html_()
+
+
+def test_a_run_without_a_finite_loss_is_drawn():
+    visits = [VisitRecord(0, 0, 1, math.nan, "advance")]
+    assert plot_run(visits).axes

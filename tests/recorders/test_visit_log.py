@@ -1,6 +1,7 @@
 """Files of visits: runs that were stopped, resumed, rolled back, copied, or could not write."""
 
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -607,3 +608,14 @@ def test_at_an_epochs_end_every_line_is_in_the_file(tmp_path):
     for _ in schedule.attend(range(5)):
         schedule.decide(1.0)
     assert len(read_visits(path)) == 5
+
+
+def test_a_forked_process_leaves_what_waits_to_its_parent(tmp_path, monkeypatch):
+    path = tmp_path / "visits.jsonl"
+    recorder = JsonLinesRecorder(path)
+    visit(recorder, 0, 0)
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        del recorder
+        gc.collect()
+    assert path.read_bytes() == b""
