@@ -151,8 +151,8 @@ def test_a_control_keeps_its_counts_where_batches_are_skipped_in_both_runs_or_in
     assert visits == passes_of(both).criterion.draw(0)
     assert both.last_summary.visits == 6
     own = EqualComputeControl(counts, seed=1)
-    dealt = passes_of(own).criterion.draw(0)
-    run(own, "abc", [SKIP, *[1.0] * sum(dealt[:2])])
+    drawn = passes_of(own).criterion.draw(0)
+    run(own, "abc", [SKIP, *[1.0] * sum(drawn[:2])])
     assert own.last_summary.batches == 2
 
 
