@@ -1,0 +1,243 @@
+"""Forms of leaving samples out: those of ``SampleAttention``, and experimental ones that are in no product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_sampler_attn import SampleAttention
+
+PRUNE_PROBABILITY = 0.5
+FULL_SHARE = 0.15
+# How much of the score before a batch's mean loss leaves.
+BATCH_MEAN_MEMORY = 0.5
+
+
+class Batch(NamedTuple):
+    """What an update trains on.
+
+    Attributes:
+        indices: (batch,).
+        weights: (batch,), of the losses; None for all alike.
+        progress: The share of training before it.
+    """
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float64] | None
+    progress: float
+
+
+class Orders:
+    """The order of each pass, the same for every arm of a seed."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self._samples, self._seed, self._number = samples, seed, 0
+
+    def set_epoch(self, number: int) -> None:
+        """The number of the pass that is asked for next."""
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self._seed, self._number]).permutation(self._samples).tolist()
+
+
+class Product:
+    """``SampleAttention``, for so many updates.
+
+    Args:
+        samples: In the training set.
+        batch_size: Samples in a batch.
+        epochs: Of the whole training.
+        seed: Of orders and of what is left out.
+        updates: If fewer than the epochs have.
+        options: Of ``SampleAttention``.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, epochs: int, seed: int, updates: int | None = None, **options: Any
+    ) -> None:
+        self._attention = SampleAttention(
+            samples,
+            batch_size,
+            seed=seed,
+            epochs=epochs,
+            final_full_share=FULL_SHARE,
+            sampler=Orders(samples, seed),
+            **options,
+        )
+        self._updates = updates or epochs * len(self._attention)
+
+    def __iter__(self) -> Iterator[Batch]:
+        attended, made = self._attention.attend(), 0
+        while made < self._updates:
+            for indices in attended:
+                weights = np.array(self._attention.weights) if self._attention.options.weighted else None
+                yield Batch(np.array(indices), weights, made / self._updates)
+                made += 1
+                if made == self._updates:
+                    return
+
+    def report(self, losses: NDArray[np.float64]) -> None:
+        """The losses of the last batch."""
+        self._attention.report(losses.tolist())
+
+    @property
+    def doses(self) -> dict[str, Any]:
+        """What ``select=`` of a random twin takes."""
+        return self._attention.doses
+
+
+class Form:
+    """Well-fitted samples are left out of a pass half the time, in forms that ``SampleAttention`` does not have.
+
+    Args:
+        samples: In the training set.
+        batch_size: Samples in a batch.
+        epochs: Of the whole training.
+        seed: Of orders and of what is left out.
+        score: Well fitted is what is below the mean of the last epoch: "loss", the last loss of a sample; or
+            "batch_mean", an exponential mean of the mean losses of the batches that a sample was in, and well fitted
+            is what is below the mean score.
+        trims: Whether suspects are left out too, all of them, from the third epoch on.
+        weight: Of well-fitted samples that stay, over that of the others: 2 keeps the expected gradient.
+        saves: Whether an epoch is one pass, with fewer updates.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        *,
+        score: str = "loss",
+        trims: bool = False,
+        weight: float = 1.0,
+        saves: bool = False,
+    ) -> None:
+        self._size, self._epochs, self._score, self._trims = batch_size, epochs, score, trims
+        self._weight, self._saves = weight, saves
+        self._orders, self._rng = Orders(samples, seed), np.random.default_rng([seed, 1])
+        self._updates = -(-samples // batch_size)
+        self._first_full = epochs - max(1, int(epochs * FULL_SHARE + 0.5))
+        self._scores = np.full(samples, np.nan)
+        self._sums, self._visits = np.zeros(samples), np.zeros(samples, dtype=np.int64)
+        self._indices = np.zeros(0, dtype=np.int64)
+        self._epoch_losses: list[NDArray[np.float64]] = []
+        self._mean_loss = np.nan
+        self.epoch = 0
+        self.pruned: list[int] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        number, rest, weights = 0, np.zeros(0, dtype=np.int64), np.zeros(0)
+        for epoch in range(self._epochs):
+            self.epoch = epoch
+            if self._saves:
+                order, weighted = self._begin_pass(number)
+                number += 1
+                parts = -(-len(order) // self._size)
+                for part, (indices, their) in enumerate(
+                    zip(np.array_split(order, parts), np.array_split(weighted, parts), strict=True)
+                ):
+                    yield self._hand_out(indices, their, (self.epoch + part / parts) / self._epochs)
+            else:
+                if self.epoch == self._first_full:
+                    rest, weights = rest[:0], weights[:0]
+                for update in range(self._updates):
+                    while len(rest) < self._size:
+                        order, weighted = self._begin_pass(number)
+                        number += 1
+                        rest, weights = np.concatenate([rest, order]), np.concatenate([weights, weighted])
+                    progress = (self.epoch + update / self._updates) / self._epochs
+                    yield self._hand_out(rest[: self._size], weights[: self._size], progress)
+                    rest, weights = rest[self._size :], weights[self._size :]
+            self._mean_loss = float(np.concatenate(self._epoch_losses).mean())
+            self._epoch_losses = []
+
+    def _hand_out(self, indices: NDArray[np.int64], weights: NDArray[np.float64], progress: float) -> Batch:
+        self._indices = indices
+        return Batch(indices, None if self._weight == 1 else weights, progress)
+
+    def _begin_pass(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The samples of a pass in their order, and their weights."""
+        self._orders.set_epoch(number)
+        order = np.array(list(self._orders))
+        fitted = gone = np.zeros(len(order), dtype=bool)
+        if 0 < self.epoch < self._first_full:
+            # A sample without a score is not below it.
+            limit = self._mean_loss if self._score == "loss" else np.nanmean(self._scores)
+            fitted = self._scores[order] < limit
+            gone = fitted & (self._rng.random(len(order)) < PRUNE_PROBABILITY)
+            if self._trims and self.epoch >= 2:
+                gone = gone | self.suspects()[order]
+        self.pruned.append(int(gone.sum()))
+        weights = np.where(fitted, self._weight, 1.0)[~gone]
+        # Where updates are saved, the steps are longer instead, as in InfoBatch.
+        return order[~gone], weights if self._saves else weights / weights.mean()
+
+    def suspects(self) -> NDArray[np.bool_]:
+        """Outliers among the mean losses of the samples, by Tukey's rule: above Q3 + 1.5 (Q3 - Q1)."""
+        means = self._sums / np.maximum(self._visits, 1)
+        low, high = np.quantile(means, [0.25, 0.75])
+        return means > high + 1.5 * (high - low)
+
+    def report(self, losses: NDArray[np.float64]) -> None:
+        """The losses of the last batch."""
+        at = self._indices
+        self._epoch_losses.append(losses)
+        self._sums[at] += losses
+        self._visits[at] += 1
+        if self._score == "loss":
+            self._scores[at] = losses
+        else:
+            before = np.where(np.isnan(self._scores[at]), losses.mean(), self._scores[at])
+            self._scores[at] = BATCH_MEAN_MEMORY * before + (1 - BATCH_MEAN_MEMORY) * losses.mean()
+
+    @property
+    def doses(self) -> dict[str, Any]:
+        """How many samples each pass left out."""
+        return {"pruned": self.pruned}
+
+
+# In the order in which they are run, the most telling first.
+ARMS: dict[str, Any] = {
+    "plain": (Product, {"prune_probability": 0.0}),
+    "left_out": (Product, {"weighted": False}),
+    "left_out_weighted": (Product, {"weighted": True}),
+    "left_out_random": (Product, {"weighted": False}),
+    "trimmed": (Form, {"trims": True}),
+    "batch_mean": (Form, {"score": "batch_mean"}),
+    "saving": (Form, {"saves": True, "weight": 2.0}),
+    "plain_short": (Product, {"prune_probability": 0.0}),
+    "half_weighted": (Form, {"weight": 2**0.5}),
+}
+# The run of the same seed and rate that another depends on.
+SOURCES = {"left_out_random": "left_out", "plain_short": "saving"}
+
+
+def make_arm(
+    arm: str, samples: int, batch_size: int, epochs: int, seed: int, doses: dict[str, Any] | None, updates: int | None
+) -> Product | Form:
+    """One of ``ARMS``.
+
+    Args:
+        arm: Its name.
+        samples: In the training set.
+        batch_size: Samples in a batch.
+        epochs: Of the whole training.
+        seed: Of orders and of what is left out.
+        doses: Of the run that a random twin is the twin of.
+        updates: Of the run that saves, which plain training makes as many of.
+    """
+    kind, options = ARMS[arm]
+    if arm == "left_out_random":
+        options = options | {"select": doses}
+    if arm == "plain_short":
+        options = options | {"updates": updates}
+    return kind(samples, batch_size, epochs, seed, **options)
