@@ -96,6 +96,8 @@ class Product:
 class Form:
     """Well-fitted samples are left out of a pass half the time, in forms that ``SampleAttention`` does not have.
 
+    A sample that two passes bring into one batch counts once there.
+
     Args:
         samples: In the training set.
         batch_size: Samples in a batch.
