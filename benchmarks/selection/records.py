@@ -40,7 +40,7 @@ class KindsPlan(BaseModel):
 
 
 class Run(BaseModel):
-    """One finished run; the numbers are those of ``training.Outcome``, and below of ``kinds.training.Outcome``."""
+    """One finished run; the numbers are those of ``training.Outcome``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +58,7 @@ class Run(BaseModel):
     left_out: int
     seconds: float
     environment: dict[str, Any]
-    # Of benchmarks.selection.kinds alone.
+    # Of benchmarks.selection.kinds alone; ``score`` is accuracy, or of text minus the mean loss over sorts.
     rate: float | None = None
     learning_rate: float | None = None
     score: float | None = None

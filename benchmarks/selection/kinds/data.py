@@ -159,9 +159,7 @@ def _image_task(data: ImageSet, name: str, rng: np.random.Generator, setting: Se
     if name == "hidden_fine":
         superclass = {fine: label for label, names in enumerate(SUPERCLASSES) for fine in names.split()}
         if set(data.classes) != set(superclass):
-            raise PlanError(
-                f"hidden_fine takes CIFAR-100's classes, and this data has {', '.join(data.classes[:4])}, ..."
-            )
+            raise PlanError(f"hidden_fine takes CIFAR-100's classes, not {', '.join(data.classes[:4])}, ...")
         label_of = np.array([superclass[fine] for fine in data.classes])
     wanted = _tail(rng, label_of, setting)
     train, validation = _pick(rng, np.asarray(data.train.labels), wanted, [setting.validation] * number)
@@ -181,7 +179,7 @@ def _image_task(data: ImageSet, name: str, rng: np.random.Generator, setting: Se
         drawn = torch.from_numpy(rng.integers(0, labels, len(train)))
         is_drawn = torch.from_numpy(rng.random(len(train)) < NOISE_SHARE)
         parts[0] = parts[0]._replace(targets=torch.where(is_drawn, drawn, parts[0].targets))
-    return Task(*parts, wanted, labels)
+    return Task(parts[0], parts[1], parts[2], wanted, labels)
 
 
 class Features:
@@ -241,16 +239,10 @@ def _table_task(seed: int, rng: np.random.Generator, setting: Setting) -> Task:
     wanted = _tail(rng, label_of, setting)
     held = [[setting.validation] * number, [setting.test] * number]
     picks = _pick(rng, groups, wanted, *held)
-    mean, deviation = rows[picks[0]].mean(0), rows[picks[0]].std(0)
-    parts = [
-        Part(
-            torch.from_numpy((rows[pick] - mean) / deviation).float(),
-            torch.from_numpy(label_of[groups[pick]]),
-            torch.from_numpy(groups[pick]),
-        )
-        for pick in picks
-    ]
-    return Task(*parts, wanted, TABLE_LABELS)
+    normal = (rows - rows[picks[0]].mean(0)) / rows[picks[0]].std(0)
+    inputs, targets, of_group = (torch.from_numpy(each) for each in (normal, label_of[groups], groups))
+    parts = [Part(inputs[pick].float(), targets[pick], of_group[pick]) for pick in picks]
+    return Task(parts[0], parts[1], parts[2], wanted, TABLE_LABELS)
 
 
 def collect_text(folders: list[Path] | None = None) -> dict[str, list[bytes]]:
@@ -263,27 +255,21 @@ def collect_text(folders: list[Path] | None = None) -> dict[str, list[bytes]]:
         DataError: If a sort has fewer than 10 files.
     """
     paths = sysconfig.get_paths()
-    names: dict[str, set[Path]] = {sort: set() for sort in SORTS}
+    names: dict[str, set[str]] = {sort: set() for sort in SORTS}
     for folder in folders or [Path(paths["stdlib"]), Path(paths["purelib"])]:
         for at, _, files in os.walk(folder):
             for name in files:
-                if (found := names.get(Path(name).suffix)) is not None:
-                    found.add(Path(at, name))
+                names.get(Path(name).suffix, set()).add(str(Path(at, name)))
     corpus = {}
     for sort, found in names.items():
         texts: dict[bytes, None] = {}
-        order = np.random.default_rng(0).permutation(np.array(sorted(map(str, found)), dtype=object))
-        for path in order:
+        for path in np.random.default_rng(0).permutation(np.array(sorted(found), dtype=object)):
             with Path(path).open("rb") as file:
                 text = file.read(_BYTES_OF_A_FILE)
-            if len(text) >= _LEAST_BYTES:
+            if len(text) >= _LEAST_BYTES and len(texts) < _FILES_OF_A_SORT:
                 texts[text] = None
-            if len(texts) == _FILES_OF_A_SORT:
-                break
         if len(texts) < 10:
-            raise DataError(
-                f"there are {len(texts)} files that end in {sort}, and 10 are needed; install more packages"
-            )
+            raise DataError(f"{len(texts)} files end in {sort}, and 10 are needed; install more packages")
         corpus[sort] = list(texts)
     return corpus
 
@@ -306,4 +292,4 @@ def _text_task(corpus: dict[str, list[bytes]], rng: np.random.Generator, setting
         text = torch.from_numpy(np.concatenate(found)[pick]).long()
         # Each byte is predicted from those before it in its window, the first from none.
         parts.append(Part(torch.nn.functional.pad(text[:, :-1], (1, 0)), text, torch.from_numpy(groups[pick])))
-    return Task(*parts, tail, 256)
+    return Task(parts[0], parts[1], parts[2], tail, 256)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from batch_sampler_attn import SampleAttention
+from benchmarks.selection.arms import FULL_SHARE, PRUNE_PROBABILITY, Samples
+from benchmarks.selection.kinds.data import Setting
+from benchmarks.selection.records import Run
 
-PRUNE_PROBABILITY = 0.5
-FULL_SHARE = 0.15
 # How much of the score before a batch's mean loss leaves.
 BATCH_MEAN_MEMORY = 0.5
 
@@ -25,8 +27,8 @@ class Batch(NamedTuple):
         progress: The share of training before it.
     """
 
-    indices: NDArray[np.int64]
-    weights: NDArray[np.float64] | None
+    indices: Tensor
+    weights: Tensor | None
     progress: float
 
 
@@ -45,52 +47,6 @@ class Orders:
 
     def __iter__(self) -> Iterator[int]:
         yield from np.random.default_rng([self._seed, self._number]).permutation(self._samples).tolist()
-
-
-class Product:
-    """``SampleAttention``, for so many updates.
-
-    Args:
-        samples: In the training set.
-        batch_size: Samples in a batch.
-        epochs: Of the whole training.
-        seed: Of orders and of what is left out.
-        updates: If fewer than the epochs have.
-        options: Of ``SampleAttention``.
-    """
-
-    def __init__(
-        self, samples: int, batch_size: int, epochs: int, seed: int, updates: int | None = None, **options: Any
-    ) -> None:
-        self._attention = SampleAttention(
-            samples,
-            batch_size,
-            seed=seed,
-            epochs=epochs,
-            final_full_share=FULL_SHARE,
-            sampler=Orders(samples, seed),
-            **options,
-        )
-        self._updates = updates or epochs * len(self._attention)
-
-    def __iter__(self) -> Iterator[Batch]:
-        attended, made = self._attention.attend(), 0
-        while made < self._updates:
-            for indices in attended:
-                weights = np.array(self._attention.weights) if self._attention.options.weighted else None
-                yield Batch(np.array(indices), weights, made / self._updates)
-                made += 1
-                if made == self._updates:
-                    return
-
-    def report(self, losses: NDArray[np.float64]) -> None:
-        """The losses of the last batch."""
-        self._attention.report(losses.tolist())
-
-    @property
-    def doses(self) -> dict[str, Any]:
-        """What ``select=`` of a random twin takes."""
-        return self._attention.doses
 
 
 class Form:
@@ -134,7 +90,8 @@ class Form:
         self._epoch_losses: list[NDArray[np.float64]] = []
         self._mean_loss = np.nan
         self.epoch = 0
-        self.pruned: list[int] = []
+        # How many samples each pass left out.
+        self.doses: dict[str, Any] = {"pruned": []}
 
     def __iter__(self) -> Iterator[Batch]:
         number, rest, weights = 0, np.zeros(0, dtype=np.int64), np.zeros(0)
@@ -164,7 +121,9 @@ class Form:
 
     def _hand_out(self, indices: NDArray[np.int64], weights: NDArray[np.float64], progress: float) -> Batch:
         self._indices = indices
-        return Batch(indices, None if self._weight == 1 else weights, progress)
+        return Batch(
+            torch.from_numpy(indices), None if self._weight == 1 else torch.from_numpy(weights).float(), progress
+        )
 
     def _begin_pass(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The samples of a pass in their order, and their weights."""
@@ -178,7 +137,7 @@ class Form:
             gone = fitted & (self._rng.random(len(order)) < PRUNE_PROBABILITY)
             if self._trims and self.epoch >= 2:
                 gone = gone | self.suspects()[order]
-        self.pruned.append(int(gone.sum()))
+        self.doses["pruned"].append(int(gone.sum()))
         weights = np.where(fitted, self._weight, 1.0)[~gone]
         # Where updates are saved, the steps are longer instead, as in InfoBatch.
         return order[~gone], weights if self._saves else weights / weights.mean()
@@ -187,11 +146,11 @@ class Form:
         """Outliers among the mean losses of the samples, by Tukey's rule: above Q3 + 1.5 (Q3 - Q1)."""
         means = self._sums / np.maximum(self._visits, 1)
         low, high = np.quantile(means, [0.25, 0.75])
-        return means > high + 1.5 * (high - low)
+        return np.asarray(means > high + 1.5 * (high - low))
 
-    def report(self, losses: NDArray[np.float64]) -> None:
+    def report(self, batch_losses: Tensor) -> None:
         """The losses of the last batch."""
-        at = self._indices
+        at, losses = self._indices, batch_losses.double().numpy()
         self._epoch_losses.append(losses)
         self._sums[at] += losses
         self._visits[at] += 1
@@ -201,45 +160,44 @@ class Form:
             before = np.where(np.isnan(self._scores[at]), losses.mean(), self._scores[at])
             self._scores[at] = BATCH_MEAN_MEMORY * before + (1 - BATCH_MEAN_MEMORY) * losses.mean()
 
-    @property
-    def doses(self) -> dict[str, Any]:
-        """How many samples each pass left out."""
-        return {"pruned": self.pruned}
 
-
-# In the order in which they are run, the most telling first.
-ARMS: dict[str, Any] = {
-    "plain": (Product, {"prune_probability": 0.0}),
-    "left_out": (Product, {"weighted": False}),
-    "left_out_weighted": (Product, {"weighted": True}),
-    "left_out_random": (Product, {"weighted": False}),
-    "trimmed": (Form, {"trims": True}),
-    "batch_mean": (Form, {"score": "batch_mean"}),
-    "saving": (Form, {"saves": True, "weight": 2.0}),
-    "plain_short": (Product, {"prune_probability": 0.0}),
-    "half_weighted": (Form, {"weight": 2**0.5}),
+# In the order in which they are run, the most telling first: those of ``SampleAttention``, and experimental ones.
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"prune_probability": 0.0},
+    "left_out": {},
+    "left_out_weighted": {"weighted": True},
+    "left_out_random": {},
+    "trimmed": {"trims": True},
+    "batch_mean": {"score": "batch_mean"},
+    "saving": {"saves": True, "weight": 2.0},
+    "plain_short": {"prune_probability": 0.0},
+    "half_weighted": {"weight": 2**0.5},
 }
+_EXPERIMENTAL = ("trimmed", "batch_mean", "saving", "half_weighted")
 # The run of the same seed and rate that another depends on.
 SOURCES = {"left_out_random": "left_out", "plain_short": "saving"}
 
 
-def make_arm(
-    arm: str, samples: int, batch_size: int, epochs: int, seed: int, doses: dict[str, Any] | None, updates: int | None
-) -> Product | Form:
-    """One of ``ARMS``.
+def make_batches(
+    arm: str, samples: int, setting: Setting, seed: int, source: Run | None
+) -> tuple[Form | Samples, Iterator[Batch]]:
+    """One of ``ARMS``, which is told the losses, and its batches.
 
     Args:
         arm: Its name.
         samples: In the training set.
-        batch_size: Samples in a batch.
-        epochs: Of the whole training.
+        setting: Says how many epochs, of which size of batch.
         seed: Of orders and of what is left out.
-        doses: Of the run that a random twin is the twin of.
-        updates: Of the run that saves, which plain training makes as many of.
+        source: The run that it depends on.
     """
-    kind, options = ARMS[arm]
-    if arm == "left_out_random":
-        options = options | {"select": doses}
-    if arm == "plain_short":
-        options = options | {"updates": updates}
-    return kind(samples, batch_size, epochs, seed, **options)
+    options = ARMS[arm]
+    if arm in _EXPERIMENTAL:
+        form = Form(samples, setting.batch_size, setting.epochs, seed, **options)
+        return form, iter(form)
+    updates = setting.epochs * -(-samples // setting.batch_size)
+    if source is not None:
+        options = options | ({"select": source.doses} if arm == "left_out_random" else {})
+        updates = source.updates
+    attention = Samples(samples, setting.batch_size, updates, seed, sampler=Orders(samples, seed), **options)
+    choices = (attention.choose(update) for update in range(updates))
+    return attention, (Batch(each.indices, each.weights, each.draw / updates) for each in choices)

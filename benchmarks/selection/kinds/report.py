@@ -18,7 +18,7 @@ from scipy import stats
 from benchmarks.environment import one_line
 from benchmarks.errors import BenchmarkError, RecordsError
 from benchmarks.report import markdown
-from benchmarks.report.document import Box, Document, Paragraph, Section, Table
+from benchmarks.report.document import Block, Box, Document, Paragraph, Section, Table
 from benchmarks.report.statistics import Sample
 from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Results, Verdict, judge
 from benchmarks.selection.kinds.data import SETTINGS
@@ -43,6 +43,7 @@ FORMS = {
 }
 # What an arm has to gain over besides plain training, for the gain to come from which samples it leaves out.
 CONTROLS = dict.fromkeys(FORMS, "left_out_random") | {"saving": "plain_short"}
+_VARIANTS = ("left_out_weighted", "half_weighted", "trimmed", "batch_mean")
 _ONLY_CONTROLS = {"left_out_random", "plain_short"}
 _WORDS = {
     Verdict.PAYS: "pays",
@@ -158,7 +159,7 @@ def compose(runs: Sequence[Run]) -> Document:
         f"{len(compared)} comparisons with plain training; after Holm's correction p < 0.05 remains for "
         f"{', '.join(survive) or 'none'}."
     )
-    opening = [
+    opening: list[Block] = [
         Paragraph(_METHOD),
         Paragraph(_DATA),
         Paragraph(
@@ -172,10 +173,7 @@ def compose(runs: Sequence[Run]) -> Document:
             f"{'; '.join(sorted({one_line(run.environment) for run in runs}))}."
         ),
     ]
-    sections = [
-        Section(KINDS[setting], [_table(results, setting, findings, adjusted), _against_left_out(results, setting)])
-        for setting in results.settings
-    ]
+    sections = [Section(KINDS[setting], [_table(results, setting, findings, adjusted)]) for setting in results.settings]
     return Document("Which samples to leave out, by kind of data", Box(found), opening, sections)
 
 
@@ -186,7 +184,7 @@ def _table(
     rows = []
     for arm in (arm for arm in ARMS if arm in results.arms(setting)):
         values, each = results.values(setting, arm, score), by_arm.get(arm)
-        runs = results.values(setting, arm, lambda run: run.left_out / (run.left_out + run.forward_samples))
+        left_out = results.values(setting, arm, lambda run: run.left_out / (run.left_out + run.forward_samples))
         rate = results.values(setting, arm, lambda run: run.rate or 0.0)
         updates = results.ratio(setting, arm, lambda run: run.updates)
         over = "-" if each is None or not each.over_control else _interval(each.over_control, setting)
@@ -200,33 +198,25 @@ def _table(
                 "-" if each is None else _interval(each.gain, setting),
                 "-" if p is None else f"{p:.3f}",
                 over,
+                _interval(results.differences(setting, arm, "left_out", score), setting) if arm in _VARIANTS else "-",
                 "-" if each is None else _interval(results.differences(setting, arm, "plain", rarest_third), setting),
-                f"{100 * runs.mean:.0f} %",
+                f"{100 * left_out.mean:.0f} %",
                 f"{100 * updates:.0f} %",
                 "-" if each is None else _WORDS[each.verdict],
             ]
         )
     unit = "minus nats" if setting == "text" else "%"
-    head = ["arm", "n", "rate", f"score, {unit}", "gain over plain", "p, Holm", "gain over control"]
+    head = ["arm", "n", "rate", f"score, {unit}", "gain over plain", "p, Holm", "over control", "over left_out"]
     head += ["rarest third, gain", "left out", "updates", "verdict"]
     if setting == "noisy":
         # All groups are as frequent.
-        head, rows = head[:7] + head[8:], [row[:7] + row[8:] for row in rows]
+        head, rows = head[:8] + head[9:], [row[:8] + row[9:] for row in rows]
     sizes = SETTINGS[setting]
     caption = (
         f"Rate: times {sizes.learning_rate:g}. Gains with 95 % intervals, paired by seed. The control is "
         "left_out_random, of saving plain_short."
     )
     return Table(head, rows, caption)
-
-
-def _against_left_out(results: Results, setting: str) -> Table:
-    rows = [
-        [arm, str(gain.n), _interval(gain, setting)]
-        for arm in ("left_out_weighted", "half_weighted", "trimmed", "batch_mean")
-        if (gain := results.differences(setting, arm, "left_out", score)).n
-    ]
-    return Table(["arm", "n", "gain over left_out"], rows, "What a form adds to leaving out unweighted.")
 
 
 def _digits(setting: str) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
+from benchmarks.selection.arms import Samples
 from benchmarks.selection.kinds.data import Part, Task
-from benchmarks.selection.kinds.forms import Form, Product
+from benchmarks.selection.kinds.forms import Batch, Form
 
 _WARM_UP = 0.3
 
@@ -46,23 +48,6 @@ def make_network(name: str, task: Task, seed: int) -> nn.Module:
         return nn.Sequential(*layers, nn.Linear(width, task.outputs))
 
 
-class Outcome(NamedTuple):
-    """What a run came to, as ``records.Run`` has it."""
-
-    score: float
-    validation: float
-    accuracy: float
-    macro_f1: float
-    recalls: list[float]
-    group_losses: list[float]
-    train_loss: float
-    updates: int
-    forward_samples: int
-    left_out: int
-    doses: dict[str, object]
-    seconds: float
-
-
 def one_cycle(progress: float) -> float:
     """The share of the peak learning rate at a share of training: up from 1/25 and down to 0, along cosines."""
     if progress < _WARM_UP:
@@ -70,13 +55,16 @@ def one_cycle(progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP))) / 2
 
 
-def train(name: str, task: Task, arm: Product | Form, seed: int, learning_rate: float) -> Outcome:
-    """Train on all that an arm has, and evaluate.
+def train(
+    name: str, task: Task, arm: Form | Samples, batches: Iterable[Batch], seed: int, learning_rate: float
+) -> dict[str, Any]:
+    """Train on all that an arm has, and evaluate: what ``records.Run`` has of it.
 
     Args:
         name: The kind of data.
         task: Its data.
-        arm: Says which samples, and how far training is, which the schedule follows.
+        arm: Is told the losses.
+        batches: The samples of each update, and how far training is, which the schedule follows.
         seed: Of initial weights and augmentation.
         learning_rate: The peak.
     """
@@ -90,7 +78,7 @@ def train(name: str, task: Task, arm: Product | Form, seed: int, learning_rate: 
     # Dropout draws from torch's generator, which is as before afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for batch in arm:
+        for batch in batches:
             inputs = task.train.inputs[batch.indices]
             if of_images:
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + updates)
@@ -99,11 +87,11 @@ def train(name: str, task: Task, arm: Product | Form, seed: int, learning_rate: 
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * one_cycle(batch.progress)
             losses = losses_of(network(inputs), task.train.targets[batch.indices])
-            loss = losses.mean() if batch.weights is None else (losses * torch.from_numpy(batch.weights).float()).mean()
+            loss = losses.mean() if batch.weights is None else (losses * batch.weights).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            arm.report(losses.detach().double().numpy())
+            arm.report(losses.detach())
             last_losses = [*last_losses[-49:], losses.detach().mean().item()]
             updates += 1
             forward_samples += len(inputs)
@@ -112,20 +100,20 @@ def train(name: str, task: Task, arm: Product | Form, seed: int, learning_rate: 
     validation, *_ = evaluate(name, network, task.validation, groups)
     score, recalls, group_losses, predicted = evaluate(name, network, task.test, groups)
     targets = task.test.targets.flatten().numpy()
-    return Outcome(
-        score=score,
-        validation=validation,
-        accuracy=100 * float((predicted == targets).mean()),
-        macro_f1=100 * float(f1_score(targets, predicted, average="macro")),
-        recalls=recalls,
-        group_losses=group_losses,
-        train_loss=sum(last_losses) / len(last_losses),
-        updates=updates,
-        forward_samples=forward_samples,
-        left_out=sum(arm.doses["pruned"]),
-        doses=arm.doses,
-        seconds=seconds,
-    )
+    return {
+        "score": score,
+        "validation": validation,
+        "accuracy": 100 * float((predicted == targets).mean()),
+        "macro_f1": 100 * float(f1_score(targets, predicted, average="macro")),
+        "recalls": recalls,
+        "group_losses": group_losses,
+        "train_loss": sum(last_losses) / len(last_losses),
+        "updates": updates,
+        "forward_samples": forward_samples,
+        "left_out": sum(arm.doses["pruned"]),
+        "doses": arm.doses,
+        "seconds": seconds,
+    }
 
 
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
