@@ -159,6 +159,9 @@ def compose(runs: Sequence[Run]) -> Document:
         f"{len(compared)} comparisons with plain training; after Holm's correction p < 0.05 remains for "
         f"{', '.join(survive) or 'none'}."
     )
+    edges = sorted(
+        {f"{run.arm} on {run.setting}" for run in at_chosen_rates(runs) if run.rate in (RATES[0], RATES[-1])}
+    )
     opening: list[Block] = [
         Paragraph(_METHOD),
         Paragraph(_DATA),
@@ -166,6 +169,7 @@ def compose(runs: Sequence[Run]) -> Document:
             f"Every arm ran with seeds {' and '.join(map(str, TUNING_SEEDS))} at "
             f"{', '.join(f'{rate:g}' for rate in RATES)} times the base learning rate; the rate with the best mean "
             "validation score is its own, and all its runs below are at that one. Nothing was chosen by test scores. "
+            f"At the lowest or highest rate, so that others might be better still: {', '.join(edges) or 'none'}. "
             "An arm pays where the 95 % interval of its gain is above 0, over plain training and over its control, "
             f"with at least {LEAST_SEEDS_TO_PAY} seeds; it harms where the interval is below 0. p is of the gain over "
             "plain training, adjusted by Holm's method over all comparisons of this report; the verdict is by the "
