@@ -735,9 +735,15 @@ def test_the_report_on_kinds_has_the_gains_that_are_computed_here():
     assert (row["n"], row["rate"], row["left out"], row["verdict"]) == ("8", "1", "20 %", "pays")
     row = dict(zip(text.head, text.rows[1], strict=True))
     assert (row["gain over plain"].split()[0], row["verdict"]) == (f"{-gain.mean() / 10:+.4f}", "harms")
-    assert "2 comparisons" in document.box.sentences[-1]
+    assert "Of 2 comparisons" in document.box.sentences[-1]
     glance = kinds_report.glance(runs)
     assert glance.rows[0][1:] == [f"{-gain.mean() / 10:+.4f} ✗", f"{gain.mean():+.2f} ✓"]
+    # Seeds that were added are judged alone.
+    added = [run.model_copy(update={"seed": run.seed + 8, "score": 2 * run.score}) for run in runs]
+    _, planned, _, later = (section.blocks[0] for section in kinds_report.compose(runs + added).sections)
+    assert planned == table
+    assert later.rows[1][4].startswith(f"{2 * gain.mean():+.2f} (")
+    assert kinds_report.glance(runs + added).rows[0][2] == f"{2 * gain.mean():+.2f} ✓"
 
 
 def test_the_command_makes_each_run_once_and_those_that_depend_on_another_after_it(tmp_path, monkeypatch, capsys):
