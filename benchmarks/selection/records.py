@@ -153,7 +153,7 @@ class Folder:
             if run.name in runs:
                 raise RecordsError(f"{self._runs}, line {number} is a run that is there already: {run.name}")
             runs[run.name] = run
-        return [runs[name] for name in sorted(runs)]  # type: ignore[type-var]
+        return [runs[name] for name in sorted(runs)]
 
     def add(self, run: Run) -> None:
         """Keep a finished run, unless another process has kept it meanwhile.
