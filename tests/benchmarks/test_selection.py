@@ -608,7 +608,7 @@ def test_classes_of_other_data_and_too_few_samples_or_files_are_refused(sources,
 class FormByHand:
     """The batches of a form, by loops over samples; ``loss`` is a function of sample and epoch."""
 
-    def __init__(self, samples, size, epochs, seed, loss, *, score="loss", trims=0.0, weight=1.0, saves=False):
+    def __init__(self, samples, size, epochs, seed, loss, *, score="loss", trims=False, weight=1.0, saves=False):
         self.samples, self.seed, self.loss = samples, seed, loss
         self.score, self.trims, self.weight = score, trims, weight
         self.rng, self.last, self.history, self.scores, self.mean = np.random.default_rng([seed, 1]), {}, {}, {}, None
@@ -644,8 +644,8 @@ class FormByHand:
         kept = []
         for sample, chance in zip(order, self.rng.random(self.samples), strict=True):
             is_fitted = scores.get(sample, math.inf) < limit
-            is_suspect = epoch >= 2 and means[sample] > high + 1.5 * (high - low)
-            if not ((is_suspect and chance < self.trims) or (is_fitted and chance < 0.5)):
+            is_suspect = self.trims and epoch >= 2 and means[sample] > high + 1.5 * (high - low)
+            if not (is_suspect or (is_fitted and chance < 0.5)):
                 kept.append((sample, self.weight if is_fitted else 1.0))
         return kept
 
@@ -660,7 +660,7 @@ class FormByHand:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"trims": 1.0}, {"trims": 0.5}, {"weight": 2**0.5}, {"score": "batch_mean"}, {"saves": True, "weight": 2.0}],
+    [{}, {"trims": True}, {"weight": 2**0.5}, {"score": "batch_mean"}, {"saves": True, "weight": 2.0}],
     ids=str,
 )
 def test_an_experimental_form_leaves_out_what_a_loop_by_hand_leaves_out(options):

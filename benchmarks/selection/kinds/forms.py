@@ -62,7 +62,7 @@ class Form:
         score: Well fitted is what is below the mean of the last epoch: "loss", the last loss of a sample; or
             "batch_mean", an exponential mean of the mean losses of the batches that a sample was in, and well fitted
             is what is below the mean score.
-        trims: Probability that a suspect is left out too, from the third epoch on.
+        trims: Whether all suspects are left out too, from the third epoch on.
         weight: Of well-fitted samples that stay, over that of the others: 2 keeps the expected gradient.
         saves: Whether an epoch is one pass, with fewer updates.
     """
@@ -75,7 +75,7 @@ class Form:
         seed: int,
         *,
         score: str = "loss",
-        trims: float = 0.0,
+        trims: bool = False,
         weight: float = 1.0,
         saves: bool = False,
     ) -> None:
@@ -134,10 +134,9 @@ class Form:
             # A sample without a score is not below it.
             limit = self._mean_loss if self._score == "loss" else np.nanmean(self._scores)
             fitted = self._scores[order] < limit
-            chances = self._rng.random(len(order))
-            gone = fitted & (chances < PRUNE_PROBABILITY)
+            gone = fitted & (self._rng.random(len(order)) < PRUNE_PROBABILITY)
             if self._trims and self.epoch >= 2:
-                gone |= self.suspects()[order] & (chances < self._trims)
+                gone |= self.suspects()[order]
         self.doses["pruned"].append(int(gone.sum()))
         weights = np.where(fitted, self._weight, 1.0)[~gone]
         # Where updates are saved, the steps are longer instead, as in InfoBatch.
@@ -168,14 +167,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "left_out": {},
     "left_out_weighted": {"weighted": True},
     "left_out_random": {},
-    "trimmed": {"trims": 1.0},
+    "trimmed": {"trims": True},
     "batch_mean": {"score": "batch_mean"},
     "saving": {"saves": True, "weight": 2.0},
     "plain_short": {"prune_probability": 0.0},
     "half_weighted": {"weight": 2**0.5},
-    "both_ends": {"trims": PRUNE_PROBABILITY},
 }
-_EXPERIMENTAL = ("trimmed", "both_ends", "batch_mean", "saving", "half_weighted")
+_EXPERIMENTAL = ("trimmed", "batch_mean", "saving", "half_weighted")
 # The run of the same seed and rate that another depends on.
 SOURCES = {"left_out_random": "left_out", "plain_short": "saving"}
 

@@ -40,13 +40,12 @@ FORMS = {
     "left_out_weighted": "the same, those that stay weighted up",
     "trimmed": "the same unweighted, and outliers by mean loss left out",
     "half_weighted": "well-fitted samples left out, those that stay weighted by the root",
-    "both_ends": "the same unweighted, and those outliers half the time too",
     "batch_mean": "left out by batch means instead of losses",
     "saving": "left out and weighted, with fewer updates",
 }
 # What an arm has to gain over besides plain training, for the gain to come from which samples it leaves out.
 CONTROLS = dict.fromkeys(FORMS, "left_out_random") | {"saving": "plain_short"}
-_VARIANTS = ("left_out_weighted", "half_weighted", "trimmed", "both_ends", "batch_mean")
+_VARIANTS = ("left_out_weighted", "half_weighted", "trimmed", "batch_mean")
 _ONLY_CONTROLS = {"left_out_random", "plain_short"}
 _WORDS = {
     Verdict.PAYS: "pays",
@@ -62,9 +61,8 @@ _METHOD = (
     "those that stay weigh twice as much, at a mean weight of 1. `half_weighted`: the square root of that. "
     "`left_out_random`: as many samples a pass as in the `left_out` run of the same seed and learning rate, drawn at "
     "random. `trimmed`: as `left_out`, and from the third epoch to the last share of training also all samples whose "
-    "mean loss over epochs is above Q3 + 1.5 (Q3 - Q1). `both_ends`: these half the time. "
-    "`batch_mean`: as `left_out`, by an exponential mean of the "
-    "mean losses of the batches that a sample was in (after Batch Loss Score, arXiv 2604.04681), below the mean score. "
+    "mean loss over epochs is above Q3 + 1.5 (Q3 - Q1). `batch_mean`: as `left_out`, by an exponential mean of "
+    "the mean losses of a sample's batches, below the mean score (after Batch Loss Score, arXiv 2604.04681). "
     "`saving`: an epoch is one pass, with fewer updates and weights of 1 and 2 (after InfoBatch, Qin et al., 2024). "
     "`plain_short`: plain training with as many updates as the `saving` run of the same seed and rate, and a whole "
     "learning-rate schedule over them."
@@ -187,9 +185,9 @@ def compose(runs: Sequence[Run]) -> Document:
             f"with at least {LEAST_SEEDS_TO_PAY} seeds; it harms where the interval is below 0. p is of the gain over "
             "plain training, adjusted by Holm's method over all comparisons of the same seeds; the verdict is by the "
             "interval alone. "
-            f"Seeds {PLANNED_SEEDS[0]} to {PLANNED_SEEDS[-1]} were planned. The others, and `both_ends`, were added "
-            "when the results of these had been seen, with nothing else changed. Other work shared the machine, so "
-            "that seconds are no measurement. "
+            f"Seeds {PLANNED_SEEDS[0]} to {PLANNED_SEEDS[-1]} were planned. The others were added, for the arms of "
+            "most interest, when the results of these had been seen, with nothing else changed. Other work shared the "
+            "machine, so that seconds are no measurement. "
             f"{'; '.join(sorted({one_line(run.environment) for run in runs}))}."
         ),
     ]
