@@ -1,4 +1,4 @@
-"""Batch-attention in transformers: ``class MyTrainer(BatchAttentionMixin, Trainer)``."""
+"""Attention in transformers: ``class MyTrainer(BatchAttentionMixin, Trainer)``, or ``SampleAttentionMixin``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
 from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.options import length_of
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers import replay
 from batch_sampler_attn.trainers.accelerate import check_updates
@@ -32,6 +36,8 @@ _STATE_NAME = "batch_attention.json"
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 # Methods by which trainers of TRL make their batches inside the training step.
 _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
+# What a loader has beside its dataset and its order.
+_LOADING = "collate_fn num_workers pin_memory worker_init_fn multiprocessing_context prefetch_factor persistent_workers"
 
 
 class BatchAttentionMixin(Trainer):
@@ -297,3 +303,126 @@ def _windows_of(loader: object, args: Any) -> int | None:
     """Updates in an epoch; None if the loader has no length."""
     batches = length_of(loader)
     return None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+
+class SampleAttentionMixin(Trainer):
+    """Trains a ``transformers.Trainer``, or a subclass such as SFTTrainer, on the batches of a ``SampleAttention``.
+
+    Updates are made from the weighted mean of the samples' losses, over ``gradient_accumulation_steps`` batches. Logs have
+    ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have the state of each rank.
+
+    Args:
+        args: Arguments of the trainer.
+        attention: For ``train_dataset``, with ``per_device_train_batch_size``; also an attribute.
+        kwargs: Keyword arguments of the trainer. ``compute_loss_func``, or a ``compute_loss`` of your own, returns the
+            loss of each sample, (batch,): see ``sequence_losses``. SFTTrainer needs neither.
+
+    Raises:
+        ProtocolError: From ``train``, if batches of the trainer are in another order or of another size.
+        LossError: From ``train``, if there is not one loss for each sample.
+    """
+
+    loss_is_scaled_for_ga = False  # so the trainer divides by the number of batches of the update
+
+    def __init__(self, *args: Any, attention: SampleAttention, **kwargs: Any) -> None:
+        if isinstance(self, BatchAttentionMixin):
+            raise ProtocolError("BatchAttentionMixin repeats the batches of other loaders; leave one mixin out")
+        self.attention = attention
+        super().__init__(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on the batches of attention. Arguments and result are the trainer's."""
+        self._batches = self._draw(())
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._batches.close()
+
+    def get_train_dataloader(self) -> Any:
+        """A loader of the trainer's dataset, whose order is that of attention."""
+        check_updates(self.accelerator, self.args.n_gpu)
+        loader, attention = super().get_train_dataloader(), self.attention
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
+        size, order = getattr(batches, "batch_size", None), getattr(batches, "sampler", batches)
+        smoothing = self.args.label_smoothing_factor
+        if size != attention.batch_size or not isinstance(order, RandomSampler) or smoothing:
+            raise ProtocolError(
+                f"SampleAttention has batches of {attention.batch_size} in an order of its own (sampler=). Give the "
+                f"trainer per_device_train_batch_size={attention.batch_size} (it has {size}), no other order (it has a "
+                f"{type(order).__name__}) and label_smoothing_factor=0 (it has {smoothing}; smooth in the losses)"
+            )
+        options = {name: getattr(loader, name) for name in _LOADING.split()}
+        attended = attention.attend(DataLoader(loader.dataset, batch_sampler=attention, **options))
+        self._batches = self._draw(attended)
+        # Attention knows where it is, so a resumed trainer is to skip numbers.
+        numbers, generator = [[0]] * len(attention), torch.Generator()
+        return DataLoader(_Next(self._batches), batch_sampler=numbers, collate_fn=itemgetter(0), generator=generator)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *_: Any, **__: Any) -> Any:
+        """The batches of an update, each drawn once losses of the one before have arrived."""
+        return Subset(_Next(epoch_iterator), range(num_batches)), None
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """In training, report the losses of samples and return their weighted mean."""
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        outputs: list[Any] = []
+        with model.register_forward_hook(lambda *call: outputs.append(call[-1])):
+            losses = super().compute_loss(model, inputs)
+        if not losses.ndim and hasattr(outputs[0], "label_mask"):
+            # SFTTrainer's mean over tokens, unless its loss is another.
+            sums, tokens = -outputs[0].log_probs.sum(1), outputs[0].label_mask.sum(1)
+            if torch.allclose(losses, sums.sum() / tokens.sum().clamp(min=1), rtol=1e-4):
+                losses = sums / tokens.clamp(min=1)
+        return self.attention.weighted_mean(losses)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the trainer does, with what attention does beside a training loss."""
+        if "loss" in logs:
+            for name in ("pruned", "extra_updates"):
+                logs[f"sample_attention/{name}"] = getattr(self.attention.summary, name)
+        super().log(logs, *args, **kwargs)
+
+    def _draw(self, attended: Any) -> Iterator[Any]:
+        while True:
+            # In mid-epoch, the random number for workers was drawn before the checkpoint.
+            attended.generator = torch.Generator() if self.attention.updates else None
+            yield from attended
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # another rank may make it later
+        path = Path(output_dir, f"sample_attention_{self.args.process_index}.json")
+        path.write_text(json.dumps(self.attention.state_dict()), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint, f"sample_attention_{self.args.process_index}.json")
+            self.attention.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class _Next(Dataset[Any]):
+    """The next of an iterator, whichever is asked for."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self.iterator = iterator
+
+    def __getitem__(self, index: int) -> Any:
+        return next(self.iterator)
+
+
+def sequence_losses(outputs: Any, labels: Any, *, shift: bool = True, **_: Any) -> torch.Tensor:
+    """The cross-entropy of each sample, (batch,): a ``compute_loss_func`` for language models and classification.
+
+    Args:
+        outputs: Logits, (batch, tokens, vocabulary) or (batch, classes), or a model's outputs that have them.
+        labels: (batch, tokens), where the loss is the mean over those that are not -100, or 0 without any; or (batch,).
+        shift: Whether the logits of a token are for the label of the next, as in causal language models.
+    """
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels, reduction="none")
+    labels = functional.pad(labels[:, 1:], (0, 1), value=-100) if shift else labels
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).sum(1) / (labels != -100).sum(1).clamp(min=1)

@@ -1,0 +1,85 @@
+"""Attention to samples in processes of their own: killed, resumed, and on two ranks.
+
+    python -m tests.trainers.sample_processes FOLDER
+
+Importing transformers takes seconds, so one process imports it, and each training is a fork of it.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from batch_sampler_attn.distributed import MeanOverRanks
+from tests.trainers.forks import KILLED, RANKS, in_a_fork, on_ranks
+from tests.trainers.sample_runs import Noted, by_hand, by_trainer
+from tests.trainers.transformers_runs import EPOCHS, SAMPLES, Case
+
+CASE = Case("gpt2", 2, options={"k": 1.1})
+WORKERS = Case("gpt2", 2, options={"k": 1.1}, arguments={"dataloader_num_workers": 2})
+WINDOWS = 4
+# After so many windows, of which an epoch has four.
+KILLS = {"mid-epoch": (CASE, WINDOWS + 2), "last-step": (CASE, 2 * WINDOWS), "workers": (WORKERS, 2 * WINDOWS + 3)}
+
+
+class KillAfterCheckpoint(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os._exit(KILLED)
+
+
+def train(case, folder, at_step=None, resume=None):
+    """One training, with a checkpoint after each step, to its end or to where it is killed."""
+    return by_trainer(
+        case, folder, resume=resume, callbacks=[KillAfterCheckpoint(at_step)], save_strategy="steps", save_steps=1
+    )[0]
+
+
+def resume_each(folder):
+    """The whole runs, and for each kill the resumed run's part of one."""
+    for name, case in (("whole", CASE), ("whole-workers", WORKERS)):
+        assert in_a_fork(train, case, folder / name, result=folder / f"{name}.pt") == 0
+    for name, (case, step) in KILLS.items():
+        assert in_a_fork(train, case, folder / name, step, result=folder / "none.pt") == KILLED, name
+        assert in_a_fork(train, case, folder / name, resume=True, result=folder / f"{name}.pt") == 0, name
+
+
+RANK_CASE = Case("gpt2", 2, options={"k": 1.1})
+
+
+def attention_of(rank):
+    ranks = MeanOverRanks(timeout_seconds=60)
+    return Noted(SAMPLES, 4, k=1.1, seed=3, epochs=EPOCHS, rank=rank, world_size=RANKS, ranks=ranks)
+
+
+def rank_by_trainer(rank, folder, resume=None):
+    return by_trainer(
+        RANK_CASE,
+        folder / "ranks",
+        attention_of(rank),
+        resume=resume and folder / "ranks" / f"checkpoint-{resume}",
+        per_device_train_batch_size=4,
+        save_strategy="steps",
+        save_steps=1,
+    )[0]
+
+
+def rank_by_hand(rank, folder):
+    torch.distributed.init_process_group("gloo")
+    return by_hand(RANK_CASE, folder / "by-hand", attention_of(rank), ranks=RANKS)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    folder = Path(sys.argv[1])
+    resume_each(folder)
+    on_ranks(rank_by_trainer, folder, results=folder / "ranks-whole")
+    on_ranks(rank_by_trainer, folder, WINDOWS + 2, results=folder / "ranks-resumed")
+    on_ranks(rank_by_hand, folder, results=folder / "ranks-by-hand")
