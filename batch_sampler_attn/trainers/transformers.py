@@ -308,8 +308,8 @@ def _windows_of(loader: object, args: Any) -> int | None:
 class SampleAttentionMixin(Trainer):
     """Trains a ``transformers.Trainer``, or a subclass such as SFTTrainer, on the batches of a ``SampleAttention``.
 
-    Updates are made from the weighted mean of the samples' losses, over ``gradient_accumulation_steps`` batches. Logs have
-    ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have the state of each rank.
+    An update is made from the weighted mean of its samples' losses, over ``gradient_accumulation_steps`` batches. Logs
+    have ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have each rank's state.
 
     Args:
         args: Arguments of the trainer.

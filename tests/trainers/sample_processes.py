@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from batch_sampler_attn.distributed import MeanOverRanks
 from tests.trainers.forks import KILLED, RANKS, in_a_fork, on_ranks
-from tests.trainers.sample_runs import Noted, by_hand, by_trainer
+from tests.trainers.sample_notes import Noted
+from tests.trainers.sample_runs import by_hand, by_trainer
 from tests.trainers.transformers_runs import EPOCHS, SAMPLES, Case
 
 CASE = Case("gpt2", 2, options={"k": 1.1})
@@ -42,9 +43,7 @@ def train(case, folder, at_step=None, resume=None):
 
 
 def resume_each(folder):
-    """The whole runs, and for each kill the resumed run's part of one."""
-    for name, case in (("whole", CASE), ("whole-workers", WORKERS)):
-        assert in_a_fork(train, case, folder / name, result=folder / f"{name}.pt") == 0
+    """For each kill, the resumed run's part."""
     for name, (case, step) in KILLS.items():
         assert in_a_fork(train, case, folder / name, step, result=folder / "none.pt") == KILLED, name
         assert in_a_fork(train, case, folder / name, resume=True, result=folder / f"{name}.pt") == 0, name

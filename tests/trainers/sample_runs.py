@@ -1,8 +1,6 @@
 """Attention to samples: the same training in transformers' Trainer and by hand."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.trainers.transformers import SampleAttentionMixin, sequence_losses
+from tests.trainers.sample_notes import Noted, finish
 from tests.trainers.transformers_runs import (
     EPOCHS,
     SAMPLES,
@@ -22,42 +20,8 @@ from tests.trainers.transformers_runs import (
 )
 
 
-class Noted(SampleAttention):
-    """Notes each batch: epoch, indices, weights, losses, and their mean."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.batches = []
-
-    def weighted_mean(self, losses):
-        batch = self.epoch, self.indices, self.weights, losses.tolist()
-        mean = super().weighted_mean(losses)
-        self.batches.append((*batch, mean.item()))
-        return mean
-
-
-@dataclass
-class SampleRun:
-    """What a training came to."""
-
-    batches: list[tuple]
-    rates: list[float]
-    weights: torch.Tensor
-    last: dict[str, Any]
-    logs: list[dict] = field(default_factory=list)
-
-    def __eq__(self, other):
-        mine = (self.batches, self.rates, self.last)
-        return mine == (other.batches, other.rates, other.last) and torch.equal(self.weights, other.weights)
-
-
 def make_attention(**options):
     return Noted(SAMPLES, 8, **{"seed": 3, "epochs": EPOCHS, **options})
-
-
-def finish(attention, rates, model, logs=()):
-    weights = torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
-    return SampleRun(attention.batches, rates, weights, attention.last_summary.as_dict(), list(logs))
 
 
 class MyTrainer(SampleAttentionMixin, Trainer):

@@ -7,14 +7,13 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer
 
-from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import LossError, ProtocolError
 from batch_sampler_attn.trainers.transformers import BatchAttentionMixin, SampleAttentionMixin, sequence_losses
 from tests.trainers.forks import RANKS
 from tests.trainers.in_processes import load, make
 from tests.trainers.sample_processes import KILLS, WORKERS
 from tests.trainers.sample_runs import MyTrainer, by_hand, by_trainer, make_attention, without_dropout
-from tests.trainers.transformers_runs import EPOCHS, MARKS, Case, Points, make_arguments, make_dataset, make_model
+from tests.trainers.transformers_runs import MARKS, Case, Points, make_arguments, make_dataset, make_model
 
 pytestmark = MARKS
 
@@ -35,7 +34,6 @@ def test_it_trains_as_the_loop_by_hand(case, tmp_path):
     run, trainer = by_trainer(case, tmp_path)
     assert run == by_hand(case, tmp_path, updates=case.arguments.get("max_steps"))
     assert trainer.state.global_step == len(run.rates)
-    assert len({tuple(batch[1]) for batch in run.batches}) == len(run.batches)
 
 
 def test_an_evaluation_in_mid_epoch_changes_nothing(tmp_path):
@@ -48,11 +46,10 @@ def test_an_evaluation_in_mid_epoch_changes_nothing(tmp_path):
     losses = [entry["loss"] for entry in run.logs if "loss" in entry]
     assert losses == pytest.approx([batch[4] for batch in run.batches], rel=1e-5)
     assert sum("eval_loss" in entry for entry in run.logs) == len(losses) // 2
-    # Of the epoch so far, and of the last one there is nothing, which is on all data.
-    pruned = [entry["sample_attention/pruned"] for entry in run.logs if "loss" in entry]
-    assert pruned[:7] == [0] * 7
-    assert pruned[13] > 0
-    assert any(entry.get("sample_attention/extra_updates") for entry in run.logs)
+    # Of the epoch so far; the first has nothing to compare with, and the last is on all data.
+    for name in ("pruned", "extra_updates"):
+        counts = [entry[f"sample_attention/{name}"] for entry in run.logs if "loss" in entry]
+        assert [max(counts[begin : begin + 7]) > 0 for begin in (0, 14, 21)] == [False, True, False]
     with torch.no_grad():
         batch = next(iter(DataLoader(make_dataset("gpt2"), len(make_dataset("gpt2")))))
         expected = sequence_losses(trainer.model.eval()(batch["input_ids"]), batch["labels"]).mean().item()
@@ -77,10 +74,7 @@ def check_tail(whole, resumed, batches):
 
 @pytest.mark.parametrize(("kill", "batches"), [("mid-epoch", 17), ("last-step", 14), ("workers", 8)])
 def test_a_run_that_was_killed_and_resumed_has_the_same_tail(folder, kill, batches, tmp_path):
-    assert kill in KILLS
-    whole = load(folder, "whole-workers" if kill == "workers" else "whole")
-    check_tail(whole, load(folder, kill), batches)
-    assert whole == by_hand(KILLS[kill][0], tmp_path)
+    check_tail(by_hand(KILLS[kill][0], tmp_path), load(folder, kill), batches)
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
@@ -182,6 +176,7 @@ def test_what_would_lose_or_mix_up_losses_is_refused(trainer_class, options, err
     trainer = trainer_class(
         make_model("classifier"), make_arguments(Case(), tmp_path, **arguments), attention=attention, **given
     )
+    torch.manual_seed(6)
     with pytest.raises(error, match=words):
         trainer.train()
     # What was attributed before that has its own losses.
@@ -190,7 +185,7 @@ def test_what_would_lose_or_mix_up_losses_is_refused(trainer_class, options, err
 
 
 def test_both_mixins_and_a_checkpoint_without_a_state_are_refused(tmp_path):
-    class Both(SampleAttentionMixin, BatchAttentionMixin, Trainer):
+    class Both(BatchAttentionMixin, SampleAttentionMixin, Trainer):
         pass
 
     with pytest.raises(ProtocolError, match="leave one mixin out"):
@@ -198,7 +193,7 @@ def test_both_mixins_and_a_checkpoint_without_a_state_are_refused(tmp_path):
     case = Case(arguments={"save_strategy": "steps", "save_steps": 3, "max_steps": 3})
     by_trainer(case, tmp_path)
     (tmp_path / "checkpoint-3" / "sample_attention_0.json").unlink()
-    with pytest.raises(FileNotFoundError, match="sample_attention_0.json"):
+    with pytest.raises(FileNotFoundError, match=r"sample_attention_0\.json"):
         by_trainer(case, tmp_path, resume=True)
 
 
