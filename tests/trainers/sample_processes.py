@@ -49,36 +49,23 @@ def resume_each(folder):
         assert in_a_fork(train, case, folder / name, resume=True, result=folder / f"{name}.pt") == 0, name
 
 
-RANK_CASE = Case("gpt2", 2, options={"k": 1.1})
-
-
 def attention_of(rank):
     ranks = MeanOverRanks(timeout_seconds=60)
     return Noted(SAMPLES, 4, k=1.1, seed=3, epochs=EPOCHS, rank=rank, world_size=RANKS, ranks=ranks)
 
 
-def rank_by_trainer(rank, folder, resume=None):
-    return by_trainer(
-        RANK_CASE,
-        folder / "ranks",
-        attention_of(rank),
-        resume=resume and folder / "ranks" / f"checkpoint-{resume}",
-        per_device_train_batch_size=4,
-        save_strategy="steps",
-        save_steps=1,
-    )[0]
-
-
-def rank_by_hand(rank, folder):
-    torch.distributed.init_process_group("gloo")
-    return by_hand(RANK_CASE, folder / "by-hand", attention_of(rank), ranks=RANKS)
+def on_a_rank(rank, folder):
+    """A whole run, one that is resumed from its checkpoint in mid-epoch, and the loop by hand."""
+    arguments = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": WINDOWS + 2}
+    place, checkpoint = folder / "ranks", folder / "ranks" / f"checkpoint-{WINDOWS + 2}"
+    whole, _ = by_trainer(CASE, place, attention_of(rank), **arguments)
+    resumed, _ = by_trainer(CASE, place, attention_of(rank), resume=checkpoint, **arguments)
+    return whole, resumed, by_hand(CASE, folder / "by-hand", attention_of(rank), ranks=RANKS)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    folder = Path(sys.argv[1])
-    resume_each(folder)
-    on_ranks(rank_by_trainer, folder, results=folder / "ranks-whole")
-    on_ranks(rank_by_trainer, folder, WINDOWS + 2, results=folder / "ranks-resumed")
-    on_ranks(rank_by_hand, folder, results=folder / "ranks-by-hand")
+    root = Path(sys.argv[1])
+    resume_each(root)
+    on_ranks(on_a_rank, root, results=root / "samples")
