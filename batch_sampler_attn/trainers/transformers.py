@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
@@ -344,12 +344,11 @@ class SampleAttentionMixin(Trainer):
         loader, attention = super().get_train_dataloader(), self.attention
         batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
         size, order = getattr(batches, "batch_size", None), getattr(batches, "sampler", batches)
-        smoothing = self.args.label_smoothing_factor
-        if size != attention.batch_size or not isinstance(order, RandomSampler) or smoothing:
+        needed, smoothing = attention.batch_size, self.args.label_smoothing_factor
+        if size != needed or not isinstance(order, RandomSampler) or smoothing:
             raise ProtocolError(
-                f"SampleAttention has batches of {attention.batch_size} in an order of its own (sampler=). Give the "
-                f"trainer per_device_train_batch_size={attention.batch_size} (it has {size}), no other order (it has a "
-                f"{type(order).__name__}) and label_smoothing_factor=0 (it has {smoothing}; smooth in the losses)"
+                f"SampleAttention needs per_device_train_batch_size={needed} (it is {size}), no order but its own "
+                f"sampler= (there is a {type(order).__name__}), and label_smoothing_factor=0 (it is {smoothing})"
             )
         options = {name: getattr(loader, name) for name in _LOADING.split()}
         attended = attention.attend(DataLoader(loader.dataset, batch_sampler=attention, **options))
@@ -362,19 +361,20 @@ class SampleAttentionMixin(Trainer):
         """The batches of an update, each drawn once losses of the one before have arrived."""
         return Subset(_Next(epoch_iterator), range(num_batches)), None
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
         """In training, report the losses of samples and return their weighted mean."""
         if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        outputs: list[Any] = []
+            return super().compute_loss(model, inputs, return_outputs)
+        outputs: list[Any] = [None]
         with model.register_forward_hook(lambda *call: outputs.append(call[-1])):
-            losses = super().compute_loss(model, inputs)
-        if not losses.ndim and hasattr(outputs[0], "label_mask"):
+            losses: Any = super().compute_loss(model, inputs)
+        if not losses.ndim and hasattr(outputs[-1], "label_mask"):
             # SFTTrainer's mean over tokens, unless its loss is another.
-            sums, tokens = -outputs[0].log_probs.sum(1), outputs[0].label_mask.sum(1)
+            sums, tokens = -outputs[-1].log_probs.sum(1), outputs[-1].label_mask.sum(1)
             if torch.allclose(losses, sums.sum() / tokens.sum().clamp(min=1), rtol=1e-4):
                 losses = sums / tokens.clamp(min=1)
-        return self.attention.weighted_mean(losses)
+        loss = self.attention.weighted_mean(losses)
+        return (loss, outputs[-1]) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the trainer does, with what attention does beside a training loss."""
@@ -383,7 +383,7 @@ class SampleAttentionMixin(Trainer):
                 logs[f"sample_attention/{name}"] = getattr(self.attention.summary, name)
         super().log(logs, *args, **kwargs)
 
-    def _draw(self, attended: Any) -> Iterator[Any]:
+    def _draw(self, attended: Any) -> Generator[Any]:
         while True:
             # In mid-epoch, the random number for workers was drawn before the checkpoint.
             attended.generator = torch.Generator() if self.attention.updates else None
@@ -421,8 +421,7 @@ def sequence_losses(outputs: Any, labels: Any, *, shift: bool = True, **_: Any) 
         shift: Whether the logits of a token are for the label of the next, as in causal language models.
     """
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-    if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    labels = functional.pad(labels[:, 1:], (0, 1), value=-100) if shift else labels
-    losses = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
-    return losses.view(labels.shape).sum(1) / (labels != -100).sum(1).clamp(min=1)
+    labels = functional.pad(labels[:, 1:], (0, 1), value=-100) if shift and labels.ndim > 1 else labels
+    losses = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="none")
+    losses, labels = losses.view(len(labels), -1), labels.view(len(labels), -1)
+    return losses.sum(1) / (labels != -100).sum(1).clamp(min=1)  # type: ignore[no-any-return]

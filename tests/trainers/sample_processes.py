@@ -11,13 +11,14 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from batch_sampler_attn.distributed import MeanOverRanks
 from tests.trainers.forks import KILLED, RANKS, in_a_fork, on_ranks
 from tests.trainers.sample_notes import Noted
-from tests.trainers.sample_runs import by_hand, by_trainer
-from tests.trainers.transformers_runs import EPOCHS, SAMPLES, Case
+from tests.trainers.sample_runs import by_hand, by_trainer, mean_loss
+from tests.trainers.transformers_runs import EPOCHS, SAMPLES, Case, make_dataset
 
 CASE = Case("gpt2", 2, options={"k": 1.1})
 WORKERS = Case("gpt2", 2, options={"k": 1.1}, arguments={"dataloader_num_workers": 2})
@@ -55,12 +56,14 @@ def attention_of(rank):
 
 
 def on_a_rank(rank, folder):
-    """A whole run, one that is resumed from its checkpoint in mid-epoch, and the loop by hand."""
+    """A whole run, one that is resumed from its checkpoint in mid-epoch, the loop by hand, and an evaluation twice."""
     arguments = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": WINDOWS + 2}
     place, checkpoint = folder / "ranks", folder / "ranks" / f"checkpoint-{WINDOWS + 2}"
-    whole, _ = by_trainer(CASE, place, attention_of(rank), **arguments)
+    whole, trainer = by_trainer(CASE, place, attention_of(rank), **arguments)
+    # As many as there are in full batches of both ranks.
+    evaluated = trainer.evaluate(Subset(make_dataset("gpt2"), range(48)))["eval_loss"], mean_loss(trainer.model, 48)
     resumed, _ = by_trainer(CASE, place, attention_of(rank), resume=checkpoint, **arguments)
-    return whole, resumed, by_hand(CASE, folder / "by-hand", attention_of(rank), ranks=RANKS)
+    return whole, resumed, by_hand(CASE, folder / "by-hand", attention_of(rank), ranks=RANKS), evaluated
 
 
 if __name__ == "__main__":

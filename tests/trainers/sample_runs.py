@@ -105,3 +105,10 @@ def by_hand(case, folder, attention=None, model=None, updates=None, ranks=1):
             if len(rates) == updates:
                 return finish(attention, rates, model)
     return finish(attention, rates, model)
+
+
+def mean_loss(model, samples=SAMPLES):
+    """Of the first samples, without training."""
+    batch = next(iter(DataLoader(make_dataset("gpt2"), samples)))
+    with torch.no_grad():
+        return sequence_losses(model.eval()(batch["input_ids"]), batch["labels"]).mean().item()
