@@ -186,9 +186,11 @@ class _Repeating(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
         """Check the optimizer and the length of training."""
         replay.refuse_closures(self._trainer.optimizer)
-        windows = _windows_of(train_dataloader, args)
+        batches = length_of(train_dataloader)
+        windows = None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows
         replay.warn_of_too_few_epochs(self._trainer.schedule, epochs, windows)
+        self._windows = windows
         # The epoch of an attempt that failed: the trainer begins again with smaller batches.
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
@@ -197,8 +199,7 @@ class _Repeating(TrainerCallback):
         self._parts = []
         self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
-    def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        self._windows = _windows_of(train_dataloader, args)
+    def on_epoch_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self._behind = 0
         if self._is_first_epoch and not args.ignore_data_skip:
             # To the trainer, all steps on a stream without a length are of one epoch.
@@ -297,12 +298,6 @@ class _Repeating(TrainerCallback):
             # Divided by the items of all ranks, ranks' losses have their plain mean over all items.
             return 1 if args.average_tokens_across_devices else items
         return self._samples(inputs)
-
-
-def _windows_of(loader: object, args: Any) -> int | None:
-    """Updates in an epoch; None if the loader has no length."""
-    batches = length_of(loader)
-    return None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 class SampleAttentionMixin(Trainer):
