@@ -346,8 +346,8 @@ class SampleAttentionMixin(Trainer):
                 f"sampler= (there is a {type(order).__name__}), and label_smoothing_factor=0 (it is {smoothing})"
             )
         options = {name: getattr(loader, name) for name in _LOADING.split()}
-        attended = attention.attend(DataLoader(loader.dataset, batch_sampler=attention, **options))
-        self._batches = self._draw(attended)
+        loader = DataLoader(loader.dataset, batch_sampler=attention, **options)
+        self._batches = self._draw(attention.attend(loader))
         # Attention knows where it is, so a resumed trainer is to skip numbers.
         numbers, generator = [[0]] * len(attention), torch.Generator()
         return DataLoader(_Next(self._batches), batch_sampler=numbers, collate_fn=itemgetter(0), generator=generator)
