@@ -189,7 +189,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+@pytest.mark.filterwarnings("ignore:(You are using|Found) (the )?`dataloader_iter`")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_exact_is_refused(name):
     module_type, loader, options, words, reported = REFUSALS[name]
@@ -212,6 +212,8 @@ def test_data_that_grew_are_refused_as_the_next_epoch_begins():
     assert (attention.epoch, attention.updates) == (1, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(tmp_path):
     attention = make_attention()
     steps = ModelCheckpoint(tmp_path, "checkpoint", every_n_train_steps=10, enable_version_counter=False)
