@@ -255,10 +255,6 @@ class SampleAttentionCallback(Callback):
 
     Raises:
         ProtocolError: From ``Trainer.fit``, where a batch is not the attention's next one.
-
-    Example:
-        >>> from batch_sampler_attn import SampleAttention
-        >>> callback = SampleAttentionCallback(SampleAttention(64, batch_size=8))
     """
 
     def __init__(self, attention: SampleAttention) -> None:
@@ -295,8 +291,7 @@ class SampleAttentionCallback(Callback):
                 raise StateError(f"the checkpoint has {len(states)} ranks, here are {trainer.world_size}; use as many")
             self.attention.load_state_dict(states[trainer.global_rank])
             if self.attention.updates == len(self.attention):
-                # Saved before the epoch ended. Lightning resumes with the next one.
-                list(self.attention.attend())
+                list(self.attention.attend())  # its epoch has yet to end, and Lightning resumes with the next one
 
 
 def _windows_of(trainer: Any) -> int | None:
