@@ -23,9 +23,6 @@ __all__ = ["BatchAttention", "fit_samples"]
 # The loss of a batch, in the logs of a step; taken out again before Keras reads them.
 _LOSS = "batch_attention_loss"
 
-# In the logs of a step, the losses of samples; of an epoch, the samples pruned.
-_PRUNED = "sample_attention_pruned"
-
 # The parts of Keras's training state on jax, in order.
 _STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
 
@@ -103,8 +100,7 @@ def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: An
     Args:
         model: A ``keras.Model``, compiled with one ``keras.losses.Loss``, by which samples are compared.
         attention: In one process. An epoch in progress is finished by a call for this epoch alone.
-        data: Takes an array of indices, and returns their inputs and targets, as ``lambda rows: (x[rows], y[rows])``;
-            or a DataLoader on ``batch_sampler=attention``.
+        data: ``lambda rows: (x[rows], y[rows])``, for an array of indices; or a DataLoader on its ``batch_sampler``.
         options: Those of ``keras.Model.fit``.
 
     Raises:
@@ -112,7 +108,7 @@ def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: An
     """
     attended = attention.attend(None if callable(data) else data)
     if attention.updates == len(attention):
-        list(attended)  # its epoch has yet to end
+        next(iter(attended), None)  # which ends the epoch
     if not isinstance(model.loss, keras.losses.Loss) or model.loss.reduction == "mean_with_sample_weight":
         raise ProtocolError(f"loss={short_repr(model.loss)}; compile with a Loss that divides by the batch size alone")
     is_resumed = attention.updates and options.get("epochs", 1) != options.get("initial_epoch", 0) + 1
@@ -121,39 +117,43 @@ def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: An
             f"{attention.updates} of {len(attention)} updates of this epoch are made. Finish it with epochs="
             "initial_epoch + 1; and in place of steps_per_epoch=n, give SampleAttention updates=n"
         )
-    loss, step, compute = copy.copy(model.loss), model.train_step, model.compute_metrics
-    loss.reduction = None
+    pruned = "sample_attention_pruned"  # in the logs of a step, the losses
+    loss, call, step, compute = copy.copy(model.loss), model.loss.call, model.train_step, model.compute_metrics
+
+    def one_each(y: Any, y_pred: Any) -> Any:
+        # Keras would apply the weights of samples to another dimension of the same length.
+        losses = call(y, y_pred)
+        return keras.ops.mean(keras.ops.reshape(losses, (losses.shape[0], -1)), axis=1)
+
+    loss.reduction, loss.call = None, one_each
 
     class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         def __len__(self) -> int:
             return len(attention) - attention.updates or len(attention)
 
         def on_epoch_begin(self) -> None:
-            # Keras may have drawn a batch to build the model, which comes again.
-            self.iterator = iter(attended)
+            self.iterator = iter(attended)  # begins again with the batch that Keras may have drawn to build the model
 
         def __getitem__(self, index: int) -> Any:
-            # In order, whatever number Keras asks for.
-            batch = next(self.iterator)
+            batch = next(self.iterator)  # whatever number Keras asks for
             batch = data(np.asarray(batch)) if callable(data) else batch
             return (*batch, np.asarray(attention.weights, "float32"))
 
     def compute_metrics(x: Any, y: Any, y_pred: Any, *weights: Any, **named: Any) -> dict[str, Any]:
-        losses = keras.ops.reshape(keras.ops.stop_gradient(loss(y, y_pred)), (attention.batch_size, -1))
-        return {**compute(x, y, y_pred, *weights, **named), _PRUNED: keras.ops.mean(losses, axis=1)}
+        return {**compute(x, y, y_pred, *weights, **named), pruned: keras.ops.stop_gradient(loss(y, y_pred))}
 
     def train_step(*args: Any) -> Any:
         with replay.standing_in(model, compute_metrics=compute_metrics):
             return step(*args)
 
     report = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda _, logs: attention.report(np.atleast_1d(logs.pop(_PRUNED, None))),
-        on_epoch_end=lambda _, logs: logs.update({_PRUNED: attention.summary.pruned}),
+        on_train_batch_end=lambda _, logs: attention.report(np.atleast_1d(logs.pop(pruned, None))),
+        on_epoch_end=lambda _, logs: logs.update({pruned: attention.summary.pruned}),
     )
-    callbacks = [report, *keras.tree.flatten(options.pop("callbacks", None) or [])]
-    # Without a train_function, Keras makes one of this train_step.
-    with replay.standing_in(model, train_step=train_step, train_function=None):
-        return model.fit(Batches(), callbacks=callbacks, **options)
+    options["callbacks"] = [report, *keras.tree.flatten(options.get("callbacks") or [])]
+    step_in = replay.standing_in(model, train_step=train_step, train_function=None)  # which Keras then makes of it
+    with step_in, replay.standing_in(model.loss, call=one_each):
+        return model.fit(Batches(), **options)
 
 
 class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]

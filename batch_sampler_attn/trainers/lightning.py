@@ -291,7 +291,7 @@ class SampleAttentionCallback(Callback):
                 raise StateError(f"the checkpoint has {len(states)} ranks, here are {trainer.world_size}; use as many")
             self.attention.load_state_dict(states[trainer.global_rank])
             if self.attention.updates == len(self.attention):
-                list(self.attention.attend())  # its epoch has yet to end, and Lightning resumes with the next one
+                list(self.attention.attend())  # which ends the epoch; Lightning resumes with the next one
 
 
 def _windows_of(trainer: Any) -> int | None:
