@@ -24,9 +24,9 @@ from batch_sampler_attn.summary import SampleSummary
 class Suspect(NamedTuple):
     """A sample whose label may be wrong, or which is hard."""
 
-    index: int  # in the dataset
+    sample: int  # its index in the dataset
     mean_loss: float  # over its visits
-    visits: int  # with a finite loss, in the whole training; 255 of them or more
+    visits: int  # with a finite loss, in the whole training; 255 stands for more, too
 
 
 class AttendedSamples(AttendedLoader[Any, Any]):

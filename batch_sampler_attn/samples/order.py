@@ -41,10 +41,10 @@ def gathered(row: array[int], places: list[int]) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def stretch(size: int, text: str, number: int) -> tuple[list[int], list[int]]:
-    """The elements of ``range(size)`` at a stretch of positions, in an order that ``text`` seeds; 32 random bits for each.
+    """The elements of ``range(size)`` at a stretch of positions, in an order that ``text`` seeds; and 32 bits for each.
 
     The order is a Feistel network over a square little larger than ``size``, with cycle walking (Black and Rogaway,
-    2002). It is the same on every platform and Python version.
+    2002). It is the same on every platform.
     """
     key, *keys = struct.unpack("<9Q", hashlib.shake_128(text.encode()).digest(72))
     rows = math.isqrt(size - 1) + 1

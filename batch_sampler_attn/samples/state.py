@@ -52,8 +52,8 @@ def codes_of(losses: list[float]) -> list[int]:
 @functools.cache
 def loss_of_code() -> array[float]:
     """The loss of each code; NaN of the last, which is of none."""
-    codes = range(2**16)
-    return array("f", array("I", [code << 16 ^ (2**31 if code >> 15 else 0xFFFF0000) for code in codes]).tobytes())
+    bits = mapped(lambda code: code << 16 ^ 0xFFFF0000 - (code >> 15) * 0x7FFF0000, array("I", range(2**16)))
+    return array("f", array("I", bits).tobytes())
 
 
 class Changes(NamedTuple):
@@ -162,7 +162,7 @@ class _SampleSource(Source):
         self._doses = doses
         self._ranks = ranks
         self._own = range(shard.rank, options.samples, shard.ranks)
-        codes_of([])  # NumPy takes longer to import than a batch may
+        loss_of_code()  # this, and importing NumPy, takes longer than a batch may
 
     @property
     def is_full(self) -> bool:
@@ -241,7 +241,7 @@ class _SampleSource(Source):
     def _begin_pass(self, number: int) -> StreamState:
         """What is fixed as a pass begins. What it prunes is decided as samples are drawn."""
         options, losses, mean_loss = self.options, self.state.memory.losses, self.state.mean_loss
-        order, doses = array("i"), self._doses and self._doses["pruned"]
+        order, doses = array("i"), self._doses["pruned"] if self._doses else None
         if self._sampler is not None:
             order = array("i", order_of(self._sampler, number, options.samples, self._shard))
         stream = StreamState(number + 1, size=len(order or self._own), order=order)
@@ -256,8 +256,8 @@ class _SampleSource(Source):
         # The code of an equal loss may be one less.
         stream = stream._replace(limit=codes_of([mean_loss])[0] - 1)
         if options.weighted and options.select == "loss":
-            own = array("H", [losses[sample] for sample in order]) if order else memoryview(losses)
-            fitted = count_below(stream.limit, own[self._shard.rank :: self._shard.ranks])
+            own = memoryview(losses)[self._shard.rank :: self._shard.ranks]
+            fitted = count_below(stream.limit, array("H", map(losses.__getitem__, order)) if order else own)
             # They keep the mean weight of the pass at 1.
             scale = 1 - options.prune_probability * fitted / stream.size
             stream = stream._replace(weights=(scale, scale / (1 - options.prune_probability)))
@@ -321,8 +321,8 @@ class _SampleSource(Source):
         state.memory.apply(state.changes)
         batch, visits, pool = state.flight.out[0], state.memory.epoch_visits, dict.fromkeys(state.pool)
         counts, usable = _add_up(state.counts, batch, losses)
-        able = [sample for sample in batch.indices if visits and visits[sample] < options.max_visits]
-        able = [*dict.fromkeys(sample for sample in able if sample not in pool)]
+        able = dict.fromkeys(sample for sample in batch.indices if visits and visits[sample] < options.max_visits)
+        able = {sample: None for sample in able if sample not in pool}
         finite = [(sample, loss) for sample, loss in zip(batch.indices, usable, strict=True) if loss is not None]
         is_remembered = not batch.is_extra or options.remember_loss == "last"
         chosen = [sample for sample, loss in finite if threshold is not None and loss > threshold and sample in able]
@@ -333,7 +333,7 @@ class _SampleSource(Source):
                 owed += sum(self._doses["pooled"][number : number + 1])
             rng = random.Random(f"{options.seed}, pool {state.epoch}, {state.counts.updates}")
             # As many as the losses of earlier batches have selected, which say nothing of the samples of this one.
-            drawn = rng.sample(able, min(owed, len(able)))
+            drawn = rng.sample([*able], min(owed, len(able)))
             # The next batches take what this one cannot.
             owed += (0 if self._doses else len(chosen)) - len(drawn)
             chosen = drawn
@@ -417,7 +417,7 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
     usable: list[float | None] = []
     for weight, loss in zip(batch.weights, losses, strict=True):
         total = loss_sum + weight * loss
-        is_usable = math.isfinite(loss) and (batch.is_extra or math.isfinite(total))
+        is_usable = math.isfinite(loss if batch.is_extra else total)
         usable.append(loss if is_usable else None)
         if is_usable and not batch.is_extra:
             loss_sum, weight_sum = total, weight_sum + weight

@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks.selection.training import make_network
 from benchmarks.studies.raw_records import keep
 
 SAMPLES, BATCH_SIZE, STEPS = 5000, 64, 40
-SIZES, SIZES_BATCH, PASSES, BATCHES = (10**5, 10**6, 10**7, 2 * 10**7, 10**8), 256, 9, 100
+SIZES, SIZES_BATCH, PASSES, BATCHES = (10**5, 10**6, 10**7, 2 * 10**7, 10**8), 256, 7, 60
 
 
 class Training:
@@ -90,16 +89,21 @@ def measure(rounds: int) -> dict[str, Any]:
     return {"times": times, "load_average": os.getloadavg()[0]}
 
 
+def resident_bytes() -> int:
+    """Of this process, on Linux."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def measure_size(samples: int, options: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of the first batch of a pass, and of others; bytes a sample; seconds to save and to load."""
     rng = np.random.default_rng(0)
     losses = rng.exponential(size=(PASSES * BATCHES, SIZES_BATCH)).tolist()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident = resident_bytes()
     attention = SampleAttention(samples, SIZES_BATCH, updates=PASSES * BATCHES, **options)
     source = attention._source
     remembered = np.frombuffer(source.state.memory.losses, np.uint16)
-    for first in range(0, samples, 10**6):
-        drawn = rng.exponential(size=min(10**6, samples - first)).astype(np.float32)
+    for first in range(0, samples, 10**5):
+        drawn = rng.exponential(size=min(10**5, samples - first)).astype(np.float32)
         remembered[first : first + len(drawn)] = (drawn.view(np.uint32) >> 16) | 0x8000
     source.state = source.state._replace(epoch=1, mean_loss=1.0)
     found: dict[str, Any] = {"samples": samples, "options": options, "first_ms": [], "later_ms": []}
@@ -113,7 +117,7 @@ def measure_size(samples: int, options: dict[str, Any]) -> dict[str, Any]:
         next(batches)
         attention.report(batch_losses)
         found["first_ms" if is_first else "later_ms"].append(1e3 * (time.perf_counter() - start))
-    found["memory_bytes"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / samples
+    found["memory_bytes"] = (resident_bytes() - resident) / samples
     start = time.perf_counter()
     state = attention.state_dict()
     found["save_s"] = time.perf_counter() - start

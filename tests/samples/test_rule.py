@@ -77,10 +77,12 @@ def test_every_batch_weight_and_mean_is_the_oracles(seed, has_numpy, monkeypatch
         assert mean is None or mean == pytest.approx(oracle.mean(), rel=1e-12, abs=1e-12)
     assert oracle.pruned == sum(ours.doses["pruned"])
     averages, suspects = oracle.averages(), ours.suspects(samples)
-    assert {suspect.index: suspect.visits for suspect in suspects} == {i: visits for i, (_, visits) in averages.items()}
+    assert {suspect.sample: suspect.visits for suspect in suspects} == {
+        i: visits for i, (_, visits) in averages.items()
+    }
     for suspect in suspects:
-        assert suspect.mean_loss == pytest.approx(averages[suspect.index][0], rel=0.02)
-    assert suspects == sorted(suspects, key=lambda suspect: (-suspect.mean_loss, suspect.index))
+        assert suspect.mean_loss == pytest.approx(averages[suspect.sample][0], rel=0.02)
+    assert suspects == sorted(suspects, key=lambda suspect: (-suspect.mean_loss, suspect.sample))
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
