@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -71,6 +72,33 @@ def plot_run(
     return figure
 
 
+def plot_suspects(
+    images: Callable[[int], Any],
+    suspects: Iterable[tuple[int, float, int]],
+    labels: Callable[[int], object] | None = None,
+) -> Figure:
+    """Draw the samples whose labels may be wrong, with index and mean loss, and their labels.
+
+    Args:
+        images: As of ``plot_run``, or to a PIL image: ``lambda index: dataset[index][0]``.
+        suspects: ``attention.suspects(n)``, in the order to be drawn.
+        labels: A function from an index to the label: ``lambda index: names[dataset[index][1]]``. None shows none.
+    """
+    suspects = [*suspects]
+    if not suspects:
+        raise RecordError("there is no suspect to draw; call attention.suspects(n) after an epoch")
+    rows = -(-len(suspects) // 5)
+    figure = _RunFigure(figsize=(7, 1.8 * rows), layout="constrained")
+    for number, axes in enumerate(figure.subplots(rows, 5, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(suspects):
+            sample, mean_loss, _ = suspects[number]
+            axes.imshow(_displayable(images(sample)), cmap="gray")
+            label = "" if labels is None else f"{labels(sample)}\n"
+            axes.set_title(f"{label}{sample}: {mean_loss:.3g}", fontsize=8)
+    return figure
+
+
 def _between(visits: list[VisitRecord]) -> float | None:
     """The middle between the highest loss that advanced and the lowest that was repeated; None if they overlap."""
     advanced = max((visit.loss for visit in visits if visit.decision == "advance"), default=math.nan)
@@ -111,6 +139,7 @@ def _displayable(image: Any) -> Any:
     """The image as an array with channels last, or without channels if it has one."""
     for step in ("detach", "cpu", "numpy"):
         image = getattr(image, step, lambda image=image: image)()
+    image = image if hasattr(image, "ndim") else numpy.asarray(image)  # of PIL
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image

@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision-cost": costs.decision_cost_table,
     "time-overhead": costs.time_overhead_table,
     "sample-cost": costs.sample_cost,
+    "sample-size": costs.sample_size_table,
     "ranks-cost": costs.ranks_cost,
     "visits-to-fit": studies.visits_to_fit_table,
     "cifar-claims": cifar.cifar_claims_table,

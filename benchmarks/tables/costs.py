@@ -66,6 +66,28 @@ def sample_cost() -> str:
     )
 
 
+def sample_size_table() -> str:
+    """How the cost of attention to samples grows with the data."""
+    records = read_newest("sample-size")
+    head = ["samples", "options", "first batch of a pass, ms", "later batches, ms", "bytes a sample", "of the state"]
+    rows = []
+    for record in records:
+        options = ", ".join(f"{name}={value}" for name, value in record["options"].items()) or "the defaults"
+        times = [quartiles(record[name], "") for name in ("first_ms", "later_ms")]
+        size = [f"{record[name]:.1f}" for name in ("memory_bytes", "state_bytes")]
+        seconds = f"{record['save_s']:.2f} and {record['load_s']:.2f}"
+        rows.append([f"{record['samples']:,}", options, *times, *size, seconds])
+    loads = [record["load_average"] for record in records]
+    caption = (
+        f"A batch is handed out and its losses are reported; 256 samples, median (quartiles) of "
+        f"{len(records[0]['first_ms'])} first and {len(records[0]['later_ms'])} later batches. Bytes of the process's "
+        f"memory, with the fixed part, and of the state as JSON. One thread, load average {min(loads):.1f} to "
+        f"{max(loads):.1f}."
+    )
+    head.append("seconds to save and to load")
+    return render(Table(head, rows, f"{caption} {one_line(records[0]['environment'])}."))
+
+
 def ranks_cost() -> str:
     """What deciding alike on two ranks costs an update."""
     (record,) = read_newest("ranks-cost")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders import JsonLinesRecorder, LogRecorder, MemoryRecorder, VisitRecord
-from batch_sampler_attn.recorders.plots import plot_run
+from batch_sampler_attn.recorders.plots import plot_run, plot_suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore:a loss of nan:batch_sampler_attn.errors.BatchAttentionWarning")
 
@@ -125,3 +125,30 @@ def test_summaries_are_tables_in_a_notebook():
 def test_a_run_without_a_finite_loss_is_drawn():
     visits = [VisitRecord(0, 0, 1, math.nan, "advance")]
     assert plot_run(visits).axes
+
+
+@pytest.mark.parametrize("kind", ["tensor", "grey tensor", "array", "PIL", "grey PIL"])
+def test_suspects_are_drawn_with_index_mean_loss_and_label_whatever_images_are(kind, tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.arange(9 * 8 * 3, dtype=np.uint8).reshape(9, 8, 3)
+    image = {
+        "tensor": torch.tensor(pixels).permute(2, 0, 1),
+        "grey tensor": torch.tensor(pixels[None, ..., 0]),
+        "array": pixels,
+        "PIL": image_module.fromarray(pixels),
+        "grey PIL": image_module.fromarray(pixels[..., 0]),
+    }[kind]
+    attention = SampleAttention(8, 4, prune_probability=0.0)
+    for indices in attention.attend():
+        attention.report([float(index) for index in indices])
+    suspects = attention.suspects(7)
+    figure = plot_suspects(lambda _: image, suspects, labels=lambda index: f"kind {index % 2}")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["kind 1\n7: 7", "kind 0\n6: 6"]
+    assert len(titles) == 10 > sum(map(bool, titles)) == 7
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert (shown == (pixels[..., 0] if "grey" in kind else pixels)).all()
+    figure.savefig(tmp_path / "suspects.png")
+    assert plot_suspects(lambda _: image, suspects[:1]).axes[0].get_title() == "7: 7"
+    with pytest.raises(RecordError, match="no suspect"):
+        plot_suspects(lambda _: image, [])
