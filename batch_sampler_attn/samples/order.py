@@ -39,6 +39,16 @@ def gathered(row: array[int], places: list[int]) -> list[int]:
     return [row[place] for place in places] if numpy is None else numpy.frombuffer(row, row.typecode)[places].tolist()
 
 
+def scatter(row: array[int], places: list[int], numbers: list[int]) -> None:
+    """Put each number at its place; where a place is given twice, the last counts."""
+    numpy = numpy_or_none()
+    if numpy is not None:
+        numpy.frombuffer(row, row.typecode)[places] = numbers
+        return
+    for place, number in zip(places, numbers, strict=True):
+        row[place] = number
+
+
 @functools.lru_cache(maxsize=4)
 def stretch(size: int, text: str, number: int) -> tuple[list[int], list[int]]:
     """The elements of ``range(size)`` at a stretch of positions, in an order that ``text`` seeds; and 32 bits for each.

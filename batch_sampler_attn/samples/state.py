@@ -18,7 +18,7 @@ from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices
 from batch_sampler_attn.ranks import Ranks, Shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions, order_of
-from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, mapped, stretch
+from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, mapped, scatter, stretch
 from batch_sampler_attn.summary import SampleSummary
 
 _LARGEST = 3.38e38  # what bfloat16 holds
@@ -59,8 +59,7 @@ def loss_of_code() -> array[float]:
 class Changes(NamedTuple):
     """What memory has yet to apply; applying it twice changes nothing."""
 
-    losses: Sequence[tuple[int, int, int, int]] = ()  # sample, code of its last loss and of the mean, visits
-    epoch_visits: Sequence[tuple[int, int]] = ()  # each after its sample
+    put: Sequence[tuple[str, list[int], list[int]]] = ()  # a row of memory, places in it, what these are to have
     pruned: Sequence[tuple[int, int]] = ()  # each after the number of its pass
     pooled: Sequence[tuple[int, int]] = ()  # each after the number of its update, from the first epoch on
 
@@ -76,22 +75,20 @@ class Memory:
         self.pruned = array("i")  # samples, in each pass so far
         self.pooled = array("i")  # samples, after each update; empty where nothing can be
 
-    def after(self, losses: list[tuple[int, float]], *, is_remembered: bool) -> list[tuple[int, int, int, int]]:
+    def after(self, losses: list[tuple[int, float]], *, is_remembered: bool) -> list[tuple[str, list[int], list[int]]]:
         """What these losses change. A sample that is twice in a batch had one visit."""
         samples = [sample for sample, _ in losses]
         visits = [made + (made < MOST_VISITS) for made in gathered(self.visits, samples)]
         means = map(loss_of_code().__getitem__, gathered(self.means, samples))
         changed = [mean + (loss - mean) / made for mean, (_, loss), made in zip(means, losses, visits, strict=True)]
-        codes = codes_of([*(loss for _, loss in losses), *changed])
-        last = codes if is_remembered else gathered(self.losses, samples)
-        return [*zip(samples, last, codes[len(samples) :], visits, strict=False)]
+        codes = codes_of([*changed, *(loss for _, loss in losses)])
+        put = [("visits", samples, visits), ("means", samples, codes[: len(samples)])]
+        return [*put, ("losses", samples, codes[len(samples) :])] if is_remembered else put
 
     def apply(self, changes: Changes) -> None:
         """Remember what a step has changed."""
-        for sample, loss, mean, visits in changes.losses:
-            self.losses[sample], self.means[sample], self.visits[sample] = loss, mean, visits
-        for sample, visits in changes.epoch_visits:
-            self.epoch_visits[sample] = visits
+        for name, places, numbers in changes.put:
+            scatter(getattr(self, name), places, numbers)
         for row, doses in ((self.pruned, changes.pruned), (self.pooled, changes.pooled)):
             for number, dose in doses:
                 row[number:] = array("i", [dose])
@@ -232,7 +229,8 @@ class _SampleSource(Source):
             counts = counts._replace(pruned=counts.pruned + stream.pruned - before)
         for sample in indices if seen else ():
             visits[sample] = min(visits.get(sample, seen[sample]) + 1, MOST_VISITS)
-        changes = Changes(epoch_visits=[*visits.items()], pruned=[*pruned.items()])
+        put = [("epoch_visits", [*visits], [*visits.values()])] if visits else []
+        changes = Changes(put, [*pruned.items()])
         begun = stream.passes - state.stream.passes
         counts = counts._replace(handed_out=counts.handed_out + 1, passes=counts.passes + begun)
         state = state._replace(counts=counts, changes=changes, stream=stream, pool=pool, owed=owed)
