@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, repeats, and the samples that were repeated most."""
+"""Pictures of a run: losses and repeats; and the samples whose labels may be wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from batch_sampler_attn.errors import RecordError, plural
-from batch_sampler_attn.recorders.analysis import most_repeated_samples
+from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders.json_lines import read_visits
 from batch_sampler_attn.recorders.memory import MemoryRecorder, VisitRecord
 
@@ -31,20 +30,12 @@ class _RunFigure(Figure):
         return picture.getvalue()
 
 
-def plot_run(
-    run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord],
-    images: Callable[[int], Any] | None = None,
-    *,
-    n: int = 10,
-) -> Figure:
-    """Draw the losses, thresholds and repeats of each epoch, and the samples that were repeated most.
+def plot_run(run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord]) -> Figure:
+    """Draw the losses, thresholds and repeats of each epoch.
 
     Args:
         run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Without a ``MemoryRecorder``,
             the threshold is drawn between the highest loss that advanced and the lowest that was repeated.
-        images: A function from a dataset index of a ``BatchAttentionSampler`` to an image, an array or tensor of shape
-            (H, W), (H, W, 3) or (3, H, W): ``lambda index: dataset[index][0]``. None draws no samples.
-        n: The most images.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):
@@ -56,19 +47,10 @@ def plot_run(
         epochs.setdefault(visit.epoch, []).append(visit)
     if not epochs:
         raise RecordError("there is no visit to draw; give the recorder to the schedule, and train an epoch")
-    samples = [] if images is None else most_repeated_samples(visits, n)
-    figure = _RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
-    heights = [5, 2] if samples else [1]
-    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    losses, repeats = above.subplots(2, 1, sharex=True)
+    figure = _RunFigure(figsize=(7, 5), layout="constrained")
+    losses, repeats = figure.subplots(2, 1, sharex=True)
     _draw_losses(losses, epochs, {**{epoch: _between(made) for epoch, made in epochs.items()}, **thresholds})
     _draw_repeats(repeats, epochs)
-    if samples and images is not None:
-        for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
-            axes.imshow(_displayable(images(sample)), cmap="gray")
-            axes.set_axis_off()
-            axes.set_title(f"{sample}\n{plural(count, 'repeat', 'repeats')}", fontsize=8)
-        below[0].suptitle("samples whose batches were repeated most", fontsize=10)
     return figure
 
 
@@ -80,7 +62,8 @@ def plot_suspects(
     """Draw the samples whose labels may be wrong, with index and mean loss, and their labels.
 
     Args:
-        images: As of ``plot_run``, or to a PIL image: ``lambda index: dataset[index][0]``.
+        images: A function from a dataset index to an image of PIL, or an array or tensor of shape (H, W), (H, W, 3) or
+            (3, H, W): ``lambda index: dataset[index][0]``.
         suspects: ``attention.suspects(n)``, in the order to be drawn.
         labels: A function from an index to the label: ``lambda index: names[dataset[index][1]]``. None shows none.
     """

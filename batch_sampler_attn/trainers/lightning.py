@@ -119,8 +119,6 @@ class BatchAttention(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Begin to repeat, once loaders and optimizers are there."""
-        for optimizer in trainer.optimizers:
-            replay.refuse_closures(optimizer)
         windows = _windows_of(trainer)
         ends = [] if trainer.max_epochs in (None, -1) else [trainer.max_epochs]
         if windows and trainer.max_steps != -1:

@@ -184,8 +184,7 @@ class _Repeating(TrainerCallback):
         return output
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        """Check the optimizer and the length of training."""
-        replay.refuse_closures(self._trainer.optimizer)
+        """Check the length of training."""
         batches = length_of(train_dataloader)
         windows = None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows

@@ -29,11 +29,11 @@ def train(*recorders, sampler=False, **options):
 
 
 def bars(figure):
-    return [round(patch.get_height(), 6) for patch in figure.subfigs[0].axes[1].patches]
+    return [round(patch.get_height(), 6) for patch in figure.axes[1].patches]
 
 
 def lines(figure):
-    return {line.get_label(): line.get_xydata() for line in figure.subfigs[0].axes[0].lines}
+    return {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
 
 
 def test_losses_thresholds_and_repeats_are_the_recorded_ones(tmp_path):
@@ -66,31 +66,9 @@ def test_of_visits_alone_the_threshold_is_drawn_between_the_losses_on_both_sides
     assert lines(plot_run(recorder.visits))["threshold"].tolist() == [[1.0, (2.4 + 1.4) / 2]]
 
 
-@pytest.mark.parametrize("channels", ["none", "last", "first", "one"])
-def test_the_most_repeated_samples_are_shown_where_images_are_at_hand(channels):
-    recorder = MemoryRecorder()
-    train(recorder, sampler=True)
-    shapes = {"none": (4, 5), "last": (4, 5, 3), "first": (3, 4, 5), "one": (1, 4, 5)}
-    asked = []
-
-    def image(index):
-        asked.append(index)
-        return torch.rand(shapes[channels]) if channels != "last" else np.random.default_rng(0).random((4, 5, 3))
-
-    figure = plot_run(recorder, image, n=3)
-    assert len(asked) == 3
-    shown = figure.subfigs[1].axes
-    assert [axes.get_title().split("\n")[0] for axes in shown] == [str(index) for index in asked]
-    assert {axes.images[0].get_array().shape[:2] for axes in shown} == {(4, 5)}
-
-
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(RecordError, match="no visit to draw"):
         plot_run(MemoryRecorder())
-    recorder = MemoryRecorder()
-    BatchAttentionSchedule(recorders=[recorder]).decide(1.0)
-    with pytest.raises(RecordError, match="without dataset indices"):
-        plot_run(recorder, lambda index: np.zeros((2, 2)))
 
 
 def test_a_logger_gets_each_epoch_as_numbers_by_name():
@@ -107,19 +85,6 @@ def test_a_logger_gets_each_epoch_as_numbers_by_name():
     assert logged[1][1]["batch_attention/epoch"] == 1
     assert flushed == [1]
     LogRecorder(print).flush()
-
-
-def test_summaries_are_tables_in_a_notebook():
-    recorder = MemoryRecorder()
-    assert recorder._repr_html_() == "<p>nothing yet</p>"
-    schedule = BatchAttentionSchedule(recorders=[recorder])
-    for _ in range(2):
-        for _ in schedule.attend(range(3)):
-            schedule.decide(1 / 3)
-    assert recorder._repr_html_().count("<tr>") == 3
-    assert "<th>mean loss</th>" in schedule.last_summary._repr_html_()
-    assert "<td>0.3333</td>" in schedule.last_summary._repr_html_()
-    assert "<th>pruned</th>" in SampleAttention(4, 2).summary._repr_html_()
 
 
 def test_a_run_without_a_finite_loss_is_drawn():

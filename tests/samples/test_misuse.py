@@ -708,6 +708,3 @@ def test_a_summary_reads_well_whatever_the_numbers_are():
     with pytest.warns(BatchAttentionWarning):
         run_epoch(attention, loss=lambda index: math.inf if index == 3 else 1.0)
     assert str(attention.last_summary).endswith(", mean loss 1.000, 1 loss not finite")
-    table = attention.last_summary._repr_html_()
-    assert table.count("<th>") == table.count("<td>") > 6
-    assert "<th>nonfinite losses</th>" in table
