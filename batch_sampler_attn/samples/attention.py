@@ -54,7 +54,9 @@ class SampleAttention:
         k: Samples with a loss above ``floor + k * (mean - floor)`` are pooled; None pools none.
         max_visits: The most visits to one sample in an epoch that pooling may bring it to, at most 255.
         prune_probability: That a well-fitted sample is pruned from a pass; 0 prunes none. InfoBatch's ``prune_ratio``.
-        weighted: Weight the losses of well-fitted samples that stay, so that the expected gradient is that of all data.
+        weighted: Weight the losses of well-fitted samples that stay, so that the expected gradient is that of all data,
+            as InfoBatch does. Not by default: without weights, training gained more where some kinds of samples are
+            rare, and weights did not prevent harm by label noise (benchmarks/records/selection-report).
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Those of the whole training, which set where its last share begins; None for no such share.
         final_full_share: The last share of training, on all data, at least one epoch; 1 minus InfoBatch's ``delta``.
@@ -91,7 +93,7 @@ class SampleAttention:
         k: float | None = None,
         max_visits: int = 2,
         prune_probability: float = 0.5,
-        weighted: bool = True,
+        weighted: bool = False,
         updates: int | None = None,
         epochs: int | None = None,
         final_full_share: float = 0.15,

@@ -130,8 +130,8 @@ def measure_size(samples: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_sizes() -> list[dict[str, Any]]:
-    """Each size with the defaults, unweighted, and pooling."""
-    kinds: tuple[dict[str, Any], ...] = ({}, {"weighted": False}, {"k": 1.2})
+    """Each size with the defaults, weighted, and pooling."""
+    kinds: tuple[dict[str, Any], ...] = ({}, {"weighted": True}, {"k": 1.2})
     found = []
     for size in SIZES:
         for options in kinds:

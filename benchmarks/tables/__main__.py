@@ -100,6 +100,8 @@ def main() -> None:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(rendered, encoding="utf-8")
+    if not arguments.check:
+        costs.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     if is_report_stale(rewrite=not arguments.check):
         stale.append(str(REPORT.relative_to(ROOT)))
     if is_selection_report_stale(rewrite=not arguments.check):

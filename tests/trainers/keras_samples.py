@@ -60,7 +60,7 @@ CASES = {
 
 def make_attention(**options):
     """An attention, and what is reported to it: indices, weights and losses of each batch."""
-    attention, visits = SampleAttention(SAMPLES, SIZE, **{"seed": 1, **options}), []
+    attention, visits = SampleAttention(SAMPLES, SIZE, **{"seed": 1, "weighted": True, **options}), []
     report = attention.report
 
     def note(losses):

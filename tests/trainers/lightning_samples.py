@@ -59,7 +59,7 @@ class Case:
 
 
 def make_attention(**options):
-    return SampleAttention(SAMPLES, SIZE, **{"ranks": None, "seed": 1, **options})
+    return SampleAttention(SAMPLES, SIZE, **{"ranks": None, "seed": 1, "weighted": True, **options})
 
 
 def make_loader(attention, workers=0, data=None):
