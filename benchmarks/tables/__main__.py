@@ -28,6 +28,7 @@ PAGES = (
     ROOT / "benchmarks" / "README.md",
     DOCS / "what-your-loss-measures.md",
     DOCS / "ranks.md",
+    DOCS / "guides" / "what-to-switch-on.md",
     DOCS / "evidence" / "costs.md",
 )
 REPORT = RECORDS / "report"
