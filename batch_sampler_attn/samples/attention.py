@@ -35,6 +35,13 @@ class AttendedSamples(AttendedLoader[Any, Any]):
     def __len__(self) -> int:
         return len(self.schedule)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing, for trainers that save what loaders return: the attention itself knows where it is."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As there is nothing to load, change nothing."""
+
 
 class SampleAttention:
     """Spends updates on badly fitted samples, and takes no more of them: an epoch has exactly ``updates``.
