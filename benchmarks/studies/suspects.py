@@ -1,6 +1,5 @@
 """How well do losses while training find wrong labels, beside cross-validated predictions of the same network?
 
-    pip install cleanlab
     python -m benchmarks.studies.suspects --record FILE          # CIFAR-10: four kinds of noise, 5 seeds
 
 Every seed draws 10,000 images and which of their labels are wrong. Three ways of the same network and the same updates
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from rich.progress import track
 from sklearn.metrics import average_precision_score
@@ -152,9 +153,6 @@ def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str,
 
 def measure_one(data: ImageSet, noise: str, seed: int, epochs: int) -> dict[str, Any]:
     """All ways on the same images and labels."""
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
     task = make_task(data, "balanced", seed, imbalance=1)
     given = corrupt(task.labels.numpy(), data.classes, noise, seed)
     is_wrong, labels = given != task.labels.numpy(), torch.from_numpy(given)

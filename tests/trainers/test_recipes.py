@@ -1,7 +1,10 @@
 """The recipes of docs/guides/recipes.md, word for word: bit-equal to a loop by hand, also where they resume."""
 
+import copy
+import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ SECTIONS = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILIN
 KILLED_AT = 37
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -34,7 +37,7 @@ def run(section, monkeypatch, kill_at=None):
 
     def noting(attention, losses):
         if len(made) == kill_at:
-            raise Killed
+            raise KilledError
         indices = attention.indices
         made.append((indices, losses.tolist(), weighted_mean(attention, losses)))
         return made[-1][2]
@@ -47,11 +50,18 @@ def run(section, monkeypatch, kill_at=None):
         warnings.simplefilter("ignore")  # of packages that the recipes are for
         try:
             exec(code_of(section), names)
-        except Killed:
+        except KilledError:
             pass
         finally:
             hook.remove()
     return [(*update[:2], update[2].item()) for update in made], rates[: len(made)], names
+
+
+def make_data():
+    """The page's; the next draw of the generator is the first of the weights."""
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 10)
+    return inputs, (inputs.sum(dim=1) > 0).long()
 
 
 def by_hand(rates=None, step=None):
@@ -61,9 +71,7 @@ def by_hand(rates=None, step=None):
         rates: Of each update, for ``step``; None for PyTorch's one-cycle.
         step: Of the model, a loss and a rate, in place of PyTorch's SGD.
     """
-    torch.manual_seed(0)
-    inputs = torch.randn(512, 10)
-    labels = (inputs.sum(dim=1) > 0).long()
+    inputs, labels = make_data()
     attention, model = SampleAttention(512, 32, epochs=4), nn.Linear(10, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=64)
@@ -139,3 +147,68 @@ def test_fastai_and_its_one_cycle(tmp_path, monkeypatch):
     assert made == expected
     assert learner.recorder.lrs == rates
     assert is_same(learner.model, model)
+
+
+def test_ray_train_on_two_workers_one_of_which_fails_in_mid_epoch(tmp_path, monkeypatch):
+    pytest.importorskip("ray.train.torch")
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # The workers are processes of Ray's, so what they make is noted in files.
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", partial(noted_trainer, ray.train.torch.TorchTrainer, tmp_path))
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        run("Ray Train", monkeypatch)
+    finally:
+        ray.shutdown()
+    inputs, labels = make_data()
+    torch.manual_seed(0)
+    for rank, expected in enumerate(on_threads(2, partial(rank_by_hand, inputs, labels, nn.Linear(10, 2)))):
+        made = [tuple(json.loads(line)) for line in Path(tmp_path, f"{rank}.jsonl").read_text().splitlines()]
+        # Saved last at the tenth update of the second epoch; an epoch has 16.
+        assert made == [*expected[:KILLED_AT], *expected[26:]]
+
+
+def noted_trainer(trainer, folder, train_loop, **options):
+    """Ray's trainer of the loop, with its updates noted, and killed once."""
+
+    def loop():
+        import ray.train
+
+        rank = ray.train.get_context().get_world_rank()
+        file, is_first = Path(folder, f"{rank}.jsonl"), ray.train.get_checkpoint() is None
+        made, weighted_mean = [], SampleAttention.weighted_mean
+
+        def noting(attention, losses):
+            if is_first and len(made) == KILLED_AT:
+                raise RuntimeError("killed")
+            made.append((attention.indices, losses.tolist()))
+            with file.open("a") as lines:
+                lines.write(json.dumps(made[-1]) + "\n")
+            return weighted_mean(attention, losses)
+
+        SampleAttention.weighted_mean = noting
+        train_loop()
+
+    return trainer(loop, **options)
+
+
+def rank_by_hand(inputs, labels, model, rank, transport):
+    """The updates of one of two ranks, whose gradients are averaged."""
+    model = copy.deepcopy(model)
+    attention = SampleAttention(512, 16, epochs=4, rank=rank, world_size=2, ranks=transport)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=64)
+    made = []
+    for _ in range(4):
+        for indices in attention.attend():
+            losses = nn.functional.cross_entropy(model(inputs[indices]), labels[indices], reduction="none")
+            made.append((indices, losses.tolist()))
+            optimizer.zero_grad()
+            (losses * torch.tensor(attention.report(losses))).mean().backward()
+            for parameter in model.parameters():
+                parameter.grad = torch.stack([grad / 2 for grad in transport.gather(parameter.grad)]).sum(0)
+            optimizer.step()
+            schedule.step()
+    return made

@@ -1,0 +1,117 @@
+"""How well wrong labels were found, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.environment import one_line
+from benchmarks.report.document import Table
+from benchmarks.report.statistics import Sample, sample
+from benchmarks.report.wording import mean_and_deviation
+from benchmarks.tables.newest import read_newest, render
+
+# Each with what it is called, and the way that costs it.
+_RANKINGS = {
+    "plain, mean": ("mean loss while training", "plain"),
+    "pruned, mean": ("mean loss while training, pruned", "pruned"),
+    "plain, last": ("last loss while training", "plain"),
+    "pruned, last": ("last loss while training, pruned", "pruned"),
+    "plain, final": ("final loss, one more pass", "plain"),
+    "pruned, final": ("final loss, one more pass, pruned", "pruned"),
+    "self_confidence": ("self-confidence, cross-validated", "folds"),
+    "normalized_margin": ("normalized margin, cross-validated", "folds"),
+}
+_BEST_OF_CLEANLAB = "self_confidence"
+
+Run = dict[str, Any]
+
+
+def suspects_table() -> str:
+    """The average precision of each ranking, and the updates and seconds that it takes beside plain training."""
+    runs = read_newest("suspects")
+    rows = []
+    for ranking, (name, way) in _RANKINGS.items():
+        extra = 0 if way != "folds" else runs[0]["cost"]["folds"]["updates"]
+        seconds = sample([_seconds_more(run, ranking, way) for run in runs]).mean
+        rows.append([name, f"{extra:,}", f"{seconds:.0f}", *_by_noise(runs, ranking, "average_precision")])
+    caption = (
+        "Average precision, mean ± standard deviation; a ranking by chance has the share of wrong labels. "
+        f"{_setting(runs)} More: over a training that is made anyway, of {runs[0]['cost']['plain']['updates']:,} "
+        "updates; seconds of one core."
+    )
+    return render(Table(["ranking", "more updates", "more seconds", *_noises(runs)], rows, caption))
+
+
+def suspects_details() -> str:
+    """Precision and recall where a ranking is cut, and of the set that cleanlab returns."""
+    runs = read_newest("suspects")
+    rows = [
+        [name, *(" / ".join(pair) for pair in zip(*(_means(runs, ranking, field) for field in fields), strict=True))]
+        for ranking, (name, _) in _RANKINGS.items()
+        for fields in [("precision_at_n", "recall_at_2n")]
+    ]
+    issues = zip(_means(runs, "issues", "precision"), _means(runs, "issues", "recall"), strict=True)
+    rows.append(["find_label_issues (a set): its precision / recall", *map(" / ".join, issues)])
+    caption = "Precision at n / recall at 2 n, where n labels are wrong; means over seeds."
+    return render(Table(["ranking", *_noises(runs)], rows, caption))
+
+
+def suspects_found() -> str:
+    """What is gained over cross-validation, paired by seed."""
+    runs = read_newest("suspects")
+    rows = [
+        [name, *(_difference(_of(runs, noise), ranking) for noise in _noises(runs))]
+        for ranking, (name, _) in _RANKINGS.items()
+        if ranking != _BEST_OF_CLEANLAB
+    ]
+    caption = "Average precision minus that of cross-validated self-confidence, paired by seed, with 95 % interval."
+    return render(Table(["ranking", *_noises(runs)], rows, caption))
+
+
+def _noises(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(run["noise"] for run in runs))
+
+
+def _of(runs: list[Run], noise: str) -> list[Run]:
+    return [run for run in runs if run["noise"] == noise]
+
+
+def _values(runs: list[Run], ranking: str, field: str) -> Sample:
+    return sample([run["found"][ranking][field] for run in runs])
+
+
+def _each(runs: list[Run], ranking: str, field: str, shown: Callable[[Sample], str]) -> list[str]:
+    return [shown(_values(_of(runs, noise), ranking, field)) for noise in _noises(runs)]
+
+
+def _by_noise(runs: list[Run], ranking: str, field: str) -> list[str]:
+    return _each(runs, ranking, field, lambda values: mean_and_deviation(values, 3))
+
+
+def _means(runs: list[Run], ranking: str, field: str) -> list[str]:
+    return _each(runs, ranking, field, lambda values: f"{values.mean:.2f}")
+
+
+def _difference(runs: list[Run], ranking: str) -> str:
+    values = sample([run["found"][ranking]["average_precision"] for run in runs])
+    others = _values(runs, _BEST_OF_CLEANLAB, "average_precision")
+    differences = sample([mine - other for mine, other in zip(values.values, others.values, strict=True)])
+    low, high = differences.interval
+    return f"{differences.mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _seconds_more(run: Run, ranking: str, way: str) -> float:
+    cost = run["cost"][way]
+    return float(cost["seconds"] if way == "folds" else cost["seconds_of_final"] * ranking.endswith("final"))
+
+
+def _setting(runs: list[Run]) -> str:
+    first, seeds = runs[0], min(len(_of(runs, noise)) for noise in _noises(runs))
+    accuracy = {way: sample([run["cost"][way]["accuracy"] for run in runs]).mean for way in ("plain", "pruned")}
+    return (
+        f"CIFAR-10, {first['images']:,} images, {first['epochs']} epochs of a small convolutional network, n = {seeds} "
+        f"seeds; test accuracy {accuracy['plain']:.1f} % plain and {accuracy['pruned']:.1f} % pruned "
+        f"(`python -m benchmarks.studies.suspects`). {one_line(first['environment'])}, cleanlab "
+        f"{first['environment']['packages']['cleanlab']}."
+    )
