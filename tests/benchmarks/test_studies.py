@@ -137,7 +137,7 @@ def test_the_device_loop_is_measured_on_a_cpu_as_far_as_it_can_be(tmp_path, caps
     assert "not measured" in capsys.readouterr().out
 
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.mark.parametrize(("noise", "wrong"), [("uniform 3 %", 3), ("uniform 20 %", 20), ("asymmetric 10 %", 10)])
