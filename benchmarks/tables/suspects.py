@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.environment import one_line
@@ -34,9 +33,12 @@ def suspects_table() -> str:
     for ranking, (name, way) in _RANKINGS.items():
         extra = 0 if way != "folds" else runs[0]["cost"]["folds"]["updates"]
         seconds = sample([_seconds_more(run, ranking, way) for run in runs]).mean
-        rows.append([name, f"{extra:,}", f"{seconds:.0f}", *_by_noise(runs, ranking, "average_precision")])
+        precisions = [_values(_of(runs, noise), ranking, "average_precision") for noise in _noises(runs)]
+        shown = [mean_and_deviation(values, 3) for values in precisions]
+        rows.append([name, f"{extra:,}", f"{seconds:.0f}", *shown])
     caption = (
         "Average precision, mean ± standard deviation; a ranking by chance has the share of wrong labels. "
+        "Uniform: redrawn among the other classes; asymmetric: by CIFAR-10's usual map between similar classes. "
         f"{_setting(runs)} More: over a training that is made anyway, of {runs[0]['cost']['plain']['updates']:,} "
         "updates; seconds of one core."
     )
@@ -47,12 +49,9 @@ def suspects_details() -> str:
     """Precision and recall where a ranking is cut, and of the set that cleanlab returns."""
     runs = read_newest("suspects")
     rows = [
-        [name, *(" / ".join(pair) for pair in zip(*(_means(runs, ranking, field) for field in fields), strict=True))]
-        for ranking, (name, _) in _RANKINGS.items()
-        for fields in [("precision_at_n", "recall_at_2n")]
+        [name, *_pairs(runs, ranking, "precision_at_n", "recall_at_2n")] for ranking, (name, _) in _RANKINGS.items()
     ]
-    issues = zip(_means(runs, "issues", "precision"), _means(runs, "issues", "recall"), strict=True)
-    rows.append(["find_label_issues (a set): its precision / recall", *map(" / ".join, issues)])
+    rows.append(["find_label_issues, a set: its precision / recall", *_pairs(runs, "issues", "precision", "recall")])
     caption = "Precision at n / recall at 2 n, where n labels are wrong; means over seeds."
     return render(Table(["ranking", *_noises(runs)], rows, caption))
 
@@ -81,22 +80,17 @@ def _values(runs: list[Run], ranking: str, field: str) -> Sample:
     return sample([run["found"][ranking][field] for run in runs])
 
 
-def _each(runs: list[Run], ranking: str, field: str, shown: Callable[[Sample], str]) -> list[str]:
-    return [shown(_values(_of(runs, noise), ranking, field)) for noise in _noises(runs)]
-
-
-def _by_noise(runs: list[Run], ranking: str, field: str) -> list[str]:
-    return _each(runs, ranking, field, lambda values: mean_and_deviation(values, 3))
-
-
-def _means(runs: list[Run], ranking: str, field: str) -> list[str]:
-    return _each(runs, ranking, field, lambda values: f"{values.mean:.2f}")
+def _pairs(runs: list[Run], ranking: str, *fields: str) -> list[str]:
+    """Means of two fields, for each noise."""
+    return [
+        " / ".join(f"{_values(_of(runs, noise), ranking, field).mean:.2f}" for field in fields)
+        for noise in _noises(runs)
+    ]
 
 
 def _difference(runs: list[Run], ranking: str) -> str:
-    values = sample([run["found"][ranking]["average_precision"] for run in runs])
-    others = _values(runs, _BEST_OF_CLEANLAB, "average_precision")
-    differences = sample([mine - other for mine, other in zip(values.values, others.values, strict=True)])
+    mine, others = (_values(runs, each, "average_precision").values for each in (ranking, _BEST_OF_CLEANLAB))
+    differences = sample([one - other for one, other in zip(mine, others, strict=True)])
     low, high = differences.interval
     return f"{differences.mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
