@@ -157,6 +157,13 @@ def test_a_ranking_is_judged_as_by_hand():
     assert found == {"average_precision": (1 / 1 + 2 / 3) / 2, "precision_at_n": 0.5, "recall_at_2n": 1.0}
 
 
+def test_the_means_are_those_that_attention_has_of_its_suspects():
+    images, labels = torch.randn(128, 3, 8, 8), torch.arange(128) % 10
+    trained = suspects.train(images, labels, seed=0, epochs=4, prune_probability=0)
+    for sample, mean_loss, _ in trained.attention.suspects(128):
+        assert mean_loss == pytest.approx(trained.mean_losses[sample], rel=0.03)  # which it remembers in two bytes
+
+
 def test_suspects_are_measured_in_all_ways_and_resumed(tmp_path, monkeypatch, request):
     monkeypatch.setattr(suspects, "MISTAKEN_FOR", {f"digit {label}": f"digit {9 - label}" for label in range(10)})
     monkeypatch.setattr(suspects, "BATCH_SIZE", 16)
