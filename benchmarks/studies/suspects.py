@@ -1,6 +1,7 @@
 """How well do losses while training find wrong labels, beside cross-validated predictions of the same network?
 
     python -m benchmarks.studies.suspects --record FILE          # CIFAR-10: four kinds of noise, 5 seeds
+    python -m benchmarks.studies.suspects --record FILE --epochs 30 --seeds 3 --noises "uniform 10 %" --ways plain
 
 Every seed draws 10,000 images and which of their labels are wrong. Three ways of the same network and the same updates
 for each image: plain training, training with well-fitted samples pruned, and four-fold cross-validation. No option was
@@ -35,6 +36,7 @@ from benchmarks.studies.raw_records import keep
 
 BATCH_SIZE = 64
 FOLDS = 4
+PRUNE_PROBABILITIES = {"plain": 0.0, "pruned": 0.5}
 # Which of the labels are wrong, and how: drawn among the other nine, or by the map below.
 NOISES = {"uniform 3 %": 0.03, "uniform 10 %": 0.1, "uniform 20 %": 0.2, "asymmetric 10 %": 0.1}
 # CIFAR-10's usual map of mistakes that people make (Patrini et al., 2017).
@@ -151,15 +153,17 @@ def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str,
     }
 
 
-def measure_one(data: ImageSet, noise: str, seed: int, epochs: int) -> dict[str, Any]:
-    """All ways on the same images and labels."""
+def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[str, ...]) -> dict[str, Any]:
+    """The ways on the same images and labels."""
     task = make_task(data, "balanced", seed, imbalance=1)
     given = corrupt(task.labels.numpy(), data.classes, noise, seed)
     is_wrong, labels = given != task.labels.numpy(), torch.from_numpy(given)
     found: dict[str, dict[str, float]] = {}
     cost: dict[str, dict[str, float]] = {}
-    for way, prune_probability in (("plain", 0.0), ("pruned", 0.5)):
-        trained = train(task.images, labels, seed, epochs, prune_probability)
+    for way in ways:
+        if way == "folds":
+            continue
+        trained = train(task.images, labels, seed, epochs, PRUNE_PROBABILITIES[way])
         last = np.array([trained.attention.loss_of(sample) for sample in range(len(labels))])
         begin = time.process_time()
         final = nn.functional.cross_entropy(predict(trained.network, task.images), labels, reduction="none").numpy()
@@ -172,6 +176,9 @@ def measure_one(data: ImageSet, noise: str, seed: int, epochs: int) -> dict[str,
             "seconds_of_final": time.process_time() - begin,
             "accuracy": 100 * right.float().mean().item(),
         }
+    run = {"noise": noise, "seed": seed, "images": len(labels), "wrong": int(is_wrong.sum()), "epochs": epochs}
+    if "folds" not in ways:
+        return {**run, "found": found, "cost": cost}
     probabilities, updates, begin = np.zeros((len(labels), len(data.classes))), 0, time.process_time()
     for train_on, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
         trained = train(task.images[train_on], labels[train_on], seed, epochs, 0.0)
@@ -186,12 +193,18 @@ def measure_one(data: ImageSet, noise: str, seed: int, epochs: int) -> dict[str,
         "recall": float(issues[is_wrong].mean()),
         "issues": int(issues.sum()),
     }
-    run = {"noise": noise, "seed": seed, "images": len(labels), "wrong": int(is_wrong.sum()), "epochs": epochs}
     return {**run, "found": found, "cost": cost}
 
 
 def measure(
-    record: Path, *, data: str = "cifar10", data_dir: Path = Path("data"), seeds: int = 5, epochs: int = 6
+    record: Path,
+    *,
+    data: str = "cifar10",
+    data_dir: Path = Path("data"),
+    seeds: int = 5,
+    epochs: int = 6,
+    noises: tuple[str, ...] = tuple(NOISES),
+    ways: tuple[str, ...] = (*PRUNE_PROBABILITIES, "folds"),
 ) -> None:
     """Measure and record.
 
@@ -201,16 +214,19 @@ def measure(
         data_dir: Downloaded and decoded data.
         seeds: How many.
         epochs: Of every training.
+        noises: Kinds of wrong labels.
+        ways: Plain training, training with pruning, and cross-validation.
     """
     torch.set_num_threads(1)
     images = load_images(data, data_dir)
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-    finished = {(line["noise"], line["seed"]) for line in map(json.loads, lines)}
-    missing = [(noise, seed) for seed in range(seeds) for noise in NOISES if (noise, seed) not in finished]
+    finished = {(line["noise"], line["seed"], line["epochs"]) for line in map(json.loads, lines)}
+    planned = [(noise, seed) for seed in range(seeds) for noise in noises]
+    missing = [(noise, seed) for noise, seed in planned if (noise, seed, epochs) not in finished]
 
     def runs() -> Iterator[dict[str, Any]]:
         for noise, seed in track(missing, description="training"):
-            yield measure_one(images, noise, seed, epochs)
+            yield measure_one(images, noise, seed, epochs, ways)
 
     keep(record, runs(), describe_environment("cpu"), is_appended=True)
 

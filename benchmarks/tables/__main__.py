@@ -56,6 +56,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "selection-glance": selection.selection_at_a_glance,
     "suspects": suspects.suspects_table,
     "suspects-details": suspects.suspects_details,
+    "suspects-longer": suspects.suspects_longer,
     "suspects-found": suspects.suspects_found,
 }
 

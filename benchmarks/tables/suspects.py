@@ -28,7 +28,7 @@ Run = dict[str, Any]
 
 def suspects_table() -> str:
     """The average precision of each ranking, and the updates and seconds that it takes beside plain training."""
-    runs = read_newest("suspects")
+    runs = _runs()
     rows = []
     for ranking, (name, way) in _RANKINGS.items():
         extra = 0 if way != "folds" else runs[0]["cost"]["folds"]["updates"]
@@ -47,7 +47,7 @@ def suspects_table() -> str:
 
 def suspects_details() -> str:
     """Precision and recall where a ranking is cut, and of the set that cleanlab returns."""
-    runs = read_newest("suspects")
+    runs = _runs()
     rows = [
         [name, *_pairs(runs, ranking, "precision_at_n", "recall_at_2n")] for ranking, (name, _) in _RANKINGS.items()
     ]
@@ -58,7 +58,7 @@ def suspects_details() -> str:
 
 def suspects_found() -> str:
     """What is gained over cross-validation, paired by seed."""
-    runs = read_newest("suspects")
+    runs = _runs()
     rows = [
         [name, *(_difference(_of(runs, noise), ranking) for noise in _noises(runs))]
         for ranking, (name, _) in _RANKINGS.items()
@@ -66,6 +66,27 @@ def suspects_found() -> str:
     ]
     caption = "Average precision minus that of cross-validated self-confidence, paired by seed, with 95 % interval."
     return render(Table(["ranking", *_noises(runs)], rows, caption))
+
+
+def suspects_longer() -> str:
+    """The same losses where training is longer, without cross-validation."""
+    longer = [run for run in read_newest("suspects") if "folds" not in run["cost"]]
+    noise, seeds = longer[0]["noise"], {run["seed"] for run in longer}
+    short = [run for run in _of(_runs(), noise) if run["seed"] in seeds]
+    rows = [
+        [name, *(mean_and_deviation(_values(runs, ranking, "average_precision"), 3) for runs in (short, longer))]
+        for ranking, (name, way) in _RANKINGS.items()
+        if way == "plain"
+    ]
+    accuracies = " and ".join(
+        f"{sample([run['cost']['plain']['accuracy'] for run in runs]).mean:.1f} %" for runs in (short, longer)
+    )
+    caption = f"Average precision, {noise}, plain training, n = {len(seeds)} seeds; test accuracy {accuracies}."
+    return render(Table(["ranking", *(f"{runs[0]['epochs']} epochs" for runs in (short, longer))], rows, caption))
+
+
+def _runs() -> list[Run]:
+    return [run for run in read_newest("suspects") if "folds" in run["cost"]]
 
 
 def _noises(runs: list[Run]) -> list[str]:
