@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.report import markdown
 from benchmarks.report.page import write_report
 from benchmarks.selection.report import FIGURE
-from benchmarks.tables import cifar, costs, quickstart, selection, studies
+from benchmarks.tables import cifar, costs, quickstart, selection, studies, suspects
 from benchmarks.tables.newest import RECORDS, ROOT
 
 DOCS = ROOT / "docs"
@@ -30,6 +30,7 @@ PAGES = (
     DOCS / "ranks.md",
     DOCS / "guides" / "what-to-switch-on.md",
     DOCS / "evidence" / "costs.md",
+    DOCS / "guides" / "finding-bad-data.md",
 )
 REPORT = RECORDS / "report"
 SELECTION_REPORT = RECORDS / "selection-report"
@@ -53,6 +54,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "short-last-batch": cifar.short_last_batch_table,
     "cifar-again": cifar.cifar_again_table,
     "selection-glance": selection.selection_at_a_glance,
+    "suspects": suspects.suspects_table,
+    "suspects-details": suspects.suspects_details,
+    "suspects-longer": suspects.suspects_longer,
+    "suspects-found": suspects.suspects_found,
 }
 
 
