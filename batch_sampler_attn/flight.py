@@ -123,7 +123,7 @@ class Feed:
 
     def loaded(self) -> None:
         """The sampler's state is about to be replaced by a loaded one."""
-        self._pass, self._was_loaded = None, True
+        self._pass, self._was_loaded, self.is_inside_loader = None, True, False
 
     def is_loaders_state(self) -> bool:
         """Whether a StatefulDataLoader is loading a state of its own, to be ignored next to one that was loaded."""
@@ -160,7 +160,9 @@ class Feed:
                         if iterator is None:
                             iterator = source.start(loader)
                         batch = next(iterator)
+                        self.is_inside_loader = False
                     except (StopIteration, RuntimeError) as error:
+                        self.is_inside_loader = False
                         # A generator that counts (``yield next(iterator)``) raises RuntimeError at the end.
                         is_end = current.was_refused and isinstance(error.__cause__, StopIteration)
                         if not is_end and not isinstance(error, StopIteration):
@@ -169,8 +171,6 @@ class Feed:
                             return
                         iterator = None
                         continue
-                    finally:
-                        self.is_inside_loader = False
                     self._check_arrival(current)
                 ticket = current.ticket = source.offer()
                 yield batch
@@ -179,7 +179,7 @@ class Feed:
                 source.collect(ticket)
         finally:
             if self._pass is current:
-                self.is_inside_loader = False  # an interrupt may have come before it was reset
+                self.is_inside_loader = False
                 self._pass = None
                 source.closed()
 

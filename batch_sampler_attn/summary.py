@@ -1,29 +1,11 @@
-"""What one epoch amounts to, as a value that prints as one line and shows as a table in notebooks."""
+"""What one epoch amounts to, as a value that prints as one line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from batch_sampler_attn.errors import plural
-
-
-def html_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A table with a row for each dictionary, all of the same keys, and a column for each key with a value anywhere."""
-    from html import escape  # a tenth of the package's import time
-
-    if not rows:
-        return "<p>nothing yet</p>"
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
-    cells = [[f"<td>{escape(_cell(row[name]))}</td>" for name in names] for row in rows]
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +42,6 @@ class EpochSummary:
         """The attributes by name."""
         return asdict(self)
 
-    def _repr_html_(self) -> str:
-        return html_table([self.as_dict()])
-
     def __str__(self) -> str:
         batches, repeats = plural(self.batches, "batch", "batches"), plural(self.repeats, "repeat", "repeats")
         return f"epoch {self.epoch}: {batches}, {repeats} (overhead {self.overhead:.0%}), {_mean(self.mean_loss)}"
@@ -97,9 +76,6 @@ class SampleSummary:
     def as_dict(self) -> dict[str, Any]:
         """The attributes by name."""
         return asdict(self)
-
-    def _repr_html_(self) -> str:
-        return html_table([self.as_dict()])
 
     def __str__(self) -> str:
         nonfinite = f", {plural(self.nonfinite_losses, 'loss', 'losses')} not finite" if self.nonfinite_losses else ""

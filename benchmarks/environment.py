@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+PACKAGES = ("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab")
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The device loop: data, order and schedule stay on the device, and repeats are decided there."""
 
-from batch_sampler_attn.device.images import Normalize, RandomCropFlip
 from batch_sampler_attn.device.loop import DeviceLoop
 
-__all__ = ["DeviceLoop", "Normalize", "RandomCropFlip"]
+__all__ = ["DeviceLoop"]

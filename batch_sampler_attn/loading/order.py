@@ -76,11 +76,6 @@ class BaseBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a new epoch. Nothing is drawn before the first one is requested."""
-        sampler = self.sampler
-        is_permutation = type(sampler) is data.RandomSampler and not sampler.replacement
-        is_whole = self.rank_shard.ranks == 1 and self.batch_size is not None
-        if is_permutation and is_whole and sampler.num_samples == len(sampler.data_source):
-            return itertools.islice(self._sliced(), self.most_batches)
         return itertools.islice(self._collected(), self.most_batches)
 
     def begin_epoch(self) -> tuple[Iterator[list[int]], str | None]:
@@ -198,18 +193,6 @@ class BaseBatches:
             "generator": state and zlib.crc32(state.encode()),
         }
         return {name: value for name, value in facts.items() if isinstance(value, int)}
-
-    def _sliced(self) -> Iterator[list[int]]:
-        """The batches of a permutation of all samples, in a third of the time that single indices would take."""
-        sampler, batch_size = self.sampler, self.batch_size or 1
-        samples = len(sampler.data_source)
-        order = torch.randperm(samples, generator=sampler.generator or self._our_generator()).tolist()
-        for first in range(0, samples - samples % batch_size if self.drop_last else samples, batch_size):
-            yield order[first : first + batch_size]
-        if sampler.generator is not None:
-            # RandomSampler ends an epoch with a second permutation, from which it takes nothing here. The user's
-            # generator must end in the same state.
-            torch.randperm(samples, generator=sampler.generator)
 
     def _collected(self) -> Iterator[list[int]]:
         items = self.sampler

@@ -6,9 +6,7 @@ Pictures are in ``batch_sampler_attn.recorders.plots``, which needs matplotlib.
 from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.recorders.analysis import (
     RepeatedBatch,
-    RepeatedSample,
     most_repeated,
-    most_repeated_samples,
     visit_counts,
 )
 from batch_sampler_attn.recorders.json_lines import JsonLinesRecorder, read_visits
@@ -21,11 +19,9 @@ __all__ = [
     "MemoryRecorder",
     "Recorder",
     "RepeatedBatch",
-    "RepeatedSample",
     "TensorBoardRecorder",
     "VisitRecord",
     "most_repeated",
-    "most_repeated_samples",
     "read_visits",
     "visit_counts",
 ]

@@ -1,8 +1,7 @@
-"""Questions to ask of recorded visits: which batches and samples were repeated, and how often."""
+"""Questions to ask of recorded visits: which batches were repeated, and how often."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -22,13 +21,6 @@ class RepeatedBatch(NamedTuple):
     indices: tuple[int, ...] | None
 
 
-class RepeatedSample(NamedTuple):
-    """A dataset index, with the visits beyond the first of each epoch to the batches that hold the sample."""
-
-    repeats: int
-    sample: int
-
-
 def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBatch]:
     """The ``n`` batches that were repeated most: where to look for mislabelled or broken data.
 
@@ -44,21 +36,6 @@ def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBa
         epochs = known.epochs if record.epoch in known.epochs else (*known.epochs, record.epoch)
         repeats[key] = known._replace(repeats=known.repeats + 1, epochs=epochs)
     return sorted(repeats.values(), key=lambda batch: -batch.repeats)[:n]
-
-
-def most_repeated_samples(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedSample]:
-    """The ``n`` samples whose batches were repeated most. Over many shuffled epochs, wrong labels stand out.
-
-    Raises:
-        RecordError: If a visit has no dataset indices, which only a ``BatchAttentionSampler`` records.
-    """
-    repeats: Counter[int] = Counter()
-    for record in visits:
-        if record.indices is None:
-            raise RecordError("a visit was recorded without dataset indices, which take a BatchAttentionSampler")
-        if record.visit > 1:
-            repeats.update(record.indices)
-    return [RepeatedSample(count, sample) for sample, count in repeats.most_common(n)]
 
 
 def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:

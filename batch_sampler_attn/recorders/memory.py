@@ -10,7 +10,7 @@ from typing import NamedTuple
 from batch_sampler_attn.checkpoint import plain_index
 from batch_sampler_attn.passes import Recorder
 from batch_sampler_attn.rule import Decision
-from batch_sampler_attn.summary import EpochSummary, html_table
+from batch_sampler_attn.summary import EpochSummary
 
 
 class VisitRecord(NamedTuple):
@@ -98,9 +98,6 @@ class MemoryRecorder(Recorder):
     def on_state_loaded(self, epoch: int, visits: int) -> None:
         self._timeline.resume(epoch, visits)
         self._drop_summaries(epoch)
-
-    def _repr_html_(self) -> str:
-        return html_table([summary.as_dict() for summary in self.summaries])
 
     def _drop_summaries(self, epoch: int) -> None:
         while self.summaries and self.summaries[-1].epoch >= epoch:

@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, repeats, and the samples that were repeated most."""
+"""Pictures of a run: losses and repeats; and the samples whose labels may be wrong."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from batch_sampler_attn.errors import RecordError, plural
-from batch_sampler_attn.recorders.analysis import most_repeated_samples
+from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders.json_lines import read_visits
 from batch_sampler_attn.recorders.memory import MemoryRecorder, VisitRecord
 
@@ -30,20 +30,12 @@ class _RunFigure(Figure):
         return picture.getvalue()
 
 
-def plot_run(
-    run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord],
-    images: Callable[[int], Any] | None = None,
-    *,
-    n: int = 10,
-) -> Figure:
-    """Draw the losses, thresholds and repeats of each epoch, and the samples that were repeated most.
+def plot_run(run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord]) -> Figure:
+    """Draw the losses, thresholds and repeats of each epoch.
 
     Args:
         run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Without a ``MemoryRecorder``,
             the threshold is drawn between the highest loss that advanced and the lowest that was repeated.
-        images: A function from a dataset index of a ``BatchAttentionSampler`` to an image, an array or tensor of shape
-            (H, W), (H, W, 3) or (3, H, W): ``lambda index: dataset[index][0]``. None draws no samples.
-        n: The most images.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):
@@ -55,19 +47,38 @@ def plot_run(
         epochs.setdefault(visit.epoch, []).append(visit)
     if not epochs:
         raise RecordError("there is no visit to draw; give the recorder to the schedule, and train an epoch")
-    samples = [] if images is None else most_repeated_samples(visits, n)
-    figure = _RunFigure(figsize=(7, 7 if samples else 5), layout="constrained")
-    heights = [5, 2] if samples else [1]
-    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    losses, repeats = above.subplots(2, 1, sharex=True)
+    figure = _RunFigure(figsize=(7, 5), layout="constrained")
+    losses, repeats = figure.subplots(2, 1, sharex=True)
     _draw_losses(losses, epochs, {**{epoch: _between(made) for epoch, made in epochs.items()}, **thresholds})
     _draw_repeats(repeats, epochs)
-    if samples and images is not None:
-        for axes, (count, sample) in zip(below[0].subplots(1, len(samples), squeeze=False)[0], samples, strict=True):
+    return figure
+
+
+def plot_suspects(
+    images: Callable[[int], Any],
+    suspects: Iterable[tuple[int, float, int]],
+    labels: Callable[[int], object] | None = None,
+) -> Figure:
+    """Draw the samples whose labels may be wrong, with index and mean loss, and their labels.
+
+    Args:
+        images: A function from a dataset index to an image of PIL, or an array or tensor of shape (H, W), (H, W, 3) or
+            (3, H, W): ``lambda index: dataset[index][0]``.
+        suspects: ``attention.suspects(n)``, in the order to be drawn.
+        labels: A function from an index to the label: ``lambda index: names[dataset[index][1]]``. None shows none.
+    """
+    suspects = [*suspects]
+    if not suspects:
+        raise RecordError("there is no suspect to draw; call attention.suspects(n) after an epoch")
+    rows = -(-len(suspects) // 5)
+    figure = _RunFigure(figsize=(7, 1.8 * rows), layout="constrained")
+    for number, axes in enumerate(figure.subplots(rows, 5, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(suspects):
+            sample, mean_loss, _ = suspects[number]
             axes.imshow(_displayable(images(sample)), cmap="gray")
-            axes.set_axis_off()
-            axes.set_title(f"{sample}\n{plural(count, 'repeat', 'repeats')}", fontsize=8)
-        below[0].suptitle("samples whose batches were repeated most", fontsize=10)
+            label = "" if labels is None else f"{labels(sample)}\n"
+            axes.set_title(f"{label}{sample}: {mean_loss:.3g}", fontsize=8)
     return figure
 
 
@@ -111,6 +122,7 @@ def _displayable(image: Any) -> Any:
     """The image as an array with channels last, or without channels if it has one."""
     for step in ("detach", "cpu", "numpy"):
         image = getattr(image, step, lambda image=image: image)()
+    image = image if hasattr(image, "ndim") else numpy.asarray(image)  # of PIL
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import random
@@ -17,9 +18,11 @@ from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices
 from batch_sampler_attn.ranks import Ranks, Shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions, order_of
+from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, mapped, scatter, stretch
 from batch_sampler_attn.summary import SampleSummary
 
-_LARGEST = 3.0e38  # What single precision holds.
+_LARGEST = 3.38e38  # what bfloat16 holds
+_NO_LOSS, _ZERO = 0xFFFF, 0x8000  # codes
 
 
 class SampleBatch(NamedTuple):
@@ -30,30 +33,62 @@ class SampleBatch(NamedTuple):
     is_extra: bool  # it is made of pooled samples
 
 
+def codes_of(losses: list[float]) -> list[int]:
+    """Finite losses rounded to bfloat16, as numbers in the same order.
+
+    Up or down as if at random: rounded to the nearest, a mean that many small steps should move would stay.
+    """
+    if max(map(abs, losses), default=0.0) > _LARGEST:
+        losses = [max(-_LARGEST, min(loss, _LARGEST)) for loss in losses]
+
+    def code_of(bits: Any) -> Any:
+        bits = bits + (bits * 0x9E3779B1 >> 16 & 0xFFFF) >> 16
+        return bits ^ (0x8000 | (bits >> 15) * 0x7FFF)
+
+    singles = array("f", [loss + 0.0 for loss in losses])  # + 0.0: there is one zero
+    return mapped(code_of, array("I", singles.tobytes()))
+
+
+@functools.cache
+def loss_of_code() -> array[float]:
+    """The loss of each code; NaN of the last, which is of none."""
+    bits = mapped(lambda code: code << 16 ^ 0xFFFF0000 - (code >> 15) * 0x7FFF0000, array("I", range(2**16)))
+    return array("f", array("I", bits).tobytes())
+
+
 class Changes(NamedTuple):
     """What memory has yet to apply; applying it twice changes nothing."""
 
-    losses: tuple[tuple[int, float], ...] = ()  # each after its sample
-    visits: tuple[tuple[int, int], ...] = ()  # each after its sample
-    pruned: tuple[tuple[int, int], ...] = ()  # each after the number of its pass
-    pooled: tuple[tuple[int, int], ...] = ()  # each after the number of its update, from the first epoch on
+    put: Sequence[tuple[str, list[int], list[int]]] = ()  # a row of memory, places in it, what these are to have
+    pruned: Sequence[tuple[int, int]] = ()  # each after the number of its pass
+    pooled: Sequence[tuple[int, int]] = ()  # each after the number of its update, from the first epoch on
 
 
 class Memory:
-    """What is too long to be replaced with each batch: five bytes a sample, and four an update that may pool."""
+    """What is too long to be replaced with each batch: five bytes a sample, six where it may be pooled."""
 
-    def __init__(self, samples: int) -> None:
-        self.losses = array("f", [math.nan]) * samples  # NaN: none is remembered
-        self.visits = array("B", [0]) * samples  # in the epoch in progress, handed out
-        self.pruned = array("i")  # samples, in each pass
+    def __init__(self, samples: int, *, can_pool: bool = False) -> None:
+        self.losses = array("H", [_NO_LOSS]) * samples  # codes
+        self.means = array("H", [_ZERO]) * samples  # over visits, as codes
+        self.visits = array("B", [0]) * samples  # with a finite loss, in the whole training; 255 of them or more
+        self.epoch_visits = array("B", [0]) * (samples if can_pool else 0)  # handed out in the epoch in progress
+        self.pruned = array("i")  # samples, in each pass so far
         self.pooled = array("i")  # samples, after each update; empty where nothing can be
+
+    def after(self, losses: list[tuple[int, float]], *, is_remembered: bool) -> list[tuple[str, list[int], list[int]]]:
+        """What these losses change. A sample that is twice in a batch had one visit."""
+        samples = [sample for sample, _ in losses]
+        visits = [made + (made < MOST_VISITS) for made in gathered(self.visits, samples)]
+        means = map(loss_of_code().__getitem__, gathered(self.means, samples))
+        changed = [mean + (loss - mean) / made for mean, (_, loss), made in zip(means, losses, visits, strict=True)]
+        codes = codes_of([*changed, *(loss for _, loss in losses)])
+        put = [("visits", samples, visits), ("means", samples, codes[: len(samples)])]
+        return [*put, ("losses", samples, codes[len(samples) :])] if is_remembered else put
 
     def apply(self, changes: Changes) -> None:
         """Remember what a step has changed."""
-        for sample, loss in changes.losses:
-            self.losses[sample] = max(-_LARGEST, min(loss, _LARGEST))
-        for sample, visits in changes.visits:
-            self.visits[sample] = visits
+        for name, places, numbers in changes.put:
+            scatter(getattr(self, name), places, numbers)
         for row, doses in ((self.pruned, changes.pruned), (self.pooled, changes.pooled)):
             for number, dose in doses:
                 row[number:] = array("i", [dose])
@@ -82,10 +117,13 @@ class StreamState(NamedTuple):
     """Where the base order is: pass after pass over the data."""
 
     passes: int = 0  # that began
-    order: array[int] = array("i")  # the samples of the current pass that it does not prune, last first
-    could_be_pruned: array[int] = array("B")  # whether each of these might have been
-    left: int = 0  # how many of them are still to come
-    weights: tuple[float, float] = (1.0, 1.0)  # of samples that could not have been pruned, and that could
+    size: int = 0  # samples of the current pass
+    drawn: int = 0  # so many of them
+    pruned: int = 0  # so many of these
+    limit: int = 0  # samples with a code below it are well fitted
+    weights: tuple[float, float] = (1.0, 1.0)  # of samples that are not well fitted, and that are
+    dose: int = 0  # how many samples the pass prunes, where that is recorded
+    order: array[int] = array("i")  # the user's sampler's; empty where it is computed
 
 
 class SampleState(NamedTuple):
@@ -114,11 +152,14 @@ class _SampleSource(Source):
         self, options: SampleOptions, sampler: Any, shard: Shard, doses: dict[str, Any] | None, ranks: Ranks
     ) -> None:
         self.options = options
-        self.state = SampleState(Memory(options.samples))
+        can_pool = options.k is not None or options.select == DOSES
+        self.state = SampleState(Memory(options.samples, can_pool=can_pool))
         self._sampler = sampler
         self._shard = shard
         self._doses = doses
         self._ranks = ranks
+        self._own = range(shard.rank, options.samples, shard.ranks)
+        loss_of_code()  # this, and importing NumPy, takes longer than a batch may
 
     @property
     def is_full(self) -> bool:
@@ -168,8 +209,8 @@ class _SampleSource(Source):
 
     def _next_batch(self, state: SampleState) -> tuple[SampleBatch, SampleState]:
         options, counts, stream, pool, owed = self.options, state.counts, state.stream, state.pool, state.owed
-        size, seen = options.batch_size, state.memory.visits
-        indices, weights, pruned, visits = list[int](), list[float](), list[int](), dict[int, int]()
+        size, seen = options.batch_size, state.memory.epoch_visits
+        indices, weights, pruned, visits = list[int](), list[float](), dict[int, int](), dict[int, int]()
         if state.epoch == options.first_full_epoch and not counts.handed_out:
             # A new pass begins with the next sample.
             stream, pool, owed = StreamState(stream.passes), (), 0
@@ -180,61 +221,73 @@ class _SampleSource(Source):
         if is_extra:
             indices, weights, pool = [*pool[:size]], [1.0] * size, pool[size:]
         while len(indices) < size:
-            if not stream.left:
-                stream, gone = self._begin_pass(stream.passes)
-                pruned.append(gone)
-            left = max(0, stream.left - size + len(indices))
-            indices += reversed(stream.order[left : stream.left])
-            weights += [stream.weights[could_be] for could_be in reversed(stream.could_be_pruned[left : stream.left])]
-            stream = stream._replace(left=left)
-        for sample in indices:
-            made = visits.get(sample, seen[sample])
-            visits[sample] = made + (made < MOST_VISITS)
-        begun = range(state.stream.passes, stream.passes)
-        changes = Changes(visits=tuple(visits.items()), pruned=tuple(zip(begun, pruned, strict=True)))
-        counts = counts._replace(
-            handed_out=counts.handed_out + 1, pruned=counts.pruned + sum(pruned), passes=counts.passes + len(pruned)
-        )
+            if stream.drawn == stream.size:
+                stream = self._begin_pass(stream.passes)
+            before = stream.pruned
+            stream = self._draw(stream, indices, weights)
+            pruned[stream.passes - 1] = stream.pruned
+            counts = counts._replace(pruned=counts.pruned + stream.pruned - before)
+        for sample in indices if seen else ():
+            visits[sample] = min(visits.get(sample, seen[sample]) + 1, MOST_VISITS)
+        put = [("epoch_visits", [*visits], [*visits.values()])] if visits else []
+        changes = Changes(put, [*pruned.items()])
+        begun = stream.passes - state.stream.passes
+        counts = counts._replace(handed_out=counts.handed_out + 1, passes=counts.passes + begun)
         state = state._replace(counts=counts, changes=changes, stream=stream, pool=pool, owed=owed)
         return SampleBatch(indices, weights, is_extra), state
 
-    def _begin_pass(self, number: int) -> tuple[StreamState, int]:
-        """The order of a pass, without the samples that it prunes, and how many these are."""
-        options, shard, losses, mean_loss = self.options, self._shard, self.state.memory.losses, self.state.mean_loss
-        # A text seeds the same on every platform and Python version.
-        rank = f", rank {shard.rank}" if shard.ranks > 1 else ""
-        rng = random.Random(f"{options.seed}, pass {number}{rank}")
+    def _begin_pass(self, number: int) -> StreamState:
+        """What is fixed as a pass begins. What it prunes is decided as samples are drawn."""
+        options, losses, mean_loss = self.options, self.state.memory.losses, self.state.mean_loss
+        order, doses = array("i"), self._doses["pruned"] if self._doses else None
         if self._sampler is not None:
-            order = order_of(self._sampler, number, options.samples, shard)
-        else:
-            order = list(range(shard.rank, options.samples, shard.ranks))
-            rng.shuffle(order)
-        scale, fitted = 1.0, [False] * len(order)
-        if self._doses:
-            doses = self._doses["pruned"]
-            if number == len(doses) + len(doses) // 10 + 1:
-                warn(f"pass {number} begins, and the doses are of {len(doses)} passes: nothing is pruned from here on")
-            dose = 0 if self.is_full else min(sum(doses[number : number + 1]), len(order) - 1)
-            gone = [place < dose for place in range(len(order))]
-        else:
-            if options.prune_probability and mean_loss is not None and not self.is_full:
-                # The losses are kept in single precision too.
-                limit = array("f", [max(-_LARGEST, min(mean_loss, _LARGEST))])[0]
-                fitted = [losses[sample] < limit for sample in order]
-            gone = [is_fitted and rng.random() < options.prune_probability for is_fitted in fitted]
-            if all(gone):
-                gone = [False] * len(order)
-            scale = 1 - options.prune_probability * sum(fitted) / len(order)
+            order = array("i", order_of(self._sampler, number, options.samples, self._shard))
+        stream = StreamState(number + 1, size=len(order or self._own), order=order)
+        if doses is not None and number == len(doses) + len(doses) // 10 + 1:
+            warn(f"pass {number} begins, and the doses are of {len(doses)} passes: nothing is pruned from here on")
+        if self.is_full:
+            return stream
+        if doses is not None:
+            return stream._replace(dose=sum(doses[number : number + 1]))
+        if not options.prune_probability or mean_loss is None:
+            return stream
+        # The code of an equal loss may be one less.
+        stream = stream._replace(limit=codes_of([mean_loss])[0] - 1)
+        if options.weighted and options.select == "loss":
+            own = memoryview(losses)[self._shard.rank :: self._shard.ranks]
+            fitted = count_below(stream.limit, array("H", map(losses.__getitem__, order)) if order else own)
+            # They keep the mean weight of the pass at 1.
+            scale = 1 - options.prune_probability * fitted / stream.size
+            stream = stream._replace(weights=(scale, scale / (1 - options.prune_probability)))
+        return stream
+
+    def _draw(self, stream: StreamState, indices: list[int], weights: list[float]) -> StreamState:
+        """Add the next samples that the pass does not prune to a batch, up to the end of a stretch."""
+        options, shard, losses = self.options, self._shard, self.state.memory.losses
+        passes, size, drawn, pruned, limit, weight_of, dose, order = stream
+        rank = f", rank {shard.rank}" if shard.ranks > 1 else ""
+        text, (number, first) = f"{options.seed}, pass {passes - 1}{rank}", divmod(drawn, STRETCH)
+        places, draws = stretch(size, text, number)
+        if order:
+            places = [*range(number * STRETCH, number * STRETCH + len(places))]
+        own, judged, chance = order or self._own, places, int(options.prune_probability * 2**32)
         if options.select != "loss":
             # As many samples, whichever they are. All have the same chance, so none weighs more.
-            rng.shuffle(gone)
-            scale, fitted = 1.0, [False] * len(order)
-        kept = [place for place, is_gone in enumerate(gone) if not is_gone]
-        samples = array("i", (order[place] for place in reversed(kept)))
-        could_be_pruned = array("B", (fitted[place] for place in reversed(kept)))
-        # They keep the mean weight of the pass at 1.
-        weights = (scale, scale / (1 - options.prune_probability)) if options.weighted else (1.0, 1.0)
-        return StreamState(number + 1, samples, could_be_pruned, len(kept), weights), len(order) - len(kept)
+            judged, draws = stretch(size, f"{text}, pruned", number)
+        # Of twice as many as are wanted, mostly enough stay.
+        ahead = slice(first, first + 2 * (options.batch_size - len(indices)))
+        codes = gathered(losses, [own[other] for other in judged[ahead]])
+        for place, other, draw, code in zip(places[ahead], judged[ahead], draws[ahead], codes, strict=True):
+            drawn, is_fitted = drawn + 1, code < limit
+            # The last sample of a pass stays if no other does.
+            if (other < dose or (is_fitted and draw < chance)) and pruned < size - 1:
+                pruned += 1
+                continue
+            indices.append(own[place])
+            weights.append(weight_of[is_fitted])
+            if len(indices) == options.batch_size:
+                break
+        return stream._replace(drawn=drawn, pruned=pruned)
 
     def recall(self) -> None:
         self.state = self.state._replace(flight=self.state.flight.recalled())
@@ -264,9 +317,10 @@ class _SampleSource(Source):
     def _settled(self, losses: Sequence[float]) -> SampleState:
         state, options, threshold = self.state, self.options, self.threshold
         state.memory.apply(state.changes)
-        batch, visits, pool = state.flight.out[0], state.memory.visits, dict.fromkeys(state.pool)
+        batch, visits, pool = state.flight.out[0], state.memory.epoch_visits, dict.fromkeys(state.pool)
         counts, usable = _add_up(state.counts, batch, losses)
-        able = {sample: None for sample in batch.indices if visits[sample] < options.max_visits and sample not in pool}
+        able = dict.fromkeys(sample for sample in batch.indices if visits and visits[sample] < options.max_visits)
+        able = {sample: None for sample in able if sample not in pool}
         finite = [(sample, loss) for sample, loss in zip(batch.indices, usable, strict=True) if loss is not None]
         is_remembered = not batch.is_extra or options.remember_loss == "last"
         chosen = [sample for sample, loss in finite if threshold is not None and loss > threshold and sample in able]
@@ -281,8 +335,8 @@ class _SampleSource(Source):
             # The next batches take what this one cannot.
             owed += (0 if self._doses else len(chosen)) - len(drawn)
             chosen = drawn
-        can_pool = options.k is not None or options.select == DOSES
-        changes = Changes(tuple(finite) if is_remembered else (), pooled=((number, len(chosen)),) if can_pool else ())
+        remembered = state.memory.after(finite, is_remembered=is_remembered)
+        changes = Changes(remembered, pooled=[(number, len(chosen))] if visits else [])
         pool |= dict.fromkeys(chosen)
         return state._replace(changes=changes, counts=counts, flight=state.flight.landed(), pool=(*pool,), owed=owed)
 
@@ -294,7 +348,8 @@ class _SampleSource(Source):
         with self.feed.lock:
             state.memory.apply(state.changes)
             memory, summary = Memory(0), self.summarize()
-            vars(memory).update(vars(state.memory), visits=array("B", [0]) * self.options.samples)
+            visits = array("B", [0]) * len(state.memory.epoch_visits)
+            vars(memory).update(vars(state.memory), epoch_visits=visits)
             self._ranks.forget()
             self.state = state._replace(
                 memory=memory,
@@ -315,12 +370,10 @@ class _SampleSource(Source):
             state.memory.apply(state.changes)
             rows = {name: _pack(row) for name, row in vars(state.memory).items()}
         stream, summary = state.stream, state.last_summary
-        to_come = {"order": _pack(stream.order[: stream.left])}
-        to_come["could_be_pruned"] = _pack(stream.could_be_pruned[: stream.left])
         packed = state._asdict() | {
             "options": self._options_to_save(),
             "counts": state.counts._asdict(),
-            "stream": stream._asdict() | to_come,
+            "stream": stream._asdict() | {"order": _pack(stream.order)},
             "pool": [*state.pool],
             "flight": [batch._asdict() for batch in state.flight.recalled().resend],
             "last_summary": None if summary is None else summary.as_dict(),
@@ -337,7 +390,6 @@ class _SampleSource(Source):
         for name, row in vars(memory).items():
             setattr(memory, name, _unpack(fields[name], row.typecode))
         stream, summary = StreamState(**fields["stream"]), fields["last_summary"]
-        order, could_be_pruned = _unpack(fields["stream"]["order"], "i"), fields["stream"]["could_be_pruned"]
         return SampleState(
             memory,
             epoch=fields["epoch"],
@@ -345,7 +397,7 @@ class _SampleSource(Source):
             counts=Counts(**fields["counts"]),
             agreed_mean=fields["agreed_mean"],
             flight=InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
-            stream=stream._replace(order=order, could_be_pruned=_unpack(could_be_pruned, "B")),
+            stream=stream._replace(order=_unpack(fields["stream"]["order"], "i")),
             pool=tuple(fields["pool"]),
             owed=fields["owed"],
             last_summary=None if summary is None else SampleSummary(**summary),
@@ -363,7 +415,7 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
     usable: list[float | None] = []
     for weight, loss in zip(batch.weights, losses, strict=True):
         total = loss_sum + weight * loss
-        is_usable = math.isfinite(loss) and (batch.is_extra or math.isfinite(total))
+        is_usable = math.isfinite(loss if batch.is_extra else total)
         usable.append(loss if is_usable else None)
         if is_usable and not batch.is_extra:
             loss_sum, weight_sum = total, weight_sum + weight
@@ -379,10 +431,11 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
 
 def _pack(row: array[Any]) -> str:
     """Numbers in base64: a list of a million numbers is slow to write and read as JSON."""
-    return base64.b64encode(row.tobytes()).decode()
+    # Codes take long to compress, and hardly get smaller.
+    return base64.b64encode(row if row.typecode == "H" else zlib.compress(row, 1)).decode()
 
 
 def _unpack(packed: str, kind: str) -> array[Any]:
-    row = array(kind)
-    row.frombytes(base64.b64decode(packed))
+    row, raw = array(kind), base64.b64decode(packed)
+    row.frombytes(raw if kind == "H" else zlib.decompress(raw))
     return row

@@ -1,14 +1,17 @@
-"""Batch-attention in a hand-written loop around accelerate."""
+"""Attention in a hand-written loop around accelerate."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from batch_sampler_attn.accumulation import AccumulatedLoader, accumulate
 from batch_sampler_attn.attend import AttendedLoader, Batch
 from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.options import length_of
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
 
@@ -49,6 +52,17 @@ def attend(
     if schedule.options.epoch_length is None:
         windows = _Resumed(loader, size, schedule, accelerator)
     return schedule.attend(windows)
+
+
+def register_for_checkpointing(accelerator: Any, attention: SampleAttention) -> None:
+    """Put a ``SampleAttention`` into accelerator's checkpoints, where each rank has the state of its own."""
+    name = f"sample_attention_{accelerator.process_index}.json"
+    accelerator.register_save_state_pre_hook(
+        lambda _, __, folder: Path(folder, name).write_text(json.dumps(attention.state_dict()), encoding="utf-8")
+    )
+    accelerator.register_load_state_pre_hook(
+        lambda _, folder: attention.load_state_dict(json.loads(Path(folder, name).read_text(encoding="utf-8")))
+    )
 
 
 class _Resumed(AccumulatedLoader[Batch]):

@@ -1,7 +1,8 @@
-"""Batch-attention in Keras 3, on its torch and jax backends: ``BatchAttention(model, k=1.2).fit(x, y, epochs=10)``."""
+"""Attention in Keras 3, on its torch and jax backends: ``BatchAttention(model, k=1.2).fit(x, y, epochs=10)``."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
 from batch_sampler_attn.errors import OptionError, ProtocolError, short_repr
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers import replay
 
 with replay.importing("keras"):
     import keras
+    import numpy as np
 
-__all__ = ["BatchAttention"]
+__all__ = ["BatchAttention", "fit_samples"]
 
 # The loss of a batch, in the logs of a step; taken out again before Keras reads them.
 _LOSS = "batch_attention_loss"
@@ -89,6 +92,68 @@ class BatchAttention:
         fields = checkpoint.unseal("the attention's state", state_dict, {"schedule", "repeats"})
         self.schedule.load_state_dict(fields["schedule"])
         self._repeating.repeats = fields["repeats"]
+
+
+def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: Any) -> Any:
+    """Call ``model.fit`` on the batches of a ``SampleAttention``; save its ``state_dict()`` beside the model.
+
+    Args:
+        model: A ``keras.Model``, compiled with one ``keras.losses.Loss``, by which samples are compared.
+        attention: In one process. An epoch in progress is finished by a call for this epoch alone.
+        data: ``lambda rows: (x[rows], y[rows])``, for an array of indices; or a DataLoader on its ``batch_sampler``.
+        options: Those of ``keras.Model.fit``.
+
+    Raises:
+        ProtocolError: If losses would go to other samples, or epochs are not those of the attention.
+    """
+    attended = attention.attend(None if callable(data) else data)
+    if attention.updates == len(attention):
+        next(iter(attended), None)  # which ends the epoch
+    if not isinstance(model.loss, keras.losses.Loss) or model.loss.reduction == "mean_with_sample_weight":
+        raise ProtocolError(f"loss={short_repr(model.loss)}; compile with a Loss that divides by the batch size alone")
+    is_resumed = attention.updates and options.get("epochs", 1) != options.get("initial_epoch", 0) + 1
+    if is_resumed or "steps_per_epoch" in options:
+        raise ProtocolError(
+            f"{attention.updates} of {len(attention)} updates of this epoch are made. Finish it with epochs="
+            "initial_epoch + 1; and in place of steps_per_epoch=n, give SampleAttention updates=n"
+        )
+    pruned = "sample_attention_pruned"  # in the logs of a step, the losses
+    loss, call, step, compute = copy.copy(model.loss), model.loss.call, model.train_step, model.compute_metrics
+
+    def one_each(y: Any, y_pred: Any) -> Any:
+        # Keras would apply the weights of samples to another dimension of the same length.
+        losses = call(y, y_pred)
+        return keras.ops.mean(keras.ops.reshape(losses, (losses.shape[0], -1)), axis=1)
+
+    loss.reduction, loss.call = None, one_each
+
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(attention) - attention.updates or len(attention)
+
+        def on_epoch_begin(self) -> None:
+            self.iterator = iter(attended)  # begins again with the batch that Keras may have drawn to build the model
+
+        def __getitem__(self, index: int) -> Any:
+            batch = next(self.iterator)  # whatever number Keras asks for
+            batch = data(np.asarray(batch)) if callable(data) else batch
+            return (*batch, np.asarray(attention.weights, "float32"))
+
+    def compute_metrics(x: Any, y: Any, y_pred: Any, *weights: Any, **named: Any) -> dict[str, Any]:
+        return {**compute(x, y, y_pred, *weights, **named), pruned: keras.ops.stop_gradient(loss(y, y_pred))}
+
+    def train_step(*args: Any) -> Any:
+        with replay.standing_in(model, compute_metrics=compute_metrics):
+            return step(*args)
+
+    report = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda _, logs: attention.report(np.atleast_1d(logs.pop(pruned, None))),
+        on_epoch_end=lambda _, logs: logs.update({pruned: attention.summary.pruned}),
+    )
+    options["callbacks"] = [report, *keras.tree.flatten(options.get("callbacks") or [])]
+    step_in = replay.standing_in(model, train_step=train_step, train_function=None)  # which Keras then makes of it
+    with step_in, replay.standing_in(model.loss, call=one_each):
+        return model.fit(Batches(), **options)
 
 
 class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]

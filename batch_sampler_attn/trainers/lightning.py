@@ -1,4 +1,4 @@
-"""Batch-attention in Lightning, of either package: ``Trainer(callbacks=[BatchAttention(k=1.2)])``."""
+"""Attention in Lightning, of either package, as callbacks: to batches, and to samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 
 from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
 from batch_sampler_attn.distributed import MeanOverRanks
-from batch_sampler_attn.errors import OptionError, ProtocolError
-from batch_sampler_attn.ranks import RanksOption
+from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.ranks import RanksOption, process_group_size
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers import replay
 
-__all__ = ["BatchAttention"]
+__all__ = ["BatchAttention", "SampleAttentionCallback"]
 
 
 def _callback_class() -> type:
@@ -118,8 +119,6 @@ class BatchAttention(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Begin to repeat, once loaders and optimizers are there."""
-        for optimizer in trainer.optimizers:
-            replay.refuse_closures(optimizer)
         windows = _windows_of(trainer)
         ends = [] if trainer.max_epochs in (None, -1) else [trainer.max_epochs]
         if windows and trainer.max_steps != -1:
@@ -242,6 +241,55 @@ class BatchAttention(Callback):
         if self._loads_states:
             self.schedule.load_state_dict(state_dict)
             self._epochs_logged = self.schedule.epoch
+
+
+class SampleAttentionCallback(Callback):
+    """Saves a ``SampleAttention`` in Lightning's checkpoints, logs it, and refuses epochs that are not its own.
+
+    ``fit`` takes ``attention.attend(loader)``, and ``training_step`` returns ``attention.weighted_mean(losses)``.
+
+    Args:
+        attention: Of one trainer. On several ranks, each has its own, and checkpoints contain the states of all.
+
+    Raises:
+        ProtocolError: From ``Trainer.fit``, where a batch is not the attention's next one.
+    """
+
+    def __init__(self, attention: SampleAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Refuse a batch that is not the attention's next one."""
+        made, length, batches = self.attention.updates, len(self.attention), trainer.num_training_batches
+        if batch_idx != made or batches not in (length, trainer.fast_dev_run):
+            raise ProtocolError(
+                f"the trainer is at batch {batch_idx} of {batches}, and SampleAttention at {made} of {length}. Give it "
+                "attention.attend(loader), and updates=n in place of limit_train_batches=n. Resume from a checkpoint "
+                "that was written after a step, with this callback; or start with a new SampleAttention"
+            )
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        """Log the epoch."""
+        for name in ("pruned", "extra_updates"):
+            pl_module.log(f"sample_attention/{name}", float(getattr(self.attention.summary, name)), batch_size=1)
+
+    def state_dict(self) -> dict[Any, Any]:
+        """Return the states of all ranks, since Lightning saves what the first returns."""
+        states: list[Any] = [self.attention.state_dict()] * process_group_size()
+        if len(states) > 1:
+            torch.distributed.all_gather_object(states, states[0])
+        return dict(enumerate(states))
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Resume, unless the checkpoint is loaded for an evaluation."""
+        states = checkpoint["callbacks"].get(self.state_key)
+        if states and trainer.state.fn == "fit":
+            if len(states) != trainer.world_size:
+                raise StateError(f"the checkpoint has {len(states)} ranks, here are {trainer.world_size}; use as many")
+            self.attention.load_state_dict(states[trainer.global_rank])
+            if self.attention.updates == len(self.attention):
+                list(self.attention.attend())  # which ends the epoch; Lightning resumes with the next one
 
 
 def _windows_of(trainer: Any) -> int | None:

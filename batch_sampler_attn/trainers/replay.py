@@ -214,14 +214,6 @@ def schedule_from(schedule: object, options: dict[str, Any]) -> BatchAttentionSc
     return schedule
 
 
-def refuse_closures(optimizer: Any) -> None:
-    """Refuse LBFGS, also in a wrapper that has it as ``optimizer``."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if any(cls.__name__ == "LBFGS" for cls in type(optimizer).__mro__):
-        raise no_one_loss("LBFGS trains several times")
-
-
 def no_one_loss(cause: str) -> ProtocolError:
     """The refusal of an optimizer, such as LBFGS or SAM, or of a step, by which a batch has no loss or several."""
     return ProtocolError(

@@ -1,20 +1,24 @@
-"""Batch-attention in transformers: ``class MyTrainer(BatchAttentionMixin, Trainer)``."""
+"""Attention in transformers: ``class MyTrainer(BatchAttentionMixin, Trainer)``, or ``SampleAttentionMixin``."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
 from batch_sampler_attn.errors import ProtocolError, warn
 from batch_sampler_attn.options import length_of
+from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
 from batch_sampler_attn.trainers import replay
 from batch_sampler_attn.trainers.accelerate import check_updates
@@ -32,6 +36,8 @@ _STATE_NAME = "batch_attention.json"
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 # Methods by which trainers of TRL make their batches inside the training step.
 _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
+# What a loader has beside its dataset and its order.
+_LOADING = "collate_fn num_workers pin_memory worker_init_fn multiprocessing_context prefetch_factor persistent_workers"
 
 
 class BatchAttentionMixin(Trainer):
@@ -178,11 +184,12 @@ class _Repeating(TrainerCallback):
         return output
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        """Check the optimizer and the length of training."""
-        replay.refuse_closures(self._trainer.optimizer)
-        windows = _windows_of(train_dataloader, args)
+        """Check the length of training."""
+        batches = length_of(train_dataloader)
+        windows = None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
         epochs = None if windows is None else (state.max_steps - state.global_step) / windows
         replay.warn_of_too_few_epochs(self._trainer.schedule, epochs, windows)
+        self._windows = windows
         # The epoch of an attempt that failed: the trainer begins again with smaller batches.
         self._replay.end_epoch(finished=False)
         self._is_first_epoch = True
@@ -191,8 +198,7 @@ class _Repeating(TrainerCallback):
         self._parts = []
         self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
-    def on_epoch_begin(self, args: Any, state: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-        self._windows = _windows_of(train_dataloader, args)
+    def on_epoch_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self._behind = 0
         if self._is_first_epoch and not args.ignore_data_skip:
             # To the trainer, all steps on a stream without a length are of one epoch.
@@ -293,7 +299,123 @@ class _Repeating(TrainerCallback):
         return self._samples(inputs)
 
 
-def _windows_of(loader: object, args: Any) -> int | None:
-    """Updates in an epoch; None if the loader has no length."""
-    batches = length_of(loader)
-    return None if batches is None else max(1, math.ceil(batches / args.gradient_accumulation_steps))
+class SampleAttentionMixin(Trainer):
+    """Trains a ``transformers.Trainer``, or a subclass such as SFTTrainer, on the batches of a ``SampleAttention``.
+
+    An update is made from the weighted mean of its samples' losses, over ``gradient_accumulation_steps`` batches. Logs
+    have ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have each rank's state.
+
+    Args:
+        args: Arguments of the trainer.
+        attention: For ``train_dataset``, with ``per_device_train_batch_size``; also an attribute.
+        kwargs: Keyword arguments of the trainer. ``compute_loss_func``, or a ``compute_loss`` of your own, returns the
+            loss of each sample, (batch,): see ``sequence_losses``. SFTTrainer needs neither.
+
+    Raises:
+        ProtocolError: From ``train``, if batches of the trainer are in another order or of another size.
+        LossError: From ``train``, if there is not one loss for each sample.
+    """
+
+    loss_is_scaled_for_ga = False  # so the trainer divides by the number of batches of the update
+
+    def __init__(self, *args: Any, attention: SampleAttention, **kwargs: Any) -> None:
+        if isinstance(self, BatchAttentionMixin):
+            raise ProtocolError("BatchAttentionMixin repeats the batches of other loaders; leave one mixin out")
+        self.attention = attention
+        super().__init__(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on the batches of attention. Arguments and result are the trainer's."""
+        self._batches = self._draw(())
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._batches.close()
+
+    def get_train_dataloader(self) -> Any:
+        """A loader of the trainer's dataset, whose order is that of attention."""
+        check_updates(self.accelerator, self.args.n_gpu)
+        loader, attention = super().get_train_dataloader(), self.attention
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
+        size, order = getattr(batches, "batch_size", None), getattr(batches, "sampler", batches)
+        needed, smoothing = attention.batch_size, self.args.label_smoothing_factor
+        if size != needed or not isinstance(order, RandomSampler) or smoothing:
+            raise ProtocolError(
+                f"SampleAttention needs per_device_train_batch_size={needed} (it is {size}), no order but its own "
+                f"sampler= (there is a {type(order).__name__}), and label_smoothing_factor=0 (it is {smoothing})"
+            )
+        options = {name: getattr(loader, name) for name in _LOADING.split()}
+        loader = DataLoader(loader.dataset, batch_sampler=attention, **options)
+        self._batches = self._draw(attention.attend(loader))
+        # Attention knows where it is, so a resumed trainer is to skip numbers.
+        numbers, generator = [[0]] * len(attention), torch.Generator()
+        return DataLoader(_Next(self._batches), batch_sampler=numbers, collate_fn=itemgetter(0), generator=generator)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *_: Any, **__: Any) -> Any:
+        """The batches of an update, each drawn once losses of the one before have arrived."""
+        return Subset(_Next(epoch_iterator), range(num_batches)), None
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
+        """In training, report the losses of samples and return their weighted mean."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        outputs: list[Any] = [None]
+        with model.register_forward_hook(lambda *call: outputs.append(call[-1])):
+            losses: Any = super().compute_loss(model, inputs)
+        if not losses.ndim and hasattr(outputs[-1], "label_mask"):
+            # SFTTrainer's mean over tokens, unless its loss is another.
+            sums, tokens = -outputs[-1].log_probs.sum(1), outputs[-1].label_mask.sum(1)
+            if torch.allclose(losses, sums.sum() / tokens.sum().clamp(min=1), rtol=1e-4):
+                losses = sums / tokens.clamp(min=1)
+        loss = self.attention.weighted_mean(losses)
+        return (loss, outputs[-1]) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the trainer does, with what attention does beside a training loss."""
+        if "loss" in logs:
+            for name in ("pruned", "extra_updates"):
+                logs[f"sample_attention/{name}"] = getattr(self.attention.summary, name)
+        super().log(logs, *args, **kwargs)
+
+    def _draw(self, attended: Any) -> Generator[Any]:
+        while True:
+            # In mid-epoch, the random number for workers was drawn before the checkpoint.
+            attended.generator = torch.Generator() if self.attention.updates else None
+            yield from attended
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # another rank may make it later
+        path = Path(output_dir, f"sample_attention_{self.args.process_index}.json")
+        path.write_text(json.dumps(self.attention.state_dict()), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint, f"sample_attention_{self.args.process_index}.json")
+            self.attention.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class _Next(Dataset[Any]):
+    """The next of an iterator, whichever is asked for."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self.iterator = iterator
+
+    def __getitem__(self, index: int) -> Any:
+        return next(self.iterator)
+
+
+def sequence_losses(outputs: Any, labels: Any, *, shift: bool = True, **_: Any) -> torch.Tensor:
+    """The cross-entropy of each sample, (batch,): a ``compute_loss_func`` for language models and classification.
+
+    Args:
+        outputs: Logits, (batch, tokens, vocabulary) or (batch, classes), or a model's outputs that have them.
+        labels: (batch, tokens), where the loss is the mean over those that are not -100, or 0 without any; or (batch,).
+        shift: Whether the logits of a token are for the label of the next, as in causal language models.
+    """
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+    labels = functional.pad(labels[:, 1:], (0, 1), value=-100) if shift and labels.ndim > 1 else labels
+    losses = functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="none")
+    losses, labels = losses.view(len(labels), -1), labels.view(len(labels), -1)
+    return losses.sum(1) / (labels != -100).sum(1).clamp(min=1)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from benchmarks.report import markdown
 from benchmarks.report.page import write_report
 from benchmarks.selection.kinds.report import REPORT as KINDS_REPORT
 from benchmarks.selection.report import FIGURE
-from benchmarks.tables import cifar, costs, quickstart, selection, studies
+from benchmarks.tables import cifar, costs, quickstart, selection, studies, suspects
 from benchmarks.tables.newest import RECORDS, ROOT
 
 DOCS = ROOT / "docs"
@@ -29,7 +29,9 @@ PAGES = (
     ROOT / "benchmarks" / "README.md",
     DOCS / "what-your-loss-measures.md",
     DOCS / "ranks.md",
+    DOCS / "guides" / "what-to-switch-on.md",
     DOCS / "evidence" / "costs.md",
+    DOCS / "guides" / "finding-bad-data.md",
 )
 REPORT = RECORDS / "report"
 SELECTION_REPORT = RECORDS / "selection-report"
@@ -44,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decision-cost": costs.decision_cost_table,
     "time-overhead": costs.time_overhead_table,
     "sample-cost": costs.sample_cost,
+    "sample-size": costs.sample_size_table,
     "ranks-cost": costs.ranks_cost,
     "visits-to-fit": studies.visits_to_fit_table,
     "cifar-claims": cifar.cifar_claims_table,
@@ -53,6 +56,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar-again": cifar.cifar_again_table,
     "selection-glance": selection.selection_at_a_glance,
     "selection-kinds": selection.selection_kinds,
+    "suspects": suspects.suspects_table,
+    "suspects-details": suspects.suspects_details,
+    "suspects-longer": suspects.suspects_longer,
+    "suspects-found": suspects.suspects_found,
 }
 
 
@@ -110,6 +117,8 @@ def main() -> None:
             stale.append(path.name)
             if not arguments.check:
                 path.write_text(rendered, encoding="utf-8")
+    if not arguments.check:
+        costs.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     if is_report_stale(rewrite=not arguments.check):
         stale.append(str(REPORT.relative_to(ROOT)))
     if is_selection_report_stale(rewrite=not arguments.check):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from benchmarks.environment import one_line
 from benchmarks.report import markdown
@@ -64,6 +67,52 @@ def sample_cost() -> str:
         f"alternating rounds of 40 steps; a small network, batches of 64 images, one thread, load average "
         f"{record['load_average']:.1f}). {one_line(record['environment'])}."
     )
+
+
+def sample_size_table() -> str:
+    """How the cost of attention to samples grows with the data."""
+    records = read_newest("sample-size")
+    head = ["samples", "options", "first batch of a pass, ms", "later batches, ms", "bytes a sample", "of the state"]
+    rows = []
+    for record in records:
+        times = [quartiles(record[name], "") for name in ("first_ms", "later_ms")]
+        size = [f"{record[name]:.1f}" for name in ("memory_bytes", "state_bytes")]
+        seconds = f"{record['save_s']:.2f} and {record['load_s']:.2f}"
+        rows.append([f"{record['samples']:,}", _options(record), *times, *size, seconds])
+    loads = [record["load_average"] for record in records]
+    caption = (
+        f"A batch is handed out and its losses are reported; 256 samples, median (quartiles) of "
+        f"{len(records[0]['first_ms'])} first and {len(records[0]['later_ms'])} later batches. Bytes of the process's "
+        f"memory, with the fixed part, and of the state as JSON. One thread, load average {min(loads):.1f} to "
+        f"{max(loads):.1f}."
+    )
+    head.append("seconds to save and to load")
+    return render(Table(head, rows, f"{caption} {one_line(records[0]['environment'])}."))
+
+
+def draw_sample_size() -> Figure:
+    """The times and bytes of ``sample_size_table``, over the size of the data."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    times, sizes = figure.subplots(1, 2)
+    by_options: dict[str, list[dict[str, Any]]] = {}
+    for record in read_newest("sample-size"):
+        by_options.setdefault(_options(record), []).append(record)
+    for color, (options, records) in zip(("#1b5e9b", "#d95f02", "#555555"), by_options.items(), strict=False):
+        samples = [record["samples"] for record in records]
+        for name, style, what in (("first_ms", "o-", "first batch of a pass"), ("later_ms", "s--", "later batches")):
+            medians = [statistics.median(record[name]) for record in records]
+            times.plot(samples, medians, style, color=color, ms=4, label=f"{options}: {what}")
+        for name, style, what in (("memory_bytes", "o-", "memory"), ("state_bytes", "s--", "saved state")):
+            sizes.plot(samples, [record[name] for record in records], style, color=color, ms=4, label=what)
+    times.set(xscale="log", yscale="log", xlabel="samples", ylabel="ms (median)")
+    sizes.set(xscale="log", ylim=(0, 12), xlabel="samples", ylabel="bytes a sample")
+    times.legend(fontsize=6)
+    sizes.legend(*(part[:2] for part in sizes.get_legend_handles_labels()), fontsize=6)
+    return figure
+
+
+def _options(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in record["options"].items()) or "the defaults"
 
 
 def ranks_cost() -> str:

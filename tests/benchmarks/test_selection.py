@@ -762,7 +762,8 @@ def test_the_command_makes_each_run_once_and_those_that_depend_on_another_after_
         if arm == "plain_short":
             assert run.updates == runs[setting, seed, "saving", rate].updates < runs["table", 0, "plain", 1.0].updates
         if arm == "left_out_random":
-            assert run.doses["pruned"] == runs[setting, seed, "left_out", rate].doses["pruned"]
+            # The last share of training cuts the fourth pass off.
+            assert run.doses["pruned"][:3] == runs[setting, seed, "left_out", rate].doses["pruned"][:3]
     assert sum(arm == "plain" and seed == 2 for _, seed, arm, _ in runs) == 1
     assert kinds_report.main([str(folder), "--to", str(tmp_path)]) == 0
     assert "| plain_short |" in (tmp_path / kinds_report.REPORT).read_text()

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from batch_sampler_attn import BatchAttentionSchedule
-from benchmarks.studies import decision_cost, device_loop, digits, loss_selection, visits_to_fit
+from benchmarks.studies import decision_cost, device_loop, digits, loss_selection, suspects, visits_to_fit
 from benchmarks.studies import quickstart as study
 from benchmarks.tables.newest import find_newest
 
@@ -134,3 +135,48 @@ def test_the_device_loop_is_measured_on_a_cpu_as_far_as_it_can_be(tmp_path, caps
     assert [line["runs"] for line in lines if line["kind"] == "together"] == [1, 2]
     assert [line["is_equal"] for line in lines if line["kind"] == "equality"] == [None]
     assert "not measured" in capsys.readouterr().out
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.mark.parametrize(("noise", "wrong"), [("uniform 3 %", 3), ("uniform 20 %", 20), ("asymmetric 10 %", 10)])
+def test_so_many_labels_are_wrong(noise, wrong):
+    labels = np.arange(100) % 10
+    drawn = [suspects.corrupt(labels, CIFAR10, noise, seed) for seed in (0, 0, 1)]
+    assert [int((given != labels).sum()) for given in drawn] == [wrong] * 3
+    assert [(drawn[0] == given).all() for given in drawn] == [True, True, False]
+    if noise.startswith("asymmetric"):
+        mistakes = {(CIFAR10[old], CIFAR10[new]) for old, new in zip(labels, drawn[0], strict=True) if old != new}
+        assert mistakes <= set(suspects.MISTAKEN_FOR.items())
+
+
+def test_a_ranking_is_judged_as_by_hand():
+    is_wrong = np.array([True, False, True, False, False, False])
+    found = suspects.judge(np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), is_wrong)
+    assert found == {"average_precision": (1 / 1 + 2 / 3) / 2, "precision_at_n": 0.5, "recall_at_2n": 1.0}
+
+
+def test_the_means_are_those_that_attention_has_of_its_suspects():
+    images, labels = torch.randn(128, 3, 8, 8), torch.arange(128) % 10
+    trained = suspects.train(images, labels, seed=0, epochs=4, prune_probability=0)
+    for sample, mean_loss, _ in trained.attention.suspects(128):
+        assert mean_loss == pytest.approx(trained.mean_losses[sample], rel=0.03)  # which it remembers in two bytes
+
+
+def test_suspects_are_measured_in_all_ways_and_resumed(tmp_path, monkeypatch, request):
+    monkeypatch.setattr(suspects, "MISTAKEN_FOR", {f"digit {label}": f"digit {9 - label}" for label in range(10)})
+    monkeypatch.setattr(suspects, "BATCH_SIZE", 16)
+    record = tmp_path / "runs.jsonl"
+    images = {"data": str(request.getfixturevalue("digits")), "data_dir": tmp_path, "epochs": 3}
+    suspects.measure(record, seeds=1, **images)
+    whole = record.read_text()
+    record.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    suspects.measure(record, seeds=1, **images)
+    lines = read_lines(record)
+    assert [line["noise"] for line in lines] == list(suspects.NOISES)
+    assert [line["wrong"] for line in lines] == [4, 14, 28, 14]
+    assert {len(line["found"]) for line in lines} == {9}
+    assert lines[-1]["found"] == json.loads(whole.splitlines()[-1])["found"]
+    # Of 140 images; each of four folds leaves out a quarter.
+    assert [lines[0]["cost"][way]["updates"] for way in ("plain", "pruned", "folds")] == [27, 27, 4 * 21]

@@ -281,7 +281,7 @@ def test_the_state_is_plain_json_and_survives_it():
 
 
 DAMAGES = [
-    ("version", 1, ["version 1", "reads version 2"]),
+    ("version", 1, ["version 1", "reads version 3"]),
     ("version", None, ["version None"]),
     ("options", {}, ["changed or damaged"]),
     ("schedule", None, ["changed or damaged"]),

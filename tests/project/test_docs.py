@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 
-TRAINERS = {"accelerate", "jax", "keras", "lightning", "transformers"}
+TRAINERS = {"accelerate", "fastai", "ignite", "jax", "keras", "lightning", "ray", "skorch", "transformers"}
 
 # Modules without __all__ whose public classes and functions are for users.
 PUBLIC_MODULES = ("accumulation", "distributed", "errors", "recorders.plots", "trainers.accelerate")

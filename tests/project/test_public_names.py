@@ -21,7 +21,7 @@ ENTRIES = {
     for entry in ENTRY.finditer(page.read_text(encoding="utf-8"))
 }
 # A mixin has no base class; what it overrides is documented by the class that it stands before.
-STANDS_BEFORE = {"BatchAttentionMixin": ("transformers", "Trainer")}
+STANDS_BEFORE = dict.fromkeys(("BatchAttentionMixin", "SampleAttentionMixin"), ("transformers", "Trainer"))
 # Its fields are another class's arguments.
 ARGUMENTS_OF = {"Options": "batch_sampler_attn.BatchAttentionSchedule"}
 

@@ -23,9 +23,3 @@ def summary(repeats):
 @pytest.mark.parametrize(("repeats", "said"), [(0, "0 repeats"), (1, "1 repeat"), (2, "2 repeats")])
 def test_a_summary_counts_repeats_in_the_right_number(repeats, said):
     assert str(summary(repeats)) == f"epoch 3: 50 batches, {said} (overhead {repeats / 50:.0%}), mean loss 0.500"
-
-
-def test_a_table_for_notebooks_has_no_column_without_a_value():
-    shown = summary(1)._repr_html_()
-    assert "<th>mean loss</th>" in shown
-    assert "host reads" not in shown

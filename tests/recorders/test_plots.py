@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders import JsonLinesRecorder, LogRecorder, MemoryRecorder, VisitRecord
-from batch_sampler_attn.recorders.plots import plot_run
+from batch_sampler_attn.recorders.plots import plot_run, plot_suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore:a loss of nan:batch_sampler_attn.errors.BatchAttentionWarning")
 
@@ -29,11 +29,11 @@ def train(*recorders, sampler=False, **options):
 
 
 def bars(figure):
-    return [round(patch.get_height(), 6) for patch in figure.subfigs[0].axes[1].patches]
+    return [round(patch.get_height(), 6) for patch in figure.axes[1].patches]
 
 
 def lines(figure):
-    return {line.get_label(): line.get_xydata() for line in figure.subfigs[0].axes[0].lines}
+    return {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
 
 
 def test_losses_thresholds_and_repeats_are_the_recorded_ones(tmp_path):
@@ -66,31 +66,9 @@ def test_of_visits_alone_the_threshold_is_drawn_between_the_losses_on_both_sides
     assert lines(plot_run(recorder.visits))["threshold"].tolist() == [[1.0, (2.4 + 1.4) / 2]]
 
 
-@pytest.mark.parametrize("channels", ["none", "last", "first", "one"])
-def test_the_most_repeated_samples_are_shown_where_images_are_at_hand(channels):
-    recorder = MemoryRecorder()
-    train(recorder, sampler=True)
-    shapes = {"none": (4, 5), "last": (4, 5, 3), "first": (3, 4, 5), "one": (1, 4, 5)}
-    asked = []
-
-    def image(index):
-        asked.append(index)
-        return torch.rand(shapes[channels]) if channels != "last" else np.random.default_rng(0).random((4, 5, 3))
-
-    figure = plot_run(recorder, image, n=3)
-    assert len(asked) == 3
-    shown = figure.subfigs[1].axes
-    assert [axes.get_title().split("\n")[0] for axes in shown] == [str(index) for index in asked]
-    assert {axes.images[0].get_array().shape[:2] for axes in shown} == {(4, 5)}
-
-
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(RecordError, match="no visit to draw"):
         plot_run(MemoryRecorder())
-    recorder = MemoryRecorder()
-    BatchAttentionSchedule(recorders=[recorder]).decide(1.0)
-    with pytest.raises(RecordError, match="without dataset indices"):
-        plot_run(recorder, lambda index: np.zeros((2, 2)))
 
 
 def test_a_logger_gets_each_epoch_as_numbers_by_name():
@@ -109,19 +87,33 @@ def test_a_logger_gets_each_epoch_as_numbers_by_name():
     LogRecorder(print).flush()
 
 
-def test_summaries_are_tables_in_a_notebook():
-    recorder = MemoryRecorder()
-    assert recorder._repr_html_() == "<p>nothing yet</p>"
-    schedule = BatchAttentionSchedule(recorders=[recorder])
-    for _ in range(2):
-        for _ in schedule.attend(range(3)):
-            schedule.decide(1 / 3)
-    assert recorder._repr_html_().count("<tr>") == 3
-    assert "<th>mean loss</th>" in schedule.last_summary._repr_html_()
-    assert "<td>0.3333</td>" in schedule.last_summary._repr_html_()
-    assert "<th>pruned</th>" in SampleAttention(4, 2).summary._repr_html_()
-
-
 def test_a_run_without_a_finite_loss_is_drawn():
     visits = [VisitRecord(0, 0, 1, math.nan, "advance")]
     assert plot_run(visits).axes
+
+
+@pytest.mark.parametrize("kind", ["tensor", "grey tensor", "array", "PIL", "grey PIL"])
+def test_suspects_are_drawn_with_index_mean_loss_and_label_whatever_images_are(kind, tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.arange(9 * 8 * 3, dtype=np.uint8).reshape(9, 8, 3)
+    image = {
+        "tensor": torch.tensor(pixels).permute(2, 0, 1),
+        "grey tensor": torch.tensor(pixels[None, ..., 0]),
+        "array": pixels,
+        "PIL": image_module.fromarray(pixels),
+        "grey PIL": image_module.fromarray(pixels[..., 0]),
+    }[kind]
+    attention = SampleAttention(8, 4, prune_probability=0.0)
+    for indices in attention.attend():
+        attention.report([float(index) for index in indices])
+    suspects = attention.suspects(7)
+    figure = plot_suspects(lambda _: image, suspects, labels=lambda index: f"kind {index % 2}")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:2] == ["kind 1\n7: 7", "kind 0\n6: 6"]
+    assert len(titles) == 10 > sum(map(bool, titles)) == 7
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert (shown == (pixels[..., 0] if "grey" in kind else pixels)).all()
+    figure.savefig(tmp_path / "suspects.png")
+    assert plot_suspects(lambda _: image, suspects[:1]).axes[0].get_title() == "7: 7"
+    with pytest.raises(RecordError, match="no suspect"):
+        plot_suspects(lambda _: image, [])

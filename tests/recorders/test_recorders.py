@@ -10,11 +10,9 @@ from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders import (
     JsonLinesRecorder,
     MemoryRecorder,
-    RepeatedSample,
     TensorBoardRecorder,
     VisitRecord,
     most_repeated,
-    most_repeated_samples,
     read_visits,
     visit_counts,
 )
@@ -142,21 +140,6 @@ def test_batches_with_the_same_indices_are_the_same_batch_wherever_they_come():
     first, second = most_repeated(visits)
     assert (first.repeats, first.indices, first.epochs) == (2, (3, 1), (1, 2))
     assert second.indices == (5, 6)
-
-
-def test_the_samples_whose_batches_were_repeated_most_often_can_be_asked_for():
-    visits = [
-        VisitRecord(1, 4, 1, 9.0, "repeat", (3, 1)),
-        VisitRecord(1, 4, 2, 1.0, "advance", (3, 1)),
-        VisitRecord(2, 0, 2, 1.0, "advance", (1, 5)),
-    ]
-    assert most_repeated_samples(visits, 1) == [RepeatedSample(2, 1)]
-    assert {repeated.sample for repeated in most_repeated_samples(visits)} == {1, 3, 5}
-
-
-def test_samples_cannot_be_told_apart_without_indices():
-    with pytest.raises(RecordError, match="BatchAttentionSampler"):
-        most_repeated_samples([VisitRecord(1, 0, 2, 1.0, "advance")])
 
 
 def test_visit_counts_are_one_number_a_batch():

@@ -26,7 +26,6 @@ from batch_sampler_attn.recorders import (
     MemoryRecorder,
     Recorder,
     most_repeated,
-    most_repeated_samples,
     read_visits,
     visit_counts,
 )
@@ -597,8 +596,6 @@ def test_indices_are_recorded_as_plain_numbers(tmp_path, sampler):
     assert memory.visits[0].indices == (0, 1, 2, 3)
     assert all(type(index) is int for record in memory.visits for index in record.indices)
     assert read_visits(lines.path) == memory.visits
-    first, *_ = most_repeated_samples(memory.visits)
-    assert (first.repeats, len(most_repeated_samples(memory.visits))) == (2, 4)
     assert [batch.repeats for batch in most_repeated(memory.visits)] == [2]
 
 

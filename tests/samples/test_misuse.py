@@ -453,17 +453,18 @@ def test_a_thread_that_reads_the_loader_ahead_mixes_no_losses_up(ahead):
     sys.setswitchinterval(1e-6)
     try:
         for seed in range(6):
-            attention = SampleAttention(300, 2, k=0.9, updates=150, seed=seed)
-            loader = DataLoader(range(300), batch_sampler=attention, collate_fn=list)
+            attention = SampleAttention(250, 2, k=0.9, updates=150, seed=seed)
+            loader = DataLoader(range(250), batch_sampler=attention, collate_fn=list)
             for epoch in range(3):
                 attended = attention.attend(Threaded(loader, ahead))
                 for number, batch in enumerate(attended):
                     assert attention.indices == batch
-                    attention.report([float(index + 1000 * epoch) for index in batch])
+                    attention.report([index * 256.0**epoch for index in batch])  # eight bits, so remembered exactly
                     assert attention.updates == (number + 1) % 150 or attention.epoch == epoch
                 assert (attention.epoch, number) == (epoch + 1, 149)
-            seen = [attention.loss_of(index) for index in range(300)]
-            assert all(loss % 1000 == index for index, loss in enumerate(seen) if not math.isnan(loss))
+            for index in range(250):
+                loss = attention.loss_of(index)
+                assert math.isnan(loss) or loss in [index * 256.0**epoch for epoch in range(3)]
     finally:
         sys.setswitchinterval(interval)
 
@@ -700,13 +701,10 @@ def test_a_loader_that_never_ends_and_one_that_is_used_up_are_told_so():
 
 
 def test_a_summary_reads_well_whatever_the_numbers_are():
-    attention = make(samples=4, k=None)
+    attention = make(samples=4, k=None, prune_probability=0)
     assert str(attention.summary) == "epoch 0: 0 updates, 0 of them extra, 0 samples pruned, no finite loss"
     run_epoch(attention)
     assert str(attention.last_summary) == "epoch 0: 1 update, 0 of them extra, 0 samples pruned, mean loss 0.950"
     with pytest.warns(BatchAttentionWarning):
         run_epoch(attention, loss=lambda index: math.inf if index == 3 else 1.0)
     assert str(attention.last_summary).endswith(", mean loss 1.000, 1 loss not finite")
-    table = attention.last_summary._repr_html_()
-    assert table.count("<th>") == table.count("<td>") > 6
-    assert "<th>nonfinite losses</th>" in table

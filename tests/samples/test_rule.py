@@ -9,6 +9,7 @@ import pytest
 
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
+from batch_sampler_attn.samples import order
 from tests.samples.oracle import SampleOracle
 from tests.samples.runs import LooksAhead
 
@@ -19,6 +20,7 @@ CHOICES = {
     "max_visits": [1, 2, 4],
     "floor": [0.0, 0.2, -1.0],
     "remember_loss": ["last", "base"],
+    "select": ["loss", "loss", "random"],
 }
 
 
@@ -47,11 +49,16 @@ class Checked:
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
-@pytest.mark.parametrize("seed", range(40))
-def test_every_batch_weight_and_mean_is_the_oracles(seed):
+@pytest.mark.parametrize("has_numpy", [True, False], ids=["NumPy", "without"])
+@pytest.mark.parametrize("seed", range(25))
+def test_every_batch_weight_and_mean_is_the_oracles(seed, has_numpy, monkeypatch):
+    if not has_numpy:
+        monkeypatch.setattr(order, "numpy_or_none", lambda: None)
+        order.stretch.cache_clear()
     rng = random.Random(seed)
     options, ahead = options_of(seed), rng.choice([0, 1, 3, 7])
-    samples, batch_size, updates = rng.choice([(20, 4, 5), (23, 3, 11), (12, 12, 3), (17, 2, 4)])
+    # Above 1000 samples, the order is computed.
+    samples, batch_size, updates = rng.choice([(20, 4, 5), (23, 3, 11), (12, 12, 3), (17, 2, 4), (1100, 275, 5)])
     full = rng.choice([None, 6])
     epochs = None if full is None else 8
     ours = SampleAttention(samples, batch_size, updates=updates, epochs=epochs, final_full_share=0.25, **options)
@@ -69,6 +76,13 @@ def test_every_batch_weight_and_mean_is_the_oracles(seed):
         mean = ours.last_summary.mean_loss
         assert mean is None or mean == pytest.approx(oracle.mean(), rel=1e-12, abs=1e-12)
     assert oracle.pruned == sum(ours.doses["pruned"])
+    averages, suspects = oracle.averages(), ours.suspects(samples)
+    assert {suspect.sample: suspect.visits for suspect in suspects} == {
+        i: visits for i, (_, visits) in averages.items()
+    }
+    for suspect in suspects:
+        assert suspect.mean_loss == pytest.approx(averages[suspect.sample][0], rel=0.02)
+    assert suspects == sorted(suspects, key=lambda suspect: (-suspect.mean_loss, suspect.sample))
 
 
 @pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
@@ -197,14 +211,13 @@ def test_samples_that_all_have_the_same_loss_are_none_of_them_well_fitted(loss):
     assert sum(attention.doses["pruned"]) == 0
 
 
-def test_a_pass_in_which_every_sample_would_be_pruned_prunes_none():
+def test_a_pass_in_which_every_sample_would_be_pruned_keeps_its_last():
     attention = SampleAttention(3, 1, prune_probability=0.999, updates=6)
     for epoch in range(40):
         for number, indices in enumerate(attention.attend()):
             # The first pass of each epoch has high losses, and the second leaves all samples below the mean.
             attention.report([1.0 / (1 + epoch) if number < 3 else 0.5 / (1 + epoch)] * len(indices))
-    # Nothing is pruned, though each sample would be with probability 0.999.
-    assert {*attention.doses["pruned"]} == {0}
+    assert {0, 2} <= {*attention.doses["pruned"]} <= {0, 1, 2}
 
 
 def test_the_256th_visit_to_a_sample_is_still_counted_as_too_many():
@@ -265,7 +278,7 @@ def test_the_random_control_pools_as_many_as_its_losses_would_select(options):
 
 
 def test_a_twin_prunes_and_pools_as_many_as_the_recorded_run_whichever_samples_those_are():
-    options = {"max_visits": 3, "epochs": 20, "updates": 12}
+    options = {"max_visits": 3, "updates": 12}
     recorded = SampleAttention(60, 6, k=1.5, prune_probability=0.5, seed=1, **options)
     doses = json.loads(json.dumps(doses_of(recorded, 20)))
     assert sum(doses["pruned"]) > 100 < sum(doses["pooled"])
@@ -277,7 +290,8 @@ def test_a_twin_prunes_and_pools_as_many_as_the_recorded_run_whichever_samples_t
             assert twin.weights == [1.0] * 6
             twin.report([3.0 if index < 12 else 0.5 for index in indices])
             seen.update(indices)
-    passes = min(len(doses["pruned"]), len(twin.doses["pruned"]))
+    # The last of both is still in progress.
+    passes = min(len(doses["pruned"]), len(twin.doses["pruned"])) - 1
     assert twin.doses["pruned"][:passes] == doses["pruned"][:passes]
     assert passes > 0.9 * len(doses["pruned"])
     assert sum(twin.doses["pooled"]) == pytest.approx(sum(doses["pooled"]), rel=0.1)

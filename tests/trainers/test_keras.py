@@ -19,7 +19,7 @@ BACKENDS = ("torch", "jax")
 MODULES = ("keras_equality", "keras_traps", "keras_refusals")
 
 
-def run_tests(backend, folder, *options):
+def run_tests(backend, folder, *options, modules=MODULES):
     if backend == "jax":
         pytest.importorskip("jax")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -31,7 +31,7 @@ def run_tests(backend, folder, *options):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    files = [f"tests/trainers/{module}.py" for module in MODULES]
+    files = [f"tests/trainers/{module}.py" for module in modules]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

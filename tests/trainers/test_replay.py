@@ -20,7 +20,7 @@ from batch_sampler_attn.accumulation import accumulate, refuse_own_loader
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
 from batch_sampler_attn.schedule import passes_of
-from batch_sampler_attn.trainers.replay import Replay, refuse_closures, standing_in
+from batch_sampler_attn.trainers.replay import Replay, standing_in
 
 WINDOWS = 6
 
@@ -490,13 +490,3 @@ def test_loaders_of_others_are_taken():
     data = torch.utils.data.TensorDataset(torch.ones(8, 1))
     for loader in (None, [1, 2], DataLoader(data), DataLoader(SeededDataset(data, seed=1), 2), iter([1])):
         refuse_own_loader(loader, "that repeats")
-
-
-def test_an_optimizer_that_visits_a_batch_several_times_is_refused_in_any_wrapper():
-    class Wrapper:
-        optimizer = torch.optim.LBFGS([torch.ones(1, requires_grad=True)])
-
-    refuse_closures(torch.optim.SGD([torch.ones(1, requires_grad=True)]))
-    for optimizer in (Wrapper.optimizer, Wrapper()):
-        with pytest.raises(ProtocolError, match="LBFGS trains several times for each batch"):
-            refuse_closures(optimizer)

@@ -56,11 +56,6 @@ def with_loader(make_loader):
     return OfALoader
 
 
-def test_lbfgs_is_refused(tmp_path):
-    optimizers = torch.optim.LBFGS(torch.nn.Linear(2, 2).parameters()), None
-    assert "Use an optimizer such as AdamW" in refusal(make_trainer(tmp_path, optimizers=optimizers))
-
-
 def test_several_gpus_in_one_process_are_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.args._n_gpu = 2

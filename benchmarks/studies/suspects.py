@@ -1,0 +1,235 @@
+"""How well do losses while training find wrong labels, beside cross-validated predictions of the same network?
+
+    python -m benchmarks.studies.suspects --record FILE          # CIFAR-10: four kinds of noise, 5 seeds
+    python -m benchmarks.studies.suspects --record FILE --epochs 30 --seeds 3 --noises "uniform 10 %" --ways plain
+
+Every seed draws 10,000 images and which of their labels are wrong. Three ways of the same network and the same updates
+for each image: plain training, training with well-fitted samples pruned, and four-fold cross-validation. No option was
+chosen by these results. The same command resumes: runs that the file has are not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from numpy.typing import NDArray
+from rich.progress import track
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor, nn
+
+from batch_sampler_attn import SampleAttention
+from benchmarks.cifar.images import ImageSet, load_images
+from benchmarks.environment import describe_environment
+from benchmarks.selection.settings import make_task
+from benchmarks.selection.training import PEAK_LEARNING_RATE, augment
+from benchmarks.studies.raw_records import keep
+
+BATCH_SIZE = 64
+FOLDS = 4
+PRUNE_PROBABILITIES = {"plain": 0.0, "pruned": 0.5}
+# Which of the labels are wrong, and how: drawn among the other nine, or by the map below.
+NOISES = {"uniform 3 %": 0.03, "uniform 10 %": 0.1, "uniform 20 %": 0.2, "asymmetric 10 %": 0.1}
+# CIFAR-10's usual map of mistakes that people make (Patrini et al., 2017).
+MISTAKEN_FOR = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
+
+
+class Trained(NamedTuple):
+    """A network, and what it cost.
+
+    Attributes:
+        network: In evaluation mode.
+        attention: With the losses that it remembers.
+        mean_losses: (samples,), over all visits of the training.
+        updates: That were made.
+        seconds: Of the processor.
+    """
+
+    network: nn.Module
+    attention: SampleAttention
+    mean_losses: NDArray[np.float64]
+    updates: int
+    seconds: float
+
+
+def make_network(seed: int) -> nn.Module:
+    """A convolutional network that halves the image in every layer, for it to be cheap; torch's generator is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (16, 32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 3, 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return network.to(memory_format=torch.channels_last)
+
+
+def corrupt(labels: NDArray[np.int64], classes: list[str], noise: str, seed: int) -> NDArray[np.int64]:
+    """The labels with exactly the share of ``noise`` of them wrong.
+
+    Args:
+        labels: (samples,), the true ones.
+        classes: Their names.
+        noise: One of ``NOISES``.
+        seed: Of the drawing.
+    """
+    rng = np.random.default_rng([seed, list(NOISES).index(noise)])
+    wrong = round(NOISES[noise] * len(labels))
+    given = labels.copy()
+    if noise.startswith("uniform"):
+        chosen = rng.permutation(len(labels))[:wrong]
+        given[chosen] = (labels[chosen] + rng.integers(1, len(classes), wrong)) % len(classes)
+        return given
+    target = np.array([classes.index(MISTAKEN_FOR.get(name, name)) for name in classes])
+    chosen = rng.permutation(np.flatnonzero(target[labels] != labels))[:wrong]
+    given[chosen] = target[labels[chosen]]
+    return given
+
+
+def train(images: Tensor, labels: Tensor, seed: int, epochs: int, prune_probability: float) -> Trained:
+    """Train with one-cycle SGD.
+
+    Args:
+        images: (samples, 3, 32, 32).
+        labels: (samples,), as given.
+        seed: Of initial weights, order and augmentation.
+        epochs: Each of as many updates as one pass.
+        prune_probability: 0 is plain training.
+    """
+    begin = time.process_time()
+    attention = SampleAttention(
+        len(labels), BATCH_SIZE, prune_probability=prune_probability, weighted=False, epochs=epochs, seed=seed
+    )
+    network = make_network(seed).train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), PEAK_LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    updates = epochs * len(attention)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=updates)
+    sums, visits = np.zeros(len(labels)), np.zeros(len(labels))
+    for epoch in range(epochs):
+        for update, indices in enumerate(attention.attend()):
+            batch = augment(images[indices], seed, epoch * len(attention) + update)
+            losses = nn.functional.cross_entropy(network(batch), labels[indices], reduction="none")
+            loss = attention.weighted_mean(losses)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            # A batch that joins two passes may have a sample twice.
+            np.add.at(sums, indices, losses.detach().numpy())
+            np.add.at(visits, indices, 1)
+    return Trained(network.eval(), attention, sums / visits, updates, time.process_time() - begin)
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """(samples, classes): logits in evaluation mode, without augmentation."""
+    return torch.cat([network(part) for part in images.split(500)])
+
+
+def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str, float]:
+    """How well a ranking finds the wrong labels.
+
+    Args:
+        scores: (samples,), highest where a label is suspected most.
+        is_wrong: (samples,).
+    """
+    ranked, wrong = is_wrong[np.argsort(-scores, kind="stable")], int(is_wrong.sum())
+    return {
+        "average_precision": float(average_precision_score(is_wrong, scores)),
+        "precision_at_n": float(ranked[:wrong].mean()),
+        "recall_at_2n": float(ranked[: 2 * wrong].sum() / wrong),
+    }
+
+
+def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[str, ...]) -> dict[str, Any]:
+    """The ways on the same images and labels."""
+    task = make_task(data, "balanced", seed, imbalance=1)
+    given = corrupt(task.labels.numpy(), data.classes, noise, seed)
+    is_wrong, labels = given != task.labels.numpy(), torch.from_numpy(given)
+    found: dict[str, dict[str, float]] = {}
+    cost: dict[str, dict[str, float]] = {}
+    for way in ways:
+        if way == "folds":
+            continue
+        trained = train(task.images, labels, seed, epochs, PRUNE_PROBABILITIES[way])
+        last = np.array([trained.attention.loss_of(sample) for sample in range(len(labels))])
+        begin = time.process_time()
+        final = nn.functional.cross_entropy(predict(trained.network, task.images), labels, reduction="none").numpy()
+        for name, scores in (("mean", trained.mean_losses), ("last", last), ("final", final)):
+            found[f"{way}, {name}"] = judge(scores, is_wrong)
+        right = predict(trained.network, task.test_images).argmax(1) == task.test_labels
+        cost[way] = {
+            "updates": trained.updates,
+            "seconds": trained.seconds,
+            "seconds_of_final": time.process_time() - begin,
+            "accuracy": 100 * right.float().mean().item(),
+        }
+    run = {"noise": noise, "seed": seed, "images": len(labels), "wrong": int(is_wrong.sum()), "epochs": epochs}
+    if "folds" not in ways:
+        return {**run, "found": found, "cost": cost}
+    probabilities, updates, begin = np.zeros((len(labels), len(data.classes))), 0, time.process_time()
+    for train_on, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
+        trained = train(task.images[train_on], labels[train_on], seed, epochs, 0.0)
+        probabilities[held_out] = predict(trained.network, task.images[held_out]).double().softmax(1).numpy()
+        updates += trained.updates
+    for method in ("self_confidence", "normalized_margin"):
+        found[method] = judge(-get_label_quality_scores(given, probabilities, method=method), is_wrong)
+    issues = find_label_issues(given, probabilities, n_jobs=1)
+    cost["folds"] = {"updates": updates, "seconds": time.process_time() - begin}
+    found["issues"] = {
+        "precision": float(is_wrong[issues].mean()) if issues.any() else float("nan"),
+        "recall": float(issues[is_wrong].mean()),
+        "issues": int(issues.sum()),
+    }
+    return {**run, "found": found, "cost": cost}
+
+
+def measure(
+    record: Path,
+    *,
+    data: str = "cifar10",
+    data_dir: Path = Path("data"),
+    seeds: int = 5,
+    epochs: int = 6,
+    noises: tuple[str, ...] = tuple(NOISES),
+    ways: tuple[str, ...] = (*PRUNE_PROBABILITIES, "folds"),
+) -> None:
+    """Measure and record.
+
+    Args:
+        record: Gets one JSON line a run.
+        data: cifar10, or a folder with its images in train/<class>/ and test/<class>/.
+        data_dir: Downloaded and decoded data.
+        seeds: How many.
+        epochs: Of every training.
+        noises: Kinds of wrong labels.
+        ways: Plain training, training with pruning, and cross-validation.
+    """
+    torch.set_num_threads(1)
+    images = load_images(data, data_dir)
+    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+    finished = {(line["noise"], line["seed"], line["epochs"]) for line in map(json.loads, lines)}
+    planned = [(noise, seed) for seed in range(seeds) for noise in noises]
+    missing = [(noise, seed) for noise, seed in planned if (noise, seed, epochs) not in finished]
+
+    def runs() -> Iterator[dict[str, Any]]:
+        for noise, seed in track(missing, description="training"):
+            yield measure_one(images, noise, seed, epochs, ways)
+
+    keep(record, runs(), describe_environment("cpu"), is_appended=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(measure, description=__doc__)
