@@ -72,6 +72,11 @@ class Samples:
         """Told to ``SampleAttention``."""
         self._attention.report(losses)
 
+    @property
+    def doses(self) -> dict[str, Any]:
+        """What ``select=`` of a random twin takes."""
+        return self._attention.doses
+
 
 class Repeats:
     """The paper's rule on whole batches, the repeats counted among the updates.

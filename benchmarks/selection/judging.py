@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from benchmarks.report.statistics import LEAST_RUNS, Sample, sample
@@ -79,10 +79,10 @@ class Results:
         ours, theirs = self.paired(setting, arm, other, measure)
         return sample([mine - its for mine, its in zip(ours, theirs, strict=True)])
 
-    def time_ratio(self, setting: str, arm: str) -> float:
-        """Seconds of an arm over those of plain training: the median over seeds."""
+    def ratio(self, setting: str, arm: str, measure: Measure) -> float:
+        """A number of an arm's over that of plain training: the median over seeds."""
         ratios = [
-            run.seconds / plain.seconds
+            measure(run) / measure(plain)
             for (of, name, seed), run in self._runs.items()
             if (of, name) == (setting, arm) and (plain := self._runs.get((setting, "plain", seed)))
         ]
@@ -94,18 +94,23 @@ def accuracy(run: Run) -> float:
     return run.accuracy
 
 
-def judge(results: Results) -> list[Finding]:
+def judge(
+    results: Results,
+    measure: Measure = accuracy,
+    controls: Mapping[str, str] = CONTROLS,
+    only_controls: Set[str] = ONLY_CONTROLS,
+) -> list[Finding]:
     """Every arm but plain training, in every setting."""
     findings = []
     for setting in results.settings:
         for arm in results.arms(setting):
-            gain = results.differences(setting, arm, "plain", accuracy)
+            gain = results.differences(setting, arm, "plain", measure)
             if arm == "plain" or not gain.n:
                 continue
-            control = CONTROLS.get(arm)
-            over_control = None if control is None else results.differences(setting, arm, control, accuracy)
-            verdict = Verdict.CONTROL if arm in ONLY_CONTROLS else _verdict(gain, over_control)
-            values = results.values(setting, arm, accuracy)
+            control = controls.get(arm)
+            over_control = None if control is None else results.differences(setting, arm, control, measure)
+            verdict = Verdict.CONTROL if arm in only_controls else _verdict(gain, over_control)
+            values = results.values(setting, arm, measure)
             findings.append(Finding(setting, arm, values, gain, control, over_control, verdict))
     return findings
 

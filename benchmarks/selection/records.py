@@ -30,6 +30,15 @@ class Plan(BaseModel):
     images: int | None
 
 
+class KindsPlan(BaseModel):
+    """What all runs of a folder of benchmarks.selection.kinds have in common: the sizes of each kind of data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    settings: dict[str, dict[str, float]]
+
+
 class Run(BaseModel):
     """One finished run; the numbers are those of ``training.Outcome``."""
 
@@ -49,11 +58,20 @@ class Run(BaseModel):
     left_out: int
     seconds: float
     environment: dict[str, Any]
+    # Of benchmarks.selection.kinds alone; ``score`` is accuracy, or of text minus the mean loss over sorts.
+    rate: float | None = None
+    learning_rate: float | None = None
+    score: float | None = None
+    validation: float | None = None
+    group_losses: list[float] | None = None
+    doses: dict[str, Any] | None = None
+    data_sha256: str | None = None
 
     @property
-    def name(self) -> tuple[str, int, str]:
+    def name(self) -> tuple[str | int | float, ...]:
         """Which run it is."""
-        return self.setting, self.seed, self.arm
+        name = self.setting, self.seed, self.arm
+        return name if self.rate is None else (*name, self.rate)
 
     @property
     def rarest_third(self) -> float:
@@ -68,14 +86,16 @@ class Folder:
 
     Args:
         path: The folder; made if it is not there.
+        plan: The kind of plan that it has.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plan: type[Plan] | type[KindsPlan] = Plan) -> None:
         self.path = path
+        self._plan = plan
         self._runs = path / "runs.jsonl"
         self._lock = FileLock(path / ".lock")
 
-    def open(self, plan: Plan) -> None:
+    def open(self, plan: Plan | KindsPlan) -> None:
         """Begin records, or go on with those of the same plan.
 
         Raises:
@@ -96,10 +116,10 @@ class Folder:
         except OSError as error:
             raise StorageError(f"{self.path} cannot be written to ({error}); give another --out") from error
         if before != plan:
-            differing = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
+            differing = [name for name in self._plan.model_fields if getattr(before, name) != getattr(plan, name)]
             raise PlanError(f"{self.path} was begun with other {', '.join(differing)}; give the same, or another --out")
 
-    def read_plan(self) -> Plan:
+    def read_plan(self) -> Plan | KindsPlan:
         """What the runs were made with.
 
         Raises:
@@ -107,7 +127,7 @@ class Folder:
         """
         file = self.path / "plan.json"
         try:
-            return Plan.model_validate_json(file.read_text(encoding="utf-8"))
+            return self._plan.model_validate_json(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             raise RecordsError(f"{file} is no plan of benchmarks.selection: {error}") from error
 
@@ -123,7 +143,7 @@ class Folder:
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise RecordsError(f"{self._runs} cannot be read: {error}") from error
-        runs: dict[tuple[str, int, str], Run] = {}
+        runs: dict[tuple[str | int | float, ...], Run] = {}
         for number, line in enumerate(lines, start=1):
             check_line(f"{self._runs}, line {number}", line)
             try:
@@ -142,7 +162,7 @@ class Folder:
             RecordsError: If what is there is damaged.
             StorageError: If it cannot be written.
         """
-        line = json.dumps(run.model_dump(), separators=(",", ":")) + "\n"
+        line = json.dumps(run.model_dump(exclude_defaults=True), separators=(",", ":")) + "\n"
         try:
             with self._lock:
                 if run.name in {kept.name for kept in self.read_runs()}:

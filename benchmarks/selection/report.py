@@ -135,7 +135,7 @@ def _section(results: Results, setting: str, findings: Sequence[Finding], counts
                 control,
                 *("-" if finding is None else text for text in others),
                 f"{statistics.fmean(extra.values):.1f} %",
-                f"{results.time_ratio(setting, arm):.2f}",
+                f"{results.ratio(setting, arm, lambda run: run.seconds):.2f}",
                 "-" if finding is None else finding.verdict.value,
             ]
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.report import markdown
 from benchmarks.report.page import write_report
+from benchmarks.selection.kinds.report import REPORT as KINDS_REPORT
 from benchmarks.selection.report import FIGURE
 from benchmarks.tables import cifar, costs, quickstart, selection, studies, suspects
 from benchmarks.tables.newest import RECORDS, ROOT
@@ -54,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "short-last-batch": cifar.short_last_batch_table,
     "cifar-again": cifar.cifar_again_table,
     "selection-glance": selection.selection_at_a_glance,
+    "selection-kinds": selection.selection_kinds,
     "suspects": suspects.suspects_table,
     "suspects-details": suspects.suspects_details,
     "suspects-longer": suspects.suspects_longer,
@@ -93,6 +95,15 @@ def is_selection_report_stale(*, rewrite: bool) -> bool:
     return is_stale
 
 
+def is_kinds_report_stale(*, rewrite: bool) -> bool:
+    """The same, for the report of benchmarks.selection.kinds."""
+    new, old = markdown.render(selection.selection_kinds_report()), SELECTION_REPORT / KINDS_REPORT
+    is_stale = not old.exists() or old.read_text(encoding="utf-8") != new
+    if is_stale and rewrite:
+        old.write_text(new, encoding="utf-8")
+    return is_stale
+
+
 def main() -> None:
     """Rewrite the pages, or check that they need no rewriting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +123,8 @@ def main() -> None:
         stale.append(str(REPORT.relative_to(ROOT)))
     if is_selection_report_stale(rewrite=not arguments.check):
         stale.append(str(SELECTION_REPORT.relative_to(ROOT)))
+    if is_kinds_report_stale(rewrite=not arguments.check):
+        stale.append(str((SELECTION_REPORT / KINDS_REPORT).relative_to(ROOT)))
     if arguments.check and stale:
         sys.exit(f"{', '.join(stale)} differs from its records; run python -m benchmarks.tables")
 

@@ -10,6 +10,7 @@ from benchmarks.report.document import Document, Table
 from benchmarks.selection import report
 from benchmarks.selection.findings import ARMS, SETTINGS
 from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Results, Verdict, judge
+from benchmarks.selection.kinds import report as kinds
 from benchmarks.tables.newest import find_newest, render
 
 _SYMBOLS = {Verdict.PAYS: "✓", Verdict.HARMS: "✗", Verdict.CANNOT_BE_TOLD: "?", Verdict.NOT_ENOUGH_RUNS: "…"}
@@ -53,3 +54,13 @@ def _shown(finding: Finding | None) -> str:
 def selection_report(to: Path) -> Document:
     """The report, with its figure drawn into ``to``."""
     return report.compose(report.read([find_newest("selection")]), to)
+
+
+def selection_kinds() -> str:
+    """What each form of leaving samples out gains on each kind of data."""
+    return render(kinds.glance(kinds.read(find_newest("selection-kinds"))))
+
+
+def selection_kinds_report() -> Document:
+    """The report on the kinds of data."""
+    return kinds.compose(kinds.read(find_newest("selection-kinds")))

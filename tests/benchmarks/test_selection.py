@@ -1,5 +1,6 @@
 """The study of arms that choose samples, at a tiny size."""
 
+import itertools
 import json
 import math
 import statistics
@@ -12,12 +13,20 @@ import torch
 from scipy import stats
 
 from benchmarks.cifar.images import ImageSet, Split
-from benchmarks.errors import PlanError, RecordsError, StorageError
+from benchmarks.errors import DataError, PlanError, RecordsError, StorageError
 from benchmarks.selection import report
 from benchmarks.selection.__main__ import describe_run, main, parse, plan_runs
 from benchmarks.selection.arms import ARMS, CONTROLS, PEERS, TWINS, FrequencySampler, applies
 from benchmarks.selection.judging import Results, Verdict, accuracy, judge
-from benchmarks.selection.records import Folder, Run
+from benchmarks.selection.kinds import __main__ as kinds
+from benchmarks.selection.kinds import report as kinds_report
+from benchmarks.selection.kinds.data import SETTINGS as KINDS
+from benchmarks.selection.kinds.data import SORTS, SUPERCLASSES, Setting, collect_text
+from benchmarks.selection.kinds.data import make_task as make_kind
+from benchmarks.selection.kinds.forms import Form
+from benchmarks.selection.kinds.rates import RATES, TUNING_SEEDS, choose_rate
+from benchmarks.selection.kinds.training import train as train_kind
+from benchmarks.selection.records import Folder, KindsPlan, Run
 from benchmarks.selection.selective import Composers, OurReading
 from benchmarks.selection.settings import SETTINGS, make_task
 from benchmarks.selection.training import augment, make_network, train
@@ -531,3 +540,244 @@ def test_every_twin_is_an_arm_that_differs_in_nothing_but_the_choice():
     assert set(CONTROLS) | set(CONTROLS.values()) <= set(ARMS)
     assert json.dumps(sorted(TWINS)) == '["both", "infobatch", "left_out", "left_out_weighted", "pooled"]'
     assert accuracy(made_up({"plain": [3.0]})[0]) == 3.0
+
+
+# Kinds of data -------------------------------------------------------------------------------------------
+
+SIZES = Setting(most=9, imbalance=4.0, validation=2, test=3, batch_size=8, epochs=4, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def sources(data, tmp_path_factory):
+    """Tiny data of every kind; each file of text has one byte over and over, which no other has."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("text")
+    for number, sort in enumerate(SORTS):
+        for file in range(10):
+            (folder / f"{file}{sort}").write_bytes(bytes([10 * number + file]) * 3000)
+    labels = np.repeat(np.arange(100), 12)
+    split = Split(rng.integers(0, 255, (1200, 3, 32, 32)).astype(np.uint8), labels)
+    classes = sorted(" ".join(SUPERCLASSES).split())
+    return {
+        "cifar10": data,
+        "cifar100": ImageSet("tiny", classes, split, split._replace(images=255 - split.images)),
+        "text": collect_text([folder]),
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_data_has_a_long_tail_over_its_groups_and_other_data_to_validate_and_test_on(sources, name):
+    sizes = SIZES._replace(imbalance=1.0) if name == "noisy" else SIZES
+    task, again, other = (make_kind(sources, name, seed, sizes) for seed in (0, 0, 1))
+    assert all(torch.equal(mine, its) for mine, its in zip(task.train, again.train, strict=True))
+    assert not torch.equal(task.train.inputs, other.train.inputs)
+    counts = torch.bincount(task.train.groups).tolist()
+    assert counts == task.counts
+    assert (max(counts), min(counts)) == ((9, 9) if name == "noisy" else (9, 2))
+    assert (counts == other.counts) is (name == "noisy")
+    for part, each in ((task.validation, 2), (task.test, 3)):
+        assert torch.bincount(part.groups).tolist() == [each] * len(counts)
+    if name == "text":
+        bytes_of = [set(part.targets.flatten().tolist()) for part in (task.train, task.validation, task.test)]
+        assert sum(map(len, bytes_of)) == len(set.union(*bytes_of))
+        assert torch.equal(task.train.inputs[:, 1:], task.train.targets[:, :-1])
+        return
+    rows = [row.flatten()[:99].tolist() for part in task[:3] for row in part.inputs.flatten(1)]
+    assert len(set(map(tuple, rows))) == len(rows)
+    label_of = dict(zip(task.test.groups.tolist(), task.test.targets.tolist(), strict=True))
+    clean = [label_of[group] for group in task.train.groups.tolist()]
+    if name == "noisy":
+        assert 0 < sum(label != group for label, group in zip(task.train.targets.tolist(), clean, strict=True)) < 25
+    else:
+        assert task.train.targets.tolist() == clean
+        # The tail is over the five groups inside each label.
+        assert {tuple(sorted(counts[group] for group in label_of if label_of[group] == label)) for label in clean} == {
+            (2, 3, 4, 6, 9)
+        }
+
+
+def test_classes_of_other_data_and_too_few_samples_or_files_are_refused(sources, tmp_path):
+    with pytest.raises(PlanError, match="takes CIFAR-100's classes"):
+        make_kind({"cifar100": sources["cifar10"]}, "hidden_fine", 0, SIZES)
+    with pytest.raises(PlanError, match="has 12 samples, and 15 are needed"):
+        make_kind(sources, "hidden_fine", 0, SIZES._replace(validation=6))
+    with pytest.raises(DataError, match="0 files end in"):
+        collect_text([tmp_path])
+
+
+class FormByHand:
+    """The batches of a form, by loops over samples; ``loss`` is a function of sample and epoch."""
+
+    def __init__(self, samples, size, epochs, seed, loss, *, score="loss", trims=False, weight=1.0, saves=False):
+        self.samples, self.seed, self.loss = samples, seed, loss
+        self.score, self.trims, self.weight = score, trims, weight
+        self.rng, self.last, self.history, self.scores, self.mean = np.random.default_rng([seed, 1]), {}, {}, {}, None
+        self.batches, stream, numbers = [], [], itertools.count()
+        for epoch in range(epochs):
+            begun, prunes = len(self.batches), 0 < epoch < epochs - 1
+            if saves:
+                kept = self.keep(next(numbers), epoch, prunes)
+                parts = -(-len(kept) // size)
+                sizes = [len(kept) // parts + (part < len(kept) % parts) for part in range(parts)]
+                for first, end in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
+                    self.train(kept[first:end], epoch)
+            else:
+                stream = [] if epoch == epochs - 1 else stream
+                for _ in range(-(-samples // size)):
+                    while len(stream) < size:
+                        kept = self.keep(next(numbers), epoch, prunes)
+                        mean = statistics.fmean(each for _, each in kept)
+                        stream += [(sample, each / mean) for sample, each in kept]
+                    self.train(stream[:size], epoch)
+                    stream = stream[size:]
+            self.mean = statistics.fmean(loss(sample, epoch) for batch in self.batches[begun:] for sample, _ in batch)
+
+    def keep(self, number, epoch, prunes):
+        order = np.random.default_rng([self.seed, number]).permutation(self.samples).tolist()
+        if not prunes:
+            return [(sample, 1.0) for sample in order]
+        scores, limit = self.last, self.mean
+        if self.score == "batch_mean":
+            scores, limit = self.scores, statistics.fmean(self.scores.values())
+        means = [statistics.fmean(self.history.get(sample, [0.0])) for sample in range(self.samples)]
+        low, _, high = statistics.quantiles(means, n=4, method="inclusive")
+        kept = []
+        for sample, chance in zip(order, self.rng.random(self.samples), strict=True):
+            is_fitted = scores.get(sample, math.inf) < limit
+            is_suspect = self.trims and epoch >= 2 and means[sample] > high + 1.5 * (high - low)
+            if not (is_suspect or (is_fitted and chance < 0.5)):
+                kept.append((sample, self.weight if is_fitted else 1.0))
+        return kept
+
+    def train(self, batch, epoch):
+        mean = statistics.fmean(self.loss(sample, epoch) for sample, _ in batch)
+        for sample in {sample for sample, _ in batch}:
+            self.last[sample] = self.loss(sample, epoch)
+            self.history.setdefault(sample, []).append(self.last[sample])
+            self.scores[sample] = (self.scores.get(sample, mean) + mean) / 2
+        self.batches.append(batch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"trims": True}, {"weight": 2**0.5}, {"score": "batch_mean"}, {"saves": True, "weight": 2.0}],
+    ids=str,
+)
+def test_an_experimental_form_leaves_out_what_a_loop_by_hand_leaves_out(options):
+    def loss(sample, epoch):
+        # Of single precision, as losses are.
+        return (40.0 if sample % 17 == 3 else 1.0 + sample % 5) / 2**epoch
+
+    form, made = Form(50, 8, 6, 3, **options), []
+    for batch in form:
+        weights = batch.weights if batch.weights is not None else torch.ones(len(batch.indices))
+        made.append(list(zip(batch.indices.tolist(), weights.tolist(), strict=True)))
+        assert batch.progress < 1
+        form.report(torch.tensor([loss(sample, form.epoch) for sample in batch.indices.tolist()]).double())
+    by_hand = FormByHand(50, 8, 6, 3, loss, **options).batches
+    assert [[sample for sample, _ in batch] for batch in made] == [[sample for sample, _ in batch] for batch in by_hand]
+    for batch, its in zip(made, by_hand, strict=True):
+        assert [weight for _, weight in batch] == pytest.approx([weight for _, weight in its])
+    assert sum(form.doses["pruned"]) > 0
+    if options.get("trims"):
+        assert set(np.flatnonzero(form.suspects())) == {3, 20, 37}
+
+
+def of_kind(values, setting="table", rates=None):
+    """Runs with these scores, by arm and seed, which validate best at an arm's rate of ``rates``, or 1."""
+    return [
+        run.model_copy(
+            update={
+                "score": run.accuracy + (rate - 1),
+                "rate": rate,
+                "validation": -abs(rate - (rates or {}).get(run.arm, 1.0)) + run.seed,
+                "group_losses": [0.1 * kind for kind in range(10)],
+                "left_out": 1600,
+            }
+        )
+        for run in made_up(values, setting)
+        for rate in RATES
+    ]
+
+
+def test_an_arm_is_compared_at_the_rate_that_validates_best():
+    runs = of_kind({"plain": [50.0] * 3, "left_out": [51.0] * 3}, rates={"left_out": 2.0})
+    assert choose_rate(runs, "table", "plain") == 1.0
+    assert choose_rate(runs, "table", "left_out") == 2.0
+    assert choose_rate([run for run in runs if run.seed != TUNING_SEEDS[1]], "table", "plain") is None
+    (finding,) = kinds_report.find(runs)[1]
+    assert finding.gain.values == (2.0, 2.0, 2.0)
+
+
+def test_p_values_are_adjusted_by_holm():
+    plain = 50 + noise(0)
+    gains = {"left_out": 2 + noise(1), "trimmed": 0.3 + noise(2), "batch_mean": noise(3)}
+    runs = of_kind({"plain": plain, **{arm: plain + gain for arm, gain in gains.items()}})
+    raw = {arm: stats.ttest_1samp(gain, 0).pvalue for arm, gain in gains.items()}
+    first, second, third = sorted(raw.values())
+    expected = dict(zip(sorted(raw, key=raw.get), np.maximum.accumulate([3 * first, 2 * second, third]), strict=True))
+    found = kinds_report.holm(kinds_report.find(runs)[1])
+    assert {arm: p for (_, arm), p in found.items()} == pytest.approx({arm: min(1, p) for arm, p in expected.items()})
+
+
+def test_the_report_on_kinds_has_the_gains_that_are_computed_here():
+    plain = 50 + noise(0)
+    gain, twins = 2 + noise(1), noise(2)
+    runs = of_kind({"plain": plain, "left_out": plain + gain, "left_out_random": plain + twins})
+    losses = {"plain": -plain / 10, "left_out": (-plain - gain) / 10, "left_out_random": -plain / 10}
+    runs += of_kind(losses, setting="text")
+    document = kinds_report.compose(runs)
+    text, table = (section.blocks[0] for section in document.sections)
+    row = dict(zip(table.head, next(row for row in table.rows if row[0] == "left_out"), strict=True))
+    reach = stats.t.ppf(0.975, 7) * stats.sem(gain)
+    assert row["gain over plain"] == f"{gain.mean():+.2f} ({gain.mean() - reach:+.2f} to {gain.mean() + reach:+.2f})"
+    assert row["over control"].startswith(f"{(gain - twins).mean():+.2f} (")
+    assert (row["n"], row["rate"], row["left out"], row["verdict"]) == ("8", "1", "20 %", "pays")
+    row = dict(zip(text.head, text.rows[1], strict=True))
+    assert (row["gain over plain"].split()[0], row["verdict"]) == (f"{-gain.mean() / 10:+.4f}", "harms")
+    assert "Of 2 comparisons" in document.box.sentences[-1]
+    glance = kinds_report.glance(runs)
+    assert glance.rows[0][1:] == [f"{-gain.mean() / 10:+.4f} ✗", f"{gain.mean():+.2f} ✓"]
+    # Seeds that were added are judged alone.
+    added = [run.model_copy(update={"seed": run.seed + 8, "score": 2 * run.score}) for run in runs]
+    _, planned, _, later = (section.blocks[0] for section in kinds_report.compose(runs + added).sections)
+    assert planned == table
+    assert later.rows[1][4].startswith(f"{2 * gain.mean():+.2f} (")
+    assert kinds_report.glance(runs + added).rows[0][2] == f"{2 * gain.mean():+.2f} ✓"
+
+
+def test_the_command_makes_each_run_once_and_those_that_depend_on_another_after_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(KINDS, "table", SIZES)
+    folder = tmp_path / "records"
+    command = ["--out", str(folder), "--settings", "table", "--data-dir", str(tmp_path), "--seeds"]
+    arms = ["--arms", "plain", "plain_short", "left_out_random"]
+    assert kinds.main([*command, "2", *arms]) == 2
+    assert "run seeds (0, 1) first" in capsys.readouterr().out
+    assert kinds.main([*command, "0", "1", "2", *arms]) == 0
+    before = (folder / "runs.jsonl").read_text()
+    assert kinds.main([*command, "0", "1", "2", *arms]) == 0
+    assert (folder / "runs.jsonl").read_text() == before
+    runs = {run.name: run for run in Folder(folder, KindsPlan).read_runs()}
+    for (setting, seed, arm, rate), run in runs.items():
+        if arm == "plain_short":
+            assert run.updates == runs[setting, seed, "saving", rate].updates < runs["table", 0, "plain", 1.0].updates
+        if arm == "left_out_random":
+            # The last share of training cuts the fourth pass off.
+            assert run.doses["pruned"][:3] == runs[setting, seed, "left_out", rate].doses["pruned"][:3]
+    assert sum(arm == "plain" and seed == 2 for _, seed, arm, _ in runs) == 1
+    assert kinds_report.main([str(folder), "--to", str(tmp_path)]) == 0
+    assert "| plain_short |" in (tmp_path / kinds_report.REPORT).read_text()
+    assert kinds_report.main([str(tmp_path / "nothing"), "--to", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("name", ["hidden_fine", "text"])
+def test_a_run_of_a_kind_is_the_same_again_and_leaves_the_generator_as_it_was(sources, name):
+    task = make_kind(sources, name, 0, SIZES)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    forms = [Form(len(task.train.inputs), 8, 3, 0) for _ in range(2)]
+    first, again = (train_kind(name, task, form, form, 0, 0.01) for form in forms)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first | {"seconds": 0} == again | {"seconds": 0}
+    score = -statistics.fmean(first["group_losses"]) if name == "text" else first["accuracy"]
+    assert first["score"] == pytest.approx(score, abs=1e-3)

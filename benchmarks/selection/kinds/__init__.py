@@ -1,0 +1,1 @@
+"""Which way of leaving samples out pays on which kind of data, each at its own learning rate."""
