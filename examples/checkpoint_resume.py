@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 
 EPOCHS = 8
-SAVE_AFTER_UPDATES = 400
+SAVE_AFTER_UPDATES = 310
 
 
 def train(checkpoint: Path, *, resume: bool) -> tuple[list[float], nn.Module]:
@@ -25,7 +25,7 @@ def train(checkpoint: Path, *, resume: bool) -> tuple[list[float], nn.Module]:
     torch.manual_seed(1 if resume else 0)
     digits = load_digits()
     dataset = TensorDataset(torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target))
-    schedule = BatchAttentionSchedule(k=1.2)
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.2)
     sampler = BatchAttentionSampler(RandomSampler(dataset), 32, schedule=schedule)
     loader = DataLoader(dataset, batch_sampler=sampler)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -328,7 +328,7 @@ class SampleAttention:
         return batch, numbers
 
     def _settle(self, losses: list[float]) -> None:
-        epoch, before = self.epoch, self.summary.nonfinite_losses
+        epoch, before = self.epoch, self._source.state.counts.nonfinite_losses
         self._source.settle(losses)
         if self.summary.nonfinite_losses and not before:
             # If all of them are finite, one is too large to be averaged.

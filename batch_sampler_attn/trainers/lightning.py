@@ -119,6 +119,8 @@ class BatchAttention(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Begin to repeat, once loaders and optimizers are there."""
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+            raise replay.no_one_loss("LBFGS trains several times")
         windows = _windows_of(trainer)
         ends = [] if trainer.max_epochs in (None, -1) else [trainer.max_epochs]
         if windows and trainer.max_steps != -1:

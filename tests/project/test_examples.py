@@ -145,4 +145,6 @@ def test_samples_are_pruned_after_the_first_epoch_and_no_more_at_the_end():
     pruned = [int(samples) for _, _, samples in lines]
     assert {updates for _, updates, _ in lines} == {"31"}
     assert pruned[0] == pruned[-1] == pruned[-2] == 0
-    assert all(100 < samples < 1000 for samples in pruned[1:-2])
+    # The second epoch is mostly of a pass that began in the first.
+    assert pruned[1] > 0
+    assert all(100 < samples < 1000 for samples in pruned[2:-2])
