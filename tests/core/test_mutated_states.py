@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
+from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl, SampleAttention
 from batch_sampler_attn.errors import BatchAttentionWarning, StateError
 
 MUTATIONS = int(os.environ.get("MUTATED_STATES", "2000"))
@@ -224,3 +224,16 @@ def test_a_version_that_is_not_the_number_is_refused(version):
     schedule = BatchAttentionSchedule()
     with pytest.raises(StateError, match="version"):
         schedule.load_state_dict({**schedule.state_dict(), "version": version})
+
+
+def test_a_state_with_thousands_of_samples_is_recognized_by_its_fingerprint():
+    def state_after(loss):
+        attention = SampleAttention(3000, 1000)
+        for _ in attention.attend():
+            attention.report([loss] * 1000)
+        assert attention.summary.as_dict()["mean_loss"] == loss
+        return attention.state_dict()
+
+    SampleAttention(3000, 1000).load_state_dict(state_after(0.5))
+    with pytest.raises(StateError, match="changed or damaged"):
+        SampleAttention(3000, 1000).load_state_dict({**state_after(0.5), "losses": state_after(0.25)["losses"]})
