@@ -231,7 +231,7 @@ def test_a_state_with_thousands_of_samples_is_recognized_by_its_fingerprint():
         attention = SampleAttention(3000, 1000)
         for _ in attention.attend():
             attention.report([loss] * 1000)
-        assert attention.summary.as_dict()["mean_loss"] == loss
+        assert attention.last_summary.as_dict()["mean_loss"] == loss
         return attention.state_dict()
 
     SampleAttention(3000, 1000).load_state_dict(state_after(0.5))
