@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from batch_sampler_attn.accumulation import refuse_own_loader, samples_in
-from batch_sampler_attn.errors import ProtocolError, warn
+from batch_sampler_attn.errors import ProtocolError, StateError, warn
 from batch_sampler_attn.options import length_of
 from batch_sampler_attn.samples.attention import SampleAttention
 from batch_sampler_attn.schedule import BatchAttentionSchedule
@@ -393,6 +393,11 @@ class SampleAttentionMixin(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             path = Path(checkpoint, f"sample_attention_{self.args.process_index}.json")
+            if not path.is_file():
+                raise StateError(
+                    f"{checkpoint} has no {path.name}, where attention is on this rank. Resume from a checkpoint that "
+                    "this mixin wrote, on as many ranks; or train without resume_from_checkpoint"
+                )
             self.attention.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
 

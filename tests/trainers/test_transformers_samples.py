@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import Trainer
 
-from batch_sampler_attn.errors import LossError, ProtocolError
+from batch_sampler_attn.errors import LossError, ProtocolError, StateError
 from batch_sampler_attn.trainers.transformers import BatchAttentionMixin, SampleAttentionMixin, sequence_losses
 from tests.trainers.forks import RANKS
 from tests.trainers.in_processes import load, make
@@ -191,7 +191,7 @@ def test_both_mixins_and_a_checkpoint_without_a_state_are_refused(tmp_path):
     case = Case(arguments={"save_strategy": "steps", "save_steps": 3, "max_steps": 3})
     by_trainer(case, tmp_path)
     (tmp_path / "checkpoint-3" / "sample_attention_0.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"sample_attention_0\.json"):
+    with pytest.raises(StateError, match=r"has no sample_attention_0\.json"):
         by_trainer(case, tmp_path, resume=True)
 
 
