@@ -129,10 +129,7 @@ def glance(runs: Sequence[Run]) -> Table:
     adjusted = holm(findings)
     added = [each for each in find(runs, added=True)[1] if each.arm == "left_out"]
     repeated = "; ".join(
-        f"{each.setting} {each.gain.mean:+.{_digits(each.setting)}f} "
-        f"({each.gain.interval[0]:+.{_digits(each.setting)}f} to {each.gain.interval[1]:+.{_digits(each.setting)}f})"
-        for each in added
-        if each.gain.n >= LEAST_SEEDS_TO_PAY
+        f"{each.setting} {_interval(each.gain, each.setting)}" for each in added if each.gain.n >= LEAST_SEEDS_TO_PAY
     )
     by_name = {(each.setting, each.arm): each for each in findings}
     rows = []
@@ -199,7 +196,7 @@ def compose(runs: Sequence[Run]) -> Document:
             "plain training, adjusted by Holm's method over all comparisons of the same seeds; the verdict is by the "
             "interval alone. "
             f"Seeds {PLANNED_SEEDS[0]} to {PLANNED_SEEDS[-1]} were planned. The others were added, for the arms of "
-            "most interest, when the results of these had been seen, with nothing else changed; sixteen were meant, and "
+            "most interest, when the results of these had been seen, with nothing else changed. Sixteen were meant; "
             "they were stopped at eight for lack of time, with interim results in sight. The rule of trimmed is one of "
             "eight, chosen before these runs by the wrong labels that it named with another seed. Validation labels "
             "have no noise. Other work shared the machine, so that seconds are no measurement. "
