@@ -1,10 +1,11 @@
-"""Reading the raw records of the CIFAR benchmarks, with every check that they have to pass."""
+"""Reading the raw records of the benchmarks, with every check that they have to pass."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from benchmarks.errors import RecordsError
 from benchmarks.schema import (
     SCHEMA_VERSION,
     Checked,
+    Chosen,
     Configuration,
     ConfusionMatrix,
     Data,
@@ -20,6 +22,8 @@ from benchmarks.schema import (
     OfRun,
     Run,
     RunName,
+    SelectionConfiguration,
+    Surroundings,
 )
 
 
@@ -32,7 +36,7 @@ class Records(NamedTuple):
         epochs: Of each run, in order.
     """
 
-    configuration: Configuration
+    configuration: Configuration | SelectionConfiguration
     runs: dict[RunName, Run]
     epochs: dict[RunName, list[Epoch]]
 
@@ -47,6 +51,8 @@ def read_records(folder: Path) -> Records:
         RecordsError: If a file is missing, a line is not what the schema says, a line is of another configuration
             than the folder, a run's epochs do not follow each other, or a confusion matrix contradicts the rest.
     """
+    if (folder / "plan.json").exists():
+        return _read_plan_records(folder)
     configuration = read_configuration(folder)
     digest = configuration.digest()
     runs: dict[RunName, Run] = {}
@@ -69,23 +75,78 @@ def read_records(folder: Path) -> Records:
             )
         done.append(epoch)
     for name, run in runs.items():
-        if run.last.epoch != len(epochs[name]):
+        if not epochs[name] or (run.last is not None and run.last.epoch != len(epochs[name])):
             raise RecordsError(
-                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says {run.last.epoch}; copy both "
-                "files from the same place"
+                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
+                f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
             )
-    _check_confusion(folder, configuration, runs, epochs)
+    if isinstance(configuration, Configuration):
+        _check_confusion(folder, configuration, runs, epochs)
     return Records(configuration, runs, epochs)
 
 
-def read_configuration(folder: Path) -> Configuration:
+def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
     """The configuration of a folder of records.
 
     Raises:
         RecordsError: If there is none, or it is of another schema.
     """
     path = folder / "configuration.json"
-    return parse_record(path, 1, _read_text(path), Configuration)
+    text = _read_text(path)
+    return parse_record(path, 1, text, SelectionConfiguration if '"study"' in text else Configuration)
+
+
+def _read_plan_records(folder: Path) -> Records:
+    """Records of ``benchmarks.selection`` from before this format: plan.json, and one line a run.
+
+    Raises:
+        RecordsError: If a file cannot be read, or a line is not one of a finished run.
+    """
+    plan, path = json.loads(_read_text(folder / "plan.json")), folder / "runs.jsonl"
+    images = {name: plan[name] for name in ("updates", "batch_size", "imbalance", "images") if name in plan}
+    configuration = SelectionConfiguration(
+        study="images" if images else "kinds",
+        data=plan.get("data"),
+        data_sha256=plan.get("data_sha256"),
+        settings=plan.get("settings") or dict.fromkeys(("balanced", "long_tail", "hidden_kinds", "noisy"), images),
+    )
+    runs: dict[RunName, Run] = {}
+    epochs: dict[RunName, list[Epoch]] = {}
+    for number, text in enumerate(_read_text(path).splitlines(), start=1):
+        place = f"{path}, line {number}"
+        check_line(place, text)
+        try:
+            run, epoch = _from_plan_line(json.loads(text), configuration.digest())
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecordsError(f"{place} is not a finished run ({error}); take the line out") from error
+        if run.run in runs:
+            raise RecordsError(f"{place} is a second line of {run.run}; a run is recorded once")
+        runs[run.run], epochs[run.run] = run, [epoch]
+    return Records(configuration, runs, epochs)
+
+
+def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
+    """The run of a line of older records, and its one evaluation; accuracies there are in per cent."""
+    name = {field: line.get(field) for field in ("arm", "seed", "setting", "rate")} | {"configuration": digest}
+    environment = line["environment"]
+    where = Surroundings(from_epoch=1, device="cpu", threads=1, at_once=1, environment=environment)
+    chosen = {field: line[field] for field in Chosen.model_fields if field in line} | {"pruned": line["left_out"]}
+    epoch = Epoch(
+        **name,
+        epoch=1,
+        batches=line["updates"] - line["extra_updates"],
+        updates=line["updates"],
+        repeats=line["extra_updates"],
+        train_loss=line["train_loss"],
+        accuracy=line["accuracy"] / 100,
+        macro_f1=line["macro_f1"] / 100,
+        seconds=line["seconds"],
+        evaluation_seconds=0.0,
+        finished_at=environment["date"],
+        shared_device=True,
+        chosen=Chosen(**chosen),
+    )
+    return Run(**name, is_finished=True, surroundings=[where], doses=line.get("doses")), epoch
 
 
 def read_lines(path: Path, kind: type[Record]) -> list[Record]:
@@ -177,6 +238,8 @@ def _check_confusion(
     images_of_classes: list[int] | None = None
     for name, run in runs.items():
         best = max(epochs[name], key=lambda epoch: epoch.accuracy)
+        if run.best is None or run.last is None:
+            raise RecordsError(f"{folder / 'runs.jsonl'}: {name} has no confusion matrix; copy the file again")
         for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, epochs[name][-1])):
             said = _contradiction(evaluated, epoch, configuration.data)
             if said is None:

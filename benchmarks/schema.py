@@ -1,25 +1,27 @@
-"""The raw records of the CIFAR benchmarks: what is in them.
+"""The raw records of the benchmarks: what is in them.
 
 A folder of records holds three files that reports are made of:
 
     configuration.json   what all of its runs have in common
     runs.jsonl           one line a run: where it ran, and its confusion matrices
-    epochs.jsonl         one line an epoch of a run
+    epochs.jsonl         one line an evaluation of a run: after an epoch, or for ``benchmarks.selection`` after the last
 
-and a fourth, visits.jsonl, which only the benchmark itself reads again.
+and a fourth, visits.jsonl, which only the benchmark itself reads again. Records of ``benchmarks.selection`` from before
+this format have plan.json and other lines; ``benchmarks.reading`` turns them into these classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 1
 
-Arm = Literal["baseline", "attention", "random", "longer"]
-ARMS: Final[tuple[Arm, ...]] = get_args(Arm)
+# Of ``benchmarks.cifar``; those of ``benchmarks.selection`` have names of their own.
+Arm = str
+ARMS: Final[tuple[Arm, ...]] = ("baseline", "attention", "random", "longer")
 EpochLoss = Literal["first", "last", "all"]
 Precision = Literal["default", "fp32", "tf32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=0)]
@@ -101,40 +103,70 @@ class Configuration(Checked):
         return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:12]
 
 
+class SelectionConfiguration(Checked):
+    """What all runs of a folder of ``benchmarks.selection`` have in common.
+
+    Attributes:
+        schema_version: Of these records.
+        study: ``images``: four settings of one set of images; ``kinds``: four kinds of data.
+        data: The name of the images; None for ``kinds``, where each run names its own by digest.
+        data_sha256: Of these images.
+        settings: The sizes of each setting.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    study: Literal["images", "kinds"]
+    data: str | None
+    data_sha256: str | None
+    settings: dict[str, dict[str, float | None]]
+
+    def digest(self) -> str:
+        """A short name for exactly this configuration, which every line of its records carries."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
 class RunName(NamedTuple):
     """Which run it is, among those of a configuration.
 
     Attributes:
-        arm: ``baseline``, ``attention``, ``random`` or ``longer``.
+        arm: One of ``ARMS``, or of the arms of ``benchmarks.selection``.
         epoch_loss: The schedule's reading, or that of the attention run that the control is paired with; None for
-            the baseline.
+            the baseline, and in ``benchmarks.selection``.
         label_noise: How many labels of every 32 were redrawn.
         seed: Of the initial weights, the orders, and the labels redrawn.
+        setting: Of ``benchmarks.selection``: the data; None in ``benchmarks.cifar``.
+        rate: Times the base learning rate, where a study compares rates.
     """
 
-    arm: Arm
+    arm: str
     epoch_loss: EpochLoss | None
     label_noise: int
     seed: int
+    setting: str | None = None
+    rate: float | None = None
 
     def __str__(self) -> str:
         reading = "" if self.epoch_loss is None else f"-{self.epoch_loss}"
-        return f"{self.arm}{reading}-noise{self.label_noise}-seed{self.seed}"
+        noise = f"-noise{self.label_noise}" if self.setting is None else ""
+        rate = "" if self.rate is None else f"-rate{self.rate:g}"
+        return f"{self.setting + '-' if self.setting else ''}{self.arm}{reading}{noise}-seed{self.seed}{rate}"
 
 
 class OfRun(Checked):
-    """What every line says of the run that it belongs to."""
+    """What every line says of the run that it belongs to; the fields are those of ``RunName``."""
 
     configuration: str
-    arm: Arm
-    epoch_loss: EpochLoss | None
-    label_noise: Count
+    arm: str
+    epoch_loss: EpochLoss | None = None
+    label_noise: Count = 0
     seed: int
+    setting: str | None = None
+    rate: float | None = None
 
     @property
     def run(self) -> RunName:
         """The run."""
-        return RunName(self.arm, self.epoch_loss, self.label_noise, self.seed)
+        return RunName(self.arm, self.epoch_loss, self.label_noise, self.seed, self.setting, self.rate)
 
 
 class Flipped(Checked):
@@ -151,8 +183,34 @@ class Flipped(Checked):
     flipped: Count
 
 
+class Chosen(Checked):
+    """What an evaluation says beside accuracy where an arm chooses samples.
+
+    Attributes:
+        forward_samples: Samples that the network ran on in training, those included that were only looked at.
+        pruned: Samples that were left out.
+        counts: Training samples of each group: a class, or a kind that no label tells.
+        recalls: Per cent of the test samples of each group.
+        learning_rate: The peak; None in older records of ``images``, where it is 0.1.
+        score: What arms of ``kinds`` are compared by: accuracy in per cent, of text minus the mean loss over sorts.
+        validation: The same on validation data.
+        group_losses: Mean test loss of each group.
+        data_sha256: Of the data that the setting draws from.
+    """
+
+    forward_samples: Count
+    pruned: Count
+    counts: list[Count]
+    recalls: list[float]
+    learning_rate: float | None = None
+    score: float | None = None
+    validation: float | None = None
+    group_losses: list[float] | None = None
+    data_sha256: str | None = None
+
+
 class Epoch(OfRun):
-    """One epoch of one run.
+    """One evaluation of one run: an epoch, or the whole training in ``benchmarks.selection``.
 
     Attributes:
         epoch: From 1. The last epoch of ``longer`` may have fewer batches than the others.
@@ -177,27 +235,29 @@ class Epoch(OfRun):
         host_reads: How often the host waited for the device to learn where it was.
         batches_by_visits: How many batches took how many visits, and the wrong labels in them. None for arms
             without repeats.
+        chosen: Where an arm chooses samples; None in ``benchmarks.cifar``.
     """
 
     epoch: Annotated[int, Field(ge=1)]
     batches: Annotated[int, Field(ge=1)]
     updates: Annotated[int, Field(ge=1)]
     repeats: Count
-    threshold: float | None
+    threshold: float | None = None
     train_loss: float | None
-    test_loss: float | None
+    test_loss: float | None = None
     accuracy: Share
     macro_f1: Share
     seconds: Annotated[float, Field(ge=0)]
     evaluation_seconds: Annotated[float, Field(ge=0)]
     finished_at: str
     shared_device: bool
-    precision: Precision
-    capped_batches: Count
-    nonfinite_losses: Count
-    most_visits: Count
-    host_reads: int | None
-    batches_by_visits: dict[int, Flipped] | None
+    precision: Precision = "default"
+    capped_batches: Count = 0
+    nonfinite_losses: Count = 0
+    most_visits: Count = 1
+    host_reads: int | None = None
+    batches_by_visits: dict[int, Flipped] | None = None
+    chosen: Chosen | None = None
 
 
 class Evaluated(Checked):
@@ -237,15 +297,18 @@ class Run(OfRun):
         is_finished: Whether all of its epochs are there.
         flipped_labels: Training images whose label is another than their true one.
         surroundings: Where it ran; more than one entry if it was stopped and went on elsewhere.
-        best: At the first epoch of the highest test accuracy, which is the paper's choice.
-        last: At the last epoch.
+        best: At the first epoch of the highest test accuracy, which is the paper's choice; None where an arm chooses
+            samples.
+        last: At the last epoch; None as above.
+        doses: How many samples each pass left out, which a random twin is made from.
     """
 
     is_finished: bool
-    flipped_labels: Count
+    flipped_labels: Count = 0
     surroundings: list[Surroundings]
-    best: Evaluated
-    last: Evaluated
+    best: Evaluated | None = None
+    last: Evaluated | None = None
+    doses: dict[str, Any] | None = None
 
 
 class OfVisits(OfRun):
