@@ -1,33 +1,33 @@
-"""What the benchmarks refuse, with what to do about it."""
-
-from benchmarks.text import visible
+"""Errors of the benchmarks, each with what to do about it."""
 
 
 class BenchmarkError(Exception):
-    """Base of all errors that a benchmark raises on purpose; its message is all that a user needs to see.
-
-    The message may hold names of files and from records, so it is shown without control characters.
-    """
-
-    def __str__(self) -> str:
-        return visible(super().__str__())
+    """Base of all errors that a benchmark raises on purpose; its message is all that a user needs to see."""
 
 
 class DataError(BenchmarkError):
-    """A data set is missing, damaged or of a kind that cannot be trained on."""
+    """A data set is missing, damaged or unfit for training."""
 
 
 class ModelError(BenchmarkError):
-    """A model is unknown, cannot be made for these images, or its weights cannot be had."""
+    """A model is unknown, does not take these images, or its weights are unavailable."""
 
 
 class PlanError(BenchmarkError):
-    """What was asked for makes no sense together."""
+    """Options contradict each other or are out of range."""
 
 
 class RecordsError(BenchmarkError):
-    """Records are missing, damaged, of another schema, or of two configurations that do not belong together."""
+    """Records are missing, damaged, of another schema, or of another configuration."""
 
 
 class StorageError(BenchmarkError):
-    """A file cannot be written or read. What was safe before is safe still."""
+    """A file cannot be written or read. What was saved before is intact."""
+
+
+class RunIsBeingMade(BenchmarkError):  # noqa: N818
+    """Another process holds the run's lock."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """The command told its runs to stop; they resume from their last state."""
