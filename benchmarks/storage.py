@@ -106,7 +106,9 @@ class Storage:
             try:
                 read_configuration(self.folder)
             except RecordsError as error:
-                raise RecordsError(f"{self.folder} is not a folder of records: {error}, or give another --out") from error
+                raise RecordsError(
+                    f"{self.folder} is not a folder of records: {error}, or give another --out"
+                ) from error
             return
         taken = [name for name in (_WORK, _RUNS, _EPOCHS, _VISITS) if os.path.lexists(self.folder / name)]
         if taken:

