@@ -46,9 +46,10 @@ from benchmarks.evaluation import evaluate, measure_numerics
 from benchmarks.images import CIFAR, ImageSet, load_images
 from benchmarks.label_noise import GROUP_SIZE, redraw_labels
 from benchmarks.models import ModelRecipe, count_parameters, find_recipe, make_model
+from benchmarks.running import run_all
 from benchmarks.schema import ARMS, Configuration, Data, EpochLoss, Flipped, Precision, RunName
 from benchmarks.storage import Storage
-from benchmarks.training import Job, Tested, Trained, make_run
+from benchmarks.training import Job, Tested, Trained
 
 # Enough to keep a device busy; between them a run looks whether it is to stop.
 _UPDATES_BETWEEN_CHECKS = 64
@@ -85,6 +86,8 @@ class Options:
         deterministic: Ask PyTorch for deterministic algorithms.
         device: cpu, or cuda, or cuda:1 and so on.
         at_once: Runs at once.
+        executor: What makes them: processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
+        executor_options: KEY=VALUE for it, such as slurm_partition=gpu.
         threads: CPU threads of a run; sums depend on it.
         checkpoint_seconds: Least time between states kept, at the end of an epoch; 0 for every epoch.
         out: Folder of the records.
@@ -111,130 +114,105 @@ class Options:
     deterministic: bool = True
     device: Annotated[str | None, _unless_given("cuda if there is one, else cpu")] = None
     at_once: int = 1
+    executor: Annotated[str | None, _unless_given("this process, or processes with --at-once")] = None
+    executor_options: tuple[str, ...] = ()
     threads: int = 1
     checkpoint_seconds: float = 0.0
     out: Annotated[Path | None, _unless_given("runs/<model>-<data>")] = None
 
-    def check(self) -> None:
-        """Check all that needs no data.
 
-        Raises:
-            PlanError: If a number is out of its range.
-            OptionError: If ``k`` is out of Batch-attention's range.
-        """
-        for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("threads", 1), ("max_visits", 0)):
-            if getattr(self, name) < least:
-                option = name.replace("_", "-")
-                raise PlanError(f"--{option} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.learning_rate < math.inf:
-            raise PlanError(f"--learning-rate is {self.learning_rate}; it must be a number above 0")
-        if self.k is not None:
-            BatchAttentionSchedule(self.k)
+def check(options: Options) -> None:
+    """Refuse options that are out of their range, before there is data."""
+    for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("threads", 1), ("max_visits", 0)):
+        if getattr(options, name) < least:
+            option = name.replace("_", "-")
+            raise PlanError(f"--{option} is {getattr(options, name)}; it must be at least {least}")
+    if not 0 < options.learning_rate < math.inf:
+        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be a number above 0")
+    if options.k is not None:
+        BatchAttentionSchedule(options.k)
+    for name in ("arms", "epoch_loss", "label_noise", "seeds"):
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise PlanError(f"{name} is {list(values)}; give at least one value, and none twice")
+    if unknown := set(options.arms) - set(ARMS):
+        raise PlanError(f"there is no arm {min(unknown)!r}; the arms are {', '.join(ARMS)}")
+    if min(options.seeds) < 0:
+        raise PlanError(f"--seeds has {min(options.seeds)}; seeds are whole numbers of at least 0")
+    if not 0 <= min(options.label_noise) <= max(options.label_noise) <= GROUP_SIZE:
+        raise PlanError(
+            f"--label-noise is {list(options.label_noise)}; each must be 0 to {GROUP_SIZE}, of {GROUP_SIZE}"
+        )
 
-    def plan(self) -> list[RunName]:
-        """Every run that was asked for, after the runs that it needs.
 
-        Raises:
-            PlanError: If nothing was asked for, something twice, or something unknown.
-        """
-        asked = {"arms": self.arms, "epoch-loss": self.epoch_loss, "label-noise": self.label_noise, "seeds": self.seeds}
-        for option, values in asked.items():
-            if not values or len(set(values)) < len(values):
-                raise PlanError(f"--{option} is {list(values)}; give at least one value, and none twice")
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
-            raise PlanError(f"there is no arm {unknown[0]!r}; the arms are {', '.join(ARMS)}")
-        if min(self.seeds) < 0:
-            raise PlanError(f"--seeds has {min(self.seeds)}; seeds are whole numbers of at least 0")
-        if wrong := [noise for noise in self.label_noise if not 0 <= noise <= GROUP_SIZE]:
-            raise PlanError(f"--label-noise is {wrong[0]}, images of every {GROUP_SIZE}; it must be 0 to {GROUP_SIZE}")
-        runs: dict[RunName, None] = {}
-        for noise, seed, arm in itertools.product(
-            self.label_noise, self.seeds, [arm for arm in ARMS if arm in self.arms]
-        ):
-            for reading in [None] if arm == "baseline" else self.epoch_loss:
-                run = RunName(arm, reading, noise, seed)
-                runs |= dict.fromkeys([*needs(run), run])
-        return list(runs)
-
-    def find_device(self) -> torch.device:
-        """The device to train on.
-
-        Raises:
-            PlanError: If there is none of that name.
-        """
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on") from error
-        if device.type not in ("cpu", "cuda"):
-            raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise PlanError(f"--device is {name!r}, and there is none here; leave it out to take what there is")
-        return torch.device("cpu") if device.type == "cpu" else device
-
-    def load(self) -> ImageSet:
-        """As many images as were asked for.
-
-        Raises:
-            DataError: If there are not as many.
-        """
-        test_images = self.images if self.test_images is None else self.test_images or None
-        return load_images(self.data, self.data_dir, self.images, test_images)
-
-    def configure(self, data: Data) -> Configuration:
-        """What all runs on this data have in common.
-
-        Raises:
-            BenchmarkError: If there is no such model, or it cannot be trained on this data.
-        """
-        if data.train_images % self.batch_size == 1:
-            raise PlanError(
-                f"{data.train_images} images in batches of {self.batch_size} leave one for the last, which batch "
-                "normalization cannot train on; give another --batch-size"
-            )
-        recipe = find_recipe(self.model, data.height, data.width, pretrained=self.pretrained, reduced=self.reduced)
-        # Options and fields of the same name are the same thing, but for these.
-        asked = {name: value for name, value in vars(self).items() if name in Configuration.model_fields}
-        asked |= {
-            "architecture": recipe.architecture,
-            "model_options": recipe.options,
-            "weights": recipe.describe_weights(),
-            "parameters": count_parameters(recipe, data),
-            "data": data,
-            "k": self.k if self.k is not None else 1.5 if len(data.classes) == 100 else 1.2,
-            "max_visits": self.max_visits or None,
-        }
-        return Configuration(**asked)
+def plan(options: Options) -> list[RunName]:
+    """Every run that was asked for, after the runs that it needs."""
+    runs: dict[RunName, None] = {}
+    arms = [arm for arm in ARMS if arm in options.arms]
+    for noise, seed, arm in itertools.product(options.label_noise, options.seeds, arms):
+        for reading in [None] if arm == "baseline" else options.epoch_loss:
+            run = RunName(arm, reading, noise, seed)
+            runs |= dict.fromkeys([*needs(run), run])
+    return list(runs)
 
 
 def needs(run: RunName) -> list[RunName]:
-    """The runs that this one is made from.
+    """The runs that this one is made from: ``random`` from attention's visits, ``longer`` from their number as well.
 
-    ``random`` takes the visits of the attention run and ``longer`` its updates; ``longer`` starts from the end of the
-    baseline, whose first epochs would be its own.
+    ``longer`` starts from the end of the baseline, whose epochs would be its own.
     """
-    if run.arm in ("baseline", "attention"):
-        return []
     attention = run._replace(arm="attention")
-    return [attention] if run.arm == "random" else [baseline_of(run), attention]
+    return {"random": [attention], "longer": [_baseline_of(run), attention]}.get(run.arm, [])
 
 
-def baseline_of(run: RunName) -> RunName:
-    """The baseline that this run is paired with."""
+def _baseline_of(run: RunName) -> RunName:
     return run._replace(arm="baseline", epoch_loss=None)
 
 
+def find_device(options: Options) -> torch.device:
+    """The device to train on; that of other machines is not known here."""
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on")
+    is_here = options.executor in (None, "processes")
+    if is_here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PlanError(f"--device is {name!r}, and there is none here; leave it out to take what there is")
+    return device
+
+
+def load(options: Options) -> ImageSet:
+    """As many images as were asked for."""
+    test_images = options.images if options.test_images is None else options.test_images or None
+    return load_images(options.data, options.data_dir, options.images, test_images)
+
+
+def configure(options: Options, data: Data) -> Configuration:
+    """What all runs on this data have in common."""
+    if data.train_images % options.batch_size == 1:
+        raise PlanError(
+            f"{data.train_images} images in batches of {options.batch_size} leave one for the last, which batch "
+            "normalization cannot train on; give another --batch-size"
+        )
+    recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained, reduced=options.reduced)
+    # Options and fields of the same name are the same thing, but for these.
+    asked = {name: value for name, value in vars(options).items() if name in Configuration.model_fields}
+    asked |= {
+        "architecture": recipe.architecture,
+        "model_options": recipe.options,
+        "weights": recipe.describe_weights(),
+        "parameters": count_parameters(recipe, data),
+        "data": data,
+        "k": options.k if options.k is not None else 1.5 if len(data.classes) == 100 else 1.2,
+        "max_visits": options.max_visits or None,
+    }
+    return Configuration(**asked)
+
+
 # One run ----------------------------------------------------------------------------------------------------
-
-
-def build(job: Job) -> ImageTraining:
-    """A run at its start.
-
-    Raises:
-        BenchmarkError: If the data or the weights differ from those of the records, or a run that it needs is missing.
-    """
-    return ImageTraining(job)
 
 
 @lru_cache(maxsize=1)
@@ -246,11 +224,7 @@ def _load(data: str, data_dir: Path, train_images: int, test_images: int, sha256
 
 
 class ImageTraining:
-    """Training of one run (see ``benchmarks.training.Training``).
-
-    Args:
-        job: Which one.
-    """
+    """Training of one run (see ``benchmarks.training.Training``)."""
 
     def __init__(self, job: Job) -> None:
         storage = Storage(job.folder)
@@ -268,18 +242,14 @@ class ImageTraining:
         # ``longer`` ends with these; other arms by their epochs.
         self._updates_wanted: int | None = None
         schedule = None
+        attention = job.run._replace(arm="attention")
         if job.run.arm == "attention":
-            k, max_visits, epoch_loss = (
-                self._configuration.k,
-                self._configuration.max_visits,
-                job.run.epoch_loss or "first",
-            )
-            schedule = BatchAttentionSchedule(k, epoch_loss=epoch_loss, max_visits=max_visits)
+            k, max_visits = self._configuration.k, self._configuration.max_visits
+            schedule = BatchAttentionSchedule(k, epoch_loss=job.run.epoch_loss or "first", max_visits=max_visits)
         elif job.run.arm == "random":
-            visits = storage.read_visits(job.run._replace(arm="attention"))
-            schedule = EqualComputeControl(visits, seed=job.run.seed)
+            schedule = EqualComputeControl(storage.read_visits(attention), seed=job.run.seed)
         elif job.run.arm == "longer":
-            self._updates_wanted = sum(map(sum, storage.read_visits(job.run._replace(arm="attention"))))
+            self._updates_wanted = sum(map(sum, storage.read_visits(attention)))
         self._loop = self._make_loop(train, torch.from_numpy(labels).to(device), schedule)
         self._epochs = 0
 
@@ -385,19 +355,17 @@ class ImageTraining:
         return counted
 
 
+build = ImageTraining
+
+
 # The command ------------------------------------------------------------------------------------------------
 
 
 def run(options: Options, console: Console) -> Path:
-    """Make all runs, and return the folder of their records.
-
-    Raises:
-        BenchmarkError: If they cannot be made. The epochs up to the last states are recorded.
-    """
-    options.check()
-    runs, device = options.plan(), options.find_device()
-    data = options.load().describe()
-    configuration = options.configure(data)
+    """Make all runs, and return the folder of their records."""
+    check(options)
+    runs, device, data = plan(options), find_device(options), load(options).describe()
+    configuration = configure(options, data)
     folder = (options.out or Path("runs") / f"{options.model}-{data.name}").resolve()
     storage = Storage(folder, configuration)
     with storage.opened():
@@ -412,35 +380,37 @@ def run(options: Options, console: Console) -> Path:
             highlight=False,
             markup=False,
         )
-        jobs = [_job(name, waiting, options, folder, device) for name in waiting]
+        starts = {name: _baseline_of(name) for name in waiting if name.arm == "longer"}
+        jobs = [
+            Job(
+                folder=folder,
+                run=name,
+                data=options.data if options.data in CIFAR else str(Path(options.data).resolve()),
+                data_dir=options.data_dir.resolve(),
+                device=str(device),
+                threads=options.threads,
+                at_once=options.at_once,
+                checkpoint_seconds=options.checkpoint_seconds,
+                starts_as=starts.get(name),
+                keeps_state=name in starts.values(),
+            )
+            for name in waiting
+        ]
         try:
-            for job in jobs:
-                make_run(job)
+            run_all(
+                jobs,
+                needs=needs,
+                executor=options.executor,
+                at_once=options.at_once,
+                console=console,
+                executor_options=options.executor_options,
+            )
         finally:
             finished = storage.finished()
-            for name in finished.intersection(runs) - {_start_of(name) for name in runs if name not in finished}:
+            for name in finished - {start for longer, start in starts.items() if longer not in finished}:
                 storage.forget_state(name)
             storage.write_records()
     return folder
-
-
-def _start_of(run: RunName) -> RunName | None:
-    return baseline_of(run) if run.arm == "longer" else None
-
-
-def _job(run: RunName, waiting: Sequence[RunName], options: Options, folder: Path, device: torch.device) -> Job:
-    return Job(
-        folder=folder,
-        run=run,
-        data=options.data if options.data in CIFAR else str(Path(options.data).resolve()),
-        data_dir=options.data_dir.resolve(),
-        device=str(device),
-        threads=options.threads,
-        at_once=options.at_once,
-        checkpoint_seconds=options.checkpoint_seconds,
-        starts_as=_start_of(run),
-        keeps_state=any(_start_of(other) == run for other in waiting),
-    )
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -464,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (BenchmarkError, BatchAttentionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes from the last epoch that was kept")
+        sys.exit(130)
     text = f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -20,29 +20,17 @@ CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
 class Split(NamedTuple):
-    """One half of a data set.
+    """One half of a data set."""
 
-    Attributes:
-        images: uint8, (images, 3, height, width).
-        labels: int64, (images,).
-    """
-
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # (images, 3, height, width)
     labels: NDArray[np.int64]
 
 
 class ImageSet(NamedTuple):
-    """A data set in memory.
-
-    Attributes:
-        name: As in ``schema.Data``.
-        classes: Their names, in the order of the labels.
-        train: To train on.
-        test: To evaluate on.
-    """
+    """A data set in memory."""
 
     name: str
-    classes: list[str]
+    classes: list[str]  # in the order of the labels
     train: Split
     test: Split
 
@@ -64,28 +52,18 @@ class ImageSet(NamedTuple):
 
 
 def load_images(data: str, data_dir: Path, train_images: int | None = None, test_images: int | None = None) -> ImageSet:
-    """Load a data set, or so many images of it, always the same ones.
+    """Load a data set, or so many of its images, always the same ones; a ``DataError`` if it is unfit for training.
 
     Args:
-        data: ``cifar10`` or ``cifar100``, which torchvision downloads into ``data_dir`` unless they are there, or a
-            folder with ``train/<class>/`` and ``test/<class>/``, as torchvision's ImageFolder takes them. Their
-            images are converted to RGB, and have one size.
-        data_dir: Where downloads are kept.
+        data: ``cifar10`` or ``cifar100``, or a folder with ``train/<class>/`` and ``test/<class>/``, as torchvision's
+            ImageFolder takes them. Their images are converted to RGB, and have one size.
+        data_dir: Where torchvision finds CIFAR, or downloads it.
         train_images: None for all.
         test_images: None for all.
-
-    Raises:
-        DataError: If the data is missing, damaged, unfit for training, or has fewer images.
     """
     if data in CIFAR:
         return _load_cifar(data, data_dir, train_images, test_images)
-    folder = Path(data)
-    if not folder.is_dir():
-        raise DataError(
-            f"data is {data!r}; it must be cifar10, cifar100, or a folder with train/<class>/*.png and "
-            "test/<class>/*.png, and there is no such folder"
-        )
-    return _load_folder(folder, train_images, test_images)
+    return _load_folder(Path(data), train_images, test_images)
 
 
 def _load_cifar(name: str, data_dir: Path, train_images: int | None, test_images: int | None) -> ImageSet:
@@ -110,13 +88,13 @@ def _load_folder(folder: Path, train_images: int | None, test_images: int | None
         train, test = (datasets.ImageFolder(str(folder / split)) for split in ("train", "test"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} is not a folder of images: {error}. It takes train/<class>/*.png and test/<class>/*.png"
+            f"data is {str(folder)!r}; it must be cifar10, cifar100, or a folder with train/<class>/*.png and "
+            f"test/<class>/*.png ({error})"
         ) from error
     if train.classes != test.classes or len(train.classes) < 2:
-        only_one = sorted(set(train.classes) ^ set(test.classes))
         raise DataError(
-            f"{folder} has {len(train.classes)} classes in train and {len(test.classes)} in test, and only one of them "
-            f"has {', '.join(map(repr, only_one[:5])) or 'nothing'}; give both the same sub-folders, at least 2"
+            f"{folder} has the classes {train.classes[:5]} in train and {test.classes[:5]} in test (the first 5); give "
+            "both the same sub-folders, at least 2"
         )
     splits: list[Split] = []
     for split, dataset, wanted in (("train", train, train_images), ("test", test, test_images)):

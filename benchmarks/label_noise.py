@@ -9,50 +9,20 @@ GROUP_SIZE = 32
 
 
 def redraw_labels(labels: NDArray[np.int64], classes: int, per_group: int, seed: int) -> NDArray[np.int64]:
-    """Redraw ``per_group`` labels of every 32, in the order in which the images are stored.
+    """Labels with ``per_group`` of every 32 drawn again, in the order in which the images are stored.
 
-    A label is drawn from all classes, so with ten of them a tenth of the redrawn labels is the true one again. With
-    the same seed, more noise redraws the same labels and further ones.
-
-    Args:
-        labels: (images,).
-        classes: How many there are.
-        per_group: 1, 3 and 6 are the paper's 3, 10 and 20 %.
-        seed: Fixes which labels are redrawn, and to what.
-
-    Returns:
-        The labels, (images,).
+    A label is drawn from all classes, so with ten of them a tenth of those drawn is the true one again. With the same
+    seed, more noise draws the same labels again and further ones. Of fewer than 32 at the end, proportionally many are
+    drawn again, rounded down. 1, 3 and 6 of 32 are the paper's 3, 10 and 20 %.
     """
-    drawing = np.random.default_rng(seed)
-    _draw_ranks(len(labels), drawing)
-    drawn = drawing.integers(0, classes, len(labels))
-    return np.where(choose_images(len(labels), per_group, seed), drawn, labels)
-
-
-def choose_images(images: int, per_group: int, seed: int) -> NDArray[np.bool_]:
-    """Which images get another label: exactly ``per_group`` of every 32.
-
-    Where fewer than 32 are left at the end, proportionally many of them, rounded down.
-
-    Args:
-        images: How many there are.
-        per_group: 0 to 32.
-        seed: Fixes which.
-
-    Returns:
-        (images,).
-    """
-    ranks = _draw_ranks(images, np.random.default_rng(seed))
-    groups = len(ranks)
+    images, drawing = len(labels), np.random.default_rng(seed)
+    groups = -(-images // GROUP_SIZE)
+    # The lowest of each group are chosen.
+    ranks = drawing.random((groups, GROUP_SIZE))
+    drawn = drawing.integers(0, classes, images)
     last_size = images - (groups - 1) * GROUP_SIZE
     ranks[-1, last_size:] = np.inf
-    places = ranks.argsort(axis=1).argsort(axis=1)
     wanted = np.full((groups, 1), per_group)
     wanted[-1] = per_group * last_size // GROUP_SIZE
-    chosen: NDArray[np.bool_] = (places < wanted).reshape(-1)[:images]
-    return chosen
-
-
-def _draw_ranks(images: int, drawing: np.random.Generator) -> NDArray[np.float64]:
-    """A number for each place in each group; the least are chosen, so that levels of noise are nested."""
-    return drawing.random((-(-images // GROUP_SIZE), GROUP_SIZE))
+    is_chosen = ranks.argsort(axis=1).argsort(axis=1) < wanted
+    return np.where(is_chosen.reshape(-1)[:images], drawn, labels)
