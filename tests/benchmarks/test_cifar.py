@@ -261,7 +261,8 @@ def test_the_options_of_every_record_that_is_kept_give_its_configuration(folder)
     name = next(iter(records.runs))
     options = again.options_of(records, name)
     assert plan(options)[-1] == name
-    recorded, recipe = records.configuration, dict(pretrained=options.pretrained, reduced=options.reduced)
+    recorded = records.configuration
+    recipe = {"pretrained": options.pretrained, "reduced": options.reduced}
     assert (
         find_recipe(options.model, recorded.data.height, recorded.data.width, **recipe).options
         == recorded.model_options
