@@ -1,6 +1,5 @@
-"""The command in a process of its own, which may be ended."""
+"""The command in a process of its own, which may be killed."""
 
-import gc
 import multiprocessing
 import os
 import resource
@@ -10,7 +9,7 @@ import torch
 
 from tests.benchmarks.cifar_helpers import run_benchmark
 
-# What starts a process that has everything imported in no time.
+# Starts a process with everything imported in no time.
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload([__name__])
 
@@ -18,13 +17,7 @@ FORK_SERVER.set_forkserver_preload([__name__])
 def run(data, folder, options):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
-    gc.freeze()
     run_benchmark(data, folder, *options)
-
-
-def run_in_group(data, folder, options):
-    os.setpgid(0, 0)
-    run(data, folder, options)
 
 
 def run_with_small_files(data, folder, options, most_bytes, said):
