@@ -246,12 +246,10 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     deterministic: Any = torch.utils.deterministic
     threads, fills = torch.get_num_threads(), deterministic.fill_uninitialized_memory
-    was_deterministic = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
     torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(getattr(storage.configuration, "deterministic", False), warn_only=True)
+    # Only if it is on: the call imports torch's compiler, for seconds.
+    if is_deterministic := getattr(storage.configuration, "deterministic", False):
+        torch.use_deterministic_algorithms(True, warn_only=True)
     # No memory is read here before it is written, and filling it costs a kernel for each tensor.
     deterministic.fill_uninitialized_memory = False
     try:
@@ -260,4 +258,5 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         deterministic.fill_uninitialized_memory = fills
-        torch.use_deterministic_algorithms(was_deterministic[0], warn_only=was_deterministic[1])
+        if is_deterministic:
+            torch.use_deterministic_algorithms(False)
