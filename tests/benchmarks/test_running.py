@@ -149,9 +149,12 @@ def test_a_run_that_is_lost_three_times_at_the_same_epoch_is_given_up(tmp_path):
     assert [epoch for _, epoch, what, _ in read_log(tmp_path / "runs") if what == "begins"] == [1, 2, 3, 3, 3]
 
 
-def test_options_of_an_executor_are_numbers_or_text(tmp_path):
-    make(tmp_path / "runs", 1, executor=THREADS, options=["max_workers=1", "thread_name_prefix=maker"])
-    check_made_once(tmp_path / "runs", 1)
+def test_an_executor_takes_options_and_its_threads_make_one_run_at_a_time(tmp_path):
+    options = ["max_workers=2", "thread_name_prefix=maker"]
+    make(tmp_path / "runs", 2, 2, behaviours=["pause"], executor=THREADS, options=options)
+    seeds = [seed for seed, *_ in read_log(tmp_path / "runs")]
+    assert seeds == sorted(seeds)
+    check_made_once(tmp_path / "runs", 2)
 
 
 @pytest.mark.parametrize(
@@ -235,10 +238,12 @@ def test_after_a_killed_command_the_next_one_makes_nothing_twice(tmp_path, elsew
         process.kill()
 
     def let_go():
-        wait_for(lambda: elsewhere == "processes" or "waiting for it" in console.file.getvalue())
+        wait_for(lambda: "waiting for it" in console.file.getvalue())
         (folder / "go").touch()
 
-    thread = in_thread(let_go)
+    if elsewhere == "processes":
+        wait_for(lambda: is_free(folder))
+    else:
+        in_thread(let_go)
     make(folder, 3, console=console)
-    thread.join()
     check_made_once(folder, 3)

@@ -43,7 +43,7 @@ class Late:
 
         self.submitted += 1
         Late.most = max(Late.most, self.submitted)
-        return SimpleNamespace(done=lambda: True, result=result, cancel=lambda: None)
+        return SimpleNamespace(done=iter([False, True]).__next__, result=result, cancel=lambda: None)
 
 
 class Training:
