@@ -41,7 +41,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -59,81 +59,41 @@ _POLL_SECONDS = 0.1
 _LOCKED_RETRY_SECONDS = 5.0
 _MOST_LOSSES = 3
 
-
-class Pending(Protocol):
-    """A call that an executor was given."""
-
-    def done(self) -> bool:
-        """Whether it has a result, or never will."""
-
-    def result(self) -> Any:
-        """What the function returned; raises an error if its worker was lost."""
-
-    def cancel(self) -> object:
-        """Drop it."""
-
-
-class Executor(Protocol):
-    """What calls functions somewhere."""
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Pending:
-        """Call a function, sooner or later."""
-
-
-class Outcome(NamedTuple):
-    """How an attempt at a run ended on its worker. Not every executor hands exceptions back as they were raised.
-
-    Attributes:
-        kind: ``locked``: another process makes the run; ``refused``: an error with what to do about it.
-        message: Of an error.
-    """
-
-    kind: Literal["finished", "locked", "stopped", "refused", "failed"]
-    message: str = ""
-
+Executor = Any  # has submit(function, *arguments)
+Pending = Any  # has done(), result() and cancel()
+Needs = Callable[[RunName], Sequence[RunName]]
 
 # A worker may have several threads, as Dask's do, and PyTorch has one set of settings and random numbers a process.
 _one_run = threading.Lock()
 
 
-def attempt(job: Job) -> Outcome:
-    """Make a run on this worker."""
+def attempt(job: Job) -> tuple[Literal["finished", "locked", "refused", "failed"], str]:
+    """Make a run on this worker. Errors are returned: not every executor hands them back as they were raised."""
     with _one_run:
         try:
             make_run(job)
-        except RunIsBeingMade:
-            return Outcome("locked")
-        except Stopped:
-            return Outcome("stopped")
-        except (BenchmarkError, BatchAttentionError) as error:
-            return Outcome("refused", str(error))
+        except RunIsBeingMade as error:
+            return "locked", str(error)
+        except (BenchmarkError, BatchAttentionError, Stopped) as error:
+            return "refused", str(error)
         except Exception:
-            return Outcome("failed", traceback.format_exc())
-    return Outcome("finished")
+            return "failed", traceback.format_exc()
+    return "finished", ""
 
 
 def run_all(
     jobs: Sequence[Job],
     *,
-    needs: Callable[[RunName], Sequence[RunName]],
+    needs: Needs,
     executor: str | None,
     at_once: int,
     console: Console,
     executor_options: Sequence[str] = (),
 ) -> None:
-    """Make runs, each after those that it needs.
+    """Make the runs of a folder that are not finished, in this order but for those that wait for others.
 
-    Args:
-        jobs: The runs that are not finished, in the order in which they are wanted, all of one folder.
-        needs: The runs that a run is made from; those that are not among the jobs are finished.
-        executor: See the top of this module; None for this process, or processes where ``at_once`` is above 1.
-        at_once: How many runs are handed out at a time.
-        console: Shows progress.
-        executor_options: ``KEY=VALUE``, for the executor.
-
-    Raises:
-        BenchmarkError: If the executor does not work, a run cannot be made, or its worker was lost three times.
-        KeyboardInterrupt: At Ctrl-C; at TERM and HUP it is SystemExit. The runs stop, whatever the executor.
+    ``needs`` says which runs a run is made from; those that are not among the jobs are finished. At Ctrl-C, TERM (then
+    it raises SystemExit), HUP and errors, the runs are told to stop, whatever the executor.
     """
     if not jobs:
         return
@@ -149,15 +109,13 @@ def run_all(
                 stop_runs(folder, type(error).__name__)
             for pending, _ in handed_out:
                 pending.cancel()
-            if not isinstance(error, Exception):
-                _say(console, "stopped; the same command resumes from the states that were kept last")
             raise
 
 
 def _make_all(
     waiting: list[Job],
     handed_out: list[tuple[Pending, Job]],
-    needs: Callable[[RunName], Sequence[RunName]],
+    needs: Needs,
     executor: Executor,
     at_once: int,
     console: Console,
@@ -169,7 +127,7 @@ def _make_all(
         now = time.monotonic()
         ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, now) <= now]
         for job in ready[: at_once - len(handed_out)]:
-            handed_out.append((_submit(executor, job), job))
+            handed_out.append((executor.submit(attempt, job), job))
             waiting.remove(job)
         for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
             end = _end_of(pending, job, losses)
@@ -185,17 +143,9 @@ def _make_all(
         time.sleep(_POLL_SECONDS)
 
 
-def _submit(executor: Executor, job: Job) -> Pending:
-    try:
-        return executor.submit(attempt, job)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BenchmarkError(f"the executor takes no runs any more ({reason}); the same command resumes") from error
-
-
 def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) -> Literal["finished", "locked", "lost"]:
     try:
-        outcome: Outcome = pending.result()
+        end, message = pending.result()
     except (Exception, CancelledError) as error:
         # A job may be preempted any number of times, as long as it makes progress in between.
         stage = job.run, len(_recorded(job))
@@ -207,13 +157,11 @@ def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) ->
             f"the worker of {job.run} was lost {_MOST_LOSSES} times in a row, as it is when memory runs out; give the "
             f"same command again to resume, with a smaller --at-once. Last error: {type(error).__name__}: {error}"
         ) from error
-    if outcome.kind == "failed":
-        raise RuntimeError(f"{job.run} failed on its worker:\n{outcome.message}")
-    if outcome.kind == "refused":
-        raise BenchmarkError(outcome.message)
-    if outcome.kind == "stopped":
-        raise BenchmarkError(f"something wrote {job.folder / 'work' / 'stop'}; the same command resumes")
-    return outcome.kind
+    if end == "failed":
+        raise RuntimeError(f"{job.run} failed on its worker:\n{message}")
+    if end == "refused":
+        raise BenchmarkError(message)
+    return "locked" if end == "locked" else "finished"
 
 
 @contextmanager
@@ -244,7 +192,7 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if not (key.isidentifier() and equals):
+        if not equals:
             raise PlanError(f"--executor-options has {option!r}; each is KEY=VALUE, such as timeout_min=600")
         try:
             values[key] = json.loads(value)
@@ -254,17 +202,17 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path, stack: ExitStack) -> Executor:
-    kind, _, where = (name or ("processes" if at_once > 1 else "")).partition(":")
-    if kind in ("", "processes"):
-        if where or options:
-            raise PlanError("--executor processes takes neither an address nor --executor-options; leave them out")
-        return stack.enter_context(_Processes.opened(at_once)) if kind else SimpleNamespace(submit=_call_later)
+    kind, _, where = (name or ("processes" if at_once > 1 else "here")).partition(":")
     try:
+        if kind == "here":
+            return SimpleNamespace(submit=_call_later)
+        if kind == "processes":
+            return stack.enter_context(_Processes(at_once, **options))
         if kind == "submitit":
             return _submitit(where or "slurm", folder / "submitit", options)
         if kind == "dask":
             return stack.enter_context(_dask(where, options))
-        executor: Any = getattr(importlib.import_module(kind), where)(**options)
+        executor = getattr(importlib.import_module(kind), where)(**options)
         return stack.enter_context(executor) if hasattr(executor, "__enter__") else executor
     except Exception as error:
         raise PlanError(
@@ -282,7 +230,7 @@ def _call_later(function: Callable[..., Any], *arguments: Any) -> Pending:
 def _submitit(cluster: str, folder: Path, options: dict[str, Any]) -> Executor:
     import submitit
 
-    executor: Any = submitit.AutoExecutor(folder, cluster=cluster)
+    executor = submitit.AutoExecutor(folder, cluster=cluster)
     # Submitit's own limit is a few minutes.
     executor.update_parameters(**{"name": "benchmarks", "timeout_min": 24 * 60} | options)
     return executor
@@ -292,7 +240,7 @@ def _submitit(cluster: str, folder: Path, options: dict[str, Any]) -> Executor:
 def _dask(address: str, options: dict[str, Any]) -> Iterator[Executor]:
     from distributed import Client
 
-    with Client(address, **options) as client:
+    with Client(address or None, **options) as client:
         # Dask makes a pure call with the same arguments once, and a run may be handed out again.
         yield SimpleNamespace(submit=lambda function, *arguments: client.submit(function, *arguments, pure=False))
 
@@ -301,23 +249,20 @@ class _Processes:
     """A pool of one process for each run at once: a process that dies takes no other with it."""
 
     def __init__(self, count: int) -> None:
+        self._others = set(multiprocessing.active_children())
         self._pools = [_new_pool() for _ in range(count)]
         self._last: list[Future[Any] | None] = [None] * count
 
-    @classmethod
-    @contextmanager
-    def opened(cls, count: int) -> Iterator[_Processes]:
-        others = set(multiprocessing.active_children())
-        processes = cls(count)
-        try:
-            yield processes
-        finally:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            for pool in processes._pools:
-                pool.shutdown(cancel_futures=True)
+    def __enter__(self) -> _Processes:
+        return self
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+    def __exit__(self, *_: object) -> None:
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.terminate()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         free = next(number for number, last in enumerate(self._last) if last is None or last.done())
         try:
             future = self._pools[free].submit(function, *arguments)
@@ -333,10 +278,8 @@ def _new_pool() -> ProcessPoolExecutor:
 
 
 def _begin_worker() -> None:
-    # An interrupt is the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # By this signal the parent ends it, also where the command was started to ignore it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the parent ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -369,20 +312,19 @@ def _progress(
     return Live(get_renderable=table, console=console, refresh_per_second=1, transient=True)
 
 
-def _describe(job: Job) -> str:
-    epochs = _recorded(job)
-    said = f"{len(epochs)} epochs"
-    return f"{said}, {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else said
-
-
 def _recorded(job: Job) -> list[dict[str, Any]]:
     """The epochs that a run has recorded up to now."""
     try:
-        record = json.loads((job.folder / "work" / str(job.run) / "record.json").read_bytes())
+        epochs: list[dict[str, Any]] = json.loads((job.folder / f"work/{job.run}/record.json").read_bytes())["epochs"]
     except (OSError, ValueError):
         return []
-    epochs: list[dict[str, Any]] = record["epochs"]
     return epochs
+
+
+def _describe(job: Job) -> str:
+    epochs = _recorded(job)
+    last = f", {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else ""
+    return f"{len(epochs)} epochs{last}"
 
 
 def _say(console: Console, text: str) -> None:
