@@ -1,10 +1,10 @@
-"""The data of each kind: what is trained on, validated on and tested on. Every seed draws other data."""
+"""The data of each setting: what is trained on, validated on and tested on. Every seed draws other data."""
 
 from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,44 +14,45 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_classification
 from torch import Tensor, nn
 
-from benchmarks.cifar.images import ImageSet
 from benchmarks.errors import DataError, PlanError
+from benchmarks.images import ImageSet
 
+IMAGE_SETTINGS = ("balanced", "long_tail", "hidden_kinds", "noisy")
+# How many of the images are trained on where classes are balanced.
+BALANCED_IMAGES = 10_000
 NOISE_SHARE = 0.1
+# With hidden kinds, CIFAR-10's vehicles are one label of two, its animals the other.
+VEHICLES = ("airplane", "automobile", "ship", "truck")
 _PATCHES, _LEAST_RESPONSE = 64, 0.5
 WINDOW = 64
 # The sorts of text, by the suffix of their files in the standard library and among the installed packages.
 SORTS = (".py", ".pyi", ".h", ".c", ".js", ".json", ".md", ".html", ".css", ".csv", ".svg", ".txt")
 _FILES_OF_A_SORT, _BYTES_OF_A_FILE, _LEAST_BYTES = 150, 16_384, 2_048
-# Shares of the files of a sort: validated on, and tested on.
+# Share of the files of a sort that is validated on, and as much that is tested on.
 _HELD_OUT = 0.2
 TABLE_LABELS, TABLE_GROUPS = 4, 5
 # CIFAR-100's superclasses (Krizhevsky, 2009), five fine kinds each.
-SUPERCLASSES = (
-    "beaver dolphin otter seal whale",
-    "aquarium_fish flatfish ray shark trout",
-    "orchid poppy rose sunflower tulip",
-    "bottle bowl can cup plate",
-    "apple mushroom orange pear sweet_pepper",
-    "clock keyboard lamp telephone television",
-    "bed chair couch table wardrobe",
-    "bee beetle butterfly caterpillar cockroach",
-    "bear leopard lion tiger wolf",
-    "bridge castle house road skyscraper",
-    "cloud forest mountain plain sea",
-    "camel cattle chimpanzee elephant kangaroo",
-    "fox porcupine possum raccoon skunk",
-    "crab lobster snail spider worm",
-    "baby boy girl man woman",
-    "crocodile dinosaur lizard snake turtle",
-    "hamster mouse rabbit shrew squirrel",
-    "maple_tree oak_tree palm_tree pine_tree willow_tree",
-    "bicycle bus motorcycle pickup_truck train",
-    "lawn_mower rocket streetcar tank tractor",
-)
+SUPERCLASSES = Path(__file__).with_name("superclasses.txt").read_text(encoding="utf-8").splitlines()
+Array = NDArray[np.int64]
 
 
-class Setting(NamedTuple):
+class ImageSizes(NamedTuple):
+    """A setting of the images, and how a network is trained on it.
+
+    Attributes:
+        updates: Of every arm, but for plain training at another arm's cost.
+        batch_size: Samples in a batch.
+        imbalance: Images of the most frequent group over those of the rarest, where there is a long tail.
+        images: To train on at most, for trials; None for all that the setting has.
+    """
+
+    updates: int
+    batch_size: int
+    imbalance: float
+    images: int | None
+
+
+class Sizes(NamedTuple):
     """One kind of data, and how a network is trained on it.
 
     Attributes:
@@ -73,11 +74,11 @@ class Setting(NamedTuple):
     learning_rate: float
 
 
-SETTINGS = {
-    "hidden_fine": Setting(120, 25.0, 20, 50, 64, 12, 0.002),
-    "text": Setting(400, 60.0, 40, 100, 16, 6, 0.03),
-    "noisy": Setting(400, 1.0, 200, 500, 64, 12, 0.002),
-    "table": Setting(500, 25.0, 100, 500, 64, 12, 0.03),
+KINDS = {
+    "hidden_fine": Sizes(120, 25.0, 20, 50, 64, 12, 0.002),
+    "text": Sizes(400, 60.0, 40, 100, 16, 6, 0.03),
+    "noisy": Sizes(400, 1.0, 200, 500, 64, 12, 0.002),
+    "table": Sizes(500, 25.0, 100, 500, 64, 12, 0.03),
 }
 
 
@@ -87,7 +88,7 @@ class Part(NamedTuple):
     Attributes:
         inputs: (samples, ...).
         targets: (samples,) labels, or (samples, window) bytes.
-        groups: (samples,): the group of each, which no label tells.
+        groups: (samples,): the class, the sort of text, or the hidden kind of each.
     """
 
     inputs: Tensor
@@ -96,53 +97,103 @@ class Part(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The data of a run."""
+    """The data of a run.
+
+    Attributes:
+        train: To train on.
+        validation: To choose the learning rate by; None where there is one rate.
+        test: To test on.
+        counts: Training samples of each group.
+        outputs: How many labels there are.
+    """
 
     train: Part
-    validation: Part
+    validation: Part | None
     test: Part
     counts: list[int]
     outputs: int
 
 
-def make_task(sources: Mapping[str, object], name: str, seed: int, setting: Setting) -> Task:
-    """The task of a kind of data; all arms of a seed have the same.
+Source = ImageSet | Mapping[str, list[bytes]] | None
+
+
+def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -> Task:
+    """The data of a run; all arms of a seed have the same.
 
     Args:
-        sources: ``cifar100`` and ``cifar10``, each an ``ImageSet``, and ``text``, as ``collect_text`` returns it; only
-            what the kind needs.
-        name: One of ``SETTINGS``.
-        seed: Of the drawing.
-        setting: Its sizes.
+        source: An ``ImageSet``, with ten classes for ``ImageSizes``; for ``text`` what ``collect_text`` returns, for
+            ``table`` None.
+        name: Of the setting.
+        seed: Of the samples, and of which groups are rare.
+        sizes: How many.
 
     Raises:
-        PlanError: If a group has too few samples.
+        PlanError: If the classes are not those of the setting, or a group has too few samples.
     """
-    rng = np.random.default_rng([seed, list(SETTINGS).index(name), 25])
-    if name == "text":
-        return _text_task(sources["text"], rng, setting)  # type: ignore[arg-type]
-    if name == "table":
-        return _table_task(seed, rng, setting)
-    return _image_task(sources["cifar100" if name == "hidden_fine" else "cifar10"], name, rng, setting)  # type: ignore[arg-type]
+    if isinstance(sizes, ImageSizes):
+        assert isinstance(source, ImageSet)
+        return image_task(source, name, seed, sizes.imbalance, sizes.images)
+    rng = np.random.default_rng([seed, list(KINDS).index(name), 25])
+    if isinstance(source, ImageSet):
+        return _feature_task(source, name, rng, sizes)
+    return _table_task(seed, rng, sizes) if source is None else _text_task(source, rng, sizes)
 
 
-def _tail(rng: np.random.Generator, label_of: NDArray[np.int64], setting: Setting) -> list[int]:
-    """How many samples of each group: a long tail over the groups of each label, in an order drawn by chance."""
+def image_task(data: ImageSet, setting: str, seed: int, imbalance: float, images: int | None = None) -> Task:
+    """One of ``IMAGE_SETTINGS``; the arguments are those of ``make_task`` and ``ImageSizes``."""
+    rng = np.random.default_rng([seed, IMAGE_SETTINGS.index(setting)])
+    groups, test_groups = (np.asarray(split.labels, dtype=np.int64) for split in (data.train, data.test))
+    number = len(data.classes)
+    most = int(np.bincount(groups, minlength=number).min())
+    if setting in ("long_tail", "hidden_kinds"):
+        ranks = rng.permutation(number)
+        wanted = [int(most * imbalance ** (-ranks[group] / (number - 1))) for group in range(number)]
+    else:
+        wanted = [min(most, BALANCED_IMAGES // number)] * number
+    if images is not None:
+        wanted = [min(count, max(1, count * images // sum(wanted))) for count in wanted]
+    if min(wanted) < 1:
+        raise PlanError(
+            f"an imbalance of {imbalance:g} leaves the rarest kind without an image: the most frequent has {most}; "
+            "give a smaller --imbalance"
+        )
+    chosen = _pick(rng, groups, wanted)[0]
+    label_of = np.arange(number)
+    if setting == "hidden_kinds":
+        if not set(VEHICLES) < set(data.classes):
+            raise PlanError(f"hidden_kinds takes CIFAR-10's classes, not {', '.join(data.classes[:4])}, ...")
+        label_of = np.array([int(name in VEHICLES) for name in data.classes])
+    labels = label_of[groups[chosen]]
+    if setting == "noisy":
+        redrawn = rng.random(len(labels)) < NOISE_SHARE
+        labels = np.where(redrawn, rng.integers(0, number, len(labels)), labels)
+    train, test = (
+        torch.from_numpy(np.ascontiguousarray(split)).float().div_(255)
+        for split in (data.train.images[chosen], data.test.images)
+    )
+    mean, deviation = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
+    of_train = Part((train - mean) / deviation, torch.from_numpy(labels), torch.from_numpy(groups[chosen]))
+    of_test = Part((test - mean) / deviation, torch.from_numpy(label_of[test_groups]), torch.from_numpy(test_groups))
+    return Task(of_train, None, of_test, wanted, len(set(label_of.tolist())))
+
+
+def _tail(rng: np.random.Generator, label_of: Array, sizes: Sizes) -> list[int]:
+    """How many samples of each group: a long tail over the groups of each label, in random order."""
     wanted = np.empty(len(label_of), dtype=np.int64)
     for label in np.unique(label_of):
         groups = rng.permutation(np.flatnonzero(label_of == label))
         steps = np.arange(len(groups)) / max(1, len(groups) - 1)
-        wanted[groups] = (setting.most * setting.imbalance**-steps).astype(np.int64)
+        wanted[groups] = (sizes.most * sizes.imbalance**-steps).astype(np.int64)
     return wanted.tolist()
 
 
-def _pick(rng: np.random.Generator, groups: NDArray[np.int64], *wanted: list[int]) -> list[NDArray[np.int64]]:
+def _pick(rng: np.random.Generator, groups: Array, *wanted: list[int]) -> list[Array]:
     """Indices of so many samples of each group, once for each list, in random order; no sample is picked twice.
 
     Raises:
         PlanError: If a group has fewer.
     """
-    parts: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
+    parts: list[list[Array]] = [[] for _ in wanted]
     for group, counts in enumerate(zip(*wanted, strict=True)):
         places = rng.permutation(np.flatnonzero(groups == group))
         if len(places) < sum(counts):
@@ -153,7 +204,7 @@ def _pick(rng: np.random.Generator, groups: NDArray[np.int64], *wanted: list[int
     return [rng.permutation(np.concatenate(part)) for part in parts]
 
 
-def _image_task(data: ImageSet, name: str, rng: np.random.Generator, setting: Setting) -> Task:
+def _feature_task(data: ImageSet, name: str, rng: np.random.Generator, sizes: Sizes) -> Task:
     number = len(data.classes)
     label_of = np.arange(number)
     if name == "hidden_fine":
@@ -161,25 +212,24 @@ def _image_task(data: ImageSet, name: str, rng: np.random.Generator, setting: Se
         if set(data.classes) != set(superclass):
             raise PlanError(f"hidden_fine takes CIFAR-100's classes, not {', '.join(data.classes[:4])}, ...")
         label_of = np.array([superclass[fine] for fine in data.classes])
-    wanted = _tail(rng, label_of, setting)
-    train, validation = _pick(rng, np.asarray(data.train.labels), wanted, [setting.validation] * number)
-    (test,) = _pick(rng, np.asarray(data.test.labels), [setting.test] * number)
+    wanted = _tail(rng, label_of, sizes)
+    train, validation = _pick(rng, np.asarray(data.train.labels), wanted, [sizes.validation] * number)
+    (test,) = _pick(rng, np.asarray(data.test.labels), [sizes.test] * number)
     features = Features(rng, data.train.images[train])
-
-    def part(split: str, chosen: NDArray[np.int64]) -> Part:
-        images, groups = getattr(data, split).images[chosen], np.asarray(getattr(data, split).labels)[chosen]
-        return Part(features.of(images), torch.from_numpy(label_of[groups]), torch.from_numpy(groups))
-
-    parts = [part("train", train), part("train", validation), part("test", test)]
+    parts = []
+    for split, chosen in ((data.train, train), (data.train, validation), (data.test, test)):
+        groups = np.asarray(split.labels)[chosen]
+        labels = torch.from_numpy(label_of[groups])
+        parts.append(Part(features.of(split.images[chosen]), labels, torch.from_numpy(groups)))
     # An update takes an image or its mirror image.
     mirrored = features.of(data.train.images[train][..., ::-1].copy())
     parts[0] = parts[0]._replace(inputs=torch.stack([parts[0].inputs, mirrored], 1))
-    labels = int(label_of.max()) + 1
+    outputs = int(label_of.max()) + 1
     if name == "noisy":
-        drawn = torch.from_numpy(rng.integers(0, labels, len(train)))
+        drawn = torch.from_numpy(rng.integers(0, outputs, len(train)))
         is_drawn = torch.from_numpy(rng.random(len(train)) < NOISE_SHARE)
         parts[0] = parts[0]._replace(targets=torch.where(is_drawn, drawn, parts[0].targets))
-    return Task(parts[0], parts[1], parts[2], wanted, labels)
+    return Task(parts[0], parts[1], parts[2], wanted, outputs)
 
 
 class Features:
@@ -189,7 +239,7 @@ class Features:
 
     Args:
         rng: Draws the patches.
-        images: (samples, 3, height, width), uint8, of which they are patches.
+        images: (samples, 3, height, width), uint8, which the patches come from.
     """
 
     def __init__(self, rng: np.random.Generator, images: NDArray[np.uint8]) -> None:
@@ -221,9 +271,9 @@ def _patches(images: Tensor) -> Tensor:
     return patches / (patches.var(2, keepdim=True) + 0.01).sqrt()
 
 
-def _table_task(seed: int, rng: np.random.Generator, setting: Setting) -> Task:
+def _table_task(seed: int, rng: np.random.Generator, sizes: Sizes) -> Task:
     number = TABLE_LABELS * TABLE_GROUPS
-    each = setting.most + setting.validation + setting.test
+    each = sizes.most + sizes.validation + sizes.test
     rows, groups = make_classification(
         2 * each * number,
         n_features=20,
@@ -236,27 +286,26 @@ def _table_task(seed: int, rng: np.random.Generator, setting: Setting) -> Task:
         random_state=seed,
     )
     label_of = rng.permutation(np.arange(number) % TABLE_LABELS)
-    wanted = _tail(rng, label_of, setting)
-    held = [[setting.validation] * number, [setting.test] * number]
-    picks = _pick(rng, groups, wanted, *held)
+    wanted = _tail(rng, label_of, sizes)
+    picks = _pick(rng, groups, wanted, [sizes.validation] * number, [sizes.test] * number)
     normal = (rows - rows[picks[0]].mean(0)) / rows[picks[0]].std(0)
-    inputs, targets, of_group = (torch.from_numpy(each) for each in (normal, label_of[groups], groups))
+    inputs, targets, of_group = (torch.from_numpy(array) for array in (normal, label_of[groups], groups))
     parts = [Part(inputs[pick].float(), targets[pick], of_group[pick]) for pick in picks]
     return Task(parts[0], parts[1], parts[2], wanted, TABLE_LABELS)
 
 
-def collect_text(folders: list[Path] | None = None) -> dict[str, list[bytes]]:
+def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[bytes]]:
     """The beginnings of files of each sort, the same for the same files.
 
     Args:
-        folders: Where to look; None for the standard library and the installed packages.
+        folders: Where to look; by default the standard library and the installed packages.
 
     Raises:
         DataError: If a sort has fewer than 10 files.
     """
     paths = sysconfig.get_paths()
     names: dict[str, set[str]] = {sort: set() for sort in SORTS}
-    for folder in folders or [Path(paths["stdlib"]), Path(paths["purelib"])]:
+    for folder in folders or (paths["stdlib"], paths["purelib"]):
         for at, _, files in os.walk(folder):
             for name in files:
                 names.get(Path(name).suffix, set()).add(str(Path(at, name)))
@@ -274,10 +323,9 @@ def collect_text(folders: list[Path] | None = None) -> dict[str, list[bytes]]:
     return corpus
 
 
-def _text_task(corpus: dict[str, list[bytes]], rng: np.random.Generator, setting: Setting) -> Task:
+def _text_task(corpus: Mapping[str, list[bytes]], rng: np.random.Generator, sizes: Sizes) -> Task:
     number = len(corpus)
-    tail = _tail(rng, np.zeros(number, dtype=np.int64), setting)
-    wanted = [tail, [setting.validation] * number, [setting.test] * number]
+    tail = _tail(rng, np.zeros(number, dtype=np.int64), sizes)
     windows: list[list[NDArray[np.uint8]]] = [[], [], []]
     for texts in corpus.values():
         order = rng.permutation(len(texts))
@@ -286,10 +334,10 @@ def _text_task(corpus: dict[str, list[bytes]], rng: np.random.Generator, setting
             cut = [np.frombuffer(texts[file], np.uint8) for file in files]
             found.append(np.concatenate([text[: len(text) // WINDOW * WINDOW].reshape(-1, WINDOW) for text in cut]))
     parts = []
-    for found, counts in zip(windows, wanted, strict=True):
+    for found, counts in zip(windows, (tail, [sizes.validation] * number, [sizes.test] * number), strict=True):
         groups = np.repeat(np.arange(number), [len(each) for each in found])
         (pick,) = _pick(rng, groups, counts)
         text = torch.from_numpy(np.concatenate(found)[pick]).long()
         # Each byte is predicted from those before it in its window, the first from none.
-        parts.append(Part(torch.nn.functional.pad(text[:, :-1], (1, 0)), text, torch.from_numpy(groups[pick])))
+        parts.append(Part(nn.functional.pad(text[:, :-1], (1, 0)), text, torch.from_numpy(groups[pick])))
     return Task(parts[0], parts[1], parts[2], tail, 256)
