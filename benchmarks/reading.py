@@ -26,49 +26,38 @@ from benchmarks.schema import (
     Surroundings,
 )
 
+Record = TypeVar("Record", bound=Checked)
+
 
 class Records(NamedTuple):
-    """A folder of records, checked.
-
-    Attributes:
-        configuration: What all runs have in common.
-        runs: By name.
-        epochs: Of each run, in order.
-    """
+    """A folder of records, checked."""
 
     configuration: Configuration | SelectionConfiguration
     runs: dict[RunName, Run]
-    epochs: dict[RunName, list[Epoch]]
-
-
-Record = TypeVar("Record", bound=Checked)
+    epochs: dict[RunName, list[Epoch]]  # of each run, in order
 
 
 def read_records(folder: Path) -> Records:
     """Read and check a folder of records.
 
     Raises:
-        RecordsError: If a file is missing, a line is not what the schema says, a line is of another configuration
-            than the folder, a run's epochs do not follow each other, or a confusion matrix contradicts the rest.
+        RecordsError: If a file is missing, a line does not fit the schema or the folder's configuration, epochs are
+            missing, or a confusion matrix contradicts the rest.
     """
     if (folder / "plan.json").exists():
         return _read_plan_records(folder)
     configuration = read_configuration(folder)
     digest = configuration.digest()
     runs: dict[RunName, Run] = {}
-    for line in read_lines(folder / "runs.jsonl", Run):
-        check_configuration(folder / "runs.jsonl", line, digest)
+    for line in read_lines(folder / "runs.jsonl", Run, digest):
         if line.run in runs:
             raise RecordsError(f"{folder / 'runs.jsonl'} has two lines of {line.run}; a run is recorded once")
         runs[line.run] = line
     epochs: dict[RunName, list[Epoch]] = {name: [] for name in runs}
-    for epoch in read_lines(folder / "epochs.jsonl", Epoch):
-        check_configuration(folder / "epochs.jsonl", epoch, digest)
+    for epoch in read_lines(folder / "epochs.jsonl", Epoch, digest):
         done = epochs.get(epoch.run)
         if done is None:
-            raise RecordsError(
-                f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, of which runs.jsonl does not know"
-            )
+            raise RecordsError(f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, which runs.jsonl lacks")
         if epoch.epoch != len(done) + 1:
             raise RecordsError(
                 f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
@@ -81,27 +70,78 @@ def read_records(folder: Path) -> Records:
                 f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
             )
     if isinstance(configuration, Configuration):
-        _check_confusion(folder, configuration, runs, epochs)
+        _check_confusion(folder, configuration.data, runs, epochs)
     return Records(configuration, runs, epochs)
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
-    """The configuration of a folder of records.
-
-    Raises:
-        RecordsError: If there is none, or it is of another schema.
-    """
+    """The configuration of a folder of records; a ``RecordsError`` if there is none, or it is of another schema."""
     path = folder / "configuration.json"
     text = _read_text(path)
-    return parse_record(path, 1, text, SelectionConfiguration if '"study"' in text else Configuration)
+    if '"study"' in text:
+        return parse_record(path, 1, text, SelectionConfiguration)
+    return parse_record(path, 1, text, Configuration)
+
+
+def read_lines(path: Path, kind: type[Record], digest: str | None = None) -> list[Record]:
+    """The lines of a file of JSON lines; a ``RecordsError`` if one is damaged.
+
+    Args:
+        path: Of the file.
+        kind: Of each line.
+        digest: Of the configuration that each line belongs to; None for any.
+    """
+    lines = enumerate(_read_text(path).split("\n"), start=1)
+    records = [parse_record(path, number, line, kind) for number, line in lines if line.strip()]
+    for record in records:
+        if digest is not None and isinstance(record, OfRun):
+            check_configuration(path, record, digest)
+    return records
+
+
+def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Record:
+    """A record from line ``number`` of a file; a ``RecordsError`` if it does not fit the schema."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
+        if first["type"] == "json_invalid":
+            raise RecordsError(
+                f"{what}it is not JSON, as where a file was cut off ({first['msg']}). Copy the file again from where "
+                "it was made, or delete the run's lines in all files, and the benchmark makes the run again"
+            ) from error
+        raise RecordsError(
+            f"{what}{where or 'the whole line'}: {first['msg']}. Make the records with this version of the benchmark, "
+            "or read them with the one that made them"
+        ) from error
+
+
+def check_configuration(path: Path, line: OfRun, digest: str) -> None:
+    """Refuse a line of another configuration, with a ``RecordsError``."""
+    if line.configuration != digest:
+        raise RecordsError(
+            f"{path} has a line of {line.run} from configuration {line.configuration}, but the folder's is {digest}; "
+            "runs of two configurations do not go into one table. Keep one folder for each"
+        )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecordsError(
+            f"{path} cannot be read ({reason}); records are made by python -m benchmarks.cifar --out FOLDER"
+        ) from error
+
+
+# Records of ``benchmarks.selection`` from before this format ------------------------------------------------
 
 
 def _read_plan_records(folder: Path) -> Records:
-    """Records of ``benchmarks.selection`` from before this format: plan.json, and one line a run.
-
-    Raises:
-        RecordsError: If a file cannot be read, or a line is not one of a finished run.
-    """
+    """plan.json, and one line a run."""
     plan, path = json.loads(_read_text(folder / "plan.json")), folder / "runs.jsonl"
     images = {name: plan[name] for name in ("updates", "batch_size", "imbalance", "images") if name in plan}
     configuration = SelectionConfiguration(
@@ -113,21 +153,20 @@ def _read_plan_records(folder: Path) -> Records:
     runs: dict[RunName, Run] = {}
     epochs: dict[RunName, list[Epoch]] = {}
     for number, text in enumerate(_read_text(path).splitlines(), start=1):
-        place = f"{path}, line {number}"
-        check_line(place, text)
         try:
             run, epoch = _from_plan_line(json.loads(text), configuration.digest())
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordsError(f"{place} is not a finished run ({error}); take the line out") from error
+            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); delete the line") from error
         if run.run in runs:
-            raise RecordsError(f"{place} is a second line of {run.run}; a run is recorded once")
+            raise RecordsError(f"{path}, line {number} is a second line of {run.run}; a run is recorded once")
         runs[run.run], epochs[run.run] = run, [epoch]
     return Records(configuration, runs, epochs)
 
 
 def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
-    """The run of a line of older records, and its one evaluation; accuracies there are in per cent."""
-    name = {field: line.get(field) for field in ("arm", "seed", "setting", "rate")} | {"configuration": digest}
+    """The run of a line, and its one evaluation; accuracies there are in per cent."""
+    name: dict[str, Any] = {field: line.get(field) for field in ("arm", "seed", "setting", "rate")}
+    name["configuration"] = digest
     environment = line["environment"]
     where = Surroundings(from_epoch=1, device="cpu", threads=1, at_once=1, environment=environment)
     chosen = {field: line[field] for field in Chosen.model_fields if field in line} | {"pruned": line["left_out"]}
@@ -149,100 +188,17 @@ def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
     return Run(**name, is_finished=True, surroundings=[where], doses=line.get("doses")), epoch
 
 
-def read_lines(path: Path, kind: type[Record]) -> list[Record]:
-    """The lines of a file of JSON lines, checked.
-
-    Raises:
-        RecordsError: If the file cannot be read, or a line is not what the schema says.
-    """
-    lines = _read_text(path).split("\n")
-    if lines[-1] == "":  # what follows the last line break
-        lines.pop()
-    return [parse_record(path, number, line, kind) for number, line in enumerate(lines, start=1)]
+# Confusion matrices -----------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecordsError(
-            f"{path} cannot be read ({reason}); records are made by python -m benchmarks.cifar --out FOLDER"
-        ) from error
-
-
-def check_line(place: str, text: str) -> None:
-    """Refuse what no record of any kind is.
-
-    Raises:
-        RecordsError: If the line is empty, or begins with a byte order mark.
-    """
-    if text.startswith("\ufeff"):
-        raise RecordsError(
-            f"{place} begins with a byte order mark, which some editors add. Save the file as UTF-8 without one, or "
-            "copy it again from where it was made"
-        )
-    if not text.strip():
-        raise RecordsError(f"{place} is empty. Delete the empty line, or copy the file again from where it was made")
-
-
-def parse_record(path: Path, number: int, text: str | bytes, kind: type[Record]) -> Record:
-    """A record from its JSON.
-
-    Raises:
-        RecordsError: If it is not what the schema says.
-    """
-    text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
-    place = f"{path}, line {number}"
-    check_line(place, text)
-    try:
-        return kind.model_validate_json(text.encode(errors="surrogateescape"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole line"
-        what = f"{place} does not fit schema version {SCHEMA_VERSION}: "
-        if first["type"] == "json_invalid":
-            is_cut = "EOF while parsing" in first["msg"]
-            how = "the line is cut off" if is_cut else f"the line is not JSON ({first['msg']})"
-            raise RecordsError(
-                f"{what}{how}. Copy the file again from where it was made, or delete the run's lines in all files, and "
-                "the benchmark makes the run again"
-            ) from error
-        raise RecordsError(
-            f"{what}{where}: {first['msg']}. Make the records with this version of the benchmark, or read them with "
-            "the one that made them"
-        ) from error
-
-
-def check_configuration(path: Path, line: OfRun, digest: str) -> None:
-    """Refuse a line of another configuration.
-
-    Raises:
-        RecordsError: If it is.
-    """
-    if line.configuration != digest:
-        raise RecordsError(
-            f"{path} has a line of {line.run} from configuration {line.configuration}, but the folder's is {digest}; "
-            "runs of two configurations do not go into one table. Keep one folder for each"
-        )
-
-
-def _check_confusion(
-    folder: Path, configuration: Configuration, runs: dict[RunName, Run], epochs: dict[RunName, list[Epoch]]
-) -> None:
-    """Refuse confusion matrices that contradict the data set, their epochs, or each other.
-
-    Raises:
-        RecordsError: If one does.
-    """
+def _check_confusion(folder: Path, data: Data, runs: dict[RunName, Run], epochs: dict[RunName, list[Epoch]]) -> None:
+    """Refuse confusion matrices that contradict the data set, their epochs, or each other."""
     images_of_classes: list[int] | None = None
     for name, run in runs.items():
         best = max(epochs[name], key=lambda epoch: epoch.accuracy)
-        if run.best is None or run.last is None:
-            raise RecordsError(f"{folder / 'runs.jsonl'}: {name} has no confusion matrix; copy the file again")
         for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, epochs[name][-1])):
-            said = _contradiction(evaluated, epoch, configuration.data)
-            if said is None:
+            said = "it is missing" if evaluated is None else _contradiction(evaluated, epoch, data)
+            if evaluated is not None and said is None:
                 rows = [sum(row) for row in evaluated.confusion]
                 images_of_classes = images_of_classes or rows
                 if rows != images_of_classes:
@@ -256,7 +212,6 @@ def _check_confusion(
 
 
 def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None:
-    """What tells that a confusion matrix is not that of an epoch; None if it is."""
     matrix, classes = evaluated.confusion, len(data.classes)
     if evaluated.epoch != epoch.epoch:
         return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,25 +38,20 @@ from benchmarks.schema import (
     SelectionConfiguration,
 )
 
-_CONFIGURATION, _EPOCHS, _RUNS, _VISITS = "configuration.json", "epochs.jsonl", "runs.jsonl", "visits.jsonl"
-_WORK, _RECORD, _STATE, _LOCK, _STOP = "work", "record.json", "state.pt", "lock", "stop"
-
-Line = TypeVar("Line", bound=OfRun)
-
 
 def is_stopped(folder: Path) -> bool:
     """Whether the command told the runs of a folder of records to stop."""
-    return (folder / _WORK / _STOP).exists()
+    return (folder / "work" / "stop").exists()
 
 
 def stop_runs(folder: Path, reason: str) -> None:
     """Tell the runs of a folder of records to stop, on whatever machine they are made."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_whole(folder / _WORK / _STOP, lambda file: file.write(f"{now} {reason}\n".encode()))
+    write_whole(folder / "work" / "stop", lambda file: file.write(f"{now} {reason}\n".encode()))
 
 
 class Storage:
-    """The folder of one configuration.
+    """The folder of one configuration. Damaged or foreign records raise ``RecordsError``, a full disk ``StorageError``.
 
     Args:
         folder: May be missing where a configuration is given.
@@ -67,21 +62,16 @@ class Storage:
         self.folder = folder
         self.configuration = read_configuration(folder) if configuration is None else configuration
         self._digest = self.configuration.digest()
-        self._work = folder / _WORK
+        self._work = folder / "work"
 
     @contextmanager
     def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
         """Keep other commands out of the folder, and take back an earlier command's request to stop.
 
-        Args:
-            wait_seconds: The processes of a killed command may need a moment to end.
-
-        Raises:
-            RecordsError: If the folder has records of another configuration.
-            StorageError: If it belongs to another program, another command is at work in it, or it is not writable.
+        The processes of a command that was killed a moment ago have ``wait_seconds`` to end.
         """
         self._claim()
-        lock = FileLock(self._work / _LOCK)
+        lock = FileLock(self._work / "lock")
         try:
             self._work.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait_seconds)
@@ -93,7 +83,7 @@ class Storage:
             raise StorageError(f"{self._work} cannot be written: {error.strerror}; give another --out") from error
         try:
             self._check_same()
-            (self._work / _STOP).unlink(missing_ok=True)
+            (self._work / "stop").unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -102,54 +92,43 @@ class Storage:
         """Refuse a folder that no command of ours made; mark a new one."""
         if (self.folder / "plan.json").exists():
             raise RecordsError(f"{self.folder} has records of an older format, which are only read; give another --out")
-        if (self.folder / _CONFIGURATION).exists():
-            try:
-                read_configuration(self.folder)
-            except RecordsError as error:
-                raise RecordsError(f"{self.folder} is not a folder of records: {error}, or give another --out") from error
+        if (self.folder / "configuration.json").exists():
+            read_configuration(self.folder)
             return
-        taken = [name for name in (_WORK, _RUNS, _EPOCHS, _VISITS) if os.path.lexists(self.folder / name)]
-        if taken:
+        names = ("work", "runs.jsonl", "epochs.jsonl", "visits.jsonl")
+        if taken := [name for name in names if (self.folder / name).exists()]:
             raise StorageError(
-                f"{self.folder} has {', '.join(taken)} but no {_CONFIGURATION}: it may belong to another program. Give "
-                "another --out, or move them away"
+                f"{self.folder} has {', '.join(taken)} but no configuration.json: it may belong to another program. "
+                "Give another --out, or move them away"
             )
         # Before ``work`` is made: a command that is killed here leaves a folder that the next one recognizes.
         self._write_configuration()
 
     def _check_same(self) -> None:
         there = read_configuration(self.folder)
-        if there == self.configuration:
-            return
-        if not (self.folder / _RUNS).exists() and not any(self._work.glob("*/*.*")):
+        if not (self.folder / "runs.jsonl").exists() and not any(self._work.glob("*/*.*")):
             self._write_configuration()
-            return
-        old, new = _flat(there), _flat(self.configuration)
-        different = [
-            f"{name} ({old.get(name)!r:.60} there, {new.get(name)!r:.60} now)"
-            for name in old | new
-            if old.get(name) != new.get(name)
-        ]
-        raise RecordsError(
-            f"{self.folder} has records of another configuration: {', '.join(different)}. Give another --out, or the "
-            "options that it was made with"
-        )
+        elif there != self.configuration:
+            old, new = _flat(there), _flat(self.configuration)
+            pairs = {name: (old.get(name), new.get(name)) for name in old | new}
+            apart = [f"{name} ({a!r:.60} there, {b!r:.60} now)" for name, (a, b) in pairs.items() if a != b]
+            raise RecordsError(
+                f"{self.folder} has records of another configuration: {', '.join(apart)}. Give another --out, or the "
+                "options that it was made with"
+            )
 
     def _write_configuration(self) -> None:
         text = self.configuration.model_dump_json(indent=1) + "\n"
-        write_whole(self.folder / _CONFIGURATION, lambda file: file.write(text.encode()))
+        write_whole(self.folder / "configuration.json", lambda file: file.write(text.encode()))
 
     # One run -------------------------------------------------------------------------------------------
 
     @contextmanager
     def locked(self, run: RunName) -> Iterator[None]:
-        """Keep other processes from making a run, on this machine and on others that see the folder.
-
-        Raises:
-            RunIsBeingMade: If another process makes it.
-        """
-        lock = FileLock(self._path(run, _LOCK))
-        self._path(run, _LOCK).parent.mkdir(parents=True, exist_ok=True)
+        """Keep every other process that sees the folder from making a run; ``RunIsBeingMade`` if one is at it."""
+        path = self._path(run, "lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -160,89 +139,63 @@ class Storage:
             lock.release()
 
     def save(self, record: RunFile, training_state: dict[str, Any]) -> None:
-        """Keep what a run resumes from.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Keep what a run resumes from."""
         state = {"record": record.model_dump_json(), "training": training_state}
-        write_whole(self._path(record.run.run, _STATE), lambda file: torch.save(state, file))
+        write_whole(self._path(record.run.run, "state.pt"), lambda file: torch.save(state, file))
         self.write_record(record)
 
     def write_record(self, record: RunFile) -> None:
-        """Keep a run's record up to now.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Keep a run's record up to now."""
         text = record.model_dump_json()
-        write_whole(self._path(record.run.run, _RECORD), lambda file: file.write(text.encode()))
+        write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
 
     def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
-        """What ``save`` kept last, or None.
-
-        Raises:
-            RecordsError: If it is of another configuration, or cannot be read.
-        """
-        path = self._path(run, _STATE)
+        """What ``save`` kept last, or None."""
+        path = self._path(run, "state.pt")
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            text, training_state = state["record"], state["training"]
+            record, training_state = RunFile.model_validate_json(state["record"]), state["training"]
         except Exception as error:  # torch.load raises many kinds
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RecordsError(f"{path} cannot be read: {reason}. Delete it, and the run starts again") from error
-        record = parse_record(path, 1, text, RunFile)
         check_configuration(path, record.run, self._digest)
         return record, training_state
 
     def forget_state(self, run: RunName) -> None:
         """Delete a run's state, which nothing resumes from any more; its record stays."""
-        for path in (self._path(run, _STATE), _temporary(self._path(run, _STATE))):
-            path.unlink(missing_ok=True)
+        path = self._path(run, "state.pt")
+        path.unlink(missing_ok=True)
+        _beside(path).unlink(missing_ok=True)
 
     def read_run(self, run: RunName) -> RunFile | None:
-        """A run's record up to now: from its own folder, else from the records; None if there is none.
-
-        Raises:
-            RecordsError: If it is of another configuration, or damaged.
-        """
-        path = self._path(run, _RECORD)
-        return self._read_work(path) if path.exists() else self._collect_recorded({}).get(run)
+        """A run's record up to now: from its own folder, else from the records; None if there is none."""
+        path = self._path(run, "record.json")
+        return self._read_work(path) if path.exists() else self._read_recorded({}).get(run)
 
     def read_visits(self, run: RunName) -> list[list[int]]:
-        """The visits to each batch of each epoch of a finished run.
-
-        Raises:
-            RecordsError: If they are missing, or contradict the run's epochs.
-        """
+        """The visits to each batch of each epoch of a finished run."""
         record = self.read_run(run)
         if record is None or not record.visits:
             raise RecordsError(
-                f"neither {self._path(run, _RECORD)} nor {self.folder / _VISITS} has the visits of {run}, which its "
-                "controls need; give another --out, and all of its runs are made there"
+                f"{self.folder} has no visits of {run}, which its controls need, neither in visits.jsonl nor in work; "
+                "give another --out, and all of its runs are made there"
             )
         if [(len(visits), sum(visits)) for visits in record.visits] != [(e.batches, e.updates) for e in record.epochs]:
             raise RecordsError(
-                f"{self.folder}: the visits of {run} in {_VISITS} contradict its epochs in {_EPOCHS}; copy all files "
-                "from the same place"
+                f"{self.folder}: the visits of {run} in visits.jsonl contradict its epochs in epochs.jsonl; copy all "
+                "files from the same place"
             )
         return record.visits
 
     # All runs ------------------------------------------------------------------------------------------
 
     def collect(self) -> dict[RunName, RunFile]:
-        """The record of every run: from its own folder, else from the records.
-
-        Raises:
-            RecordsError: If one is of another configuration, or damaged.
-        """
-        kept = {}
-        for path in sorted(self._work.glob(f"*/{_RECORD}")):
-            record = self._read_work(path)
-            kept[record.run.run] = record
-        return {**self._collect_recorded(kept), **kept}
+        """The record of every run: from its own folder, else from the records."""
+        records = [self._read_work(path) for path in self._work.glob("*/record.json")]
+        kept = {record.run.run: record for record in records}
+        return {**self._read_recorded(kept), **kept}
 
     def finished(self) -> set[RunName]:
         """The runs that are finished."""
@@ -254,9 +207,6 @@ class Storage:
         Args:
             device: The kind: cpu or cuda.
             threads: CPU threads of a run.
-
-        Raises:
-            RecordsError: If these were made on another kind of device, or with another number of CPU threads.
         """
         for name, record in self.collect().items():
             for place in record.run.surroundings:
@@ -269,17 +219,13 @@ class Storage:
                     )
 
     def write_records(self) -> None:
-        """Put the runs together as records. Runs recorded before stay recorded.
-
-        Raises:
-            StorageError: If they cannot be written.
-        """
+        """Put the runs together as records. Runs recorded before stay recorded."""
         records = [record for _, record in sorted(self.collect().items(), key=lambda item: _sort_key(item[0]))]
-        visits = (_visits_of(record) for record in records if record.run.arm == "attention" and record.visits)
+        of_visits = [record for record in records if record.run.arm == "attention" and record.visits]
         # In this order: the next command repairs epochs without their run, but not a run without its epochs.
-        self._write_lines(_VISITS, visits)
-        self._write_lines(_EPOCHS, (epoch for record in records for epoch in record.epochs))
-        self._write_lines(_RUNS, (record.run for record in records))
+        self._write_lines("visits.jsonl", map(_visits_of, of_visits))
+        self._write_lines("epochs.jsonl", (epoch for record in records for epoch in record.epochs))
+        self._write_lines("runs.jsonl", (record.run for record in records))
 
     def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
         text = "".join(line.model_dump_json() + "\n" for line in lines)
@@ -287,39 +233,33 @@ class Storage:
 
     def _read_work(self, path: Path) -> RunFile:
         try:
-            record = parse_record(path, 1, path.read_bytes(), RunFile)
+            record = parse_record(path, 1, path.read_text(encoding="utf-8", errors="replace"), RunFile)
         except RecordsError as error:
             raise RecordsError(f"{error}. Or delete {path.parent}, and this run starts again") from error
         check_configuration(path, record.run, self._digest)
         return record
 
-    def _collect_recorded(self, kept: dict[RunName, RunFile]) -> dict[RunName, RunFile]:
+    def _read_recorded(self, kept: dict[RunName, RunFile]) -> dict[RunName, RunFile]:
         """The runs of runs.jsonl that are not ``kept``."""
-        if not (self.folder / _RUNS).exists():
+        if not (self.folder / "runs.jsonl").exists():
             return {}
         epochs: dict[RunName, list[Epoch]] = defaultdict(list)
-        for epoch in self._read_lines(_EPOCHS, Epoch):
+        for epoch in read_lines(self.folder / "epochs.jsonl", Epoch, self._digest):
             epochs[epoch.run].append(epoch)
+        path = self.folder / "visits.jsonl"
         # Records of older versions have no visits.
-        has_visits = (self.folder / _VISITS).exists()
-        visits = {line.run: line.visits for line in self._read_lines(_VISITS, OfVisits)} if has_visits else {}
+        visits = {line.run: line.visits for line in read_lines(path, OfVisits, self._digest)} if path.exists() else {}
         recorded = {}
-        for run in self._read_lines(_RUNS, Run):
+        for run in read_lines(self.folder / "runs.jsonl", Run, self._digest):
             if run.run in kept:
                 continue
             if not epochs[run.run] or (run.last is not None and run.last.epoch != len(epochs[run.run])):
                 raise RecordsError(
-                    f"{self.folder}: {run.run} has {len(epochs[run.run])} epochs in {_EPOCHS}, and {_RUNS} says "
-                    f"{run.last.epoch if run.last else 'at least 1'}; delete its lines in both, and it is made again"
+                    f"{self.folder}: epochs of {run.run} are missing in epochs.jsonl; delete its lines there and in "
+                    "runs.jsonl, and it is made again"
                 )
             recorded[run.run] = RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, []))
         return recorded
-
-    def _read_lines(self, name: str, kind: type[Line]) -> list[Line]:
-        lines = read_lines(self.folder / name, kind)
-        for line in lines:
-            check_configuration(self.folder / name, line, self._digest)
-        return lines
 
     def _path(self, run: RunName, name: str) -> Path:
         return self._work / str(run) / name
@@ -341,22 +281,18 @@ def _sort_key(run: RunName) -> tuple[Any, ...]:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside the one that is there, and put it in its place.
-
-    Raises:
-        StorageError: If it cannot be written; then the old one stays.
-    """
-    temporary = _temporary(path)
+    """Write a file beside the one that is there, and put it in its place; at a ``StorageError`` the old one stays."""
+    new = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with new.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        new.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of a full disk
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise StorageError(
             f"{path} cannot be written: {reason}. What was saved before is intact; make room, or choose a folder that "
@@ -364,5 +300,5 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         ) from error
 
 
-def _temporary(path: Path) -> Path:
+def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")

