@@ -203,7 +203,7 @@ def run(options: Options, console: Console) -> Path:
                         data_dir=data_dir,
                         threads=options.threads,
                         at_once=options.at_once,
-                        plan="selection.training",
+                        plan="benchmarks.selection.training",
                     )
                     for run in asked
                     if run not in finished

@@ -195,6 +195,7 @@ def _repeat(
     """The paper's rule on whole batches, where repeats count as updates; a fresh repeat is augmented differently."""
     batch = next(plain)
     for update in range(updates):
+        batch = batch._replace(progress=update / updates)
         losses = yield batch._replace(draw=update) if is_fresh else batch
         is_repeated = schedule.decide(losses.mean()) is Decision.REPEAT
         counts.repeats += is_repeated
