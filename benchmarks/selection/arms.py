@@ -69,25 +69,9 @@ ARMS = {
         *("batch_mean", "saving", "plain_short", "half_weighted"),
     ),
 }
-# The arm that chooses as many at random, for each that chooses by loss.
-TWINS = {
-    "left_out": "left_out_random",
-    "left_out_weighted": "left_out_random",
-    "infobatch": "left_out_random",
-    "both": "both_random",
-    "pooled": "pooled_random",
-}
-# The arm that another adds to, whose gain is not the other's.
-BASES = {"sqrt_frequency+left_out": "sqrt_frequency"}
 # Selective Backprop runs the network on two more batches before an update that selects. A backward pass costs about two
 # forward ones, so that plain training makes so many times as many updates at its cost.
 LONGER = {"plain_longer": 1 + (SELECTING[1] - SELECTING[0]) * 2 / 3}
-# Plain training at the cost of an arm that costs more an update.
-AS_COSTLY = {"selective_backprop": "plain_longer"}
-# What an arm is compared with besides plain training.
-CONTROLS = TWINS | BASES | AS_COSTLY
-# These are for the comparison alone.
-ONLY_CONTROLS = {*TWINS.values(), *AS_COSTLY.values()}
 # In ``kinds``, the run of the same seed and rate that another takes its pruning, or its number of updates, from.
 SOURCES = {"left_out_random": "left_out", "plain_short": "saving"}
 
@@ -137,13 +121,13 @@ def make_arm(
     sampler: Passes | None = None,
     doses: Mapping[str, Any] | None = None,
 ) -> Batches:
-    """One of ``ARMS``, on the samples that have these labels.
+    """One of ``ARMS``, for training data with these labels, (samples, ...), and so many updates in all.
 
     Args:
         arm: Its name.
-        labels: (samples, ...).
+        labels: Of the training data.
         batch_size: Samples in a batch.
-        updates: Of the whole training; ``saving`` makes fewer.
+        updates: ``saving`` makes fewer.
         seed: Of orders and of what is pruned.
         counts: Filled while the arm runs.
         sampler: Orders the passes; None for ``SampleAttention``'s own order.
@@ -263,9 +247,9 @@ def _prune_in_form(
         batch_size: Samples in a batch.
         epochs: Of the whole training.
         seed: Of orders and of what is pruned.
-        counts: Kept up to date.
-        score: A sample is well fitted if its last loss is below the mean of the last epoch ("loss"), or if the
-            exponential mean of the mean losses of its batches is below the mean of these ("batch_mean").
+        counts: Filled.
+        score: Well fitted is a last loss below the last epoch's mean ("loss"), or an exponential mean of the mean
+            losses of a sample's batches that is below the mean over samples ("batch_mean").
         trims: Whether outliers among mean losses, by Tukey's rule, are pruned too, from the third epoch on.
         weight: Of well-fitted samples that stay, over that of the others: 2 keeps the expected gradient.
         saves: Whether an epoch is one pass, with fewer updates.

@@ -10,21 +10,13 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What an update trains on.
+    """What an update trains on."""
 
-    Attributes:
-        indices: (batch,), into the training data.
-        draw: Seeds the augmentation.
-        progress: Share of the updates before this one.
-        weights: (batch,), of the losses; None for equal weights.
-        keep: Returns which samples to train on, from their losses; None to train on all.
-    """
-
-    indices: Tensor
-    draw: int
-    progress: float
-    weights: Tensor | None = None
-    keep: Callable[[Tensor], Tensor] | None = None
+    indices: Tensor  # (batch,), into the training data
+    draw: int  # seeds the augmentation
+    progress: float  # share of the updates before this one
+    weights: Tensor | None = None  # (batch,), of the losses; None for equal weights
+    keep: Callable[[Tensor], Tensor] | None = None  # which samples to train on, from their losses; None for all
 
 
 # An arm yields the batch of each update, and is sent the losses of the samples that were trained on.

@@ -6,7 +6,7 @@ import os
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,41 +37,24 @@ Array = NDArray[np.int64]
 
 
 class ImageSizes(NamedTuple):
-    """A setting of the images, and how a network is trained on it.
+    """A setting of the images, and how a network is trained on it."""
 
-    Attributes:
-        updates: Of every arm, but for plain training at another arm's cost.
-        batch_size: Samples in a batch.
-        imbalance: Images of the most frequent group over those of the rarest, where there is a long tail.
-        images: To train on at most, for trials; None for all that the setting has.
-    """
-
-    updates: int
+    updates: int  # of every arm, but for plain training at another arm's cost
     batch_size: int
-    imbalance: float
-    images: int | None
+    imbalance: float  # images of the most frequent group over those of the rarest, where there is a long tail
+    images: int | None  # to train on at most, for trials; None for all that the setting has
 
 
 class Sizes(NamedTuple):
-    """One kind of data, and how a network is trained on it.
+    """A kind of data, and how a network is trained on it."""
 
-    Attributes:
-        most: Training samples of the most frequent group.
-        imbalance: Those over the samples of the rarest group.
-        validation: Samples of each group to choose the learning rate by.
-        test: Samples of each group to test on.
-        batch_size: Samples in a batch.
-        epochs: Of plain training; every arm but the short ones makes as many updates.
-        learning_rate: The base rate, the peak of a one-cycle schedule.
-    """
-
-    most: int
-    imbalance: float
-    validation: int
-    test: int
+    most: int  # training samples of the most frequent group
+    imbalance: float  # those over the samples of the rarest group
+    validation: int  # samples of each group
+    test: int  # samples of each group
     batch_size: int
-    epochs: int
-    learning_rate: float
+    epochs: int  # of plain training; every arm but the short ones makes as many updates
+    learning_rate: float  # the base rate: the peak of a one-cycle schedule
 
 
 KINDS = {
@@ -83,49 +66,29 @@ KINDS = {
 
 
 class Part(NamedTuple):
-    """Samples to train on or to evaluate with.
+    """Samples to train on or to evaluate with."""
 
-    Attributes:
-        inputs: (samples, ...).
-        targets: (samples,) labels, or (samples, window) bytes.
-        groups: (samples,): the class, the sort of text, or the hidden kind of each.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    groups: Tensor
+    inputs: Tensor  # (samples, ...)
+    targets: Tensor  # (samples,) labels, or (samples, window) bytes
+    groups: Tensor  # (samples,): the class, the sort of text, or the hidden kind of each
 
 
 class Task(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-        train: To train on.
-        validation: To choose the learning rate by; None where there is one rate.
-        test: To test on.
-        counts: Training samples of each group.
-        outputs: How many labels there are.
-    """
+    """The data of a run."""
 
     train: Part
-    validation: Part | None
+    validation: Part | None  # to choose the learning rate by; None in ``images``
     test: Part
-    counts: list[int]
-    outputs: int
+    counts: list[int]  # training samples of each group
+    outputs: int  # how many labels there are
 
 
-Source = ImageSet | Mapping[str, list[bytes]] | None
+# Images, for ``images`` of ten classes; what ``collect_text`` returns; None for a table.
+Source: TypeAlias = ImageSet | Mapping[str, list[bytes]] | None
 
 
 def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -> Task:
-    """The data of a run; all arms of a seed have the same.
-
-    Args:
-        source: An ``ImageSet``, with ten classes for ``ImageSizes``; for ``text`` what ``collect_text`` returns, for
-            ``table`` None.
-        name: Of the setting.
-        seed: Of the samples, and of which groups are rare.
-        sizes: How many.
+    """The data of a run in a setting; every seed draws other samples and other rare groups.
 
     Raises:
         PlanError: If the classes are not those of the setting, or a group has too few samples.
@@ -140,7 +103,7 @@ def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -
 
 
 def image_task(data: ImageSet, setting: str, seed: int, imbalance: float, images: int | None = None) -> Task:
-    """One of ``IMAGE_SETTINGS``; the arguments are those of ``make_task`` and ``ImageSizes``."""
+    """One of ``IMAGE_SETTINGS``; the arguments are as in ``make_task`` and ``ImageSizes``."""
     rng = np.random.default_rng([seed, IMAGE_SETTINGS.index(setting)])
     groups, test_groups = (np.asarray(split.labels, dtype=np.int64) for split in (data.train, data.test))
     number = len(data.classes)
@@ -233,13 +196,9 @@ def _feature_task(data: ImageSet, name: str, rng: np.random.Generator, sizes: Si
 
 
 class Features:
-    """Fixed features of images: how much they have of random patches, whitened (Coates and Ng, 2012).
+    """How much images have of random patches of the training images, whitened (Coates and Ng, 2012).
 
     A network on such features trains in a fraction of the time of a convolutional one.
-
-    Args:
-        rng: Draws the patches.
-        images: (samples, 3, height, width), uint8, which the patches come from.
     """
 
     def __init__(self, rng: np.random.Generator, images: NDArray[np.uint8]) -> None:
@@ -295,10 +254,7 @@ def _table_task(seed: int, rng: np.random.Generator, sizes: Sizes) -> Task:
 
 
 def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[bytes]]:
-    """The beginnings of files of each sort, the same for the same files.
-
-    Args:
-        folders: Where to look; by default the standard library and the installed packages.
+    """The beginnings of files of each sort, from these folders or from those of installed packages.
 
     Raises:
         DataError: If a sort has fewer than 10 files.
