@@ -107,14 +107,17 @@ def image_task(data: ImageSet, setting: str, seed: int, imbalance: float, images
     rng = np.random.default_rng([seed, IMAGE_SETTINGS.index(setting)])
     groups, test_groups = (np.asarray(split.labels, dtype=np.int64) for split in (data.train, data.test))
     number = len(data.classes)
-    most = int(np.bincount(groups, minlength=number).min())
+    there = np.bincount(groups, minlength=number).tolist()
+    most = min(there)
     if setting in ("long_tail", "hidden_kinds"):
         ranks = rng.permutation(number)
         wanted = [int(most * imbalance ** (-ranks[group] / (number - 1))) for group in range(number)]
     else:
         wanted = [min(most, BALANCED_IMAGES // number)] * number
     if images is not None:
-        wanted = [min(count, max(1, count * images // sum(wanted))) for count in wanted]
+        wanted = [
+            min(most_of, max(1, count * images // sum(wanted))) for count, most_of in zip(wanted, there, strict=True)
+        ]
     if min(wanted) < 1:
         raise PlanError(
             f"an imbalance of {imbalance:g} leaves the rarest kind without an image: the most frequent has {most}; "
