@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,10 +14,8 @@ from benchmarks.schema import (
     Checked,
     Chosen,
     Configuration,
-    ConfusionMatrix,
     Data,
     Epoch,
-    Evaluated,
     OfRun,
     Run,
     RunName,
@@ -64,14 +61,29 @@ def read_records(folder: Path) -> Records:
             )
         done.append(epoch)
     for name, run in runs.items():
-        if not epochs[name] or (run.last is not None and run.last.epoch != len(epochs[name])):
+        data = configuration.data if isinstance(configuration, Configuration) else None
+        if said := _contradiction(run, epochs[name], data):
             raise RecordsError(
-                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
-                f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
+                f"{folder}: what runs.jsonl has of {name} contradicts epochs.jsonl: {said}. Copy both files from the "
+                "same place, or make the run again"
             )
-    if isinstance(configuration, Configuration):
-        _check_confusion(folder, configuration.data, runs, epochs)
     return Records(configuration, runs, epochs)
+
+
+def _contradiction(run: Run, epochs: list[Epoch], data: Data | None) -> str | None:
+    if not epochs or data is None:
+        return None if epochs else "it has no epochs"
+    best = max(epochs, key=lambda epoch: epoch.accuracy)
+    for evaluated, epoch in ((run.best, best), (run.last, epochs[-1])):
+        if evaluated is None or evaluated.epoch != epoch.epoch:
+            return f"epoch {epoch.epoch} has no confusion matrix"
+        matrix, classes = evaluated.confusion, len(data.classes)
+        right = sum(row[label] for label, row in enumerate(matrix) if label < len(row))
+        if {len(matrix), *map(len, matrix)} != {classes} or sum(map(sum, matrix)) != data.test_images:
+            return f"a confusion matrix is not of {classes} classes and {data.test_images:,} images"
+        if round(epoch.accuracy * data.test_images) != right:
+            return f"a confusion matrix has {right:,} images right, and the accuracy is {epoch.accuracy:g}"
+    return None
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
@@ -186,49 +198,3 @@ def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
         chosen=Chosen(**chosen),
     )
     return Run(**name, is_finished=True, surroundings=[where], doses=line.get("doses")), epoch
-
-
-# Confusion matrices -----------------------------------------------------------------------------------------
-
-
-def _check_confusion(folder: Path, data: Data, runs: dict[RunName, Run], epochs: dict[RunName, list[Epoch]]) -> None:
-    """Refuse confusion matrices that contradict the data set, their epochs, or each other."""
-    images_of_classes: list[int] | None = None
-    for name, run in runs.items():
-        best = max(epochs[name], key=lambda epoch: epoch.accuracy)
-        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, epochs[name][-1])):
-            said = "it is missing" if evaluated is None else _contradiction(evaluated, epoch, data)
-            if evaluated is not None and said is None:
-                rows = [sum(row) for row in evaluated.confusion]
-                images_of_classes = images_of_classes or rows
-                if rows != images_of_classes:
-                    said = "it has other numbers of images of each class than another run"
-            if said is not None:
-                raise RecordsError(
-                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
-                    f"rest of the records: {said}. Copy runs.jsonl and epochs.jsonl from the same place, or make the "
-                    "run again"
-                )
-
-
-def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None:
-    matrix, classes = evaluated.confusion, len(data.classes)
-    if evaluated.epoch != epoch.epoch:
-        return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
-    if len(matrix) != classes or any(len(row) != classes for row in matrix):
-        return f"it is not {classes} by {classes}, one row and one column for each class"
-    images, right = sum(map(sum, matrix)), sum(matrix[label][label] for label in range(classes))
-    if images != data.test_images:
-        return f"it is of {images:,} images, and {data.test_images:,} were tested"
-    if round(epoch.accuracy * images) != right:
-        return f"it has {right:,} of {images:,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
-    if abs(epoch.macro_f1 - _macro_f1(matrix)) > 1e-6:
-        return f"its macro-F1 is {_macro_f1(matrix):g}, and epochs.jsonl has {epoch.macro_f1:g}"
-    return None
-
-
-def _macro_f1(matrix: ConfusionMatrix) -> float:
-    """Mean F1 over the classes; 0 for one that is neither there nor predicted."""
-    predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    f1 = [2 * row[label] / max(sum(row) + predicted[label], 1) for label, row in enumerate(matrix)]
-    return statistics.fmean(f1)

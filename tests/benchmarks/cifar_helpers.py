@@ -1,19 +1,16 @@
 """Small image folders, and the CIFAR benchmark's command run on them."""
 
-import gc
 import json
-from contextlib import contextmanager
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks.cifar.__main__ import main
+from benchmarks.cifar import main
 
 OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
 SMALL = ["--seeds", "0", "--epochs", "3"]
-WHOLE = ["--label-noise", "0", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
+WHOLE = ["--label-noise", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
 
 
 def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=28, mode="L"):
@@ -28,19 +25,6 @@ def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR).convert(mode).save(path)
     return folder
-
-
-@contextmanager
-def room_for_runs():
-    """The command sets these of PyTorch's for its process, and collects garbage after every run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # Or every collection looks at all modules that were ever imported, which takes longer than a run.
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def run_benchmark(data, out, *options):

@@ -1,0 +1,146 @@
+"""Image folders and CIFAR itself: what is read, what is converted, and what is refused."""
+
+import hashlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from benchmarks import images
+from benchmarks.errors import DataError
+from benchmarks.images import load_images
+from tests.benchmarks.cifar_helpers import write_digits
+
+
+def load(folder, *sizes):
+    return load_images(str(folder), folder.parent / "cache", *sizes)
+
+
+def test_a_folder_is_read_pixel_by_pixel_in_the_order_of_its_names(tmp_path):
+    loaded = load(write_digits(tmp_path / "digits", size=32, mode="RGB"))
+    assert loaded.name == "digits"
+    assert loaded.classes == [f"digit {label}" for label in range(10)]
+    for split, name in ((loaded.train, "train"), (loaded.test, "test")):
+        files = sorted((tmp_path / "digits" / name).glob("*/*.png"))
+        expected = np.stack([np.asarray(Image.open(path)) for path in files]).transpose(0, 3, 1, 2)
+        assert (split.images == expected).all()
+        # In another order in memory, convolutions round differently.
+        assert split.images.flags.c_contiguous
+        assert split.labels.tolist() == [loaded.classes.index(path.parent.name) for path in files]
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_other_images_are_converted_to_rgb(tmp_path, mode):
+    folder = write_digits(tmp_path / "digits", classes=2, train_per_class=2, test_per_class=1, size=28)
+    path = folder / "test" / "digit 1" / "002.png"
+    picture = Image.open(path).convert(mode)
+    picture.save(path.with_suffix(".tiff"))
+    path.unlink()
+    loaded = load(folder)
+    assert loaded.train.images.shape == (4, 3, 28, 28)
+    assert (loaded.test.images[1] == np.asarray(picture.convert("RGB")).transpose(2, 0, 1)).all()
+
+
+def resize_one(folder):
+    Image.new("L", (16, 28)).save(folder / "test" / "digit 1" / "odd.png")
+
+
+def cut_one_off(folder):
+    path = folder / "train" / "digit 1" / "000.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def empty_class(folder):
+    for path in (folder / "train" / "digit 1").iterdir():
+        path.unlink()
+
+
+def leave_one_class(folder):
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "digit 1")
+        shutil.rmtree(folder / split / "digit 2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (shutil.rmtree, "must be cifar10, cifar100, or a folder with train/<class>/"),
+        (lambda folder: shutil.rmtree(folder / "test"), "test/<class>/.*test'"),
+        (lambda folder: shutil.rmtree(folder / "test" / "digit 2"), "same sub-folders"),
+        (empty_class, "digit 1"),
+        (leave_one_class, "at least 2"),
+        (resize_one, "odd.png is 28x16 pixels, and the images before it are 28x28"),
+        (cut_one_off, "000.png cannot be decoded"),
+    ],
+)
+def test_a_folder_that_is_unfit_for_training_is_refused(tmp_path, spoil, said):
+    folder = write_digits(tmp_path / "digits", classes=3, train_per_class=2, test_per_class=1)
+    spoil(folder)
+    with pytest.raises(DataError, match=said):
+        load(folder)
+
+
+def test_cifar_that_can_neither_be_read_nor_downloaded_is_refused(tmp_path):
+    (tmp_path / "a file").write_text("in the way")
+    with pytest.raises(DataError, match=r"neither be read .* nor downloaded"):
+        load_images("cifar10", tmp_path / "a file" / "data")
+
+
+def write_small_cifar10(folder):
+    """CIFAR-10's files, with 5 times 20 and 10 images; and torchvision's class of it, with their checksums."""
+    generator = np.random.default_rng(0)
+    base = folder / datasets.CIFAR10.base_folder
+    base.mkdir(parents=True)
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content))
+        return name, hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    def batch(count):
+        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        return {"data": pixels, "labels": generator.integers(0, 10, count).tolist()}
+
+    meta_name, meta_md5 = write("batches.meta", {"label_names": list("abcdefghij")})
+
+    class SmallCIFAR10(datasets.CIFAR10):
+        train_list = tuple(write(f"data_batch_{number}", batch(20)) for number in range(1, 6))
+        test_list = (write("test_batch", batch(10)),)
+        meta = {"filename": meta_name, "key": "label_names", "md5": meta_md5}  # noqa: RUF012
+
+    return SmallCIFAR10
+
+
+def test_cifar_is_read_through_torchvision(tmp_path, monkeypatch):
+    dataset = write_small_cifar10(tmp_path)
+    monkeypatch.setitem(images.CIFAR, "cifar10", dataset)
+    loaded = load_images("cifar10", tmp_path, 60)
+    whole = dataset(str(tmp_path), train=True)
+    chosen = np.sort(np.random.default_rng(0).permutation(100)[:60])
+    assert (loaded.name, loaded.classes) == ("cifar10", list("abcdefghij"))
+    assert (loaded.train.images == whole.data.transpose(0, 3, 1, 2)[chosen]).all()
+    assert loaded.train.images.flags.c_contiguous
+    assert loaded.train.labels.tolist() == np.array(whole.targets)[chosen].tolist()
+    assert loaded.test.images.shape == (10, 3, 32, 32)
+
+
+def test_a_sample_is_always_the_same_and_of_images_that_are_there(tmp_path):
+    folder = write_digits(tmp_path / "digits")
+    whole, few = load(folder), load(folder, 50, 20)
+    assert few.describe() == load(folder, 50, 20).describe() != whole.describe()
+    assert load(folder, 140, 60).describe() == whole.describe()
+    assert (few.describe().train_images, few.describe().test_images) == (50, 20)
+    labels = {image.tobytes(): label for image, label in zip(*whole.train, strict=True)}
+    assert all(labels[image.tobytes()] == label for image, label in zip(*few.train, strict=True))
+    assert len(set(few.train.labels.tolist())) == 10
+    digests = {few.describe().sha256}
+    few.train.images[3, 0, 5, 5] ^= 1
+    digests.add(few.describe().sha256)
+    few.test.labels[0] += 1
+    assert few.describe().sha256 not in digests
+    assert len(digests) == 2
+    for wanted in (0, 61):
+        with pytest.raises(DataError, match=f"{wanted} images were asked for, and test has 60"):
+            load(folder, 50, wanted)

