@@ -114,12 +114,19 @@ class Options:
         for arm in PEERS.keys() & set(self.arms):
             load(arm)
 
+    def data_of(self, setting: str | None) -> str:
+        """What a setting's data is drawn from, as ``load_source`` takes it."""
+        if setting in ("text", "table"):
+            return "text" if setting == "text" else ""
+        data = self.cifar100 if setting == "hidden_fine" else self.data
+        return data if data in CIFAR else str(Path(data).resolve())
+
     def configure(self) -> SelectionConfiguration:
         """What all runs have in common."""
         if self.study == "kinds":
             settings = {name: sizes._asdict() for name, sizes in KINDS.items()}
             return SelectionConfiguration(study="kinds", data=None, data_sha256=None, settings=settings)
-        images, digest = load_source(self.data, self.data_dir)
+        images, digest = load_source(self.data_of("balanced"), self.data_dir.resolve())
         assert isinstance(images, ImageSet)
         sizes = ImageSizes(self.updates, BATCH_SIZE, self.imbalance, self.images)
         return SelectionConfiguration(
@@ -178,16 +185,9 @@ def run(options: Options, console: Console) -> Path:
     """
     options.check()
     data_dir, folder = options.data_dir.resolve(), options.out.resolve()
-
-    def data_of(setting: str | None) -> str:
-        if setting in ("text", "table"):
-            return "text" if setting == "text" else ""
-        data = options.cifar100 if setting == "hidden_fine" else options.data
-        return data if data in CIFAR else str(Path(data).resolve())
-
     for setting in {run.setting for run in options.plan()}:
         # Before any run, and once for all processes.
-        load_source(data_of(setting), data_dir)
+        load_source(options.data_of(setting), data_dir)
     storage = Storage(folder, options.configure())
     with storage.opened():
         storage.check_place("cpu", options.threads)
@@ -199,7 +199,7 @@ def run(options: Options, console: Console) -> Path:
                     Job(
                         folder=folder,
                         run=run,
-                        data=data_of(run.setting),
+                        data=options.data_of(run.setting),
                         data_dir=data_dir,
                         threads=options.threads,
                         at_once=options.at_once,

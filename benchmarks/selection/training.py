@@ -42,7 +42,7 @@ def one_cycle(progress: float) -> float:
     return (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP))) / 2
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def load_source(data: str, data_dir: Path) -> tuple[Source, str | None]:
     """Images, ``text``, or None for data that is made up; and the digest."""
     if not data:
