@@ -9,7 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab")
+PACKAGES = (
+    *("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab"),
+    # Of arms of ``benchmarks.selection``.
+    *("mosaicml", "infobatch"),
+)
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:

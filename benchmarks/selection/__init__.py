@@ -1,1 +1,1 @@
-"""Which samples are worth an update? Arms that choose them, at exactly the same number of updates."""
+"""Which ways of choosing samples pay on which data? Arms at the same number of updates, each with many seeds."""

@@ -1,206 +1,240 @@
-"""Train with arms that choose samples, or batches, or none, at exactly the same number of updates, and record each run.
+"""Train with arms that choose samples, or batches, or none, at the same number of updates, and record each run.
 
-    python -m benchmarks.selection --out FOLDER                        # CIFAR-10: all settings and arms, 8 seeds
+    python -m benchmarks.selection --out FOLDER                         # CIFAR-10: all settings and arms, 8 seeds
     python -m benchmarks.selection --out FOLDER --settings long_tail --arms plain left_out left_out_random
-    python -m benchmarks.selection --out FOLDER --share 1/2            # every other run; 2/2 in another process
+    python -m benchmarks.selection --out FOLDER --study kinds           # images, text and a table
 
-Settings: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail
-over the kinds that no label tells of), noisy (balanced, 10 % of the labels redrawn). Every seed draws other images and
-initial weights; all arms of a seed have the same. The test set is all of CIFAR-10's.
+Study ``images``, on CIFAR-10: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two
+labels, a long tail over the kinds), noisy (balanced, 10 % label noise); the test set is all of CIFAR-10's. One value of
+each option is run, and none was chosen by these results: K is the paper's, the pruning probability InfoBatch's, the
+last, plain share of training SampleAttention's default of 15 % (InfoBatch's is 12.5 %). left_out_weighted is our
+reading of InfoBatch, selective_backprop ours of Selective Backprop; plain_longer is plain training with as many more
+updates as its extra forward passes cost. infobatch and selective_backprop_composer call the authors' own packages, with
+their defaults; they are made only where --arms names them.
 
-One value of each option is run, fixed beforehand, and none was chosen by these results. K is the paper's and the
-probability of leaving out InfoBatch's. The last, plain share of training is SampleAttention's default of 15 %, in whole
-epochs (InfoBatch's is 12.5 %). left_out_weighted is our reading of InfoBatch, and selective_backprop our reading of
-Composer's Selective Backprop, at every update of its share of training; plain_longer is plain training with as many
-more updates as its looking costs. selective_backprop_composer calls Composer
-itself, and infobatch InfoBatch itself, with their defaults; they are made only where --arms names them, for they need
-the packages mosaicml and infobatch (the latter from a checkout of github.com/NUS-HPC-AI-Lab/InfoBatch).
+Study ``kinds``: hidden_fine (CIFAR-100 under its 20 superclasses, a long tail over the fine kinds of each), text (a
+language model on bytes of twelve sorts of installed files, a long tail over the sorts), noisy (CIFAR-10, 10 % label
+noise), table (made by scikit-learn, a long tail over five groups of each label). Validation data is other data, without
+label noise. Every arm runs with seeds 0 and 1 at half, one and twice the base learning rate, and with the other seeds
+at the one with the better mean validation score. All make as many updates, but for saving and plain_short. A random
+twin prunes as many samples a pass as the run of its seed and rate that it is the twin of. All was fixed before the
+first test score was computed: sizes and base rates by plain training with another seed, the rule of trimmed, out of
+eight, by how many of the samples that it named in left_out training on noisy had a wrong label.
 
-Processes may share one --out. Give them other --seeds, or a --share each: a run that two begin is kept once.
-
-A finished run is not made again: give the same command to go on. Then: python -m benchmarks.selection.report FOLDER
+Every seed draws other data, other rare groups and other initial weights, the same for all arms. Finished runs are not
+made again: the same command resumes. Then: python -m benchmarks.report FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
+import tyro
 from rich.console import Console
-from rich.markup import escape
 
-from benchmarks.cifar.images import load_images
-from benchmarks.environment import describe_environment
+from batch_sampler_attn.errors import BatchAttentionError
 from benchmarks.errors import BenchmarkError, PlanError
-from benchmarks.selection.arms import ARMS, PEERS, applies, updates_of
-from benchmarks.selection.records import Folder, Plan, Run
-from benchmarks.selection.settings import SETTINGS, Task, make_task
-from benchmarks.selection.training import BATCH_SIZE, train
-from benchmarks.text import visible
+from benchmarks.images import CIFAR, ImageSet
+from benchmarks.running import run_all
+from benchmarks.schema import RunName, SelectionConfiguration
+from benchmarks.selection.arms import ARMS, BY_FREQUENCY, SOURCES
+from benchmarks.selection.data import IMAGE_SETTINGS, KINDS, ImageSizes
+from benchmarks.selection.peers import PEERS, load
+from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
+from benchmarks.selection.training import load_source
+from benchmarks.storage import Storage
+from benchmarks.training import Job
+
+BATCH_SIZE = 64
+SETTINGS = {"images": IMAGE_SETTINGS, "kinds": tuple(KINDS)}
+# These run with all seeds before the other arms, for a study cut short to have them.
+FIRST_ARMS = {*ARMS["images"], *ARMS["kinds"][:5]}
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of records, begun or to begin")
-    add("--data", default="cifar10", help="cifar10, or a folder with train/<class>/ and test/<class>/")
-    add("--data-dir", type=Path, default=Path("data"), help="downloaded and decoded data (default: %(default)s)")
-    add("--settings", nargs="+", default=list(SETTINGS), metavar="SETTING", help=", ".join(SETTINGS))
-    own = [arm for arm in ARMS if arm not in PEERS]
-    add(
-        "--arms", nargs="+", default=own, metavar="ARM", help=f"{', '.join(ARMS)} (default: all but {', '.join(PEERS)})"
-    )
-    add("--seeds", nargs="+", type=int, default=list(range(8)), metavar="SEED", help="default: 0 to 7")
-    add("--updates", type=int, default=1500, help="of every arm alike (default: %(default)s)")
-    add("--imbalance", type=float, default=50.0, help="of a long tail: most over least (default: %(default)s)")
-    add("--images", type=int, default=None, help="train on fewer, for a trial (default: all of the setting)")
-    add("--share", default="1/1", help="make the first of two shares of the runs, as 1/2 (default: %(default)s)")
-    add("--threads", type=int, default=1, help="of torch (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    _check(options)
-    return options
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command. The help is made of this text.
 
+    Attributes:
+        out: Folder of the records, new or to resume.
+        study: images or kinds.
+        data: cifar10, or a folder with train/<class>/ and test/<class>/.
+        cifar100: For hidden_fine: cifar100, or a folder with its classes.
+        data_dir: Downloaded data.
+        settings: Of those above; all of the study by default.
+        arms: All of the study by default, but for infobatch and selective_backprop_composer.
+        seeds: At least 0.
+        updates: Of every arm of images alike.
+        imbalance: Of the long tails of images: most over least.
+        images: Train on fewer images, for a trial; all of the setting by default.
+        threads: CPU threads of a run.
+        at_once: Runs at once.
+        executor: Makes the runs: processes, submitit, dask:tcp://HOST:PORT or PACKAGE.MODULE:CALLABLE.
+        executor_options: KEY=VALUE, for the executor.
+    """
 
-def _check(options: argparse.Namespace) -> None:
-    _check_names("--settings", options.settings, SETTINGS)
-    _check_names("--arms", options.arms, list(ARMS))
-    if options.updates < 1 or options.threads < 1 or min(options.seeds) < 0:
-        raise PlanError(
-            f"got --updates {options.updates}, --threads {options.threads}, --seeds {' '.join(map(str, options.seeds))}"
-            "; there has to be an update and a thread, and seeds are at least 0"
+    out: Path
+    study: Literal["images", "kinds"] = "images"
+    data: str = "cifar10"
+    cifar100: str = "cifar100"
+    data_dir: Path = Path("data")
+    settings: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = tuple(range(8))
+    updates: int = 1500
+    imbalance: float = 50.0
+    images: int | None = None
+    threads: int = 1
+    at_once: int = 1
+    executor: str | None = None
+    executor_options: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Check what needs no data.
+
+        Raises:
+            PlanError: If a name is unknown, a number is out of its range, or a peer is not installed.
+        """
+        names = {"--settings": (self.settings, SETTINGS), "--arms": (self.arms, ARMS)}
+        for option, (given, known) in names.items():
+            if unknown := [name for name in given if name not in known[self.study]]:
+                raise PlanError(f"{option} has {', '.join(unknown)}; it takes {', '.join(known[self.study])}")
+        numbers = {"updates": 1, "threads": 1, "at_once": 1, "imbalance": 1, "images": BATCH_SIZE, "seeds": 0}
+        for option, least in numbers.items():
+            value = getattr(self, option)
+            for number in value if isinstance(value, tuple) else [value]:
+                if number is not None and not least <= number < math.inf:
+                    name = option.replace("_", "-")
+                    raise PlanError(f"--{name} has {number}; it takes numbers of at least {least}")
+        for arm in PEERS.keys() & set(self.arms):
+            load(arm)
+
+    def data_of(self, setting: str | None) -> str:
+        """What a setting's data is drawn from, as ``load_source`` takes it."""
+        if setting in ("text", "table"):
+            return "text" if setting == "text" else ""
+        data = self.cifar100 if setting == "hidden_fine" else self.data
+        return data if data in CIFAR else str(Path(data).resolve())
+
+    def configure(self) -> SelectionConfiguration:
+        """What all runs have in common."""
+        if self.study == "kinds":
+            settings = {name: sizes._asdict() for name, sizes in KINDS.items()}
+            return SelectionConfiguration(study="kinds", data=None, data_sha256=None, settings=settings)
+        images, digest = load_source(self.data_of("balanced"), self.data_dir.resolve())
+        assert isinstance(images, ImageSet)
+        sizes = ImageSizes(self.updates, BATCH_SIZE, self.imbalance, self.images)
+        return SelectionConfiguration(
+            study="images",
+            data=images.name,
+            data_sha256=digest,
+            settings=dict.fromkeys(IMAGE_SETTINGS, sizes._asdict()),
         )
-    if not 1 <= options.imbalance < math.inf or (options.images is not None and options.images < BATCH_SIZE):
-        raise PlanError(
-            f"got --imbalance {options.imbalance}, --images {options.images}; there has to be an imbalance of at least "
-            f"1, which is a number, and, if any, at least {BATCH_SIZE} images"
-        )
+
+    def plan(self) -> list[RunName]:
+        """The runs, without rates: whole seeds first, so that what is finished is paired."""
+        arms = self.arms or [arm for arm in ARMS[self.study] if arm not in PEERS]
+        tiers = [arm for arm in arms if arm in FIRST_ARMS], [arm for arm in arms if arm not in FIRST_ARMS]
+        return [
+            RunName(arm, None, 0, seed, setting)
+            for tier in tiers
+            for seed in dict.fromkeys(self.seeds)
+            for setting in dict.fromkeys(self.settings or SETTINGS[self.study])
+            for arm in dict.fromkeys(tier)
+            # The others have no labels that say what is rare.
+            if arm not in BY_FREQUENCY or setting == "long_tail"
+        ]
 
 
-def _check_names(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        raise PlanError(f"{option} has {', '.join(unknown)}; it takes {', '.join(allowed)}")
+def needs(run: RunName) -> list[RunName]:
+    """The run that another takes its pruning, or its number of updates, from."""
+    return [run._replace(arm=SOURCES[run.arm])] if run.rate is not None and run.arm in SOURCES else []
 
 
-def plan_runs(options: argparse.Namespace) -> list[tuple[str, int, str]]:
-    """The runs of this process: whole seeds first, so that whatever is finished is paired.
+def rounds(options: Options, storage: Storage) -> Iterator[list[RunName]]:
+    """The runs, in two rounds where arms have a learning rate of their own, which the first round tells.
 
     Raises:
-        PlanError: If the share is none, or no arm is for any of the settings.
+        PlanError: If the first round is not complete.
     """
-    first, _, of = options.share.partition("/")
-    if not (first.isdigit() and of.isdigit() and 1 <= int(first) <= int(of)):
-        raise PlanError(f"--share is {options.share!r}; it must be such as 1/2")
-    all_names = [
-        (setting, seed, arm)
-        for seed in options.seeds
-        for setting in options.settings
-        for arm in options.arms
-        if applies(arm, setting)
-    ]
-    if not all_names:
-        raise PlanError(
-            f"{', '.join(options.arms)} needs labels that tell of an imbalance; give --settings long_tail, or other "
-            "--arms"
-        )
-    # What is named twice is made once.
-    return list(dict.fromkeys(all_names))[int(first) - 1 :: int(of)]
+    runs = options.plan()
+    if options.study == "images":
+        yield runs
+        return
+    yield [run._replace(rate=rate) for run in runs if run.seed in TUNING_SEEDS for rate in RATES]
+    records = storage.collect()
+    chosen = {name: record.epochs[-1].chosen for name, record in records.items() if record.epochs}
+    validation = {name: each.validation for name, each in chosen.items() if each}
+    own = {run: choose_rate(validation, run.setting, run.arm) for run in runs}
+    later = [run._replace(rate=own[run]) for run in runs if run.seed not in TUNING_SEEDS]
+    if untuned := [run for run in later if run.rate is None]:
+        raise PlanError(f"{untuned[0].setting} {untuned[0].arm} has no rate yet; give --seeds {TUNING_SEEDS} too")
+    yield later
 
 
-def make_enough(task: Task) -> Task:
-    """The task, if it fills a batch.
+def run(options: Options, console: Console) -> Path:
+    """Make the runs that are missing, and return the folder of their records.
 
     Raises:
-        PlanError: If it does not.
+        BenchmarkError: If they cannot be made. Those that are finished are recorded.
     """
-    if len(task.labels) < BATCH_SIZE:
-        raise PlanError(
-            f"the setting is left with {len(task.labels)} images, less than a batch of {BATCH_SIZE}; give more --images"
-        )
-    return task
+    options.check()
+    data_dir, folder = options.data_dir.resolve(), options.out.resolve()
+    for setting in {run.setting for run in options.plan()}:
+        # Before any run, and once for all processes.
+        load_source(options.data_of(setting), data_dir)
+    storage = Storage(folder, options.configure())
+    with storage.opened():
+        storage.check_place("cpu", options.threads)
+        try:
+            for runs in rounds(options, storage):
+                finished = storage.finished()
+                asked = dict.fromkeys(each for run in runs for each in (*needs(run), run))
+                jobs = [
+                    Job(
+                        folder=folder,
+                        run=run,
+                        data=options.data_of(run.setting),
+                        data_dir=data_dir,
+                        threads=options.threads,
+                        at_once=options.at_once,
+                        plan="benchmarks.selection.training",
+                    )
+                    for run in asked
+                    if run not in finished
+                ]
+                console.print(f"{len(jobs)} runs to make", highlight=False)
+                run_all(
+                    jobs,
+                    needs=needs,
+                    executor=options.executor,
+                    at_once=options.at_once,
+                    console=console,
+                    executor_options=options.executor_options,
+                )
+        finally:
+            storage.write_records()
+    return folder
 
 
-def describe_run(arm: str) -> dict[str, Any]:
-    """What a run is made on, with the version of a package that the arm calls."""
-    environment = describe_environment("cpu")
-    if arm in PEERS:
-        package = PEERS[arm].package
-        environment["packages"][package] = importlib.metadata.version(package)
-    return environment
-
-
-def run(options: argparse.Namespace, console: Console) -> None:
-    """Make the runs that are missing."""
-    planned = plan_runs(options)
-    for arm in {arm for _, _, arm in planned} & PEERS.keys():
-        # Before the first run, rather than hours later.
-        PEERS[arm].load()
-    torch.set_num_threads(options.threads)
-    data = load_images(
-        options.data,
-        options.data_dir,
-        lambda text: console.print(visible(text), highlight=False, markup=False),
-    )
-    folder = Folder(options.out)
-    folder.open(
-        Plan(
-            data=data.name,
-            data_sha256=data.describe().sha256,
-            updates=options.updates,
-            batch_size=BATCH_SIZE,
-            imbalance=options.imbalance,
-            images=options.images,
-        )
-    )
-    finished = {run.name for run in folder.read_runs()}
-    missing = [name for name in planned if name not in finished]
-    console.print(f"{len(missing)} runs to make")
-    made_for, task = None, None
-    for number, (setting, seed, arm) in enumerate(missing, start=1):
-        if task is None or made_for != (setting, seed):
-            made_for, task = (
-                (setting, seed),
-                make_enough(make_task(data, setting, seed, options.imbalance, options.images)),
-            )
-        updates = updates_of(arm, options.updates)
-        outcome = train(task, ARMS[arm](task.labels, BATCH_SIZE, updates, seed), seed, updates)
-        folder.add(
-            Run(
-                setting=setting,
-                arm=arm,
-                seed=seed,
-                counts=list(task.counts),
-                environment=describe_run(arm),
-                **outcome._asdict(),
-            )
-        )
-        console.print(
-            f"{number}/{len(missing)} {setting} {arm} seed {seed}: {outcome.accuracy:.2f} % in {outcome.seconds:.0f} s"
-        )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error that is meant for the user is one line, and the exit status 1."""
     console = Console()
+    options = tyro.cli(Options, prog="python -m benchmarks.selection", description=__doc__, args=arguments)
     try:
-        run(parse(arguments), console)
-    except BenchmarkError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
+        folder = run(options, console)
+    except (BenchmarkError, BatchAttentionError) as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on")
-        return 130
-    return 0
+        sys.exit("stopped; the same command resumes")
+    text = f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,44 +1,33 @@
-"""What an arm is asked for at every update."""
+"""What an arm yields, and what it counts."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 
-class Choice(NamedTuple):
-    """One update's samples.
+class Batch(NamedTuple):
+    """What an update trains on."""
 
-    Attributes:
-        indices: (batch,), into the training images.
-        draw: Of augmentation: the same number augments alike.
-        weights: (batch,), of the losses; None for all alike.
-        looks_first: Whether ``keep`` is to be asked which samples are trained on.
-    """
-
-    indices: Tensor
-    draw: int
-    weights: Tensor | None = None
-    looks_first: bool = False
+    indices: Tensor  # (batch,), into the training data
+    draw: int  # seeds the augmentation
+    progress: float  # share of the updates before this one
+    weights: Tensor | None = None  # (batch,), of the losses; None for equal weights
+    keep: Callable[[Tensor], Tensor] | None = None  # which samples to train on, from their losses; None for all
 
 
-class Arm(Protocol):
-    """Chooses samples.
+# An arm yields the batch of each update, and is sent the losses of the samples that were trained on.
+Batches: TypeAlias = Generator[Batch, Tensor, None]
+# Of Selective Backprop: whether update i of n selects, and which of the losses it keeps.
+Rule: TypeAlias = tuple[Callable[[int, int], bool], Callable[[Tensor], Tensor]]
 
-    Attributes:
-        extra_updates: Repeats, or batches of pooled samples, so far.
-        left_out: Samples left out so far.
-    """
 
-    extra_updates: int
-    left_out: int
+@dataclass
+class Counts:
+    """What an arm has done: repeats or pooled batches, and how many samples each pass pruned (``doses["pruned"]``)."""
 
-    def choose(self, update: int) -> Choice:
-        """The samples of an update."""
-
-    def keep(self, losses: Tensor) -> Tensor:
-        """Which of them to train on, from their losses."""
-
-    def report(self, losses: Tensor) -> None:
-        """The losses of the samples that were trained on, before the update."""
+    repeats: int = 0
+    doses: dict[str, Any] = field(default_factory=lambda: {"pruned": []})
