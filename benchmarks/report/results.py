@@ -1,25 +1,54 @@
-"""The runs of a few folders of records, by what is compared: arms with the same seed, labels and configuration."""
+"""The finished runs of folders of records, as tables: runs with the same data and seed are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
-from benchmarks.reading import read_records
+from benchmarks.reading import Records, read_records
 from benchmarks.report import paper
-from benchmarks.report.naming import base_name, tell_apart
 from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings
-from benchmarks.text import visible
+from benchmarks.schema import ARMS, Configuration, Epoch, EpochLoss, Run, Surroundings
 
-At = Literal["best", "last"]
-Measure = Callable[[Sequence[Epoch]], float]
+OTHERS = ("baseline", "random", "longer")
+# Where configurations differ in one of these, they differ in others too, or a reader would not see by what.
+_UNSAID = {"schema_version", "parameters", "classes", "sha256", "channels_last"}
+# A row of a table of runs: its columns are attributes.
+Row = Any
+
+
+class Runs:
+    """Runs that are compared, by arm and seed.
+
+    Args:
+        frame: A row a run, with its arm and seed, and a column a measure.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.arms: list[str] = list(dict.fromkeys(frame["arm"]))
+        self._rows = {arm: {row.seed: row for row in each.itertuples()} for arm, each in frame.groupby("arm")}
+
+    def pairs(self, arm: str, other: str) -> list[tuple[Row, Row]]:
+        """The runs of two arms, for every seed that both have."""
+        ours, theirs = self._rows.get(arm, {}), self._rows.get(other, {})
+        return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+    def values(self, arm: str, measure: str) -> Sample:
+        """A measure of an arm's runs."""
+        return sample([getattr(ours, measure) for ours, _ in self.pairs(arm, arm)])
+
+    def gain(self, arm: str, other: str, measure: str = "accuracy") -> Sample:
+        """An arm's measure minus another's, paired by seed."""
+        return sample([getattr(ours, measure) - getattr(theirs, measure) for ours, theirs in self.pairs(arm, other)])
 
 
 class Condition(NamedTuple):
@@ -33,225 +62,194 @@ class Condition(NamedTuple):
     epoch_loss: EpochLoss
     label_noise: int
 
+    @property
+    def noise(self) -> str:
+        """The label noise in words."""
+        return f"{self.label_noise} of 32" if self.label_noise else "none"
 
-class Experiment(NamedTuple):
+    def __str__(self) -> str:
+        return f"{self.epoch_loss}, label noise {self.noise}" if self.label_noise else self.epoch_loss
+
+
+class Experiment:
     """All finished runs of one configuration.
 
-    Attributes:
-        configuration: What they have in common.
-        runs: By name.
-        epochs: Of each run, in order.
-        unfinished: How many runs were left out because they are not finished.
-        apart: What tells it from another configuration of the same model and data in one report; empty without one.
+    Args:
+        records: Of the folders of this configuration.
+        suffix: What distinguishes it from other configurations of the same model and data; may be empty.
     """
 
-    configuration: Configuration
-    runs: dict[RunName, Run]
-    epochs: dict[RunName, list[Epoch]]
-    unfinished: int
-    apart: str = ""
+    def __init__(self, records: Sequence[Records], suffix: str = "") -> None:
+        configuration = records[0].configuration
+        assert isinstance(configuration, Configuration)
+        self.configuration = configuration
+        self.name = _base_name(configuration) + (f" ({suffix})" if suffix else "")
+        self.epochs = {
+            name: epochs for each in records for name, epochs in each.epochs.items() if each.runs[name].is_finished
+        }
+        self.unfinished = sum(len(each.runs) for each in records) - len(self.epochs)
+        runs = [run for each in records for name, run in each.runs.items() if run.is_finished]
+        self._frame = pd.DataFrame([_measure(run, self.epochs[run.run]) for run in runs])
+        self.places: list[Surroundings] = [place for run in runs for place in run.surroundings]
+
+    @cached_property
+    def arms(self) -> list[tuple[Condition, str]]:
+        """Every arm that there are runs of, with its condition; a baseline once for each label noise."""
+        names = {(Condition(name.epoch_loss or "first", name.label_noise), name.arm) for name in self.epochs}
+        readings = get_args(EpochLoss)
+
+        def key(name: tuple[Condition, str]) -> tuple[int, bool, int, int]:
+            condition, arm = name
+            return condition.label_noise, arm != "baseline", readings.index(condition.epoch_loss), ARMS.index(arm)
+
+        return sorted(names, key=key)
 
     @property
-    def name(self) -> str:
-        """Model and data, and what tells it from others, as a title."""
-        apart = f" ({self.apart})" if self.apart else ""
-        return base_name(self.configuration) + apart
+    def conditions(self) -> list[Condition]:
+        """Those that there are attention runs of."""
+        return [condition for condition, arm in self.arms if arm == "attention"]
 
-    @property
-    def slug(self) -> str:
-        """The same, as the begin of a file's name."""
-        return f"{self.configuration.model}-{self.configuration.data.name}".lower().replace("/", "-").replace(" ", "-")
+    def of(self, condition: Condition) -> Runs:
+        """The runs of a condition; baselines belong to every reading."""
+        is_noise = self._frame["label_noise"] == condition.label_noise
+        return Runs(self._frame[is_noise & self._frame["epoch_loss"].isin([condition.epoch_loss, "-"])])
 
-    @property
-    def reductions(self) -> list[str]:
-        """In what this is less than, or other than, what the paper did; empty where it is the same."""
-        configuration, data = self.configuration, self.configuration.data
-        theirs = paper.EXPERIMENTS.get(configuration.model)
-        said: list[str] = []
-        if theirs is None or theirs.data != data.name:
-            said.append(f"{configuration.model} on {data.name}, which the paper has not")
-        options = configuration.model_options
-        smaller = [] if theirs is None else [each for each in options.items() if each[0] != "img_size"]
-        said += [f"{name} {value}" for name, value in smaller if theirs and theirs.options.get(name) != value]
-        compared = [
-            (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
-            (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),
-            (configuration.epochs != paper.EPOCHS, f"{configuration.epochs} epochs"),
-            (configuration.batch_size != paper.BATCH_SIZE, f"batches of {configuration.batch_size}"),
-            (configuration.learning_rate != paper.LEARNING_RATE, f"learning rate {configuration.learning_rate:g}"),
-            (theirs is not None and configuration.k != theirs.k, f"K {configuration.k:g}"),
-            (
-                theirs is not None and configuration.pretrained != theirs.pretrained,
-                "with ImageNet weights" if configuration.pretrained else "without ImageNet weights",
-            ),
-            (configuration.precision in ("bf16", "fp16"), configuration.precision),
-            (any(place.device == "cpu" for place in self._places()), "on a CPU"),
-        ]
-        said += [text for is_other, text in compared if is_other]
-        capped = sum(epoch.capped_batches for epochs in self.epochs.values() for epoch in epochs)
-        if capped:
-            said.append(f"{capped:,} batches left at max_visits, where the paper has no limit")
-        return said
+    def judged_condition(self, epoch_loss: str) -> Condition:
+        """The condition that claims are of: no label noise, and the reading asked for, or else the first there is."""
+        readings = [condition.epoch_loss for condition in self.conditions]
+        return Condition(next((each for each in readings if each == epoch_loss), (readings or ["first"])[0]), 0)
+
+    def is_timed(self, condition: Condition) -> bool:
+        """Whether the seconds of attention and baseline may be compared: one machine, and nothing else on it."""
+        rows = [row for pair in self.of(condition).pairs("attention", "baseline") for row in pair]
+        places = {
+            (place.device, one_line({**place.environment, "date": ""})) for row in rows for place in row.surroundings
+        }
+        return len(places) == 1 and not any(epoch.shared_device for row in rows for epoch in row.epochs)
 
     @property
     def machines(self) -> list[str]:
         """What the runs ran on, a line each."""
-        return sorted({one_line(place.environment) for place in self._places()})
+        return sorted({one_line(place.environment) for place in self.places})
 
-    def _places(self) -> list[Surroundings]:
-        return [place for run in self.runs.values() for place in run.surroundings]
-
-    def conditions(self) -> list[Condition]:
-        """Those that there are attention runs for, by label noise."""
-        found = {
-            Condition(run.epoch_loss, run.label_noise)
-            for run in self.runs
-            if run.arm == "attention" and run.epoch_loss is not None
-        }
-        order = get_args(EpochLoss)
-        return sorted(found, key=lambda condition: (condition.label_noise, order.index(condition.epoch_loss)))
-
-    def label_noises(self) -> list[int]:
-        """The levels of label noise."""
-        return sorted({run.label_noise for run in self.runs})
-
-    def seeds(self, arms: Sequence[Arm], condition: Condition) -> list[int]:
-        """The seeds for which there are finished runs of all these arms."""
-        of_arms = [{run.seed for run in self.runs if run == _name(arm, condition, run.seed)} for arm in arms]
-        return sorted(set.intersection(*of_arms))
-
-    def epochs_of(self, arm: Arm, condition: Condition, seed: int) -> list[Epoch]:
-        """The epochs of one run."""
-        return self.epochs[_name(arm, condition, seed)]
-
-    def run_of(self, arm: Arm, condition: Condition, seed: int) -> Run:
-        """One run."""
-        return self.runs[_name(arm, condition, seed)]
-
-    def measure(self, arm: Arm, condition: Condition, measure: Measure) -> Sample:
-        """A number from each run of an arm."""
-        return sample([measure(self.epochs_of(arm, condition, seed)) for seed in self.seeds([arm], condition)])
-
-    def differences(self, condition: Condition, other: Arm, measure: Measure) -> Sample:
-        """Attention's number less that of another arm, paired by seed."""
-        seeds = self.seeds(["attention", other], condition)
-        return sample(
-            [
-                measure(self.epochs_of("attention", condition, seed)) - measure(self.epochs_of(other, condition, seed))
-                for seed in seeds
-            ]
-        )
-
-    def is_timed(self, arms: Sequence[Arm], condition: Condition) -> bool:
-        """Whether seconds may be compared: no run of these arms shared its device, and all had the same."""
-        names = [_name(arm, condition, seed) for arm in arms for seed in self.seeds(arms, condition)]
-        is_shared = any(epoch.shared_device for name in names for epoch in self.epochs[name])
-        places = {
-            (place.device, one_line({**place.environment, "date": ""}))
-            for name in names
-            for place in self.runs[name].surroundings
-        }
-        return not is_shared and len(places) == 1
+    @property
+    def reductions(self) -> list[str]:
+        """In what this is less than, or other than, what the paper did; empty where it is the same."""
+        own, data = self.configuration, self.configuration.data
+        theirs = paper.EXPERIMENTS.get(own.model)
+        options = {} if theirs is None else {name: own.model_options[name] for name in own.model_options}
+        options.pop("img_size", None)
+        capped = sum(epoch.capped_batches for epochs in self.epochs.values() for epoch in epochs)
+        compared = [
+            (theirs is None or theirs.data != data.name, f"{_base_name(own)}, which the paper has not"),
+            *((theirs and theirs.options.get(name) != value, f"{name} {value}") for name, value in options.items()),
+            (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
+            (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),
+            (own.epochs != paper.EPOCHS, f"{own.epochs} epochs"),
+            (own.batch_size != paper.BATCH_SIZE, f"batches of {own.batch_size}"),
+            (own.learning_rate != paper.LEARNING_RATE, f"learning rate {own.learning_rate:g}"),
+            (theirs and own.k != theirs.k, f"K {own.k:g}"),
+            (theirs and own.pretrained != theirs.pretrained, f"with{'' if own.pretrained else 'out'} ImageNet weights"),
+            (own.precision in ("bf16", "fp16"), own.precision),
+            (any(place.device == "cpu" for place in self.places), "on a CPU"),
+            (capped, f"{capped:,} batches left at max_visits, where the paper has no limit"),
+        ]
+        return [text for is_other, text in compared if is_other]
 
 
-def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
-    """Read folders of records; those of the same configuration are put together.
+def read_folders(folders: Sequence[Path]) -> list[Records]:
+    """Records, with those of the same configuration one after another.
 
     Raises:
-        RecordsError: If a folder cannot be read, or if two folders have the same run.
+        RecordsError: If a folder cannot be read, or two folders have the same run.
     """
-    found: dict[str, Experiment] = {}
-    names: dict[str, str] = {}
+    found: dict[str, list[Records]] = {}
     for folder in folders:
         records = read_records(folder)
-        finished = {name: run for name, run in records.runs.items() if run.is_finished}
-        new = Experiment(
-            records.configuration,
-            finished,
-            {name: records.epochs[name] for name in finished},
-            len(records.runs) - len(finished),
-        )
-        digest = records.configuration.digest()
-        if digest in found:
-            new = _join(found[digest], new, folder)
-        found[digest] = new
-        names.setdefault(digest, folder.resolve().name)
-    shown = [_with_visible_names(experiment) for experiment in found.values()]
-    told = tell_apart([experiment.configuration for experiment in shown], [*map(visible, names.values())])
-    named = [experiment._replace(apart=apart) for experiment, apart in zip(shown, told, strict=True)]
-    experiments = sorted(named, key=lambda experiment: experiment.name)
+        others = found.setdefault(records.configuration.digest(), [])
+        if twice := sorted({str(name) for each in others for name in each.runs.keys() & records.runs.keys()}):
+            raise RecordsError(f"{folder} has {', '.join(twice[:3])}, and so has another folder; give each run once")
+        others.append(records)
+    return [records for each in found.values() for records in each]
+
+
+def make_experiments(read: Sequence[Records]) -> list[Experiment]:
+    """Experiments by name; records of the same configuration are put together.
+
+    Raises:
+        RecordsError: If no run of a configuration is finished.
+    """
+    grouped = itertools.groupby(read, key=lambda records: records.configuration.digest())
+    groups = [[*each] for _, each in grouped]
+    suffixes = distinguish([each[0].configuration for each in groups])  # type: ignore[misc]
+    experiments = [Experiment(records, suffix) for records, suffix in zip(groups, suffixes, strict=True)]
     for experiment in experiments:
-        if not experiment.runs:
-            raise RecordsError(
-                f"no run of {experiment.name} is finished; give its benchmarks.cifar command again first"
-            )
-    return experiments
+        if not experiment.epochs:
+            raise RecordsError(f"no run of {experiment.name} is finished; give its benchmarks.cifar command again")
+    return sorted(experiments, key=lambda experiment: experiment.name)
 
 
-def accuracy(at: At) -> Measure:
-    """Test accuracy, in per cent, at the best epoch or at the last."""
-    return lambda epochs: 100 * (epochs[-1].accuracy if at == "last" else max(epoch.accuracy for epoch in epochs))
+def distinguish(configurations: Sequence[Configuration]) -> list[str]:
+    """What distinguishes each configuration from others of the same model and data; empty where there is no other.
+
+    That is what differs, and the digest where nothing that a reader understands does.
+    """
+    fields = [_flatten(each) for each in configurations]
+    names = [_base_name(each) for each in configurations]
+    suffixes = []
+    for name, own in zip(names, fields, strict=True):
+        others = [each for other, each in zip(names, fields, strict=True) if other == name]
+        differing = [key for key in own if any(each.get(key) != own[key] for each in others)]
+        suffixes.append(", ".join(_in_words(key, own[key]) for key in differing))
+    taken = Counter(" ".join(f"{name} {suffix}".split()) for name, suffix in zip(names, suffixes, strict=True))
+    return [
+        ", ".join(filter(None, [suffix, each.digest()])) if taken[" ".join(f"{name} {suffix}".split())] > 1 else suffix
+        for name, suffix, each in zip(names, suffixes, configurations, strict=True)
+    ]
 
 
-def macro_f1(at: At) -> Measure:
-    """Macro-F1, in per cent, at the epoch where it is best, as in the paper's Table 1, or at the last."""
-    return lambda epochs: 100 * (epochs[-1].macro_f1 if at == "last" else max(epoch.macro_f1 for epoch in epochs))
+def _base_name(configuration: Configuration) -> str:
+    return f"{configuration.model} on {configuration.data.name}"
 
 
-def test_loss(at: At) -> Measure:
-    """Test loss at the epoch where it is least, as in Table 1, or at the last; NaN where it is not finite."""
-
-    def measure(epochs: Sequence[Epoch]) -> float:
-        losses = [float("nan") if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
-        return losses[-1] if at == "last" else float(np.nanmin(losses)) if not np.isnan(losses).all() else float("nan")
-
-    return measure
+def _flatten(configuration: Configuration) -> dict[str, Any]:
+    fields = configuration.model_dump()
+    fields |= fields.pop("data") | fields.pop("model_options")
+    return {name: value for name, value in fields.items() if name not in _UNSAID and value is not None}
 
 
-def overhead_percent(epochs: Sequence[Epoch]) -> float:
-    """Repeats in per cent of base batches, over all epochs."""
+def _in_words(key: str, value: Any) -> str:
+    if key.endswith("images"):
+        return f"{value:,} {key.removeprefix('train_').replace('_', ' ')}"
+    return f"{'K' if key == 'k' else key.replace('_', ' ')} {value}"
+
+
+def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
+    """A run as a row: per cent at the last epoch, and where they are best."""
+    losses = [np.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
+    assert run.best is not None and run.last is not None  # as the records were checked for
+    return {
+        **{name: getattr(run, name) for name in ("arm", "seed", "label_noise", "surroundings", "best", "last")},
+        "epoch_loss": run.epoch_loss or "-",
+        "epochs": epochs,
+        "accuracy": 100 * epochs[-1].accuracy,
+        "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),
+        "macro_f1": 100 * epochs[-1].macro_f1,
+        "best_macro_f1": 100 * max(epoch.macro_f1 for epoch in epochs),
+        "test_loss": losses[-1],
+        "best_test_loss": min((loss for loss in losses if not np.isnan(loss)), default=np.nan),
+        "repeats": repeats_percent(epochs),
+        "wrong": wrong_predictions(run.last.confusion),
+        "best_wrong": wrong_predictions(run.best.confusion),
+    }
+
+
+def repeats_percent(epochs: Sequence[Epoch]) -> float:
+    """Repeats in per cent of base batches."""
     return 100 * sum(epoch.repeats for epoch in epochs) / sum(epoch.batches for epoch in epochs)
 
 
-def wrong_predictions(run: Run, at: At) -> NDArray[np.int64]:
+def wrong_predictions(confusion: Sequence[Sequence[int]]) -> list[int]:
     """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
-    matrix = confusion(run, at)
-    return np.asarray(matrix.sum(axis=0) - matrix.diagonal())
-
-
-def confusion(run: Run, at: At) -> NDArray[np.int64]:
-    """Test images by true class (row) and predicted class (column)."""
-    return np.asarray(run.best.confusion if at == "best" else run.last.confusion)
-
-
-def variance(counts: Sequence[int] | NDArray[np.int64]) -> float:
-    """The population variance, which is what the paper's Table 2 gives."""
-    return float(np.var(counts))
-
-
-def _name(arm: Arm, condition: Condition, seed: int) -> RunName:
-    return RunName(arm, None if arm == "baseline" else condition.epoch_loss, condition.label_noise, seed)
-
-
-def _with_visible_names(experiment: Experiment) -> Experiment:
-    """The experiment as it can be shown: its names go to a terminal, into figures, and into names of files."""
-    fields = _visible(experiment.configuration.model_dump())
-    return experiment._replace(configuration=Configuration.model_validate(fields))
-
-
-def _visible(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, list):
-        return [_visible(each) for each in value]
-    if isinstance(value, dict):
-        return {_visible(name): _visible(each) for name, each in value.items()}
-    return value
-
-
-def _join(one: Experiment, other: Experiment, folder: Path) -> Experiment:
-    if twice := sorted(map(str, set(one.runs) & set(other.runs))):
-        raise RecordsError(f"{folder} has {', '.join(twice[:3])}, and so has another folder; give each run once")
-    return Experiment(
-        one.configuration, one.runs | other.runs, one.epochs | other.epochs, one.unfinished + other.unfinished
-    )
+    matrix = np.asarray(confusion)
+    return [*map(int, matrix.sum(axis=0) - matrix.diagonal())]
