@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.errors import BenchmarkError, RecordsError
 from benchmarks.report.cifar import report_cifar
 from benchmarks.report.document import Report
-from benchmarks.report.results import make_experiments, read_folders
+from benchmarks.report.results import read_folders, tabulate
 from benchmarks.report.selection import report_selection
 from benchmarks.schema import SelectionConfiguration
 
@@ -38,7 +38,7 @@ def make_report(folders: Sequence[Path], epoch_loss: str = "first") -> Report:
         )
     if isinstance(read[0].configuration, SelectionConfiguration):
         return report_selection(read)
-    return report_cifar(make_experiments(read), epoch_loss)
+    return report_cifar(tabulate(read), epoch_loss)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from jinja2 import Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from matplotlib.figure import Figure
@@ -49,24 +49,21 @@ class Report(NamedTuple):
     """A report.
 
     Attributes:
-        title: Markdown, as are the next two.
-        summary: Sentences for a reader who reads no tables.
-        blocks: What follows.
+        markdown: With links to its figures.
         figures: By the name of the file.
     """
 
-    title: str
-    summary: list[str]
-    blocks: list[str]
+    markdown: str
     figures: dict[str, Figure]
 
     @property
-    def markdown(self) -> str:
-        """The report, with links to its figures."""
-        return "\n\n".join([f"# {self.title}", quote(self.summary), *self.blocks]) + "\n"
+    def summary(self) -> list[str]:
+        """The sentences that it begins with, as plain text."""
+        lines = [line.removeprefix("> - ") for line in self.markdown.splitlines() if line.startswith("> ")]
+        return [html.unescape(re.sub(r"\\(.)", r"\1", line)) for line in lines]
 
-    def write(self, folder: Path, name: str = "report") -> Path:
-        """Write NAME.md, NAME.html and the figures.
+    def write(self, folder: Path) -> Path:
+        """Write report.md, report.html and the figures.
 
         Returns:
             The page.
@@ -78,23 +75,36 @@ class Report(NamedTuple):
             folder.mkdir(parents=True, exist_ok=True)
             for file, figure in self.figures.items():
                 figure.savefig(folder / file, dpi=_RESOLUTION)
-            (folder / f"{name}.md").write_text(self.markdown, encoding="utf-8")
-            page = folder / f"{name}.html"
-            page.write_text(_render_page(self.title, self.markdown, folder), encoding="utf-8")
+            (folder / "report.md").write_text(self.markdown, encoding="utf-8")
+            page = folder / "report.html"
+            page.write_text(_render_page(self.markdown, folder), encoding="utf-8")
         except OSError as error:
             reason = f"the report cannot be written to {folder} ({error.strerror})"
             raise StorageError(f"{reason}; choose another --out") from error
         return page
 
 
+def render_template(name: str, **values: Any) -> str:
+    """A template beside this module, filled in."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"md": escape, "count": lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}"}
+    return re.sub(r"\n{3,}", "\n\n", environment.get_template(name).render(**values)).strip() + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table as Markdown; empty without rows."""
+    return render(Table(head, rows)) if rows else ""
+
+
 def render(table: Table) -> str:
     """A table as Markdown."""
     columns = [(name, [row[place] for row in table.rows]) for place, name in enumerate(table.head)]
-    shown = [column for column in columns if any(str(cell) not in ("", "-") for cell in column[1]) or not table.rows]
+    shown = [column for column in columns if any(str(cell) not in ("", "-") for cell in column[1])]
     rules = ["---:" if _are_numbers(cells) else "---" for _, cells in shown]
     rows = [[_render_cell(cell) for cell in row] for row in zip(*(cells for _, cells in shown), strict=True)]
-    lines = [[escape(name) for name, _ in shown], rules, *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in [[escape(name) for name, _ in shown], rules, *rows])
     return f"{text}\n\n{table.caption}" if table.caption else text
 
 
@@ -107,23 +117,11 @@ def _render_cell(cell: Cell) -> str:
     return f"{cell.symbol} **{cell.text}**".strip() if isinstance(cell, Verdict) else escape(str(cell))
 
 
-def correct(tables: Iterable[Table]) -> None:
-    """Put a p-value beside every interval that has none, adjusted over all of these by Holm's method."""
-    cells = [cell for table in tables for row in table.rows for cell in row if isinstance(cell, Gain)]
-    cells = [cell for cell in cells if cell.p is None]
+def correct(rows: Iterable[Sequence[Cell]]) -> None:
+    """Put a p-value beside every interval, adjusted over all of these by Holm's method."""
+    cells = [cell for row in rows for cell in row if isinstance(cell, Gain)]
     for place, p in holm({place: cell.values.p() for place, cell in enumerate(cells)}).items():
         cells[place].p = p
-
-
-def quote(sentences: Iterable[str]) -> str:
-    """Sentences that stand out."""
-    return "\n".join(f"> - {escape(sentence)}" for sentence in sentences)
-
-
-def fold(title: str, *blocks: str) -> str:
-    """Blocks that are shown to those who ask for them."""
-    inside = "\n\n".join(blocks)
-    return f"<details><summary>{html.escape(' '.join(title.split()))}</summary>\n\n{inside}\n\n</details>"
 
 
 def pictures(titles: dict[str, str]) -> str:
@@ -142,7 +140,7 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
-def _render_page(title: str, text: str, folder: Path) -> str:
+def _render_page(text: str, folder: Path) -> str:
     """The page that Markdown makes, with the figures of a folder in it."""
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
 
@@ -168,5 +166,4 @@ def _render_page(title: str, text: str, folder: Path) -> str:
     for verdict in Verdict:
         chip = f'<span class="{verdict.name.lower()}">{verdict.symbol} {verdict.text}</span>'
         body = body.replace(f"{verdict.symbol} <strong>{verdict.text}</strong>".strip(), chip)
-    template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
-    return Template(template, autoescape=True).render(title=title, body=body) + "\n"
+    return render_template("page.html.jinja", title=text.partition("\n")[0].removeprefix("# "), body=body)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report.results import Condition, Experiment
+from benchmarks.report.results import Cifar, is_timed
 from benchmarks.report.statistics import LEAST_RUNS, Sample
-from benchmarks.schema import ARMS, Epoch
+from benchmarks.report.wording import noise_in_words
+from benchmarks.schema import Epoch
 
 # A reader who sees red and green alike can tell them apart (Okabe and Ito, 2008).
 COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2", "longer": "#009E73"}
@@ -67,37 +70,39 @@ def forest(rows: Sequence[Row], label: str) -> Figure:
     return figure
 
 
-def draw_experiment(experiment: Experiment, condition: Condition) -> dict[str, tuple[str, Figure]]:
-    """Every figure of an experiment that there are records for, with its title, by kind."""
-    shown = condition if condition in experiment.conditions else experiment.conditions[0]
-    is_timed = experiment.is_timed(shown)
-    cost = "seconds of training" if is_timed else "updates (seconds cannot be compared)"
+def draw_experiment(cifar: Cifar, name: str, reading: str) -> dict[str, tuple[str, Figure]]:
+    """The figures of an experiment, with their titles, by kind; none without runs of attention."""
+    runs = cifar.runs[cifar.runs["experiment"] == name]
+    attention, runs = runs[runs["arm"] == "attention"], runs[runs["reading"].isin(["-", reading])]
+    noises = sorted({*attention[attention["reading"] == reading]["noise"]})
+    if not noises:
+        return {}
+    clean, own = runs[runs["noise"] == noises[0]], cifar.configurations[name]
+    in_time = is_timed(cifar.pairs[(cifar.pairs["experiment"] == name) & (cifar.pairs["reading"] == reading)])
+    cost = "seconds of training" if in_time else "updates (seconds cannot be compared)"
 
     def spent(epochs: Sequence[Epoch]) -> list[float]:
-        return [*itertools.accumulate(epoch.seconds if is_timed else epoch.updates for epoch in epochs)]
+        return [*itertools.accumulate(epoch.seconds if in_time else epoch.updates for epoch in epochs)]
 
     def losses(epochs: Sequence[Epoch]) -> list[float]:
-        return [np.nan if epoch.train_loss is None else epoch.train_loss for epoch in epochs]
+        return [math.nan if epoch.train_loss is None else epoch.train_loss for epoch in epochs]
 
-    noises = [
-        Condition(shown.epoch_loss, noise) for noise in sorted({each.label_noise for each in experiment.conditions})
-    ]
-    noisy = [each for each in noises if each.label_noise]
+    noisy = [(noise, runs[runs["noise"] == noise]) for noise in noises if noise]
     drawn = {
-        "accuracy": ("Test accuracy by epoch (the paper's figures 4 and 6)", _by_epoch(experiment, [shown])),
-        "accuracy-by-time": (
-            "Test accuracy after the same training time, run by run",
-            _run_by_run(experiment, shown, spent, cost),
+        "accuracy": (
+            "Test accuracy by epoch (the paper's figures 4 and 6)",
+            _by_epoch([(noises[0], clean)], own.epochs),
         ),
-        "accuracy-by-loss": (
+        "by-time": ("Test accuracy after the same training time, run by run", _run_by_run(clean, spent, cost)),
+        "by-loss": (
             "Test accuracy against training loss (the paper's figure 5)",
-            _run_by_run(experiment, shown, losses, "training loss (falls to the right)"),
+            _run_by_run(clean, losses, "training loss (falls to the right)"),
         ),
-        "wrong-predictions": ("Wrong predictions at the best epoch (the paper's figure 7)", _maps(experiment, shown)),
-        "overhead": ("Repeats by epoch, for each reading of epoch_loss", _repeats(experiment, noises)),
+        "wrong": ("Wrong predictions at the best epoch (the paper's figure 7)", _maps(clean, own.data.classes)),
+        "overhead": ("Repeats by epoch, for each reading of epoch_loss", _repeats(attention)),
     }
     if noisy:
-        drawn["label-noise"] = ("Test accuracy with label noise (the paper's figure 8)", _by_epoch(experiment, noisy))
+        drawn["noise"] = ("Test accuracy with label noise (the paper's figure 8)", _by_epoch(noisy, own.epochs))
     return drawn
 
 
@@ -114,47 +119,39 @@ def _band(axes: Axes, start: int, runs: Sequence[Sequence[float]], color: str, l
     axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
-def _by_epoch(experiment: Experiment, conditions: Sequence[Condition]) -> Figure:
-    figure, panels = _panels(len(conditions))
-    for axes, condition in zip(panels, conditions, strict=True):
-        for arm in ARMS:
-            runs = [
-                [100 * epoch.accuracy for epoch in row.epochs] for row, _ in experiment.of(condition).pairs(arm, arm)
-            ]
-            start = experiment.configuration.epochs if arm == "longer" else 1  # before, it is the baseline
-            if runs:
-                _band(axes, start, [run[start - 1 :] for run in runs], COLORS[arm], _LINES[arm], arm)
-        axes.set(xlabel="epoch", ylabel="test accuracy, %", title=f"epoch_loss={condition}")
+def _by_epoch(at_noises: Sequence[tuple[int, pd.DataFrame]], epochs: int) -> Figure:
+    figure, panels = _panels(len(at_noises))
+    for axes, (noise, runs) in zip(panels, at_noises, strict=True):
+        for arm, of_arm in runs.groupby("arm", observed=True):
+            start = epochs if arm == "longer" else 1  # before, it is the baseline
+            curves = [[100 * epoch.accuracy for epoch in epochs[start - 1 :]] for epochs in of_arm["epochs"]]
+            _band(axes, start, curves, COLORS[arm], _LINES[arm], arm)
+        axes.set(xlabel="epoch", ylabel="test accuracy, %", title=f"label noise: {noise_in_words(noise)}")
         axes.legend()
     return figure
 
 
-def _run_by_run(
-    experiment: Experiment, condition: Condition, of_epochs: Callable[[Sequence[Epoch]], list[float]], label: str
-) -> Figure:
+def _run_by_run(runs: pd.DataFrame, of_epochs: Callable[[Sequence[Epoch]], list[float]], label: str) -> Figure:
     figure, (axes,) = _panels(1)
-    for arm in ARMS:
-        for number, (row, _) in enumerate(experiment.of(condition).pairs(arm, arm)):
+    for arm, of_arm in runs.groupby("arm", observed=True):
+        for number, epochs in enumerate(of_arm["epochs"]):
             style = {"color": COLORS[arm], "marker": ".", "alpha": 0.6, "label": None if number else arm}
-            accuracies = [100 * epoch.accuracy for epoch in row.epochs]
-            axes.plot(of_epochs(row.epochs), accuracies, _LINES[arm], **style)
+            axes.plot(of_epochs(epochs), [100 * epoch.accuracy for epoch in epochs], _LINES[arm], **style)
     if "loss" in label:
         axes.invert_xaxis()
-    axes.set(xlabel=label, ylabel="test accuracy, %", title=f"epoch_loss={condition}")
+    axes.set(xlabel=label, ylabel="test accuracy, %")
     axes.legend()
     return figure
 
 
-def _maps(experiment: Experiment, condition: Condition) -> Figure:
+def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Wrong predictions by true and predicted class, mean over seeds."""
-    classes = [_literal(name) for name in experiment.configuration.data.classes]
-    runs = experiment.of(condition)
+    compared = runs[runs["arm"].isin(["baseline", "attention"])].groupby("arm", observed=True)["run"]
     wrong = {
-        arm: np.mean([np.asarray(row.best.confusion) * (1 - np.eye(len(classes))) for row, _ in pairs], axis=0)
-        for arm in ("baseline", "attention")
-        if (pairs := runs.pairs(arm, arm))
+        arm: np.mean([run.best.confusion for run in of_arm], axis=0) * (1 - np.eye(len(names)))
+        for arm, of_arm in compared
     }
-    top = max(matrix.max() for matrix in wrong.values())
+    classes, top = [_literal(name) for name in names], max(matrix.max() for matrix in wrong.values())
     figure, panels = _panels(len(wrong))
     for axes, (arm, matrix) in zip(panels, wrong.items(), strict=True):
         image = axes.imshow(matrix, cmap="magma_r", vmin=0, vmax=top)
@@ -170,16 +167,14 @@ def _maps(experiment: Experiment, condition: Condition) -> Figure:
     return figure
 
 
-def _repeats(experiment: Experiment, noises: Sequence[Condition]) -> Figure:
+def _repeats(attention: pd.DataFrame) -> Figure:
+    noises = sorted({*attention["noise"]})
     figure, panels = _panels(len(noises))
     for axes, noise in zip(panels, noises, strict=True):
-        for condition in [each for each in experiment.conditions if each.label_noise == noise.label_noise]:
-            runs = [
-                [100 * epoch.repeats / epoch.batches for epoch in row.epochs]
-                for row, _ in experiment.of(condition).pairs("attention", "attention")
-            ]
-            _band(axes, 1, runs, *_READINGS[condition.epoch_loss], condition.epoch_loss)
-        axes.set(xlabel="epoch", ylabel="repeats, % of batches", title=f"label noise: {noise.noise}")
+        for reading, runs in attention[attention["noise"] == noise].groupby("reading", observed=True):
+            curves = [[100 * epoch.repeats / epoch.batches for epoch in epochs] for epochs in runs["epochs"]]
+            _band(axes, 1, curves, *_READINGS[reading], reading)
+        axes.set(xlabel="epoch", ylabel="repeats, % of batches", title=f"label noise: {noise_in_words(noise)}")
         axes.legend()
     return figure
 

@@ -1,13 +1,13 @@
-"""The finished runs of folders of records, as tables: runs with the same data and seed are compared."""
+"""The finished runs of folders of records as tables: a row a run, and a row for each two runs that are compared."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,146 +15,33 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records, read_records
-from benchmarks.report import paper
-from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import ARMS, Configuration, Epoch, EpochLoss, Run, Surroundings
+from benchmarks.report.statistics import Sample, accuracy_error, sample, variance_error
+from benchmarks.schema import Configuration, Epoch, Run
 
-OTHERS = ("baseline", "random", "longer")
+READINGS = ("-", "first", "last", "all")
+ARMS = ("baseline", "attention", "random", "longer")
+# The baseline has nearly converged from the first epoch on that reaches this share of its best accuracy.
+NEARLY_CONVERGED = 0.95
+_LOSSES_COMPARED = 50
 # Where configurations differ in one of these, they differ in others too, or a reader would not see by what.
 _UNSAID = {"schema_version", "parameters", "classes", "sha256", "channels_last"}
-# A row of a table of runs: its columns are attributes.
-Row = Any
+_GAINS = ("accuracy", "best_accuracy", "macro_f1", "best_macro_f1")
 
 
-class Runs:
-    """Runs that are compared, by arm and seed.
-
-    Args:
-        frame: A row a run, with its arm and seed, and a column a measure.
-    """
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.arms: list[str] = list(dict.fromkeys(frame["arm"]))
-        self._rows = {arm: {row.seed: row for row in each.itertuples()} for arm, each in frame.groupby("arm")}
-
-    def pairs(self, arm: str, other: str) -> list[tuple[Row, Row]]:
-        """The runs of two arms, for every seed that both have."""
-        ours, theirs = self._rows.get(arm, {}), self._rows.get(other, {})
-        return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-
-    def values(self, arm: str, measure: str) -> Sample:
-        """A measure of an arm's runs."""
-        return sample([getattr(ours, measure) for ours, _ in self.pairs(arm, arm)])
-
-    def gain(self, arm: str, other: str, measure: str = "accuracy") -> Sample:
-        """An arm's measure minus another's, paired by seed."""
-        return sample([getattr(ours, measure) - getattr(theirs, measure) for ours, theirs in self.pairs(arm, other)])
-
-
-class Condition(NamedTuple):
-    """What the arms that are compared have in common.
+class Cifar(NamedTuple):
+    """The records of ``benchmarks.cifar``.
 
     Attributes:
-        epoch_loss: The attention run's reading.
-        label_noise: How many labels of every 32 were redrawn.
+        configurations: By the name of the experiment.
+        unfinished: How many runs are left out because they are not finished.
+        runs: A row a run.
+        pairs: A row for each run of attention and run of another arm with the same seed: attention minus the other.
     """
 
-    epoch_loss: EpochLoss
-    label_noise: int
-
-    @property
-    def noise(self) -> str:
-        """The label noise in words."""
-        return f"{self.label_noise} of 32" if self.label_noise else "none"
-
-    def __str__(self) -> str:
-        return f"{self.epoch_loss}, label noise {self.noise}" if self.label_noise else self.epoch_loss
-
-
-class Experiment:
-    """All finished runs of one configuration.
-
-    Args:
-        records: Of the folders of this configuration.
-        suffix: What distinguishes it from other configurations of the same model and data; may be empty.
-    """
-
-    def __init__(self, records: Sequence[Records], suffix: str = "") -> None:
-        configuration = records[0].configuration
-        assert isinstance(configuration, Configuration)
-        self.configuration = configuration
-        self.name = _base_name(configuration) + (f" ({suffix})" if suffix else "")
-        self.epochs = {
-            name: epochs for each in records for name, epochs in each.epochs.items() if each.runs[name].is_finished
-        }
-        self.unfinished = sum(len(each.runs) for each in records) - len(self.epochs)
-        runs = [run for each in records for name, run in each.runs.items() if run.is_finished]
-        self._frame = pd.DataFrame([_measure(run, self.epochs[run.run]) for run in runs])
-        self.places: list[Surroundings] = [place for run in runs for place in run.surroundings]
-
-    @cached_property
-    def arms(self) -> list[tuple[Condition, str]]:
-        """Every arm that there are runs of, with its condition; a baseline once for each label noise."""
-        names = {(Condition(name.epoch_loss or "first", name.label_noise), name.arm) for name in self.epochs}
-        readings = get_args(EpochLoss)
-
-        def key(name: tuple[Condition, str]) -> tuple[int, bool, int, int]:
-            condition, arm = name
-            return condition.label_noise, arm != "baseline", readings.index(condition.epoch_loss), ARMS.index(arm)
-
-        return sorted(names, key=key)
-
-    @property
-    def conditions(self) -> list[Condition]:
-        """Those that there are attention runs of."""
-        return [condition for condition, arm in self.arms if arm == "attention"]
-
-    def of(self, condition: Condition) -> Runs:
-        """The runs of a condition; baselines belong to every reading."""
-        is_noise = self._frame["label_noise"] == condition.label_noise
-        return Runs(self._frame[is_noise & self._frame["epoch_loss"].isin([condition.epoch_loss, "-"])])
-
-    def judged_condition(self, epoch_loss: str) -> Condition:
-        """The condition that claims are of: no label noise, and the reading asked for, or else the first there is."""
-        readings = [condition.epoch_loss for condition in self.conditions]
-        return Condition(next((each for each in readings if each == epoch_loss), (readings or ["first"])[0]), 0)
-
-    def is_timed(self, condition: Condition) -> bool:
-        """Whether the seconds of attention and baseline may be compared: one machine, and nothing else on it."""
-        rows = [row for pair in self.of(condition).pairs("attention", "baseline") for row in pair]
-        places = {
-            (place.device, one_line({**place.environment, "date": ""})) for row in rows for place in row.surroundings
-        }
-        return len(places) == 1 and not any(epoch.shared_device for row in rows for epoch in row.epochs)
-
-    @property
-    def machines(self) -> list[str]:
-        """What the runs ran on, a line each."""
-        return sorted({one_line(place.environment) for place in self.places})
-
-    @property
-    def reductions(self) -> list[str]:
-        """In what this is less than, or other than, what the paper did; empty where it is the same."""
-        own, data = self.configuration, self.configuration.data
-        theirs = paper.EXPERIMENTS.get(own.model)
-        options = {} if theirs is None else {name: own.model_options[name] for name in own.model_options}
-        options.pop("img_size", None)
-        capped = sum(epoch.capped_batches for epochs in self.epochs.values() for epoch in epochs)
-        compared = [
-            (theirs is None or theirs.data != data.name, f"{_base_name(own)}, which the paper has not"),
-            *((theirs and theirs.options.get(name) != value, f"{name} {value}") for name, value in options.items()),
-            (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
-            (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),
-            (own.epochs != paper.EPOCHS, f"{own.epochs} epochs"),
-            (own.batch_size != paper.BATCH_SIZE, f"batches of {own.batch_size}"),
-            (own.learning_rate != paper.LEARNING_RATE, f"learning rate {own.learning_rate:g}"),
-            (theirs and own.k != theirs.k, f"K {own.k:g}"),
-            (theirs and own.pretrained != theirs.pretrained, f"with{'' if own.pretrained else 'out'} ImageNet weights"),
-            (own.precision in ("bf16", "fp16"), own.precision),
-            (any(place.device == "cpu" for place in self.places), "on a CPU"),
-            (capped, f"{capped:,} batches left at max_visits, where the paper has no limit"),
-        ]
-        return [text for is_other, text in compared if is_other]
+    configurations: dict[str, Configuration]
+    unfinished: Counter[str]
+    runs: pd.DataFrame
+    pairs: pd.DataFrame
 
 
 def read_folders(folders: Sequence[Path]) -> list[Records]:
@@ -173,49 +60,163 @@ def read_folders(folders: Sequence[Path]) -> list[Records]:
     return [records for each in found.values() for records in each]
 
 
-def make_experiments(read: Sequence[Records]) -> list[Experiment]:
-    """Experiments by name; records of the same configuration are put together.
+def tabulate(read: Sequence[Records]) -> Cifar:
+    """The tables; records of the same configuration are put together.
 
     Raises:
         RecordsError: If no run of a configuration is finished.
     """
-    grouped = itertools.groupby(read, key=lambda records: records.configuration.digest())
-    groups = [[*each] for _, each in grouped]
-    suffixes = distinguish([each[0].configuration for each in groups])  # type: ignore[misc]
-    experiments = [Experiment(records, suffix) for records, suffix in zip(groups, suffixes, strict=True)]
-    for experiment in experiments:
-        if not experiment.epochs:
-            raise RecordsError(f"no run of {experiment.name} is finished; give its benchmarks.cifar command again")
-    return sorted(experiments, key=lambda experiment: experiment.name)
+    groups = [[*each] for _, each in itertools.groupby(read, key=lambda records: records.configuration.digest())]
+    configurations = [each[0].configuration for each in groups]
+    names = name_experiments(configurations)  # type: ignore[arg-type]
+    unfinished: Counter[str] = Counter()
+    rows = []
+    for name, records in zip(names, groups, strict=True):
+        runs = [(run, each.epochs[key]) for each in records for key, run in each.runs.items()]
+        finished = [(run, epochs) for run, epochs in runs if run.is_finished]
+        if not finished:
+            raise RecordsError(f"no run of {name} is finished; give its benchmarks.cifar command again")
+        unfinished[name] = len(runs) - len(finished)
+        rows += [{"experiment": name, **_measure(run, epochs)} for run, epochs in finished]
+    runs_frame = pd.DataFrame(rows)
+    for column, order in (("arm", ARMS), ("reading", READINGS), ("experiment", sorted(names))):
+        runs_frame[column] = pd.Categorical(runs_frame[column], order, ordered=True)
+    runs_frame = runs_frame.sort_values(["experiment", "noise", "reading", "arm", "seed"], ignore_index=True)
+    by_name: dict[str, Configuration] = dict(sorted(zip(names, configurations, strict=True)))  # type: ignore[arg-type]
+    return Cifar(by_name, unfinished, runs_frame, _pair(runs_frame, by_name))
 
 
-def distinguish(configurations: Sequence[Configuration]) -> list[str]:
-    """What distinguishes each configuration from others of the same model and data; empty where there is no other.
+def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
+    """A run as a row: per cent at the last epoch, and where they are best."""
+    losses = [math.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
+    assert run.best is not None  # the reader has checked it
+    assert run.last is not None
+    wrong, best_wrong = wrong_predictions(run.last.confusion), wrong_predictions(run.best.confusion)
+    places = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
+    return {
+        "arm": run.arm, "reading": run.epoch_loss or "-", "noise": run.label_noise, "seed": run.seed,
+        "run": run, "epochs": epochs, "places": places,
+        "is_shared": any(epoch.shared_device for epoch in epochs),
+        "accuracy": 100 * epochs[-1].accuracy,
+        "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),
+        "macro_f1": 100 * epochs[-1].macro_f1,
+        "best_macro_f1": 100 * max(epoch.macro_f1 for epoch in epochs),
+        "test_loss": losses[-1],
+        "best_test_loss": min((loss for loss in losses if not math.isnan(loss)), default=math.nan),
+        "repeats": repeats_percent(epochs),
+        "wrong": wrong,
+        "best_wrong": best_wrong,
+        "variance": float(np.var(wrong)),
+        "best_variance": float(np.var(best_wrong)),
+    }
 
-    That is what differs, and the digest where nothing that a reader understands does.
+
+def _pair(runs: pd.DataFrame, configurations: dict[str, Configuration]) -> pd.DataFrame:
+    """Every run of attention with every other run of the same experiment, noise and seed, and reading if it has one."""
+    is_attention = runs["arm"] == "attention"
+    pairs = runs[is_attention].merge(runs[~is_attention], on=["experiment", "noise", "seed"], suffixes=("", "_other"))
+    pairs = pairs[(pairs["reading_other"] == pairs["reading"]) | (pairs["reading_other"] == "-")]
+    for name in _GAINS:
+        pairs[name] -= pairs[f"{name}_other"]
+    rows = [(row, row.epochs, row.epochs_other) for row in pairs.itertuples()]
+    images = {name: configuration.data.test_images for name, configuration in configurations.items()}
+    return pairs.assign(
+        other=pairs["arm_other"],
+        # A lower variance is the gain.
+        variance=pairs["variance_other"] - pairs["variance"],
+        best_variance=pairs["best_variance_other"] - pairs["best_variance"],
+        variance_error=[math.hypot(variance_error(row.wrong), variance_error(row.wrong_other)) for row, *_ in rows],
+        error=[
+            accuracy_error([100 * ours[-1].accuracy, 100 * theirs[-1].accuracy], images[str(row.experiment)])
+            for row, ours, theirs in rows
+        ],
+        same_loss=[gain_at_same_loss(ours, theirs) for _, ours, theirs in rows],
+        same_updates=[gain_at_same_cost(ours, theirs, "updates") for _, ours, theirs in rows],
+        same_seconds=[gain_at_same_cost(ours, theirs, "seconds") for _, ours, theirs in rows],
+        more_seconds=[100 * (_seconds(ours) / _seconds(theirs) - 1) for _, ours, theirs in rows],
+        early_repeats=[repeats_before_convergence(ours, theirs) for _, ours, theirs in rows],
+    )
+
+
+def gain(runs: pd.DataFrame, arm: str, other: str, measure: str) -> Sample:
+    """An arm's measure minus another's, paired by seed."""
+    values = runs.pivot(index="seed", columns="arm", values=measure).reindex(columns=[arm, other])
+    return sample([*(values[arm] - values[other]).dropna()])
+
+
+def is_timed(pairs: pd.DataFrame) -> bool:
+    """Whether the seconds of these pairs may be compared: one machine, and nothing else on it."""
+    places = set().union(*pairs["places"], *pairs["places_other"])
+    return len(places) == 1 and not (pairs["is_shared"] | pairs["is_shared_other"]).any()
+
+
+def repeats_percent(epochs: Sequence[Epoch]) -> float:
+    """Repeats in per cent of base batches."""
+    return 100 * sum(epoch.repeats for epoch in epochs) / sum(epoch.batches for epoch in epochs)
+
+
+def repeats_before_convergence(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
+    """Attention's repeats, in per cent of batches, in the epochs before the baseline has nearly converged.
+
+    Without the first epoch, in which nothing can repeat; NaN where no epoch is left.
     """
-    fields = [_flatten(each) for each in configurations]
-    names = [_base_name(each) for each in configurations]
-    suffixes = []
-    for name, own in zip(names, fields, strict=True):
-        others = [each for other, each in zip(names, fields, strict=True) if other == name]
-        differing = [key for key in own if any(each.get(key) != own[key] for each in others)]
-        suffixes.append(", ".join(_in_words(key, own[key]) for key in differing))
-    taken = Counter(" ".join(f"{name} {suffix}".split()) for name, suffix in zip(names, suffixes, strict=True))
-    return [
-        ", ".join(filter(None, [suffix, each.digest()])) if taken[" ".join(f"{name} {suffix}".split())] > 1 else suffix
-        for name, suffix, each in zip(names, suffixes, configurations, strict=True)
+    converged = NEARLY_CONVERGED * max(epoch.accuracy for epoch in baseline)
+    first = next(index for index, epoch in enumerate(baseline) if epoch.accuracy >= converged)
+    return repeats_percent(attention[1:first]) if attention[1:first] else math.nan
+
+
+def gain_at_same_loss(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
+    """The gain in accuracy, in points: the mean over training losses that both went through.
+
+    Accuracy is interpolated between epochs, sorted by loss; NaN where the arms have no loss in common.
+    """
+    curves = [
+        sorted((epoch.train_loss, epoch.accuracy) for epoch in epochs if epoch.train_loss is not None)
+        for epochs in (attention, baseline)
     ]
+    if not all(curves):
+        return math.nan
+    low, high = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    losses = np.linspace(low, high, _LOSSES_COMPARED)
+    ours, theirs = (np.interp(losses, *np.transpose(curve)) for curve in curves)
+    return float(100 * np.mean(ours - theirs)) if low <= high else math.nan
 
 
-def _base_name(configuration: Configuration) -> str:
-    return f"{configuration.model} on {configuration.data.name}"
+def gain_at_same_cost(attention: Sequence[Epoch], baseline: Sequence[Epoch], cost: str) -> float:
+    """Accuracy at attention's last epoch within the baseline's whole cost, minus the baseline's last, in points.
+
+    That is the paper's comparison of a curve that is shifted by the overhead. ``cost`` is "seconds" or "updates".
+    """
+    budget = sum(getattr(epoch, cost) for epoch in baseline)
+    spent = itertools.accumulate(getattr(epoch, cost) for epoch in attention)
+    in_time = [epoch for epoch, total in zip(attention, spent, strict=True) if total <= budget]
+    return 100 * (in_time[-1].accuracy - baseline[-1].accuracy) if in_time else math.nan
 
 
-def _flatten(configuration: Configuration) -> dict[str, Any]:
-    fields = configuration.model_dump()
-    fields |= fields.pop("data") | fields.pop("model_options")
-    return {name: value for name, value in fields.items() if name not in _UNSAID and value is not None}
+def wrong_predictions(confusion: Sequence[Sequence[int]]) -> list[int]:
+    """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
+    matrix = np.asarray(confusion)
+    return [*map(int, matrix.sum(axis=0) - matrix.diagonal())]
+
+
+def name_experiments(configurations: Sequence[Configuration]) -> list[str]:
+    """Model and data of each; where several have the same, what differs, and the digest where that is not enough."""
+    fields = []
+    for configuration in configurations:
+        own = configuration.model_dump()
+        own |= own.pop("data") | own.pop("model_options")
+        fields.append({name: value for name, value in own.items() if name not in _UNSAID and value is not None})
+    names = [f"{own['model']} on {own['name']}" for own in fields]
+    whole = []
+    for name, own in zip(names, fields, strict=True):
+        alike = [each for other, each in zip(names, fields, strict=True) if other == name]
+        said = [_in_words(key, own[key]) for key in own if any(each.get(key) != own[key] for each in alike)]
+        whole.append(" ".join(f"{name} ({', '.join(said)})".split()) if said else " ".join(name.split()))
+    taken = Counter(whole)
+    return [
+        f"{name} [{configuration.digest()}]" if taken[name] > 1 else name
+        for name, configuration in zip(whole, configurations, strict=True)
+    ]
 
 
 def _in_words(key: str, value: Any) -> str:
@@ -224,32 +225,5 @@ def _in_words(key: str, value: Any) -> str:
     return f"{'K' if key == 'k' else key.replace('_', ' ')} {value}"
 
 
-def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
-    """A run as a row: per cent at the last epoch, and where they are best."""
-    losses = [np.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
-    assert run.best is not None and run.last is not None  # as the records were checked for
-    return {
-        **{name: getattr(run, name) for name in ("arm", "seed", "label_noise", "surroundings", "best", "last")},
-        "epoch_loss": run.epoch_loss or "-",
-        "epochs": epochs,
-        "accuracy": 100 * epochs[-1].accuracy,
-        "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),
-        "macro_f1": 100 * epochs[-1].macro_f1,
-        "best_macro_f1": 100 * max(epoch.macro_f1 for epoch in epochs),
-        "test_loss": losses[-1],
-        "best_test_loss": min((loss for loss in losses if not np.isnan(loss)), default=np.nan),
-        "repeats": repeats_percent(epochs),
-        "wrong": wrong_predictions(run.last.confusion),
-        "best_wrong": wrong_predictions(run.best.confusion),
-    }
-
-
-def repeats_percent(epochs: Sequence[Epoch]) -> float:
-    """Repeats in per cent of base batches."""
-    return 100 * sum(epoch.repeats for epoch in epochs) / sum(epoch.batches for epoch in epochs)
-
-
-def wrong_predictions(confusion: Sequence[Sequence[int]]) -> list[int]:
-    """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
-    matrix = np.asarray(confusion)
-    return [*map(int, matrix.sum(axis=0) - matrix.diagonal())]
+def _seconds(epochs: Sequence[Epoch]) -> float:
+    return sum(epoch.seconds for epoch in epochs)

@@ -23,7 +23,7 @@ class Gain:
     p: float | None = None
 
     def __str__(self) -> str:
-        p = "" if self.p is None else f", {show_p(self.p)}"
+        p = "" if self.p is None or math.isnan(self.p) else f", {show_p(self.p)}"
         return show(self.values, digits=self.digits, with_n=False) + p if self.values.n else "-"
 
 
@@ -46,3 +46,8 @@ def mean_and_deviation(values: Sample, digits: int) -> str:
     """A mean and a standard deviation, as text."""
     spread = "" if math.isnan(values.deviation) else f" ± {values.deviation:.{digits}f}"
     return f"{values.mean:.{digits}f}{spread}"
+
+
+def noise_in_words(noise: int) -> str:
+    """How many labels of every 32 were redrawn."""
+    return f"{noise} of 32" if noise else "none"

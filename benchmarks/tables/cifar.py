@@ -7,59 +7,51 @@ from functools import cache
 
 from benchmarks.environment import one_line
 from benchmarks.reading import read_configuration, read_lines
-from benchmarks.report.cifar import report_cifar, summarize, verdicts_at_a_glance
+from benchmarks.report.cifar import machines, report_cifar, summarize, verdicts_at_a_glance
 from benchmarks.report.claims import judge_claims
-from benchmarks.report.document import Report, Table, quote, render
-from benchmarks.report.results import Experiment, make_experiments, read_folders
-from benchmarks.schema import ARMS, Configuration, Epoch, OfVisits
+from benchmarks.report.document import Report, Table, render, render_template
+from benchmarks.report.results import Cifar, read_folders, tabulate
+from benchmarks.schema import Configuration, Epoch, OfVisits
 from benchmarks.tables.newest import RECORDS, read_newest
 
 
 @cache
-def cifar_experiments() -> tuple[Experiment, ...]:
+def cifar_records() -> Cifar:
     """All that is recorded of CIFAR."""
     folders = [path.parent for path in sorted(RECORDS.glob("*/configuration.json"))]
-    read = read_folders([folder for folder in folders if isinstance(read_configuration(folder), Configuration)])
-    return tuple(make_experiments(read))
+    return tabulate(read_folders([each for each in folders if isinstance(read_configuration(each), Configuration)]))
 
 
 def cifar_report() -> Report:
     """The report on it."""
-    return report_cifar(cifar_experiments())
+    return report_cifar(cifar_records())
 
 
 def cifar_found() -> str:
     """What was found, for a reader who reads no tables."""
-    return quote(summarize(cifar_experiments()))
+    return render_template("cifar-found.md.jinja", facts=summarize(cifar_records())).strip()
 
 
 def cifar_claims_table() -> str:
     """What the records say about each of the paper's claims."""
-    return render(verdicts_at_a_glance(cifar_experiments(), judge_claims(cifar_experiments())))
+    return verdicts_at_a_glance(cifar_records(), judge_claims(cifar_records()))
 
 
 def cifar_cost_table() -> str:
     """Hours of training and evaluation, by experiment and arm."""
-    rows: list[list[str]] = []
-    for experiment in cifar_experiments():
-        runs = experiment.epochs.items()
-        of_baselines = {_moment(epoch) for name, epochs in runs if name.arm == "baseline" for epoch in epochs}
-        for arm in ARMS:
-            count = sum(name.arm == arm for name, _ in runs)
-            # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
-            epochs = [
-                epoch
-                for name, of_run in runs
-                for epoch in of_run
-                if name.arm == arm and (arm == "baseline" or _moment(epoch) not in of_baselines)
-            ]
-            hours = [sum(getattr(epoch, name) for epoch in epochs) / 3600 for name in ("seconds", "evaluation_seconds")]
-            numbers = [str(count), f"{len(epochs):,}", f"{sum(epoch.updates for epoch in epochs):,}"]
-            if count:
-                rows.append([experiment.name, arm, *numbers, *(f"{value:.2f}" for value in hours)])
-    machines = dict.fromkeys(machine for experiment in cifar_experiments() for machine in experiment.machines)
+    runs = cifar_records().runs
+    rows = []
+    for (name, arm), of_arm in runs.groupby(["experiment", "arm"], observed=True):
+        baselines = runs[(runs["experiment"] == name) & (runs["arm"] == "baseline")]["epochs"]
+        of_baselines = {_moment(epoch) for epochs in baselines for epoch in epochs}
+        # The first epochs of ``longer`` are the baseline's, to the second, unless they had to be made again.
+        every = [epoch for epochs in of_arm["epochs"] for epoch in epochs]
+        epochs = [epoch for epoch in every if arm == "baseline" or _moment(epoch) not in of_baselines]
+        hours = [sum(getattr(epoch, cost) for epoch in epochs) / 3600 for cost in ("seconds", "evaluation_seconds")]
+        numbers = [str(len(of_arm)), f"{len(epochs):,}", f"{sum(epoch.updates for epoch in epochs):,}"]
+        rows.append([name, arm, *numbers, *(f"{value:.2f}" for value in hours)])
     head = ["experiment", "arm", "runs", "epochs", "updates", "hours of training", "hours of evaluation"]
-    return render(Table(head, rows, f"Other work shared the machines. {'; '.join(machines)}."))
+    return render(Table(head, rows, f"Other work shared the machines. {'; '.join(machines(runs))}."))
 
 
 def cifar_again_table() -> str:

@@ -6,14 +6,14 @@ from functools import cache
 
 from benchmarks.environment import one_line
 from benchmarks.reading import Records
-from benchmarks.report.document import Report, render
+from benchmarks.report.document import Report, Table, render
 from benchmarks.report.results import read_folders
 from benchmarks.report.selection import LEAST_SEEDS_TO_PAY, Results, glance, read_results, report_selection
 from benchmarks.tables.newest import find_newest
 
 _MARKS = (
-    f"✓ pays: with {LEAST_SEEDS_TO_PAY} seeds the 95 % interval is above 0, over the control too; ✗ harms: it is below 0; ? no "
-    "significant difference; … not enough seeds; - not run; *: does not survive Holm's correction."
+    f"✓ pays: with {LEAST_SEEDS_TO_PAY} seeds the 95 % interval is above 0, over the control too; ✗ harms: it is "
+    "below 0; ? no significant difference; … not enough seeds; - not run; *: does not survive Holm's correction."
 )
 
 
@@ -24,8 +24,7 @@ def _read(name: str) -> list[Records]:
 
 def _glance(name: str, results: Results, before: str, after: str = "") -> str:
     environment = next(iter(_read(name)[0].runs.values())).surroundings[0].environment
-    table = glance(results)
-    return render(table._replace(caption=f"{before}, paired by seed. {_MARKS}{after} {one_line(environment)}."))
+    return render(Table(*glance(results), f"{before}, paired by seed. {_MARKS}{after} {one_line(environment)}."))
 
 
 def selection_at_a_glance() -> str:
@@ -39,10 +38,10 @@ def selection_kinds() -> str:
     """What each form of leaving samples out gains on each kind of data."""
     planned, *added = read_results(_read("selection-kinds"))
     again = [
-        f"{each.setting} {each.gain.mean:+.4g} {each.verdict.symbol}{'' if each.survives else '*'}"
+        f"{each.setting} {each.gain.values.mean:+.2g} {each.verdict.symbol}{'' if each.survives else '*'}"
         for results in added
         for each in results.findings
-        if each.arm == "left_out" and each.gain.n >= LEAST_SEEDS_TO_PAY
+        if each.arm == "left_out" and each.gain.values.n >= LEAST_SEEDS_TO_PAY
     ]
     before = "Gain over plain training, each arm at its own learning rate: points of accuracy, for text nats of loss"
     return _glance(
