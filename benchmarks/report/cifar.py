@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.report import paper
 from benchmarks.report.claims import CLAIMS, Finding, compare_arms, judge_claims, judged_reading, overfitted
-from benchmarks.report.document import Cell, Report, correct, pictures, render_template, table
+from benchmarks.report.document import Cell, Mark, Report, correct, pictures, render_template, table
 from benchmarks.report.figures import COLORS, Row, draw_experiment, forest
 from benchmarks.report.results import Cifar, is_timed
 from benchmarks.report.statistics import SIGNIFICANCE, Verdict, sample
@@ -69,8 +69,6 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
             name: claims_table([each for each in findings if each.experiment == name]) for name in cifar.configurations
         },
         reductions={name: ", ".join(reductions(cifar, name)) for name in cifar.configurations},
-        overturned=[each for each in findings if each.is_overturned],
-        CLAIMS=CLAIMS,
         galleries=galleries,
         paper=paper.CITATION,
     )
@@ -94,7 +92,7 @@ def summarize(cifar: Cifar, epoch_loss: str = "first") -> dict[str, Any]:
             other: _standing([each for each in compared if each.claim == other]) for other in ("baseline", "random")
         },
         "extra": _span([*extra], ".1f") if len(extra) else "no",
-        "compared": len(compared),
+        "compared": sum(not math.isnan(each.judged.p) for each in compared),
         "survivors": [f"{_condition(each)} over {each.claim}" for each in compared if each.judged.p < SIGNIFICANCE],
         "verdicts": len(findings),
         "overturned": sum(each.is_overturned for each in findings),
@@ -232,7 +230,9 @@ def _ours(cifar: Cifar, name: str, epoch_loss: str) -> Rows:
 
 def verdicts_at_a_glance(cifar: Cifar, findings: Sequence[Finding]) -> str:
     """A row a claim and a column an experiment; where a claim was judged several times, the first is shown."""
-    first = {(each.claim, each.experiment): each.judged.verdict for each in reversed(findings)}
+    first = {
+        (each.claim, each.experiment): Mark(each.judged.verdict, each.is_overturned) for each in reversed(findings)
+    }
     rows: Rows = [
         [text, *(first.get((claim, name), "-") for name in cifar.configurations)] for claim, text in CLAIMS.items()
     ]
@@ -244,8 +244,8 @@ def claims_table(findings: Sequence[Finding]) -> str:
     rows: Rows = []
     for each in findings:
         p = "-" if math.isnan(each.judged.p) else show_p(each.judged.p)
-        remarks = [each.remark, "does not survive the correction" if each.is_overturned else ""]
-        rows.append([each.judged.verdict, CLAIMS[each.claim], each.numbers, p, "; ".join(filter(None, remarks))])
+        mark = Mark(each.judged.verdict, each.is_overturned)
+        rows.append([mark, CLAIMS[each.claim], each.numbers, p, each.remark])
     return table(["verdict", "claim", "attention minus the other arm (95 % CI)", "p, Holm", "remark"], rows)
 
 

@@ -92,7 +92,8 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
     found = []
     for (experiment, noise, reading, other), pairs in groups:
         (finding,) = _gain(str(other), pairs, limit=0)
-        found.append(finding._replace(experiment=experiment, noise=noise, reading=reading))
+        judged = Judged(finding.judged.verdict, finding.values.p())
+        found.append(finding._replace(judged=judged, experiment=experiment, noise=noise, reading=reading))
     return _adjust(found)
 
 

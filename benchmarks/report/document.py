@@ -18,7 +18,7 @@ from benchmarks.errors import StorageError
 from benchmarks.report.statistics import Verdict, holm
 from benchmarks.report.wording import Gain
 
-Cell: TypeAlias = "str | Verdict | Gain"
+Cell: TypeAlias = "str | Mark | Gain"
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
 _NUMBER = re.compile(
@@ -29,6 +29,16 @@ _ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&am
 _EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # Of figures, in dots per inch.
 _RESOLUTION = 110
+
+
+class Mark(NamedTuple):
+    """A verdict as a cell of a table, and whether it does not survive the correction."""
+
+    verdict: Verdict
+    is_overturned: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.verdict.symbol} **{self.verdict.text}**{', not after correction' * self.is_overturned}".strip()
 
 
 class Table(NamedTuple):
@@ -103,7 +113,10 @@ def render(table: Table) -> str:
     columns = [(name, [row[place] for row in table.rows]) for place, name in enumerate(table.head)]
     shown = [column for column in columns if any(str(cell) not in ("", "-") for cell in column[1])]
     rules = ["---:" if _are_numbers(cells) else "---" for _, cells in shown]
-    rows = [[_render_cell(cell) for cell in row] for row in zip(*(cells for _, cells in shown), strict=True)]
+    rows = [
+        [str(cell) if isinstance(cell, Mark) else escape(str(cell)) for cell in row]
+        for row in zip(*(cells for _, cells in shown), strict=True)
+    ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in [[escape(name) for name, _ in shown], rules, *rows])
     return f"{text}\n\n{table.caption}" if table.caption else text
 
@@ -111,10 +124,6 @@ def render(table: Table) -> str:
 def _are_numbers(cells: Sequence[Cell]) -> bool:
     filled = [str(cell) for cell in cells if str(cell) not in ("", "-")]
     return bool(filled) and all(map(_NUMBER.fullmatch, filled))
-
-
-def _render_cell(cell: Cell) -> str:
-    return f"{cell.symbol} **{cell.text}**".strip() if isinstance(cell, Verdict) else escape(str(cell))
 
 
 def correct(rows: Iterable[Sequence[Cell]]) -> None:

@@ -94,8 +94,13 @@ def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
     wrong, best_wrong = wrong_predictions(run.last.confusion), wrong_predictions(run.best.confusion)
     places = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
     return {
-        "arm": run.arm, "reading": run.epoch_loss or "-", "noise": run.label_noise, "seed": run.seed,
-        "run": run, "epochs": epochs, "places": places,
+        "arm": run.arm,
+        "reading": run.epoch_loss or "-",
+        "noise": run.label_noise,
+        "seed": run.seed,
+        "run": run,
+        "epochs": epochs,
+        "places": places,
         "is_shared": any(epoch.shared_device for epoch in epochs),
         "accuracy": 100 * epochs[-1].accuracy,
         "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),

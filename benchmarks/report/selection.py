@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records
-from benchmarks.report.document import Cell, Report, correct, render_template, table
+from benchmarks.report.document import Cell, Mark, Report, correct, render_template, table
 from benchmarks.report.figures import Row, forest
 from benchmarks.report.results import gain
 from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict, holm, sample
@@ -23,23 +25,14 @@ from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 LEAST_SEEDS_TO_PAY = 8
 # Of kinds; the others were added when the results of these had been seen.
 PLANNED_SEEDS = range(8)
-SETTINGS = {
-    "balanced": "balanced data",
-    "hidden_kinds": "hidden subgroups",
-    "long_tail": "rare classes",
-    "hidden_fine": "hidden subgroups (CIFAR-100 superclasses)",
-    "text": "text with rare sorts",
-    "noisy": "10 % label noise",
-    "table": "table with rare groups",
-}
 _COLORS = {Verdict.PAYS: "#009E73", Verdict.HARMS: "#D55E00", Verdict.NO_DIFFERENCE: "#777777"}
 
 
 class Study(NamedTuple):
-    """What is known of a study before it has run.
+    """What is known of a study before it has run, from selection.json.
 
     Attributes:
-        name: Of the configuration.
+        title: Of the report.
         arms: What each trains on, in words, without plain training and controls.
         controls: What a gain has to be over, besides plain training, to come from which samples are chosen.
         peer: The arm that others are compared with too.
@@ -47,12 +40,12 @@ class Study(NamedTuple):
         measures: Secondary ones.
     """
 
-    name: str
-    arms: Mapping[str, str]
-    controls: Mapping[str, str]
+    title: str
+    arms: dict[str, str]
+    controls: dict[str, str]
     peer: str
-    compared: Sequence[str]
-    measures: Sequence[str]
+    compared: list[str]
+    measures: list[str]
 
     @property
     def only_controls(self) -> set[str]:
@@ -60,57 +53,9 @@ class Study(NamedTuple):
         return {*self.controls.values()} - {*self.arms}
 
 
-IMAGES = Study(
-    "images",
-    {
-        "left_out": "samples with a loss below the mean left out half the time",
-        "left_out_weighted": "samples with a loss below the mean left out half the time, those that stay weighted up",
-        "both": "samples with a loss below the mean left out half the time, those far above it repeated",
-        "pooled": "samples with a loss far above the mean repeated",
-        "selective_backprop": "the worse half of two batches trained on (Selective Backprop)",
-        "selective_backprop_composer": "the worse half of two batches trained on, by Composer's own function",
-        "infobatch": "samples with a loss below the mean left out half the time, by InfoBatch's own code",
-        "repeated": "whole batches repeated, as in the paper",
-        "repeated_fresh": "whole batches repeated, augmented again",
-        "repeated_budget": "whole batches repeated, 15 % of them at most",
-        "sqrt_frequency": "rare classes drawn more often",
-        "sqrt_frequency+left_out": "rare classes drawn more often, well-fitted samples left out half the time",
-    },
-    {
-        "left_out": "left_out_random",
-        "left_out_weighted": "left_out_random",
-        "infobatch": "left_out_random",
-        "both": "both_random",
-        "pooled": "pooled_random",
-        "sqrt_frequency+left_out": "sqrt_frequency",
-        "selective_backprop": "plain_longer",
-    },
-    "selective_backprop",
-    (),
-    ("macro_f1", "rarest_third", "worst"),
-)
-KINDS = Study(
-    "kinds",
-    {
-        "left_out": "well-fitted samples left out half the time",
-        "left_out_weighted": "the same, those that stay weighted up",
-        "trimmed": "the same unweighted, and outliers by mean loss left out",
-        "half_weighted": "well-fitted samples left out, those that stay weighted by the root",
-        "batch_mean": "left out by batch means instead of losses",
-        "saving": "left out and weighted, with fewer updates",
-    },
-    {
-        "left_out": "left_out_random",
-        "left_out_weighted": "left_out_random",
-        "trimmed": "left_out_random",
-        "half_weighted": "left_out_random",
-        "batch_mean": "left_out_random",
-        "saving": "plain_short",
-    },
-    "left_out",
-    ("left_out_weighted", "half_weighted", "trimmed", "batch_mean"),
-    ("rarest_third",),
-)
+_WORDS = json.loads(Path(__file__).with_name("selection.json").read_text(encoding="utf-8"))
+SETTINGS: dict[str, str] = _WORDS.pop("settings")
+IMAGES, KINDS = (Study(**_WORDS[name]) for name in ("images", "kinds"))
 
 
 class Finding(NamedTuple):
@@ -230,7 +175,11 @@ def _measure(name: RunName, epoch: Epoch) -> dict[str, Any]:
     by_count = [value for _, value in sorted(zip(chosen.counts, groups, strict=True))]
     has_tail = len({*chosen.counts}) > 1
     return {
-        "setting": name.setting, "arm": name.arm, "seed": name.seed, "rate": name.rate, "has_tail": has_tail,
+        "setting": name.setting,
+        "arm": name.arm,
+        "seed": name.seed,
+        "rate": name.rate,
+        "has_tail": has_tail,
         "score": 100 * epoch.accuracy if chosen.score is None else chosen.score,
         "macro_f1": 100 * epoch.macro_f1,
         "rarest_third": statistics.fmean(by_count[: len(by_count) // 3] if has_tail else by_count),
@@ -248,6 +197,8 @@ def _measure(name: RunName, epoch: Epoch) -> dict[str, Any]:
 def report_selection(read: Sequence[Records]) -> Report:
     """The report."""
     parts, figures, sections = read_results(read), {}, []
+    configuration = read[0].configuration
+    assert isinstance(configuration, SelectionConfiguration)
     for results in parts:
         file = "gains.png" if results is parts[0] else "gains-added.png"
         figures[file] = _forest(results)
@@ -255,12 +206,20 @@ def report_selection(read: Sequence[Records]) -> Report:
     correct([row for *_, rows in secondary for row in rows])
     for results, setting, head, rows in secondary:
         title = ": ".join(filter(None, [SETTINGS[setting], results.seeds]))
-        sections.append((title, _primary(results, setting), table(head, rows)))
+        rate = configuration.settings[setting].get("learning_rate")
+        sections.append((title, _primary(results, setting), table(head, rows), rate))
     edges = [row for results in parts for row in results.frame.itertuples() if row.rate in (RATES[0], RATES[-1])]
-    runs = [run for records in read for run in records.runs.values()]
+    places = [place for records in read for run in records.runs.values() for place in run.surroundings]
+    versions = {
+        package: ", ".join(
+            sorted({found[package] for place in places if package in (found := place.environment["packages"])})
+        )
+        for package in ("mosaicml", "infobatch")
+    }
     text = render_template(
         "selection.md.jinja",
         study=parts[0].study,
+        is_images=parts[0].study is IMAGES,
         parts=parts,
         verdicts=Verdict,
         titles=[
@@ -273,7 +232,8 @@ def report_selection(read: Sequence[Records]) -> Report:
         edges=sorted({f"{row.arm} on {row.setting}" for row in edges}),
         rates=", ".join(f"{rate:g}" for rate in RATES),
         tuning=" and ".join(map(str, TUNING_SEEDS)),
-        machines=sorted({one_line(place.environment) for run in runs for place in run.surroundings}),
+        versions=versions,
+        machines=sorted({one_line(place.environment) for place in places}),
     )
     return Report(text, figures)
 
@@ -321,10 +281,7 @@ def _primary(results: Results, setting: str) -> str:
         rate = "-" if runs["rate"].isna().any() else f"{runs['rate'].iloc[0]:g}"
         cells: list[Cell] = ["-", "-", "-", "-"]
         if each := found.get(str(arm)):
-            verdict = (
-                each.verdict if each.survives else f"{each.verdict.symbol} {each.verdict.text}, not after correction"
-            )
-            cells = [each.gain, each.over, each.control or "-", verdict]
+            cells = [each.gain, each.over, each.control or "-", Mark(each.verdict, not each.survives)]
         rows.append(
             [str(arm), str(len(runs)), rate, mean_and_deviation(sample(runs["score"]), _digits(setting)), *cells]
         )
@@ -347,7 +304,7 @@ def _secondary(results: Results, setting: str) -> tuple[list[str], list[list[Cel
         cells.append(Gain(gain(runs, str(arm), study.peer, "score"), digits) if is_compared else "-")
         of_plain = of_arm.merge(runs[runs["arm"] == "plain"], on="seed", suffixes=("", "_plain"))
         seconds, updates = ((of_plain[each] / of_plain[f"{each}_plain"]).median() for each in ("seconds", "updates"))
-        cells += [f"{of_arm['extra'].mean():.1f} %", f"{100 * updates:.0f} %", f"{seconds:.2f}"]
+        cells += [f"{sample(of_arm['extra']).mean:.1f} %", f"{100 * updates:.0f} %", f"{seconds:.2f}"]
         cells += [
             f"{of_arm['looked'].mean():,.0f}",
             f"{of_arm['pruned'].mean():,.0f}",
