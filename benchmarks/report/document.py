@@ -72,8 +72,8 @@ class Report(NamedTuple):
         lines = [line.removeprefix("> - ") for line in self.markdown.splitlines() if line.startswith("> ")]
         return [html.unescape(re.sub(r"\\(.)", r"\1", line)) for line in lines]
 
-    def write(self, folder: Path) -> Path:
-        """Write report.md, report.html and the figures.
+    def write(self, folder: Path, name: str = "report") -> Path:
+        """Write NAME.md, NAME.html and the figures.
 
         Returns:
             The page.
@@ -85,8 +85,8 @@ class Report(NamedTuple):
             folder.mkdir(parents=True, exist_ok=True)
             for file, figure in self.figures.items():
                 figure.savefig(folder / file, dpi=_RESOLUTION)
-            (folder / "report.md").write_text(self.markdown, encoding="utf-8")
-            page = folder / "report.html"
+            (folder / f"{name}.md").write_text(self.markdown, encoding="utf-8")
+            page = folder / f"{name}.html"
             page.write_text(_render_page(self.markdown, folder), encoding="utf-8")
         except OSError as error:
             reason = f"the report cannot be written to {folder} ({error.strerror})"

@@ -200,7 +200,7 @@ def report_selection(read: Sequence[Records]) -> Report:
     configuration = read[0].configuration
     assert isinstance(configuration, SelectionConfiguration)
     for results in parts:
-        file = "gains.png" if results is parts[0] else "gains-added.png"
+        file = f"gains{results.seeds.removeprefix('the').removesuffix(' seeds').replace(' ', '-')}.png"
         figures[file] = _forest(results)
     secondary = [(results, setting, *_secondary(results, setting)) for results in parts for setting in results.settings]
     correct([row for *_, rows in secondary for row in rows])

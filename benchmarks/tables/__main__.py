@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Callable
 
@@ -19,15 +18,7 @@ from benchmarks.tables import cifar, costs, quickstart, selection, studies, susp
 from benchmarks.tables.newest import RECORDS, ROOT
 
 DOCS = ROOT / "docs"
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "README.md",
-    DOCS / "what-your-loss-measures.md",
-    DOCS / "ranks.md",
-    DOCS / "guides" / "what-to-switch-on.md",
-    DOCS / "evidence" / "costs.md",
-    DOCS / "guides" / "finding-bad-data.md",
-)
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart.quickstart_table,
@@ -53,10 +44,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "suspects-longer": suspects.suspects_longer,
     "suspects-found": suspects.suspects_found,
 }
-# By folder below the records.
+# By name below the records.
 REPORTS: dict[str, Callable[[], Report]] = {
-    "report": cifar.cifar_report,
-    "selection-report": lambda: selection.selection_report("selection"),
+    "report/report": cifar.cifar_report,
+    "selection-report/report": lambda: selection.selection_report("selection"),
     "selection-report/kinds": lambda: selection.selection_report("selection-kinds"),
 }
 
@@ -81,13 +72,12 @@ def main() -> None:
     if not is_check:
         costs.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     for name, make in REPORTS.items():
-        report, path = make(), RECORDS / name / "report.md"
+        report, path = make(), RECORDS / f"{name}.md"
         # Figures are the same where the text is.
         if not path.exists() or path.read_text(encoding="utf-8") != report.markdown:
             stale.append(path)
             if not is_check:
-                shutil.rmtree(path.parent, ignore_errors=True)
-                report.write(path.parent)
+                report.write(path.parent, path.stem)
     if is_check and stale:
         paths = ", ".join(str(path.relative_to(ROOT)) for path in stale)
         sys.exit(f"{paths} differs from its records; run python -m benchmarks.tables")
