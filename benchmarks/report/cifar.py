@@ -64,7 +64,7 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
     text = render_template(
         "cifar.md.jinja",
         **tables,
-        facts=summarize(cifar, epoch_loss),
+        facts=summarize(cifar, compared, findings),
         claims={
             name: claims_table([each for each in findings if each.experiment == name]) for name in cifar.configurations
         },
@@ -75,9 +75,8 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
     return Report(text, figures)
 
 
-def summarize(cifar: Cifar, epoch_loss: str = "first") -> dict[str, Any]:
+def summarize(cifar: Cifar, compared: Sequence[Finding], findings: Sequence[Finding]) -> dict[str, Any]:
     """What the sentences in front say."""
-    compared, findings = compare_arms(cifar), judge_claims(cifar, epoch_loss)
     attention = cifar.runs[cifar.runs["arm"] == "attention"]
     extra = attention.groupby(["experiment", "noise", "reading"], observed=True)["repeats"].mean()
     conditions: dict[str, dict[str, list[str]]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -135,7 +135,7 @@ def _run_by_run(runs: pd.DataFrame, of_epochs: Callable[[Sequence[Epoch]], list[
     figure, (axes,) = _panels(1)
     for arm, of_arm in runs.groupby("arm", observed=True):
         for number, epochs in enumerate(of_arm["epochs"]):
-            style = {"color": COLORS[arm], "marker": ".", "alpha": 0.6, "label": None if number else arm}
+            style: dict[str, Any] = {"color": COLORS[arm], "marker": ".", "alpha": 0.6, "label": None if number else arm}
             axes.plot(of_epochs(epochs), [100 * epoch.accuracy for epoch in epochs], _LINES[arm], **style)
     if "loss" in label:
         axes.invert_xaxis()

@@ -8,7 +8,7 @@ from functools import cache
 from benchmarks.environment import one_line
 from benchmarks.reading import read_configuration, read_lines
 from benchmarks.report.cifar import machines, report_cifar, summarize, verdicts_at_a_glance
-from benchmarks.report.claims import judge_claims
+from benchmarks.report.claims import compare_arms, judge_claims
 from benchmarks.report.document import Report, Table, render, render_template
 from benchmarks.report.results import Cifar, read_folders, tabulate
 from benchmarks.schema import Configuration, Epoch, OfVisits
@@ -29,7 +29,8 @@ def cifar_report() -> Report:
 
 def cifar_found() -> str:
     """What was found, for a reader who reads no tables."""
-    return render_template("cifar-found.md.jinja", facts=summarize(cifar_records())).strip()
+    cifar = cifar_records()
+    return render_template("cifar-found.md.jinja", facts=summarize(cifar, compare_arms(cifar), judge_claims(cifar))).strip()
 
 
 def cifar_claims_table() -> str:
