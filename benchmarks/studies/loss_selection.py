@@ -3,11 +3,12 @@
     python -m benchmarks.studies.loss_selection --record FILE
 
 Three cases, each with the loss that is at hand and with the one that docs/what-your-loss-measures.md advises: sequences
-of unlike lengths, mixup, and label smoothing. What is trained is the same in both; what ``decide`` is told differs.
+of unlike lengths, mixup, and label smoothing. What is trained is the same in both; what ``decide`` receives differs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import pydoc_data.topics
 import statistics
@@ -19,152 +20,126 @@ import torch
 import tyro
 from rich.progress import track
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from batch_sampler_attn import BatchAttentionSchedule
 from benchmarks.environment import describe_environment
 from benchmarks.studies.digits import BATCH_SIZE, LEARNING_RATE, load_training_images, make_model
-from benchmarks.studies.raw_records import keep
+from benchmarks.studies.recording import keep
 
 SEQUENCES = 32 * 40
 SHORTEST, LONGEST = 10, 100
-MIXUP_ALPHA = 0.4
-SMOOTHING = 0.1
-CLASSES = 10
+SMOOTHING, CLASSES = 0.1, 10
 
-# One batch, what it is selected by if by nothing better, and from it the loss to train on and the loss to report.
-Case = tuple[Callable[[], Iterable[Any]], Callable[[Any], float], Callable[[Any], tuple[Tensor, Tensor]]]
+# The batches of an epoch, a number by which batches differ, and the losses of a batch: trained on, at hand, advised.
+Case = tuple[
+    nn.Module,
+    Callable[[], Iterable[Any]],
+    Callable[[Any], float],
+    Callable[[Any], tuple[Tensor, Tensor, Callable[[], Tensor]]],
+]
 
 
-def lengths(seed: int, *, is_advised: bool) -> tuple[nn.Module, Case]:
+def lengths(seed: int) -> Case:
     """Characters of Python's manual in sequences of unlike lengths, batched by length: sum over tokens, or mean."""
-    random = torch.Generator().manual_seed(seed)
-    text = torch.frombuffer(
-        bytearray("".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")), dtype=torch.uint8
-    )
-    sizes = torch.randint(SHORTEST, LONGEST + 1, (SEQUENCES,), generator=random)
-    starts = torch.randint(0, len(text) - LONGEST - 1, (SEQUENCES,), generator=random)
+    rng = torch.Generator().manual_seed(seed)
+    manual = "".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
+    text = torch.frombuffer(bytearray(manual), dtype=torch.uint8)
+    sizes = torch.randint(SHORTEST, LONGEST + 1, (SEQUENCES,), generator=rng)
+    starts = torch.randint(0, len(text) - LONGEST - 1, (SEQUENCES,), generator=rng)
     torch.manual_seed(seed)
     model = nn.ModuleDict(
         {"embed": nn.Embedding(128, 32), "recur": nn.GRU(32, 64, batch_first=True), "predict": nn.Linear(64, 128)}
     )
-    by_length = sizes.argsort()
+    buckets = sizes.argsort().split(BATCH_SIZE)
 
-    def batches() -> Iterable[Tensor]:
-        buckets = by_length.split(BATCH_SIZE)
-        return [buckets[place] for place in torch.randperm(len(buckets), generator=random)]
-
-    def length(chosen: Tensor) -> float:
-        return sizes[chosen].float().mean().item()
-
-    def losses(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(chosen: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         positions = torch.arange(int(sizes[chosen].max()) + 1)
         tokens = text[starts[chosen, None] + positions].long()
         hidden, _ = model["recur"](model["embed"](tokens[:, :-1]))
-        of_token = functional.cross_entropy(model["predict"](hidden).transpose(1, 2), tokens[:, 1:], reduction="none")
-        is_there = positions[:-1] < sizes[chosen, None]
-        total = (of_token * is_there).sum()
-        return total / is_there.sum(), (total / is_there.sum()) if is_advised else total / len(chosen)
+        of_token = cross_entropy(model["predict"](hidden).transpose(1, 2), tokens[:, 1:], reduction="none")
+        is_token = positions[:-1] < sizes[chosen, None]
+        total = (of_token * is_token).sum()
+        mean = total / is_token.sum()
+        return mean, total / len(chosen), lambda: mean
 
-    return model, (batches, length, losses)
+    def batches() -> list[Tensor]:
+        return [buckets[place] for place in torch.randperm(len(buckets), generator=rng)]
+
+    return model, batches, lambda chosen: sizes[chosen].float().mean().item(), losses
 
 
-def mixup(seed: int, *, is_advised: bool) -> tuple[nn.Module, Case]:
+def mixup(seed: int) -> Case:
     """Digits, two batches mixed: the mixed loss, or the loss of the batch as it is."""
-    model, images, labels, random = _digits(seed)
+    images, labels = load_training_images()
+    model, rng = make_model(seed), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    share = torch.distributions.Beta(MIXUP_ALPHA, MIXUP_ALPHA)
+    share = torch.distributions.Beta(0.4, 0.4)
 
     def batches() -> Iterable[tuple[Tensor, Tensor, float]]:
-        for chosen in torch.randperm(len(images), generator=random).split(BATCH_SIZE):
-            others = chosen[torch.randperm(len(chosen), generator=random)]
-            yield chosen, others, share.sample().item()
+        for chosen in torch.randperm(len(images), generator=rng).split(BATCH_SIZE):
+            yield chosen, chosen[torch.randperm(len(chosen), generator=rng)], share.sample().item()
 
-    def mixed(batch: tuple[Tensor, Tensor, float]) -> float:
-        return min(batch[2], 1 - batch[2])
-
-    def losses(batch: tuple[Tensor, Tensor, float]) -> tuple[Tensor, Tensor]:
+    def losses(batch: tuple[Tensor, Tensor, float]) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         chosen, others, lam = batch
         outputs = model(lam * images[chosen] + (1 - lam) * images[others])
-        cross_entropy = functional.cross_entropy
         loss = lam * cross_entropy(outputs, labels[chosen]) + (1 - lam) * cross_entropy(outputs, labels[others])
-        if not is_advised:
-            return loss, loss
-        with torch.no_grad():
-            return loss, cross_entropy(model(images[chosen]), labels[chosen])
+        return loss, loss, lambda: cross_entropy(model(images[chosen]), labels[chosen])
 
-    return model, (batches, mixed, losses)
+    return model, batches, lambda batch: min(batch[2], 1 - batch[2]), losses
 
 
-def smoothing(seed: int, *, is_advised: bool) -> tuple[nn.Module, Case]:
-    """Digits with label smoothing: the loss, or the loss less the least that it can be."""
-    model, images, labels, random = _digits(seed)
+def smoothing(seed: int) -> Case:
+    """Digits with label smoothing: the loss, or the loss minus the least that it can be."""
+    images, labels = load_training_images()
+    model, rng = make_model(seed), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     true, other = 1 - SMOOTHING + SMOOTHING / CLASSES, SMOOTHING / CLASSES
     floor = -true * math.log(true) - (CLASSES - 1) * other * math.log(other)
 
-    def batches() -> Iterable[Tensor]:
-        yield from torch.randperm(len(images), generator=random).split(BATCH_SIZE)
+    def losses(chosen: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        loss = cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=SMOOTHING)
+        return loss, loss, lambda: loss - floor
 
-    def losses(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        loss = functional.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=SMOOTHING)
-        return loss, loss - floor if is_advised else loss
-
-    return model, (batches, lambda _: math.nan, losses)
+    return model, lambda: torch.randperm(len(images), generator=rng).split(BATCH_SIZE), lambda _: math.nan, losses
 
 
 CASES = {"lengths": lengths, "mixup": mixup, "smoothing": smoothing}
 
 
-def train(case: str, seed: int, epochs: int, *, is_advised: bool) -> dict[str, Any]:
-    """Train once; the record says how many batches were repeated, and what sets them apart."""
-    model, (batches, describe, losses) = CASES[case](seed, is_advised=is_advised)
+def train(case: str, reported: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Train once; the record says how many batches were repeated, and by what they differ from the others."""
+    model, batches, describe, losses = CASES[case](seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if case == "lengths" else LEARNING_RATE)
     schedule = BatchAttentionSchedule(k=1.2)
-    repeated: list[float] = []
-    others: list[float] = []
+    numbers: dict[bool, list[float]] = {True: [], False: []}
     for epoch in range(epochs):
         for batch in schedule.attend(list(batches())):
             is_first = schedule.visits == 0
-            loss, reported = losses(batch)
+            loss, at_hand, advised = losses(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.decide(reported)
+            with torch.no_grad():
+                schedule.decide(at_hand if reported == "at hand" else advised())
             if is_first and epoch > 0:
-                (repeated if schedule.visits else others).append(describe(batch))
-    means = [
-        statistics.fmean(values) if values and not math.isnan(values[0]) else None for values in (repeated, others)
-    ]
+                numbers[schedule.visits > 0].append(describe(batch))
+
+    def mean(values: list[float]) -> float | None:
+        return statistics.fmean(values) if values and not math.isnan(values[0]) else None
+
     return {
-        "case": case,
-        "reported": "advised" if is_advised else "at hand",
-        "seed": seed,
-        "epochs": epochs,
-        "batches": len(repeated) + len(others),
-        "repeated": len(repeated),
-        "mean_of_repeated": means[0],
-        "mean_of_others": means[1],
+        **{"case": case, "reported": reported, "seed": seed, "epochs": epochs},
+        **{"batches": len(numbers[True]) + len(numbers[False]), "repeated": len(numbers[True])},
+        **{"mean_of_repeated": mean(numbers[True]), "mean_of_others": mean(numbers[False])},
     }
 
 
-def _digits(seed: int) -> tuple[nn.Module, Tensor, Tensor, torch.Generator]:
-    images, labels = load_training_images()
-    return make_model(seed), images, labels, torch.Generator().manual_seed(seed)
-
-
 def measure(record: Path, *, seeds: int = 3, epochs: int = 12) -> None:
-    """Measure and record.
-
-    Args:
-        record: Gets one JSON line a run.
-        seeds: How many.
-        epochs: Of every run.
-    """
+    """Train with so many seeds and epochs, and append a JSON line a run to ``record``."""
     torch.set_num_threads(1)
-    environment = describe_environment("cpu")
-    runs = [(case, way, seed) for case in CASES for way in (False, True) for seed in range(seeds)]
-    lines = (train(case, seed, epochs, is_advised=way) for case, way, seed in track(runs, description="training"))
-    keep(record, lines, environment)
+    runs = list(itertools.product(CASES, ("at hand", "advised"), range(seeds)))
+    keep(record, (train(*run, epochs) for run in track(runs, description="training")), describe_environment("cpu"))
 
 
 if __name__ == "__main__":

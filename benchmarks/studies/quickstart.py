@@ -1,7 +1,6 @@
-"""The quick start as a user runs it, with its raw results kept and where it ran beside them.
+"""The quick start as a user runs it, with where it ran beside its raw results: runs.jsonl and figure.png in FOLDER.
 
-python -m benchmarks.studies.quickstart --record FILE
-python -m benchmarks.studies.quickstart --record FILE --redraw    # only the figure, from a record that is there
+python -m benchmarks.studies.quickstart FOLDER
 """
 
 from __future__ import annotations
@@ -9,40 +8,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import tyro
 
 from benchmarks.environment import describe_environment
-from benchmarks.studies.raw_records import keep
+from benchmarks.studies.recording import keep
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 
-def measure(record: Path, *, seeds: int = 10, epochs: int = 12, redraw: bool = False) -> None:
-    """Run the example; what it found is in the record, and its figure beside that.
-
-    Args:
-        record: Gets one JSON line an arm and seed.
-        seeds: How many.
-        epochs: Of every run.
-        redraw: Draw the figure of a record that is there, and no more.
-    """
-    figure = record.with_name("figure.png")
-    if redraw:
-        _run_example("--redraw", record, "--output", figure)
-        return
-    environment = describe_environment()
-    record.parent.mkdir(parents=True, exist_ok=True)
-    _run_example("--seeds", seeds, "--epochs", epochs, "--record", record, "--output", figure)
-    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    keep(record, lines, environment)
-
-
-def _run_example(*arguments: object) -> None:
-    done = subprocess.run([sys.executable, EXAMPLE, *map(str, arguments)], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+def measure(folder: tyro.conf.Positional[Path], *, seeds: int = 10, epochs: int = 12) -> None:
+    """Run the example with so many seeds and epochs, and keep what it found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = Path(temporary) / "runs.jsonl"
+        options = ["--seeds", seeds, "--epochs", epochs, "--record", runs, "--output", folder / "figure.png"]
+        subprocess.run([sys.executable, EXAMPLE, *map(str, options)], check=True)
+        lines = [json.loads(line) for line in runs.read_text(encoding="utf-8").splitlines()]
+    keep(folder / "runs.jsonl", lines, describe_environment())
 
 
 if __name__ == "__main__":
