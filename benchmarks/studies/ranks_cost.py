@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
 from benchmarks.environment import describe_environment
-from benchmarks.models import make_small_cnn
+from benchmarks.selection.networks import convolutional
 from benchmarks.studies.recording import alternate, keep
 
 RANKS = 2
@@ -38,7 +38,7 @@ def compare(batch_size: int, updates: int, rounds: int) -> dict[str, list[float]
     schedule = BatchAttentionSchedule(max_visits=1, ranks=MeanOverRanks())
     generator = torch.Generator().manual_seed(dist.get_rank())
     images, labels = torch.rand(batch_size, 3, 32, 32, generator=generator), torch.arange(batch_size) % 10
-    network = DistributedDataParallel(make_small_cnn(10, seed=0))
+    network = DistributedDataParallel(convolutional(10, seed=0))
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
 
     def run(calls: int) -> None:

@@ -26,7 +26,7 @@ from torch import nn
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.samples.state import StreamState
 from benchmarks.environment import describe_environment
-from benchmarks.models import make_small_cnn
+from benchmarks.selection.networks import convolutional
 from benchmarks.studies.recording import alternate, keep
 
 SAMPLES, BATCH_SIZE, STEPS = 5000, 64, 40
@@ -42,7 +42,7 @@ def compare_steps(rounds: int) -> dict[str, Any]:
     attention = SampleAttention(SAMPLES, BATCH_SIZE, k=1.2, prune_probability=0.5, weighted=True, updates=STEPS)
 
     def make_epoch(*, attends: bool) -> Any:
-        network = make_small_cnn(10, seed=0)
+        network = convolutional(10, seed=0)
         optimizer = torch.optim.SGD(network.parameters(), 0.01)
 
         def run() -> None:

@@ -1,7 +1,6 @@
-"""The small studies run as they are documented, and stand on the same ground as the quick start."""
+"""The small studies run as they are documented, and the recorded quick start is drawn."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from batch_sampler_attn import BatchAttentionSchedule
-from benchmarks.studies import (
-    decision_cost,
-    device_loop,
-    digits,
-    loss_selection,
-    quickstart,
-    sample_cost,
-    suspects,
-    time_overhead,
-    visits_to_fit,
-)
+from benchmarks.studies import decision_cost, device_loop, sample_cost, suspects
 from benchmarks.tables.newest import find_newest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,57 +25,13 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_studies_train_the_quick_starts_model_on_its_images_as_it_does():
-    example = runpy.run_path(str(quickstart.EXAMPLE))
-    images, _, labels, _ = example["load_images"]()
-    for ours, theirs in zip(digits.load_training_images(), (images, labels), strict=True):
-        assert torch.equal(ours, theirs)
-    assert (example["LEARNING_RATE"], example["BATCH_SIZE"]) == (digits.LEARNING_RATE, digits.BATCH_SIZE)
-    weights = []
-    for module in (vars(digits), example):
-        model = module["make_model"](3)
-        optimizer = torch.optim.Adam(model.parameters(), lr=digits.LEARNING_RATE)
-        schedule, order = BatchAttentionSchedule(k=1.0), torch.Generator().manual_seed(3)
-        for _ in range(2):
-            module["train_epoch"](model, optimizer, schedule, images, labels, order)
-        weights.append([schedule.last_summary.visits, *map(torch.sum, model.state_dict().values())])
-    assert weights[0] == weights[1]
-
-
-def test_the_quick_start_is_run_as_a_user_runs_it(tmp_path):
-    quickstart.measure(tmp_path / "new", seeds=2, epochs=2)
-    lines = read_lines(tmp_path / "new" / "runs.jsonl")
-    assert {(line["arm"], line["seed"], len(line["accuracy"])) for line in lines} == {
-        (arm, seed, 2) for arm in ("baseline", "attention", "random") for seed in (0, 1)
-    }
-    assert all(line["environment"]["packages"]["torch"] for line in lines)
-    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_the_recorded_quick_start_is_read_and_drawn(tmp_path):
     options = ["--redraw", find_newest("quickstart") / "runs.jsonl", "--output", tmp_path / "figure.png"]
-    done = subprocess.run([sys.executable, quickstart.EXAMPLE, *options], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "quickstart.py", *options], capture_output=True, text=True, check=True
+    )
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "94.64 ± 1.06" in done.stdout  # what stands in the README
-
-
-def test_visits_are_counted_without_a_limit_that_matters(record, monkeypatch):
-    monkeypatch.setattr(visits_to_fit, "LEARNING_RATES", (1e-3,))
-    visits_to_fit.measure(record, seeds=1, epochs=3)
-    for line, noise in zip(read_lines(record), (0.0, 0.1), strict=True):
-        assert (line["noise_share"], line["seed"], line["epochs"]) == (noise, 0, 3)
-        assert sum(line["batches_by_visits"].values()) == 3 * 45  # 1,437 images in batches of 32
-
-
-# A sum over tokens repeats so much that there is a warning.
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_every_case_of_what_is_selected_is_recorded_with_both_losses(record, monkeypatch):
-    monkeypatch.setattr(loss_selection, "SEQUENCES", 128)
-    loss_selection.measure(record, seeds=1, epochs=2)
-    lines = read_lines(record)
-    cases = [(case, reported) for case in ("lengths", "mixup", "smoothing") for reported in ("at hand", "advised")]
-    assert [(line["case"], line["reported"]) for line in lines] == cases
-    assert all(0 <= line["repeated"] <= line["batches"] for line in lines)
 
 
 def test_the_cost_of_a_decision_is_appended_to_the_record(record, monkeypatch):
@@ -114,20 +58,6 @@ def test_the_cost_of_attention_to_samples_is_measured_by_step_and_by_size(record
 def test_the_device_loop_is_measured_on_a_cpu_as_far_as_it_can_be(record):
     device_loop.measure(record, models=("mobilenetv3_small_050",), batches=2, rounds=1)
     assert [line["milliseconds"].keys() for line in read_lines(record)] == [{"eager"}] * 2
-
-
-def test_both_arms_are_timed_by_turns_and_every_update_is_counted(record, monkeypatch, digits):
-    monkeypatch.setattr(time_overhead, "LEARNING_RATE", 0.01)
-    time_overhead.measure(record, model="small_resnet", data=str(digits), images=130, epochs=12)
-    lines = read_lines(record)
-    order = [(line["epoch"], line["arm"]) for line in lines]
-    assert order[:4] == [(1, "attention"), (1, "baseline"), (2, "baseline"), (2, "attention")]
-    updates = {arm: [line["updates"] for line in lines if line["arm"] == arm] for arm in ("baseline", "attention")}
-    assert updates["baseline"] == [5] * 12
-    assert updates["attention"][0] == 5 < sum(updates["attention"]) / 12
-    for line in lines:
-        assert 0 <= line["schedule_seconds"] < line["seconds"]
-        assert (line["schedule_seconds"] > 0) == (line["arm"] == "attention")
 
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
