@@ -44,12 +44,38 @@ def inline(losses: list[float], threshold: float, max_visits: int) -> tuple[int,
     return batches, repeats, most_visits, capped_batches, nonfinite_losses
 
 
-def compare_decisions(rounds: int) -> list[dict[str, Any]]:
-    """Nanoseconds a decision: inline, through ``decide``, and through ``attend`` and ``decide`` together.
+def decide(schedule: BatchAttentionSchedule, losses: list[float]) -> EpochSummary:
+    """The same through ``decide``."""
+    schedule.abandon_epoch()
+    for loss in losses:
+        schedule.decide(loss)
+    return schedule.summary
 
-    About one loss in eight is above the threshold. The loop over the losses, with a call of ``next`` for ``attend``, is
-    timed alone and subtracted from every side.
-    """
+
+def attend(schedule: BatchAttentionSchedule, losses: list[float], state: dict[str, Any], batches: int) -> EpochSummary:
+    """The same epoch through ``attend`` and ``decide``, from a saved state."""
+    schedule.load_state_dict(state)
+    loss, decide = iter(losses).__next__, schedule.decide
+    for _ in schedule.attend(range(batches)):
+        decide(loss())
+    return schedule.last_summary
+
+
+def loop(losses: list[float]) -> None:
+    """What every side does besides accounting, which is subtracted."""
+    for _ in losses:
+        pass
+
+
+def loop_with_calls(losses: list[float]) -> None:
+    """The same for ``attend``, which draws losses by calls."""
+    loss = iter(losses).__next__
+    for _ in losses:
+        loss()
+
+
+def compare_decisions(rounds: int) -> list[dict[str, Any]]:
+    """Nanoseconds a decision, inline and ours, where about one loss in eight is above the threshold."""
     rng = random.Random(0)
     losses = [*(rng.lognormvariate(0.0, 0.2) for _ in range(DECISIONS - 1)), 0.0]  # the last loss ends its batch
     schedule = BatchAttentionSchedule(1.2)
@@ -58,40 +84,17 @@ def compare_decisions(rounds: int) -> list[dict[str, Any]]:
     state, threshold = schedule.state_dict(), schedule.threshold
     assert threshold is not None
     accounted = inline(losses, threshold, 100)
-
-    def loop() -> None:
-        for _ in losses:
-            pass
-
-    def loop_with_calls() -> None:
-        loss = iter(losses).__next__
-        for _ in losses:
-            loss()
-
-    def decide() -> EpochSummary:
-        schedule.abandon_epoch()
-        for loss in losses:
-            schedule.decide(loss)
-        return schedule.summary
-
-    def attend() -> EpochSummary:
-        schedule.load_state_dict(state)
-        loss, decide = iter(losses).__next__, schedule.decide
-        for _ in schedule.attend(range(accounted[0])):
-            decide(loss())
-        return schedule.last_summary
-
-    for done in (decide(), attend()):
+    for done in (decide(schedule, losses), attend(schedule, losses, state, accounted[0])):
         ours = (done.batches, done.repeats, done.most_visits, done.capped_batches, done.nonfinite_losses)
         if ours != accounted:
             raise SystemExit(f"the sides account differently ({ours} and {accounted}); no comparison is meaningful")
     seconds = alternate(
         rounds,
-        loop=loop,
-        loop_with_calls=loop_with_calls,
+        loop=lambda: loop(losses),
+        loop_with_calls=lambda: loop_with_calls(losses),
         inline=lambda: inline(losses, threshold, 100),
-        decide=decide,
-        attend=attend,
+        decide=lambda: decide(schedule, losses),
+        attend=lambda: attend(schedule, losses, state, accounted[0]),
     )
 
     def nanoseconds(side: str, empty: str) -> list[float]:

@@ -3,8 +3,8 @@
     python -m benchmarks.studies.device_loop --record FILE
     python -m benchmarks.studies.device_loop --record FILE --models resnet18 --batches 3 --rounds 2    # without a GPU
 
-Random 32x32 images, batches of 32, Adam at 1e-4; fp32 and TF32, contiguous and channels-last. Eager is a hand-written loop
-around ``schedule.decide(loss.item())``; without a GPU it is all there is.
+Random 32x32 images, batches of 32, Adam at 1e-4; fp32 and TF32, contiguous and channels-last. Eager is a hand-written
+loop around ``schedule.decide(loss.item())``; without a GPU it is all there is.
 """
 
 from __future__ import annotations

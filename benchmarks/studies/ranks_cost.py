@@ -3,8 +3,8 @@
     python -m benchmarks.studies.ranks_cost --record FILE
 
 Two gloo ranks of this machine, one CPU thread each, train the small network of benchmarks.selection at two batch sizes.
-Three loops take turns: DDP alone, which reads no loss; DDP with report() before the backward pass and decide() after the
-update; DDP with one decide(loss) after the update. Nothing ever repeats, so that all of them make as many updates.
+Three loops take turns: DDP alone, which reads no loss; DDP with report() before the backward pass and decide() after
+the update; DDP with one decide(loss) after the update. Nothing ever repeats, so that all of them make as many updates.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def measure(
     noises: tuple[str, ...] = tuple(NOISES),
     ways: tuple[str, ...] = (*PRUNE_PROBABILITIES, "folds"),
 ) -> None:
-    """Append a JSON line a run to ``record``; ``data`` is cifar10, or a folder with train/<class>/ and test/<class>/."""
+    """Append a JSON line a run to ``record``; ``data`` is cifar10, or a folder with train/ and test/."""
     torch.set_num_threads(1)
     images = load_images(data, data_dir)
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []

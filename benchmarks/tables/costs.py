@@ -140,8 +140,8 @@ def time_overhead_table() -> str:
     # The first minutes' load average still holds what was there before.
     loads = lines["load_average"][len(lines) // 2 :]
     caption = (
-        f"{first['model']} on {first['images']:,} images of {first['data']}, {lines['epoch'].max()} epochs, one of each "
-        f"arm by turns, CPU threads: {first['threads']}, load average {loads.min():.1f} to {loads.max():.1f} in the "
+        f"{first['model']} on {first['images']:,} images of {first['data']}, {lines['epoch'].max()} epochs, one of "
+        f"each arm by turns, CPU threads: {first['threads']}, load {loads.min():.1f} to {loads.max():.1f} in the "
         "second half; seconds without evaluation. An update: ratio of medians over epochs. In the schedule: the share "
         f"of attention's seconds that attend and decide take. {one_line(first['environment'])}."
     )

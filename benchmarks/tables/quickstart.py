@@ -21,8 +21,8 @@ def quickstart_table() -> str:
         overhead = mean_and_deviation(sample(of_arm["overhead"].tolist()), 1)
         rows.append([str(arm), *percents, f"{of_arm['updates'].mean():.0f}", overhead])
     caption = (
-        f"Last of {runs.attrs['epochs']} epochs, mean ± standard deviation, n = {len(of_arm)} seeds; paired differences "
-        f"in accuracy with 95 % intervals: {_compare(runs)}. {runs.attrs['machine']}."
+        f"Last of {runs.attrs['epochs']} epochs, mean ± standard deviation, n = {len(of_arm)} seeds; paired "
+        f"differences in accuracy with 95 % intervals: {_compare(runs)}. {runs.attrs['machine']}."
     )
     return render(Table(["arm", "test accuracy, %", "macro-F1, %", "updates", "overhead, %"], rows, caption))
 

@@ -37,8 +37,8 @@ def visits_to_fit_table() -> str:
         shares = [f"{noise:.0%}", f"{len(visits):,}", f"{repeated / len(visits):.1%}"]
         rows.append([f"{rate:g}", *shares, str(percentile), str(visits[-1]), str(above)])
     caption = (
-        f"Visits to one batch in one epoch; {records['epochs'][0]} epochs, n = {records['seed'].nunique()} seeds a row. "
-        f"{one_line(records['environment'][0])}."
+        f"Visits to one batch in one epoch; {records['epochs'][0]} epochs, n = {records['seed'].nunique()} seeds a "
+        f"row. {one_line(records['environment'][0])}."
     )
     head = ["learning rate", "label noise", "batches", "repeated", "99.9th percentile", "most", "above 100"]
     return render(Table(head, rows, caption))

@@ -95,7 +95,7 @@ def suspects_longer() -> str:
 
 
 def _read(*, has_folds: bool = True) -> pd.DataFrame:
-    """A row a run, with or without cross-validation; nested fields as ``found.RANKING.FIELD`` and ``cost.WAY.FIELD``."""
+    """A row a run, with or without cross-validation; columns ``found.RANKING.FIELD`` and ``cost.WAY.FIELD``."""
     lines = [line for line in read_newest("suspects") if ("folds" in line["cost"]) is has_folds]
     runs = pd.json_normalize([{name: line[name] for name in line if name != "environment"} for line in lines])
     return runs.assign(environment=[line["environment"] for line in lines])
