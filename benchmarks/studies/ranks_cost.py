@@ -1,118 +1,86 @@
 """What deciding alike on two ranks costs an update, against DistributedDataParallel alone.
 
-    python -m benchmarks.studies.ranks_cost [--record FILE]
+    python -m benchmarks.studies.ranks_cost --record FILE
 
-Two gloo ranks of this machine, one CPU thread each, train the small network of benchmarks.selection, at two sizes of
-batch. Three loops take turns, round by round: DDP alone, which reads no loss; DDP with report() before the backward
-pass and decide() after the update; DDP with one decide(loss) after the update. Nothing ever repeats, so that all of
-them make as many updates.
+Two gloo ranks of this machine, one CPU thread each, train the small network of benchmarks.selection at two batch sizes.
+Three loops take turns: DDP alone, which reads no loss; DDP with report() before the backward pass and decide() after
+the update; DDP with one decide(loss) after the update. Nothing ever repeats, so that all of them make as many updates.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import tyro
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
-from benchmarks.environment import describe_environment, one_line
-from benchmarks.selection.training import make_network
-from benchmarks.studies.raw_records import keep
+from benchmarks.environment import describe_environment
+from benchmarks.selection.networks import convolutional
+from benchmarks.studies.recording import alternate, keep
 
 RANKS = 2
-ARMS = ("DDP alone", "two calls", "one call")
 # Images of each rank in a batch, and updates in a round.
 SIZES = {44: 40, 192: 12}
 
 
-class Training:
-    """A rank's network and one batch of random images, which every loop trains on."""
+def compare(batch_size: int, updates: int, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds an update of each loop, round by round, on this rank."""
+    schedule = BatchAttentionSchedule(max_visits=1, ranks=MeanOverRanks())
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    images, labels = torch.rand(batch_size, 3, 32, 32, generator=generator), torch.arange(batch_size) % 10
+    network = DistributedDataParallel(convolutional(10, seed=0))
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
 
-    def __init__(self, batch_size: int) -> None:
-        generator = torch.Generator().manual_seed(dist.get_rank())
-        self.images = torch.rand(batch_size, 3, 32, 32, generator=generator)
-        self.labels = torch.randint(0, 10, (batch_size,), generator=generator)
-        self.network = DistributedDataParallel(make_network(10, seed=0))
-        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01)
+    def run(calls: int) -> None:
+        dist.barrier()
+        for _ in schedule.attend(range(updates)) if calls else range(updates):
+            loss = nn.functional.cross_entropy(network(images), labels)
+            if calls == 2:
+                schedule.report(loss, samples=batch_size)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if calls == 2:
+                schedule.decide()
+            elif calls == 1:
+                schedule.decide(loss, samples=batch_size)
 
-    def loss(self) -> torch.Tensor:
-        """Of the batch, before an update."""
-        return nn.functional.cross_entropy(self.network(self.images), self.labels)
-
-    def update(self, loss: torch.Tensor) -> None:
-        """Backward and step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-
-
-def seconds_of(arm: str, training: Training, schedule: BatchAttentionSchedule, updates: int) -> float:
-    """Of so many updates in one of the loops."""
-    samples = len(training.labels)
-    dist.barrier()
-    start = time.perf_counter()
-    for _ in range(updates) if arm == "DDP alone" else schedule.attend(range(updates)):
-        loss = training.loss()
-        if arm == "two calls":
-            schedule.report(loss, samples=samples)
-        training.update(loss)
-        if arm == "two calls":
-            schedule.decide()
-        elif arm == "one call":
-            schedule.decide(loss, samples=samples)
-    return time.perf_counter() - start
+    sides = {"DDP alone": lambda: run(0), "two calls": lambda: run(2), "one call": lambda: run(1)}
+    seconds = alternate(rounds, **sides)
+    return {name: [1e3 * taken / updates for taken in values] for name, values in seconds.items()}
 
 
-def measure(rank: int, rounds: int, folder: str) -> None:
-    """One rank: milliseconds an update, by size of batch, loop and round; rank 0 writes them down."""
+def measure_rank(rank: int, rounds: int, folder: str) -> None:
+    """Compare the loops at each batch size; rank 0 writes times.json."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    times: dict[str, dict[str, list[float]]] = {}
-    for batch_size, updates in SIZES.items():
-        schedule = BatchAttentionSchedule(max_visits=1, ranks=MeanOverRanks())
-        training = Training(batch_size)
-        of_size = times[str(batch_size)] = {arm: [] for arm in ARMS}
-        for number in range(rounds + 1):
-            # Each loop is first as often as the others.
-            for arm in ARMS[number % 3 :] + ARMS[: number % 3]:
-                seconds = seconds_of(arm, training, schedule, updates)
-                if number:  # the first round warms up
-                    of_size[arm].append(seconds / updates * 1e3)
+    times = {batch_size: compare(batch_size, updates, rounds) for batch_size, updates in SIZES.items()}
     if rank == 0:
         (Path(folder) / "times.json").write_text(json.dumps(times), encoding="utf-8")
     dist.destroy_process_group()
 
 
-def main() -> None:
-    """Measure, print, and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--record", type=Path, help="append the raw times to this file, as a JSON line")
-    arguments = parser.parse_args()
+def measure(record: Path, *, rounds: int = 30) -> None:
+    """Measure in so many rounds, print medians, and append the raw times to ``record``."""
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(measure, (arguments.rounds, folder), nprocs=RANKS, start_method="spawn")
+        start_processes(measure_rank, (rounds, folder), nprocs=RANKS, start_method="spawn")
         times = json.loads((Path(folder) / "times.json").read_text(encoding="utf-8"))
-    environment = describe_environment("cpu")
     for batch_size, of_size in times.items():
-        medians = {arm: statistics.median(values) for arm, values in of_size.items()}
-        ratios = ", ".join(f"{arm} {medians[arm] / medians['DDP alone']:.3f} times" for arm in ARMS[1:])
-        print(f"{batch_size} images a rank: {medians['DDP alone']:.2f} ms alone; {ratios}")
-    print(one_line(environment))
-    if arguments.record is not None:
-        keep(arguments.record, [{"times_ms": times, "load_average": load_average}], environment, is_appended=True)
+        medians = {name: round(statistics.median(values), 2) for name, values in of_size.items()}
+        print(f"{batch_size} images a rank, milliseconds an update: {medians}")
+    keep(record, [{"times_ms": times, "load_average": load_average}], describe_environment("cpu"))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(measure, description=__doc__)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +27,11 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from batch_sampler_attn import SampleAttention
-from benchmarks.cifar.images import ImageSet, load_images
 from benchmarks.environment import describe_environment
-from benchmarks.selection.settings import make_task
-from benchmarks.selection.training import PEAK_LEARNING_RATE, augment
-from benchmarks.studies.raw_records import keep
+from benchmarks.images import ImageSet, load_images
+from benchmarks.selection.data import image_task
+from benchmarks.selection.networks import PEAK_LEARNING_RATE, augment, convolutional
+from benchmarks.studies.recording import keep
 
 BATCH_SIZE = 64
 FOLDS = 4
@@ -44,44 +43,19 @@ MISTAKEN_FOR = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat
 
 
 class Trained(NamedTuple):
-    """A network, and what it cost.
+    """A network, and what training it took and showed."""
 
-    Attributes:
-        network: In evaluation mode.
-        attention: With the losses that it remembers.
-        mean_losses: (samples,), over all visits of the training.
-        updates: That were made.
-        seconds: Of the processor.
-    """
-
-    network: nn.Module
-    attention: SampleAttention
-    mean_losses: NDArray[np.float64]
+    network: nn.Module  # in evaluation mode
+    attention: SampleAttention  # with the losses that it remembers
+    mean_losses: NDArray[np.float64]  # (samples,), over all visits
     updates: int
-    seconds: float
-
-
-def make_network(seed: int) -> nn.Module:
-    """A convolutional network that halves the image in every layer, for it to be cheap; torch's generator is kept."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in (16, 32, 64, 128):
-            layers += [nn.Conv2d(channels, width, 3, 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-    return network.to(memory_format=torch.channels_last)
+    seconds: float  # of the processor
 
 
 def corrupt(labels: NDArray[np.int64], classes: list[str], noise: str, seed: int) -> NDArray[np.int64]:
     """The labels with exactly the share of ``noise`` of them wrong.
 
-    Args:
-        labels: (samples,), the true ones.
-        classes: Their names.
-        noise: One of ``NOISES``.
-        seed: Of the drawing.
+    ``labels`` are the true ones, (samples,), and ``classes`` their names.
     """
     rng = np.random.default_rng([seed, list(NOISES).index(noise)])
     wrong = round(NOISES[noise] * len(labels))
@@ -97,20 +71,12 @@ def corrupt(labels: NDArray[np.int64], classes: list[str], noise: str, seed: int
 
 
 def train(images: Tensor, labels: Tensor, seed: int, epochs: int, prune_probability: float) -> Trained:
-    """Train with one-cycle SGD.
-
-    Args:
-        images: (samples, 3, 32, 32).
-        labels: (samples,), as given.
-        seed: Of initial weights, order and augmentation.
-        epochs: Each of as many updates as one pass.
-        prune_probability: 0 is plain training.
-    """
+    """Train with one-cycle SGD on images, (samples, 3, 32, 32), and labels, (samples,); probability 0 is plain."""
     begin = time.process_time()
     attention = SampleAttention(
         len(labels), BATCH_SIZE, prune_probability=prune_probability, weighted=False, epochs=epochs, seed=seed
     )
-    network = make_network(seed).train()
+    network = convolutional(10, seed, strided=True).train()
     optimizer = torch.optim.SGD(
         network.parameters(), PEAK_LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -139,12 +105,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str, float]:
-    """How well a ranking finds the wrong labels.
-
-    Args:
-        scores: (samples,), highest where a label is suspected most.
-        is_wrong: (samples,).
-    """
+    """How well scores, highest where a label is suspected most, find the wrong labels; both are (samples,)."""
     ranked, wrong = is_wrong[np.argsort(-scores, kind="stable")], int(is_wrong.sum())
     return {
         "average_precision": float(average_precision_score(is_wrong, scores)),
@@ -155,44 +116,40 @@ def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str,
 
 def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[str, ...]) -> dict[str, Any]:
     """The ways on the same images and labels."""
-    task = make_task(data, "balanced", seed, imbalance=1)
-    given = corrupt(task.labels.numpy(), data.classes, noise, seed)
-    is_wrong, labels = given != task.labels.numpy(), torch.from_numpy(given)
+    task = image_task(data, "balanced", seed, imbalance=1)
+    given = corrupt(task.train.targets.numpy(), data.classes, noise, seed)
+    is_wrong, labels = given != task.train.targets.numpy(), torch.from_numpy(given)
     found: dict[str, dict[str, float]] = {}
     cost: dict[str, dict[str, float]] = {}
-    for way in ways:
-        if way == "folds":
-            continue
-        trained = train(task.images, labels, seed, epochs, PRUNE_PROBABILITIES[way])
+    for way in set(ways) & PRUNE_PROBABILITIES.keys():
+        trained = train(task.train.inputs, labels, seed, epochs, PRUNE_PROBABILITIES[way])
         last = np.array([trained.attention.loss_of(sample) for sample in range(len(labels))])
         begin = time.process_time()
-        final = nn.functional.cross_entropy(predict(trained.network, task.images), labels, reduction="none").numpy()
+        final = nn.functional.cross_entropy(
+            predict(trained.network, task.train.inputs), labels, reduction="none"
+        ).numpy()
         for name, scores in (("mean", trained.mean_losses), ("last", last), ("final", final)):
             found[f"{way}, {name}"] = judge(scores, is_wrong)
-        right = predict(trained.network, task.test_images).argmax(1) == task.test_labels
-        cost[way] = {
-            "updates": trained.updates,
-            "seconds": trained.seconds,
-            "seconds_of_final": time.process_time() - begin,
-            "accuracy": 100 * right.float().mean().item(),
+        seconds = {"seconds": trained.seconds, "seconds_of_final": time.process_time() - begin}
+        right = predict(trained.network, task.test.inputs).argmax(1) == task.test.targets
+        cost[way] = {"updates": trained.updates, **seconds, "accuracy": 100 * right.float().mean().item()}
+    if "folds" in ways:
+        probabilities, updates, begin = np.zeros((len(labels), len(data.classes))), 0, time.process_time()
+        for train_on, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
+            trained = train(task.train.inputs[train_on], labels[train_on], seed, epochs, 0.0)
+            probabilities[held_out] = predict(trained.network, task.train.inputs[held_out]).double().softmax(1).numpy()
+            updates += trained.updates
+        for method in ("self_confidence", "normalized_margin"):
+            found[method] = judge(-get_label_quality_scores(given, probabilities, method=method), is_wrong)
+        issues = find_label_issues(given, probabilities, n_jobs=1)
+        cost["folds"] = {"updates": updates, "seconds": time.process_time() - begin}
+        precision = float(is_wrong[issues].mean()) if issues.any() else float("nan")
+        found["issues"] = {
+            "precision": precision,
+            "recall": float(issues[is_wrong].mean()),
+            "issues": int(issues.sum()),
         }
     run = {"noise": noise, "seed": seed, "images": len(labels), "wrong": int(is_wrong.sum()), "epochs": epochs}
-    if "folds" not in ways:
-        return {**run, "found": found, "cost": cost}
-    probabilities, updates, begin = np.zeros((len(labels), len(data.classes))), 0, time.process_time()
-    for train_on, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
-        trained = train(task.images[train_on], labels[train_on], seed, epochs, 0.0)
-        probabilities[held_out] = predict(trained.network, task.images[held_out]).double().softmax(1).numpy()
-        updates += trained.updates
-    for method in ("self_confidence", "normalized_margin"):
-        found[method] = judge(-get_label_quality_scores(given, probabilities, method=method), is_wrong)
-    issues = find_label_issues(given, probabilities, n_jobs=1)
-    cost["folds"] = {"updates": updates, "seconds": time.process_time() - begin}
-    found["issues"] = {
-        "precision": float(is_wrong[issues].mean()) if issues.any() else float("nan"),
-        "recall": float(issues[is_wrong].mean()),
-        "issues": int(issues.sum()),
-    }
     return {**run, "found": found, "cost": cost}
 
 
@@ -206,29 +163,15 @@ def measure(
     noises: tuple[str, ...] = tuple(NOISES),
     ways: tuple[str, ...] = (*PRUNE_PROBABILITIES, "folds"),
 ) -> None:
-    """Measure and record.
-
-    Args:
-        record: Gets one JSON line a run.
-        data: cifar10, or a folder with its images in train/<class>/ and test/<class>/.
-        data_dir: Downloaded and decoded data.
-        seeds: How many.
-        epochs: Of every training.
-        noises: Kinds of wrong labels.
-        ways: Plain training, training with pruning, and cross-validation.
-    """
+    """Append a JSON line a run to ``record``; ``data`` is cifar10, or a folder with train/ and test/."""
     torch.set_num_threads(1)
     images = load_images(data, data_dir)
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     finished = {(line["noise"], line["seed"], line["epochs"]) for line in map(json.loads, lines)}
     planned = [(noise, seed) for seed in range(seeds) for noise in noises]
     missing = [(noise, seed) for noise, seed in planned if (noise, seed, epochs) not in finished]
-
-    def runs() -> Iterator[dict[str, Any]]:
-        for noise, seed in track(missing, description="training"):
-            yield measure_one(images, noise, seed, epochs, ways)
-
-    keep(record, runs(), describe_environment("cpu"), is_appended=True)
+    runs = (measure_one(images, *run, epochs, ways) for run in track(missing, description="training"))
+    keep(record, runs, describe_environment("cpu"))
 
 
 if __name__ == "__main__":

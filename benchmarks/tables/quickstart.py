@@ -1,9 +1,9 @@
-"""What the records of the quick start come to."""
+"""What the records of the quick start say."""
 
 from __future__ import annotations
 
-import statistics
-from typing import Any
+import numpy as np
+import pandas as pd
 
 from benchmarks.environment import one_line
 from benchmarks.report.document import Table
@@ -11,68 +11,57 @@ from benchmarks.report.statistics import sample
 from benchmarks.report.wording import mean_and_deviation
 from benchmarks.tables.newest import read_newest, render
 
-ARMS = ("baseline", "attention", "random")
-
 
 def quickstart_table() -> str:
-    """Accuracy, macro-F1, updates and overhead of the three arms, and what the paired differences say."""
-    by_arm = _runs_by_arm()
-    rows = [
-        [
-            arm,
-            mean_and_deviation(sample([100 * run["accuracy"][-1] for run in runs]), 2),
-            mean_and_deviation(sample([100 * run["macro_f1"][-1] for run in runs]), 2),
-            f"{statistics.fmean(sum(run['updates']) for run in runs):.0f}",
-            mean_and_deviation(sample(_overheads(by_arm, arm)), 1),
-        ]
-        for arm, runs in by_arm.items()
-    ]
-    first, seeds = by_arm["baseline"][0], len(by_arm["baseline"])
+    """Accuracy, macro-F1, updates and overhead of the three arms, and the paired differences."""
+    runs = _read()
+    rows = []
+    for arm, of_arm in runs.groupby("arm", sort=False):
+        percents = [mean_and_deviation(sample(of_arm[name].tolist()), 2) for name in ("accuracy", "macro_f1")]
+        overhead = mean_and_deviation(sample(of_arm["overhead"].tolist()), 1)
+        rows.append([str(arm), *percents, f"{of_arm['updates'].mean():.0f}", overhead])
     caption = (
-        f"Last of {len(first['accuracy'])} epochs, mean ± standard deviation, n = {seeds} seeds; paired differences in "
-        f"accuracy with 95 % intervals: {_compared(by_arm)}. {one_line(first['environment'])}."
+        f"Last of {runs.attrs['epochs']} epochs, mean ± standard deviation, n = {len(of_arm)} seeds; paired "
+        f"differences in accuracy with 95 % intervals: {_compare(runs)}. {runs.attrs['machine']}."
     )
     return render(Table(["arm", "test accuracy, %", "macro-F1, %", "updates", "overhead, %"], rows, caption))
 
 
 def quickstart_found() -> str:
     """The same in a few sentences."""
-    by_arm = _runs_by_arm()
-    first, seeds = by_arm["baseline"][0], len(by_arm["baseline"])
-    overhead = statistics.fmean(_overheads(by_arm, "attention"))
+    runs = _read()
+    attention = runs[runs["arm"] == "attention"]
     return (
-        f"After {len(first['accuracy'])} epochs, in test accuracy with 95 % intervals over {seeds} seeds: "
-        f"{_compared(by_arm)}. Attention made {overhead:.0f} % more updates than baseline. "
-        f"{one_line(first['environment'])}."
+        f"After {runs.attrs['epochs']} epochs, in test accuracy with 95 % intervals over {len(attention)} seeds: "
+        f"{_compare(runs)}. Attention made {attention['overhead'].mean():.0f} % more updates than baseline. "
+        f"{runs.attrs['machine']}."
     )
 
 
-def _runs_by_arm() -> dict[str, list[dict[str, Any]]]:
-    """The records of each arm, in the order of seeds."""
-    records = read_newest("quickstart")
-    return {arm: sorted((r for r in records if r["arm"] == arm), key=lambda r: int(r["seed"])) for arm in ARMS}
+def _read() -> pd.DataFrame:
+    """A row a run, by arm and seed: per cent at the last epoch, updates, and per cent more updates than baseline."""
+    lines = read_newest("quickstart")
+    runs = pd.DataFrame(
+        {name: line[name] for name in ("arm", "seed")}
+        | {name: 100 * line[name][-1] for name in ("accuracy", "macro_f1")}
+        | {"updates": sum(line["updates"])}
+        for line in lines
+    )
+    baseline = runs[runs["arm"] == "baseline"].set_index("seed")["updates"]
+    runs["overhead"] = 100 * (runs["updates"].to_numpy() / baseline[runs["seed"]].to_numpy() - 1)
+    runs["arm"] = pd.Categorical(runs["arm"], ["baseline", "attention", "random"], ordered=True)
+    runs = runs.sort_values(["arm", "seed"])
+    runs.attrs.update(epochs=len(lines[0]["accuracy"]), machine=one_line(lines[0]["environment"]))
+    return runs
 
 
-def _overheads(by_arm: dict[str, list[dict[str, Any]]], arm: str) -> list[float]:
-    """By how many per cent each run's updates are more than the baseline's."""
-    pairs = zip(by_arm[arm], by_arm["baseline"], strict=True)
-    return [100 * (sum(ours["updates"]) / sum(base["updates"]) - 1) for ours, base in pairs]
-
-
-def _compared(by_arm: dict[str, list[dict[str, Any]]]) -> str:
-    """Attention beside each of the others."""
-    findings = []
+def _compare(runs: pd.DataFrame) -> str:
+    """Attention minus each of the others."""
+    by_arm = runs.pivot_table(index="seed", columns="arm", values="accuracy", observed=True)
+    found = []
     for other in ("baseline", "random"):
-        pairs = zip(by_arm["attention"], by_arm[other], strict=True)
-        differences = [100 * (ours["accuracy"][-1] - theirs["accuracy"][-1]) for ours, theirs in pairs]
-        low, high = sample(differences).interval
-        difference = f"{statistics.fmean(differences):+.2f} points ({low:+.2f} to {high:+.2f})"
-        findings.append(f"attention is {_verdict(low, high)} {other}, {difference}")
-    return "; ".join(findings)
-
-
-def _verdict(low: float, high: float) -> str:
-    """What an interval of differences says of one arm and another."""
-    if low > 0:
-        return "better than"
-    return "worse than" if high < 0 else "not told apart from"
+        differences = sample((by_arm["attention"] - by_arm[other]).tolist())
+        low, high = differences.interval
+        verdict = "no significant difference" if np.sign(low) != np.sign(high) else "a difference"
+        found.append(f"attention minus {other}: {verdict}, {differences.mean:+.2f} points ({low:+.2f} to {high:+.2f})")
+    return "; ".join(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pandas as pd
 
 from benchmarks.environment import one_line
 from benchmarks.report.document import Table
@@ -10,7 +10,7 @@ from benchmarks.report.statistics import Sample, sample
 from benchmarks.report.wording import mean_and_deviation
 from benchmarks.tables.newest import read_newest, render
 
-# Each with what it is called, and the way that costs it.
+# Each with its name in tables, and the training that it takes.
 _RANKINGS = {
     "plain, mean": ("mean loss while training", "plain"),
     "pruned, mean": ("mean loss while training, pruned", "pruned"),
@@ -21,112 +21,87 @@ _RANKINGS = {
     "self_confidence": ("self-confidence, cross-validated", "folds"),
     "normalized_margin": ("normalized margin, cross-validated", "folds"),
 }
-_BEST_OF_CLEANLAB = "self_confidence"
-
-Run = dict[str, Any]
 
 
 def suspects_table() -> str:
-    """The average precision of each ranking, and the updates and seconds that it takes beside plain training."""
-    runs = _runs()
+    """The average precision of each ranking, and the updates and seconds that it takes in addition."""
+    runs = _read()
     rows = []
     for ranking, (name, way) in _RANKINGS.items():
-        extra = 0 if way != "folds" else runs[0]["cost"]["folds"]["updates"]
-        seconds = sample([_seconds_more(run, ranking, way) for run in runs]).mean
-        precisions = [_values(_of(runs, noise), ranking, "average_precision") for noise in _noises(runs)]
-        shown = [mean_and_deviation(values, 3) for values in precisions]
-        rows.append([name, f"{extra:,}", f"{seconds:.0f}", *shown])
+        seconds = runs[f"cost.{way}.seconds"] if way == "folds" else runs[f"cost.{way}.seconds_of_final"]
+        seconds = seconds if way == "folds" or ranking.endswith("final") else 0 * seconds
+        updates = runs["cost.folds.updates"].iloc[0] if way == "folds" else 0
+        cells = [mean_and_deviation(each, 3) for each in _by_noise(runs, ranking, "average_precision").values()]
+        rows.append([name, f"{updates:,.0f}", f"{seconds.mean():.0f}", *cells])
+    first = runs.iloc[0]
+    plain, pruned = (runs[f"cost.{way}.accuracy"].mean() for way in ("plain", "pruned"))
     caption = (
-        "Average precision, mean ± standard deviation; a ranking by chance has the share of wrong labels. "
-        "Uniform: redrawn among the other classes; asymmetric: by CIFAR-10's usual map between similar classes. "
-        f"{_setting(runs)} More: over a training that is made anyway, of {runs[0]['cost']['plain']['updates']:,} "
-        "updates; seconds of one core."
+        "Average precision, mean ± standard deviation; a ranking by chance has the share of wrong labels. Uniform: "
+        "drawn again among the other classes; asymmetric: by CIFAR-10's usual map between similar classes. CIFAR-10, "
+        f"{first['images']:,} images, {first['epochs']} epochs of a small convolutional network, n = "
+        f"{runs.groupby('noise').size().min()} seeds; test accuracy {plain:.1f} % plain and {pruned:.1f} % pruned "
+        f"(`python -m benchmarks.studies.suspects`). {one_line(first['environment'])}, cleanlab "
+        f"{first['environment']['packages']['cleanlab']}. More: in addition to a training of "
+        f"{first['cost.plain.updates']:,.0f} updates; seconds of one core."
     )
-    return render(Table(["ranking", "more updates", "more seconds", *_noises(runs)], rows, caption))
+    return render(Table(["ranking", "more updates", "more seconds", *runs["noise"].unique()], rows, caption))
 
 
 def suspects_details() -> str:
     """Precision and recall where a ranking is cut, and of the set that cleanlab returns."""
-    runs = _runs()
-    rows = [
-        [name, *_pairs(runs, ranking, "precision_at_n", "recall_at_2n")] for ranking, (name, _) in _RANKINGS.items()
-    ]
-    rows.append(["find_label_issues, a set: its precision / recall", *_pairs(runs, "issues", "precision", "recall")])
+    runs = _read()
+    fields = dict.fromkeys(_RANKINGS, ("precision_at_n", "recall_at_2n")) | {"issues": ("precision", "recall")}
+    names = {ranking: name for ranking, (name, _) in _RANKINGS.items()}
+    names["issues"] = "find_label_issues, a set: its precision / recall"
+    rows = []
+    for ranking, pair in fields.items():
+        precisions, recalls = (_by_noise(runs, ranking, field) for field in pair)
+        cells = [f"{precisions[noise].mean:.2f} / {recalls[noise].mean:.2f}" for noise in precisions]
+        rows.append([names[ranking], *cells])
     caption = "Precision at n / recall at 2 n, where n labels are wrong; means over seeds."
-    return render(Table(["ranking", *_noises(runs)], rows, caption))
+    return render(Table(["ranking", *runs["noise"].unique()], rows, caption))
 
 
 def suspects_found() -> str:
     """What is gained over cross-validation, paired by seed."""
-    runs = _runs()
-    rows = [
-        [name, *(_difference(_of(runs, noise), ranking) for noise in _noises(runs))]
-        for ranking, (name, _) in _RANKINGS.items()
-        if ranking != _BEST_OF_CLEANLAB
-    ]
+    runs = _read()
+    baseline = _by_noise(runs, "self_confidence", "average_precision")
+    rows = []
+    for ranking, (name, _) in _RANKINGS.items():
+        cells = []
+        for noise, ours in _by_noise(runs, ranking, "average_precision").items():
+            gains = sample([one - other for one, other in zip(ours.values, baseline[noise].values, strict=True)])
+            low, high = gains.interval
+            cells.append(f"{gains.mean:+.3f} ({low:+.3f} to {high:+.3f})")
+        if ranking != "self_confidence":
+            rows.append([name, *cells])
     caption = "Average precision minus that of cross-validated self-confidence, paired by seed, with 95 % interval."
-    return render(Table(["ranking", *_noises(runs)], rows, caption))
+    return render(Table(["ranking", *runs["noise"].unique()], rows, caption))
 
 
 def suspects_longer() -> str:
     """The same losses where training is longer, without cross-validation."""
-    longer = [run for run in read_newest("suspects") if "folds" not in run["cost"]]
-    noise, seeds = longer[0]["noise"], {run["seed"] for run in longer}
-    short = [run for run in _of(_runs(), noise) if run["seed"] in seeds]
-    rows = [
-        [name, *(mean_and_deviation(_values(runs, ranking, "average_precision"), 3) for runs in (short, longer))]
-        for ranking, (name, way) in _RANKINGS.items()
-        if way == "plain"
-    ]
-    accuracies = " and ".join(
-        f"{sample([run['cost']['plain']['accuracy'] for run in runs]).mean:.1f} %" for runs in (short, longer)
-    )
+    short, longer = _read(), _read(has_folds=False)
+    noise, seeds = longer["noise"].iloc[0], longer["seed"].unique()
+    both = [short[(short["noise"] == noise) & short["seed"].isin(seeds)], longer]
+    rows = []
+    for ranking, (name, way) in _RANKINGS.items():
+        if way == "plain":
+            found = [_by_noise(runs, ranking, "average_precision")[noise] for runs in both]
+            rows.append([name, *(mean_and_deviation(each, 3) for each in found)])
+    accuracies = " and ".join(f"{runs['cost.plain.accuracy'].mean():.1f} %" for runs in both)
     caption = f"Average precision, {noise}, plain training, n = {len(seeds)} seeds; test accuracy {accuracies}."
-    return render(Table(["ranking", *(f"{runs[0]['epochs']} epochs" for runs in (short, longer))], rows, caption))
+    return render(Table(["ranking", *(f"{runs['epochs'].iloc[0]} epochs" for runs in both)], rows, caption))
 
 
-def _runs() -> list[Run]:
-    return [run for run in read_newest("suspects") if "folds" in run["cost"]]
+def _read(*, has_folds: bool = True) -> pd.DataFrame:
+    """A row a run, with or without cross-validation; columns ``found.RANKING.FIELD`` and ``cost.WAY.FIELD``."""
+    lines = [line for line in read_newest("suspects") if ("folds" in line["cost"]) is has_folds]
+    runs = pd.json_normalize([{name: line[name] for name in line if name != "environment"} for line in lines])
+    return runs.assign(environment=[line["environment"] for line in lines])
 
 
-def _noises(runs: list[Run]) -> list[str]:
-    return list(dict.fromkeys(run["noise"] for run in runs))
-
-
-def _of(runs: list[Run], noise: str) -> list[Run]:
-    return [run for run in runs if run["noise"] == noise]
-
-
-def _values(runs: list[Run], ranking: str, field: str) -> Sample:
-    return sample([run["found"][ranking][field] for run in runs])
-
-
-def _pairs(runs: list[Run], ranking: str, *fields: str) -> list[str]:
-    """Means of two fields, for each noise."""
-    return [
-        " / ".join(f"{_values(_of(runs, noise), ranking, field).mean:.2f}" for field in fields)
-        for noise in _noises(runs)
-    ]
-
-
-def _difference(runs: list[Run], ranking: str) -> str:
-    mine, others = (_values(runs, each, "average_precision").values for each in (ranking, _BEST_OF_CLEANLAB))
-    differences = sample([one - other for one, other in zip(mine, others, strict=True)])
-    low, high = differences.interval
-    return f"{differences.mean:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def _seconds_more(run: Run, ranking: str, way: str) -> float:
-    cost = run["cost"][way]
-    return float(cost["seconds"] if way == "folds" else cost["seconds_of_final"] * ranking.endswith("final"))
-
-
-def _setting(runs: list[Run]) -> str:
-    first, seeds = runs[0], min(len(_of(runs, noise)) for noise in _noises(runs))
-    accuracy = {way: sample([run["cost"][way]["accuracy"] for run in runs]).mean for way in ("plain", "pruned")}
-    return (
-        f"CIFAR-10, {first['images']:,} images, {first['epochs']} epochs of a small convolutional network, n = {seeds} "
-        f"seeds; test accuracy {accuracy['plain']:.1f} % plain and {accuracy['pruned']:.1f} % pruned "
-        f"(`python -m benchmarks.studies.suspects`). {one_line(first['environment'])}, cleanlab "
-        f"{first['environment']['packages']['cleanlab']}."
-    )
+def _by_noise(runs: pd.DataFrame, ranking: str, field: str) -> dict[str, Sample]:
+    """A field of a ranking for each kind of noise, in the order of the records."""
+    values = runs.groupby("noise", sort=False)[f"found.{ranking}.{field}"]
+    return {str(noise): sample(of_noise.tolist()) for noise, of_noise in values}
