@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop
 from benchmarks.environment import describe_environment
-from benchmarks.precision import tf32
+from benchmarks.evaluation import tf32
 from benchmarks.studies.recording import alternate, keep
 
 BATCH_SIZE = 32
@@ -35,7 +35,7 @@ def make_epoch(name: str, side: str, batches: int, layout: torch.memory_format) 
     """A function that trains for an epoch of exactly so many updates; weights and images are always the same."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10, **MODEL_OPTIONS.get(name, {})).to(device, memory_format=layout)
+    model = timm.create_model(name, num_classes=10, **MODEL_OPTIONS.get(name, {})).to(device).to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=device.type == "cuda")
     images = torch.randint(0, 256, (batches * BATCH_SIZE, 3, 32, 32), dtype=torch.uint8).to(device)
     labels = torch.randint(0, 10, (len(images),)).to(device)
