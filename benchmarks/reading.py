@@ -16,6 +16,7 @@ from benchmarks.schema import (
     Configuration,
     Data,
     Epoch,
+    Evaluated,
     OfRun,
     Run,
     RunName,
@@ -62,23 +63,28 @@ def read_records(folder: Path) -> Records:
                 f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
             )
         done.append(epoch)
-    images_of_classes: set[tuple[int, ...]] = set()
     for name, run in runs.items():
         if not epochs[name] or (run.last is not None and run.last.epoch != len(epochs[name])):
             raise RecordsError(
                 f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
                 f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
             )
-        best = max(epochs[name], key=lambda epoch: epoch.accuracy)
-        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, epochs[name][-1])):
-            if not isinstance(configuration, Configuration):
-                continue
-            if said := _contradiction(evaluated, epoch, configuration.data, images_of_classes):
+    records = Records(configuration, runs, epochs)
+    if isinstance(configuration, Configuration):
+        _check_confusion(folder, records, configuration.data)
+    return records
+
+
+def _check_confusion(folder: Path, records: Records, data: Data) -> None:
+    images_of_classes: set[tuple[int, ...]] = set()
+    for name, run in records.runs.items():
+        best = max(records.epochs[name], key=lambda epoch: epoch.accuracy)
+        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, records.epochs[name][-1])):
+            if said := _contradiction(evaluated, epoch, data, images_of_classes):
                 raise RecordsError(
                     f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
                     f"rest of the records: {said}. Copy both files from the same place, or make the run again"
                 )
-    return Records(configuration, runs, epochs)
 
 
 def _contradiction(
