@@ -16,6 +16,7 @@ from benchmarks.schema import (
     Configuration,
     Data,
     Epoch,
+    Evaluated,
     OfRun,
     Run,
     RunName,
@@ -54,36 +55,63 @@ def read_records(folder: Path) -> Records:
     for epoch in read_lines(folder / "epochs.jsonl", Epoch, digest):
         done = epochs.get(epoch.run)
         if done is None:
-            raise RecordsError(f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, which runs.jsonl lacks")
+            raise RecordsError(
+                f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, of which runs.jsonl does not know"
+            )
         if epoch.epoch != len(done) + 1:
             raise RecordsError(
                 f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
             )
         done.append(epoch)
     for name, run in runs.items():
-        data = configuration.data if isinstance(configuration, Configuration) else None
-        if said := _contradiction(run, epochs[name], data):
+        if not epochs[name] or (run.last is not None and run.last.epoch != len(epochs[name])):
             raise RecordsError(
-                f"{folder}: what runs.jsonl has of {name} contradicts epochs.jsonl: {said}. Copy both files from the "
-                "same place, or make the run again"
+                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
+                f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
             )
-    return Records(configuration, runs, epochs)
+    records = Records(configuration, runs, epochs)
+    if isinstance(configuration, Configuration):
+        _check_confusion(folder, records, configuration.data)
+    return records
 
 
-def _contradiction(run: Run, epochs: list[Epoch], data: Data | None) -> str | None:
-    if not epochs or data is None:
-        return None if epochs else "it has no epochs"
-    best = max(epochs, key=lambda epoch: epoch.accuracy)
-    for evaluated, epoch in ((run.best, best), (run.last, epochs[-1])):
-        if evaluated is None or evaluated.epoch != epoch.epoch:
-            return f"epoch {epoch.epoch} has no confusion matrix"
-        matrix, classes = evaluated.confusion, len(data.classes)
-        right = sum(row[label] for label, row in enumerate(matrix) if label < len(row))
-        if {len(matrix), *map(len, matrix)} != {classes} or sum(map(sum, matrix)) != data.test_images:
-            return f"a confusion matrix is not of {classes} classes and {data.test_images:,} images"
-        if round(epoch.accuracy * data.test_images) != right:
-            return f"a confusion matrix has {right:,} images right, and the accuracy is {epoch.accuracy:g}"
-    return None
+def _check_confusion(folder: Path, records: Records, data: Data) -> None:
+    images_of_classes: set[tuple[int, ...]] = set()
+    for name, run in records.runs.items():
+        best = max(records.epochs[name], key=lambda epoch: epoch.accuracy)
+        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, records.epochs[name][-1])):
+            if said := _contradiction(evaluated, epoch, data, images_of_classes):
+                raise RecordsError(
+                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
+                    f"rest of the records: {said}. Copy both files from the same place, or make the run again"
+                )
+
+
+def _contradiction(
+    evaluated: Evaluated | None, epoch: Epoch, data: Data, images_of_classes: set[tuple[int, ...]]
+) -> str | None:
+    """What is wrong with a confusion matrix; ``images_of_classes`` gets its rows, which all matrices share."""
+    classes = len(data.classes)
+    if evaluated is None:
+        return "it has no confusion matrix"
+    matrix = evaluated.confusion
+    if evaluated.epoch != epoch.epoch:
+        return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
+    if {len(matrix), *map(len, matrix)} != {classes}:
+        return f"it is not {classes} by {classes}, one row and one column for each class"
+    rows, columns = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
+    right = [matrix[label][label] for label in range(classes)]
+    macro_f1 = (
+        sum(2 * each / max(row + column, 1) for each, row, column in zip(right, rows, columns, strict=True)) / classes
+    )
+    images_of_classes.add(tuple(rows))
+    if sum(rows) != data.test_images:
+        return f"it is of {sum(rows):,} images, and {data.test_images:,} were tested"
+    if round(epoch.accuracy * sum(rows)) != sum(right):
+        return f"it has {sum(right):,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
+    if abs(epoch.macro_f1 - macro_f1) > 1e-6:
+        return f"its macro-F1 is {macro_f1:g}, and epochs.jsonl has {epoch.macro_f1:g}"
+    return "it has other numbers of images of each class than another run" if len(images_of_classes) > 1 else None
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:

@@ -220,6 +220,7 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_num_threads(job.threads)
+    # As ``use_deterministic_algorithms(..., warn_only=True)``, which imports torch's compiler, for seconds.
     torch.set_deterministic_debug_mode("warn" if getattr(storage.configuration, "deterministic", False) else "default")
     try:
         with tf32(TF32.get(getattr(storage.configuration, "precision", "default"))):

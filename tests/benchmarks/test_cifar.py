@@ -129,7 +129,7 @@ def test_the_matrices_are_of_the_best_and_the_last_epoch(records):
 
 
 def test_an_epoch_of_more_batches_than_are_enqueued_at_once_waits_for_the_device_no_more_often(digits, tmp_path):
-    options = [*SMALL, "--batch-size", "2", "--k", "5", "--arms", "attention", "longer", "--epochs", "1"]
+    options = [*SMALL, "--batch-size", "2", "--k", "5", "--arms", "attention", "--epochs", "1"]
     name = RunName("attention", "first", 0, 0)
     (epoch,) = read_records(run_benchmark(digits, tmp_path / "out", *options)).epochs[name]
     assert (epoch.batches, epoch.updates, epoch.host_reads) == (70, 70, 1)

@@ -18,7 +18,7 @@ from benchmarks import running
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade
 from benchmarks.reading import read_records
 from benchmarks.storage import Storage, is_stopped
-from tests.benchmarks.tiny_plan import CONFIGURATION, EPOCHS, Late, make, name
+from tests.benchmarks.tiny_plan import EPOCHS, Late, make, name
 
 LATE, THREADS = "tests.benchmarks.tiny_plan:Late", "concurrent.futures:ThreadPoolExecutor"
 
@@ -122,9 +122,10 @@ def test_an_error_of_a_run_ends_the_command_and_tells_the_others_to_stop(tmp_pat
 def test_a_run_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_LOCKED_RETRY_SECONDS", 0.2)
     folder, console, is_held = tmp_path / "runs", Console(file=io.StringIO(), width=200), threading.Event()
+    make(folder, 0)
 
     def hold():
-        with Storage(folder, CONFIGURATION).locked(name(0)):
+        with Storage(folder).locked(name(0)):
             is_held.set()
             wait_for(lambda: "another process makes tiny-plain-seed0; waiting" in console.file.getvalue())
             wait_for(lambda: len(read_log(folder)) == 2 * EPOCHS)
@@ -148,9 +149,12 @@ def test_a_run_that_is_lost_three_times_at_the_same_epoch_is_given_up(tmp_path):
     assert [epoch for _, epoch, what, _ in read_log(tmp_path / "runs") if what == "begins"] == [1, 2, 3, 3, 3]
 
 
-def test_options_of_an_executor_are_numbers_or_text(tmp_path):
-    make(tmp_path / "runs", 1, executor=THREADS, options=["max_workers=1", "thread_name_prefix=maker"])
-    check_made_once(tmp_path / "runs", 1)
+def test_an_executor_takes_options_and_its_threads_make_one_run_at_a_time(tmp_path):
+    options = ["max_workers=2", "thread_name_prefix=maker"]
+    make(tmp_path / "runs", 2, 2, behaviours=["pause"], executor=THREADS, options=options)
+    seeds = [seed for seed, *_ in read_log(tmp_path / "runs")]
+    assert seeds == sorted(seeds)
+    check_made_once(tmp_path / "runs", 2)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +208,9 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
 
 def test_after_a_worker_is_killed_the_runs_are_those_of_one_process(tmp_path, elsewhere):
     make(tmp_path / "runs", 12, 2, behaviours=["", "die once", ""], executor=elsewhere)
+    if elsewhere == "processes":  # the other did not die with it
+        assert len({process for *_, process in read_log(tmp_path / "runs")}) == 3
     check_made_once(tmp_path / "runs", 12)
-
-
-def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path):
-    make(tmp_path / "runs", 2, 2, behaviours=["die once", "pause"], executor="processes")
-    assert [line[:3] for line in read_log(tmp_path / "runs") if line[:3] == (1, 3, "begins")] == [(1, 3, "begins")]
 
 
 def test_a_terminated_command_ends_work_elsewhere_and_the_same_command_resumes(tmp_path, elsewhere):
@@ -237,10 +238,12 @@ def test_after_a_killed_command_the_next_one_makes_nothing_twice(tmp_path, elsew
         process.kill()
 
     def let_go():
-        wait_for(lambda: elsewhere == "processes" or "waiting for it" in console.file.getvalue())
+        wait_for(lambda: "waiting for it" in console.file.getvalue())
         (folder / "go").touch()
 
-    thread = in_thread(let_go)
+    if elsewhere == "processes":
+        wait_for(lambda: is_free(folder))
+    else:
+        in_thread(let_go)
     make(folder, 3, console=console)
-    thread.join()
     check_made_once(folder, 3)
