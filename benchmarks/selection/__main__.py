@@ -58,41 +58,23 @@ FIRST_ARMS = {*ARMS["images"], *ARMS["kinds"][:5]}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of the command. The help is made of this text.
+    """The options of the command; the help is made of the comments."""
 
-    Attributes:
-        out: Folder of the records, new or to resume.
-        study: images or kinds.
-        data: cifar10, or a folder with train/<class>/ and test/<class>/.
-        cifar100: For hidden_fine: cifar100, or a folder with its classes.
-        data_dir: Downloaded data.
-        settings: Of those above; all of the study by default.
-        arms: All of the study by default, but for infobatch and selective_backprop_composer.
-        seeds: At least 0.
-        updates: Of every arm of images alike.
-        imbalance: Of the long tails of images: most over least.
-        images: Train on fewer images, for a trial; all of the setting by default.
-        threads: CPU threads of a run.
-        at_once: Runs at once.
-        executor: Makes the runs: processes, submitit, dask:tcp://HOST:PORT or PACKAGE.MODULE:CALLABLE.
-        executor_options: KEY=VALUE, for the executor.
-    """
-
-    out: Path
-    study: Literal["images", "kinds"] = "images"
-    data: str = "cifar10"
-    cifar100: str = "cifar100"
-    data_dir: Path = Path("data")
-    settings: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = tuple(range(8))
-    updates: int = 1500
-    imbalance: float = 50.0
-    images: int | None = None
-    threads: int = 1
-    at_once: int = 1
-    executor: str | None = None
-    executor_options: tuple[str, ...] = ()
+    out: Path  # Folder of the records, new or to resume.
+    study: Literal["images", "kinds"] = "images"  # Which one.
+    data: str = "cifar10"  # cifar10, or a folder with train/<class>/ and test/<class>/.
+    cifar100: str = "cifar100"  # For hidden_fine: cifar100, or a folder with its classes.
+    data_dir: Path = Path("data")  # Downloaded data.
+    settings: tuple[str, ...] = ()  # Of those above; all of the study by default.
+    arms: tuple[str, ...] = ()  # All by default, but for infobatch and selective_backprop_composer.
+    seeds: tuple[int, ...] = tuple(range(8))  # At least 0.
+    updates: int = 1500  # Of every arm of images.
+    imbalance: float = 50.0  # Of the long tails of images: most over least.
+    images: int | None = None  # Train on fewer images, for a trial.
+    threads: int = 1  # CPU threads of a run.
+    at_once: int = 1  # Runs at once.
+    executor: str | None = None  # processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
+    executor_options: tuple[str, ...] = ()  # KEY=VALUE for it, such as slurm_partition=gpu.
 
     def check(self) -> None:
         """Check what needs no data.

@@ -121,17 +121,10 @@ def make_arm(
     sampler: Passes | None = None,
     doses: Mapping[str, Any] | None = None,
 ) -> Batches:
-    """One of ``ARMS``, for training data with these labels, (samples, ...), and so many updates in all.
+    """One of ``ARMS``, for training data with these labels, (samples, ...); it fills the counts.
 
-    Args:
-        arm: Its name.
-        labels: Of the training data.
-        batch_size: Samples in a batch.
-        updates: ``saving`` makes fewer.
-        seed: Of orders and of what is pruned.
-        counts: Filled while the arm runs.
-        sampler: Orders the passes; None for ``SampleAttention``'s own order.
-        doses: How many samples a random twin prunes in each pass; None for as many as it would prune by loss.
+    A sampler orders the passes in place of ``SampleAttention``. Doses say how many samples a random twin prunes in each
+    pass; without them it prunes as many as it would by loss.
     """
     samples = len(labels)
     an_epoch = -(-samples // batch_size)
@@ -242,17 +235,10 @@ def _prune_in_form(
 ) -> Batches:
     """Prune well-fitted samples half the time. A sample that two passes bring into one batch counts once there.
 
-    Args:
-        samples: In the training data.
-        batch_size: Samples in a batch.
-        epochs: Of the whole training.
-        seed: Of orders and of what is pruned.
-        counts: Filled.
-        score: Well fitted is a last loss below the last epoch's mean ("loss"), or an exponential mean of the mean
-            losses of a sample's batches that is below the mean over samples ("batch_mean").
-        trims: Whether outliers among mean losses, by Tukey's rule, are pruned too, from the third epoch on.
-        weight: Of well-fitted samples that stay, over that of the others: 2 keeps the expected gradient.
-        saves: Whether an epoch is one pass, with fewer updates.
+    Well fitted is a last loss below the last epoch's mean, or for ``score="batch_mean"`` an exponential mean of the
+    mean losses of a sample's batches that is below the mean over samples. If it ``trims``, outliers among mean losses,
+    by Tukey's rule, are pruned too, from the third epoch on. ``weight`` is that of well-fitted samples that stay, over
+    that of the others: 2 keeps the expected gradient. If it ``saves``, an epoch is one pass, with fewer updates.
     """
     orders, rng = random_order(samples, seed), np.random.default_rng([seed, 1])
     first_full = epochs - max(1, int(epochs * FULL_SHARE + 0.5))
