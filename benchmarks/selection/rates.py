@@ -12,7 +12,7 @@ RATES = (0.5, 1.0, 2.0)
 TUNING_SEEDS = (0, 1)
 
 
-def choose_rate(validation: Mapping[RunName, float | None], setting: str, arm: str) -> float | None:
+def choose_rate(validation: Mapping[RunName, float | None], setting: str | None, arm: str) -> float | None:
     """The rate with the best mean validation score over the tuning seeds; None until all of these have run."""
     means = {}
     for rate in RATES:
