@@ -135,8 +135,8 @@ def _run_by_run(runs: pd.DataFrame, of_epochs: Callable[[Sequence[Epoch]], list[
     figure, (axes,) = _panels(1)
     for arm, of_arm in runs.groupby("arm", observed=True):
         for number, epochs in enumerate(of_arm["epochs"]):
-            style: dict[str, Any] = {"color": COLORS[arm], "marker": ".", "alpha": 0.6, "label": None if number else arm}
-            axes.plot(of_epochs(epochs), [100 * epoch.accuracy for epoch in epochs], _LINES[arm], **style)
+            style: dict[str, Any] = {"color": COLORS[arm], "marker": ".", "label": None if number else arm}
+            axes.plot(of_epochs(epochs), [100 * epoch.accuracy for epoch in epochs], _LINES[arm], alpha=0.6, **style)
     if "loss" in label:
         axes.invert_xaxis()
     axes.set(xlabel=label, ylabel="test accuracy, %")

@@ -30,7 +30,8 @@ def cifar_report() -> Report:
 def cifar_found() -> str:
     """What was found, for a reader who reads no tables."""
     cifar = cifar_records()
-    return render_template("cifar-found.md.jinja", facts=summarize(cifar, compare_arms(cifar), judge_claims(cifar))).strip()
+    facts = summarize(cifar, compare_arms(cifar), judge_claims(cifar))
+    return render_template("cifar-found.md.jinja", facts=facts).strip()
 
 
 def cifar_claims_table() -> str:

@@ -61,7 +61,7 @@ def test_gains_are_paired_by_seed_and_all_intervals_are_corrected_together(tmp_p
 
 
 def test_a_verdict_that_does_not_survive_the_correction_says_so(tmp_path):
-    found, _ = judge(tmp_path, 0.1, over_control=0.16, spread=0.12)
+    found, _ = judge(tmp_path, 0.1, over_control=0.14, spread=0.12)
     assert found["left_out"].verdict is Verdict.PAYS
     assert not found["left_out"].survives
     text = report_selection(read_folders([tmp_path / "out"])).markdown
