@@ -1,4 +1,4 @@
-"""A budget for repeats, a floor under losses, and words in time."""
+"""A budget for repeats, a floor under losses, and warnings of too many repeats or none."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError
 from batch_sampler_attn.options import label_smoothing_floor
 
 BUDGETS = st.floats(0.01, 1.0)
@@ -63,7 +63,7 @@ class BudgetOracle:
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 def test_every_decision_is_the_oracles(seed):
     rng = random.Random(seed)
     k, budget, floor = rng.choice([1.0, 1.2]), rng.choice([0.05, 0.15, 0.5, 1.0]), rng.choice([0.0, -0.5, 0.25])
@@ -139,23 +139,6 @@ def test_a_budget_that_is_never_reached_changes_nothing():
             end_if(schedule, 10)
 
 
-def test_a_state_saved_without_a_budget_is_refused_with_one():
-    with pytest.raises(StateError, match="budget"):
-        BatchAttentionSchedule(budget=0.1).load_state_dict(BatchAttentionSchedule().state_dict())
-
-
-@pytest.mark.parametrize("budget", [0, -0.1, 1.5, math.nan, math.inf, "0.1", True])
-def test_a_budget_that_is_none_is_refused(budget):
-    with pytest.raises(OptionError, match="budget"):
-        BatchAttentionSchedule(budget=budget)
-
-
-@pytest.mark.parametrize("floor", [math.nan, math.inf, "0", None, True])
-def test_a_floor_that_is_no_number_is_refused(floor):
-    with pytest.raises(OptionError, match="floor"):
-        BatchAttentionSchedule(floor=floor)
-
-
 def test_the_threshold_is_above_the_floor_by_k_times_what_the_mean_is():
     schedule = BatchAttentionSchedule(1.5, floor=2.0)
     schedule.decide(3.0)
@@ -178,10 +161,11 @@ def test_losses_that_pass_through_zero_repeat_as_few_batches_as_they_did_above_i
     assert overhead(-2.0, floor=-2.0) == pytest.approx(overhead(0.0))
 
 
-def test_a_mean_below_the_floor_is_warned_of():
-    schedule = BatchAttentionSchedule(floor=1.0)
-    schedule.decide(0.5)
-    with pytest.warns(BatchAttentionWarning, match=r"below floor=1\.0"):
+@pytest.mark.parametrize(("options", "loss"), [({"floor": 1.0}, 0.5), ({}, -1.0)])
+def test_a_mean_below_the_floor_is_warned_of(options, loss):
+    schedule = BatchAttentionSchedule(**options)
+    schedule.decide(loss)
+    with pytest.warns(BatchAttentionWarning, match=r"below floor=.*below the mean"):
         schedule.end_epoch()
 
 
@@ -233,16 +217,12 @@ def test_repeats_that_stop_later_are_not_warned_of():
     assert not train(schedule, 12, [1.0] * 20)
 
 
-@pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02}])
-def test_what_never_can_repeat_or_does_is_not_told_of_it(options):
-    assert not train(
-        BatchAttentionSchedule(**options, **({} if "max_visits" in options else {"max_visits": 2})),
-        12,
-        [1.0] * 29 + [1.1],
-    )
+@pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02, "max_visits": 2}])
+def test_what_can_never_repeat_or_does_is_not_warned_of(options):
+    assert not train(BatchAttentionSchedule(**options), 12, [1.0] * 29 + [1.1])
 
 
-def test_an_epoch_of_more_than_twice_the_updates_is_told_once_with_the_way_out():
+def test_an_epoch_of_more_than_twice_the_updates_is_warned_of_once_with_the_way_out():
     said = train(BatchAttentionSchedule(0.5, max_visits=4), 5, [1.0] * 30)
     assert len(said) == 1
     assert "budget=0.2" in said[0][1]
