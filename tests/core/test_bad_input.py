@@ -234,6 +234,7 @@ def exchanged():
         (None, "NoneType, not a dictionary; pass what"),
         ({}, "of version None"),
         ({**saved_state(), "extra": 1}, r"changed or damaged.*'extra'.*load another checkpoint"),
+        ({**saved_state(), "options": object()}, "changed or damaged"),
         (exchanged(), "changed or damaged"),
         (BatchAttentionSchedule(1.1).state_dict(), r"k \(saved 1.1, here 1.0\).*Construct with the saved options"),
         (BatchAttentionSchedule(1.0, epoch_loss="last").state_dict(), "epoch_loss"),

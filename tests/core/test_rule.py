@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleSummary
 from batch_sampler_attn.errors import BatchAttentionWarning
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.rule import State, skip, step
@@ -235,6 +235,13 @@ def test_a_summary_prints_counts_with_nouns_in_the_right_number(repeats, said):
     mean = (2.0 + 1.5) / 4 if repeats else 0.5
     assert str(summary) == f"epoch 1: 4 batches, {said} (overhead {repeats / 4:.0%}), mean loss {mean:.3f}"
     assert str(dataclasses.replace(summary, batches=1)).startswith("epoch 1: 1 batch, ")
+    assert summary.as_dict() == dataclasses.asdict(summary)
+
+
+def test_a_summary_of_samples_prints_what_it_holds():
+    counts = {"epoch": 1, "updates": 4, "extra_updates": 1, "pruned": 1, "passes": 1, "nonfinite_losses": 2}
+    summary = SampleSummary(**counts, mean_loss=None, threshold=None, is_full=False)
+    assert str(summary) == "epoch 1: 4 updates, 1 of them extra, 1 sample pruned, no finite loss, 2 losses not finite"
     assert summary.as_dict() == dataclasses.asdict(summary)
 
 
