@@ -14,6 +14,7 @@ from batch_sampler_attn import (
     BatchAttentionSchedule,
     EqualComputeControl,
     SampleAttention,
+    checkpoint,
 )
 from batch_sampler_attn.errors import StateError
 from tests.junk import JUNK
@@ -156,6 +157,17 @@ def test_a_saved_state_is_loaded_whole(kind):
         loaded = KINDS[kind]()
         loaded.load_state_dict(json.loads(state))
         assert loaded.state_dict() == json.loads(state)
+
+
+@pytest.mark.parametrize("kind", ["schedule", "sampler", "samples"])
+def test_a_state_of_another_object_and_one_without_a_part_are_refused(kind):
+    parts = {name: part for name, part in json.loads(saved(kind)[0]).items() if name not in ("version", "fingerprint")}
+    states = [saved(other)[0] for other in KINDS if other.partition(",")[0] not in (kind, "control")]
+    for left_out in parts.keys() - {"generator", "augmentation"}:
+        states.append(json.dumps(checkpoint.seal({name: part for name, part in parts.items() if name != left_out})))
+    for state in states:
+        with pytest.raises(StateError, match="is of something else, or was changed"):
+            KINDS[kind]().load_state_dict(json.loads(state))
 
 
 @pytest.mark.parametrize("kind", ["schedule", "control", "sampler", "samples"])

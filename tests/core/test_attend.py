@@ -225,15 +225,6 @@ def test_deciding_before_the_first_batch_is_refused():
         list(schedule.attend(early()))
 
 
-def test_a_loss_that_is_refused_leaves_the_loop_as_it_was():
-    schedule = schedule_with_threshold()
-    for _ in schedule.attend([1]):
-        with pytest.raises(TypeError):
-            schedule.decide(None)
-        schedule.decide(1.0)
-    assert schedule.last_summary.visits == 1
-
-
 def test_an_older_iterator_is_stale_once_a_newer_one_has_begun():
     schedule = BatchAttentionSchedule()
     older = iter(schedule.attend([1, 2]))

@@ -8,9 +8,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
+from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
 from tests.core.helpers import schedule_with_threshold
 
@@ -247,16 +246,6 @@ def test_what_cannot_be_copied_is_repeated_as_it_is_with_one_warning():
     assert len(warned) == 1
 
 
-def test_batches_of_a_dataloader_that_are_mixed_by_assignment_are_mixed_from_the_original_at_each_visit():
-    loader = DataLoader(TensorDataset(torch.arange(8.0).reshape(8, 1), torch.arange(8)), batch_size=4)
-    schedule, losses, seen = schedule_with_threshold(), iter([2.0, 2.0, 1.0, 1.0]), []
-    for batch in schedule.attend(loader):
-        batch[0] = 0.5 * batch[0] + 0.5 * batch[0].flip(0)
-        seen.append(batch[0].flatten().tolist())
-        schedule.decide(next(losses))
-    assert seen == [[1.5] * 4] * 3 + [[5.5] * 4]
-
-
 # Changes in place -----------------------------------------------------------------------------------------
 
 
@@ -311,17 +300,3 @@ def test_a_schedule_that_never_repeats_lets_batches_be_changed_and_a_control_doe
         change_in_place(schedule, [torch.ones(1)])
     with pytest.raises(BatchChangedError):
         change_in_place(EqualComputeControl([[2]]), [torch.ones(1)])
-
-
-def test_training_does_not_count_as_a_change():
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    schedule = schedule_with_threshold()
-    decisions = []
-    for inputs, targets in schedule.attend(DataLoader(TensorDataset(torch.ones(4, 2), torch.ones(4, 1)), 2)):
-        loss = torch.nn.functional.mse_loss(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decisions.append(schedule.decide(2.0 if len(decisions) in (0, 1) else 0.5))
-    assert decisions.count(Decision.REPEAT) == 2

@@ -108,27 +108,3 @@ def test_the_reference_lists_no_member_that_is_not_there(name):
 
 def test_classes_are_found():
     assert len(CLASSES) > 30
-
-
-class _Undocumented:
-    """Has an attribute.
-
-    Attributes:
-        listed: Yes.
-    """
-
-    def __init__(self):
-        self.listed = self.unlisted = self._private = 0
-
-    def without_words(self):
-        pass
-
-    def with_words(self):
-        """Has some."""
-
-
-def test_a_name_without_words_is_found(monkeypatch):
-    monkeypatch.setitem(globals(), "is_ours", lambda owner: owner is _Undocumented)
-    monkeypatch.setitem(ENTRIES, "made_up", {})
-    monkeypatch.setitem(NAMES, _Undocumented, "made_up")
-    assert set(public_names(_Undocumented)) - set(shown(_Undocumented)) == {"unlisted", "without_words"}

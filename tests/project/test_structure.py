@@ -73,28 +73,6 @@ def test_what_is_private_is_private_to_its_folder(folder):
     assert {str(path): found for path, source in sources.items() if (found := crossings(source, made))} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_underscore_name_is_imported_from_another_folder(path):
-    """Also where the same name is made here."""
-    assert [name for module, name in private_imports(path) if folder_of(module) not in (None, path.parent)] == []
-
-
-def private_imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                parts = [*node.module.split("."), alias.name]
-                yield from ((node.module, part) for part in parts if is_private(part))
-
-
-def folder_of(module):
-    """The folder of a module of this repository; None for others."""
-    place = ROOT.joinpath(*module.split("."))
-    if place.is_dir():
-        return place
-    return place.parent if place.with_suffix(".py").exists() else None
-
-
 @pytest.mark.parametrize(
     ("source", "found"),
     [
@@ -126,14 +104,6 @@ def test_the_core_knows_nothing_of_what_drives_it_and_loading_and_device_nothing
         here = {folder for folder in outside if module.startswith(folder)}
         if module != "batch_sampler_attn":
             assert not [other for other in imported if other.startswith(tuple(outside - here))], module
-
-
-@pytest.mark.parametrize(
-    ("graph", "floors"),
-    [({"a": set()}, 1), ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, 3), ({"a": {"c"}, "b": {"c"}, "c": set()}, 2)],
-)
-def test_floors_are_the_longest_chain_of_imports(graph, floors):
-    assert IMPORTS["count_floors"](graph) == floors
 
 
 def test_nothing_imports_from_the_examples():
