@@ -1,6 +1,7 @@
 """The pages: their Python blocks run as they stand, links lead somewhere, every public name has an entry."""
 
 import ast
+import doctest
 import os
 import re
 import subprocess
@@ -95,6 +96,17 @@ def test_the_blocks_of_pages_about_trainers_run_too(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in sorted(ROOT.glob("batch_sampler_attn/trainers/*.py")) if ">>>" in path.read_text("utf-8")],
+)
+def test_the_example_of_a_trainer_s_docstring_runs(name):
+    # These modules are imported here and not as tests are collected: their frameworks take seconds each.
+    module = pytest.importorskip(f"batch_sampler_attn.trainers.{name}")
+    result = doctest.testmod(module)
+    assert result.attempted > result.failed == 0
 
 
 def run_blocks(page):
