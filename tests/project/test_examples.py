@@ -65,10 +65,6 @@ def output(name):
     return run(*LAUNCHERS.get(name, ()), str(EXAMPLES / name), *ARGUMENTS.get(name, ()))
 
 
-def slow_but(quick, names):
-    return [pytest.param(name, marks=[] if name == quick else pytest.mark.slow) for name in names]
-
-
 def load(name):
     """An example as a module, so that its ``main`` can be called."""
     spec = importlib.util.spec_from_file_location(f"example_{name[:-3]}", EXAMPLES / name)
@@ -105,12 +101,14 @@ def test_an_example_runs_for_a_few_epochs(name, capfd, monkeypatch, tmp_path):
     assert "identical: False" not in printed
 
 
-@pytest.mark.parametrize("name", slow_but("numpy_loop.py", [*EVERY, *ARGUMENTS]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*EVERY, *ARGUMENTS])
 def test_an_example_runs_and_writes_nothing_to_stderr(name):
     assert output(name)
 
 
-@pytest.mark.parametrize("name", slow_but("numpy_loop.py", PRINTING_EPOCHS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRINTING_EPOCHS)
 def test_an_example_repeats_batches_after_the_first_epoch_and_learns(name):
     printed = epochs(output(name).partition("resumed")[0])
     assert [epoch for epoch, *_ in printed] == list(range(len(printed)))
@@ -120,7 +118,8 @@ def test_an_example_repeats_batches_after_the_first_epoch_and_learns(name):
     assert printed[-1][-1] < printed[0][-1] / 2
 
 
-@pytest.mark.parametrize("name", slow_but("numpy_loop.py", sorted({*EVERY} - WITHOUT_ACCURACY)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*EVERY} - WITHOUT_ACCURACY))
 def test_an_example_recognizes_most_digits_that_it_was_not_trained_on(name):
     accuracy = re.search(r"^test accuracy: (\d\.\d+)$", output(name), re.M)
     assert ACCURACY_FLOOR < float(accuracy[1]) < 1
@@ -138,19 +137,12 @@ def test_two_ranks_keep_to_the_budget_and_end_at_one_threshold():
 
 
 @pytest.mark.slow
-def test_every_deferred_repeat_is_augmented_again():
+def test_deferred_repeats_are_augmented_again_and_find_more_wrong_labels_than_chance_has_it():
     text = output("augmented_dataloader.py")
     redrawn, repeats = map(int, re.search(r"^(\d+) of (\d+) repeats were augmented again$", text, re.M).groups())
     assert redrawn == repeats == sum(repeats for _, _, repeats, *_ in epochs(text))
-
-
-@pytest.mark.slow
-def test_the_most_repeated_batches_hold_far_more_wrong_labels_than_chance_has_it():
-    held = re.search(
-        r"hold (\d+) of \d+ wrong labels \((\d+\.\d) by chance\)$", output("augmented_dataloader.py"), re.M
-    )
-    assert float(held[2]) > 0
-    assert int(held[1]) >= 2 * float(held[2])
+    held, by_chance = re.search(r"hold (\d+) of \d+ wrong labels \((\d+\.\d) by chance\)$", text, re.M).groups()
+    assert int(held) >= 2 * float(by_chance) > 0
 
 
 @pytest.mark.slow

@@ -348,13 +348,6 @@ def test_a_copy_in_mid_run_continues_the_file(tmp_path, duplicate):
     assert [record.batch for record in read_visits(path)] == [0, 1]
 
 
-def test_many_lines_reach_the_file_before_the_epoch_s_end(tmp_path):
-    with JsonLinesRecorder(tmp_path / "visits.jsonl") as recorder:
-        visit_many(recorder, 2000)
-        assert recorder.path.stat().st_size > 60_000
-    assert len(read_visits(recorder.path)) == 2000
-
-
 # What is recorded -------------------------------------------------------------------------------------
 
 
