@@ -14,13 +14,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: processes beside each other would take each other's cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# For type checkers to read, not to run.
-collect_ignore = ["typing/users_script.py"]
+here = Path(__file__).parent
+
+# A helper's module has no doctest, and may import what takes seconds in each process that collects the tests.
+collect_ignore = [
+    str(file) for file in here.rglob("*.py") if not file.name.startswith(("test_", "conftest", "__init__"))
+]
 
 if find_spec("torch") is None:
     # What can run is the core's, by tests that need nothing else.
     needs_torch = re.compile(r"^(import|from) (torch|numpy)\b", re.MULTILINE)
-    here = Path(__file__).parent
     collect_ignore += [
         str(file) for file in here.rglob("test_*.py") if needs_torch.search(file.read_text(encoding="utf-8"))
     ]

@@ -1,6 +1,5 @@
-"""A budget for repeats, a floor under losses, and words in time."""
+"""A budget for repeats, a floor under losses, and warnings of too many repeats or none."""
 
-import json
 import math
 import random
 import warnings
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError
 from batch_sampler_attn.options import label_smoothing_floor
 
 BUDGETS = st.floats(0.01, 1.0)
@@ -20,63 +19,6 @@ TRACES = st.lists(st.floats(0, 10) | st.sampled_from([math.nan, math.inf]), min_
 def end_if(schedule, per_epoch):
     if not schedule.visits and schedule.batches == per_epoch:
         schedule.end_epoch()
-
-
-class BudgetOracle:
-    """The rule of the budget from the whole history: what was above raised the threshold, all else lowered it."""
-
-    def __init__(self, k, budget, floor):
-        self.k, self.budget, self.floor = k, budget, floor
-        self.judged = []
-        self.means = []
-        self.batches = [[]]
-
-    def threshold(self):
-        return self.floor + self.k * (self.means[-1] - self.floor) if self.means else None
-
-    def strictness(self):
-        factor = 1.0
-        for was_above in self.judged:
-            factor = max(math.exp(-self.budget), factor * math.exp(0.1 if was_above else -0.1 * self.budget))
-        return factor
-
-    def wants(self, loss):
-        threshold = self.threshold()
-        if threshold is None:
-            return False
-        is_above = loss > self.floor + max(1.0, self.strictness()) * (threshold - self.floor)
-        self.judged.append(is_above)
-        repeats = sum(len(batch) - 1 for batch in self.batches[:-1]) + len(self.batches[-1])
-        return is_above and (repeats + 1) / len(self.batches) <= self.budget
-
-    def decide(self, loss):
-        repeats = self.wants(loss)
-        self.batches[-1].append(loss)
-        if not repeats:
-            self.batches.append([])
-        return "repeat" if repeats else "advance"
-
-    def end_epoch(self):
-        firsts = [batch[0] for batch in self.batches[:-1]]
-        self.means.append(sum(firsts) / len(firsts))
-        self.batches = [[]]
-
-
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-@pytest.mark.parametrize("seed", range(40))
-def test_every_decision_is_the_oracles(seed):
-    rng = random.Random(seed)
-    k, budget, floor = rng.choice([1.0, 1.2]), rng.choice([0.05, 0.15, 0.5, 1.0]), rng.choice([0.0, -0.5, 0.25])
-    schedule, oracle = BatchAttentionSchedule(k, budget=budget, floor=floor), BudgetOracle(k, budget, floor)
-    for _ in range(600):
-        # Multiples of a power of two: sums come out the same in any order.
-        loss = floor + rng.randrange(1, 400) / 128
-        assert schedule.decide(loss).value == oracle.decide(loss)
-        assert schedule.state_dict()["state"]["strictness"] == pytest.approx(oracle.strictness(), rel=1e-12)
-        if not schedule.visits and rng.random() < 0.03:
-            schedule.end_epoch()
-            oracle.end_epoch()
-            assert schedule.threshold == pytest.approx(oracle.threshold(), rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
@@ -89,25 +31,6 @@ def test_the_budget_is_never_exceeded_at_any_point_of_an_epoch(budget, losses, k
         begun = summary.batches + (schedule.visits > 0)
         assert summary.repeats <= budget * begun
         end_if(schedule, per_epoch)
-
-
-@given(losses=TRACES, stop=st.integers(0, 200))
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_a_resumed_run_decides_alike(losses, stop):
-    def run(schedule, losses):
-        decisions = []
-        for loss in losses:
-            decisions.append(schedule.decide(loss))
-            end_if(schedule, 7)
-        return decisions
-
-    options = {"k": 1.0, "budget": 0.4, "floor": -1.0}
-    whole, stopped, resumed = (BatchAttentionSchedule(**options) for _ in range(3))
-    expected = run(whole, losses)
-    run(stopped, losses[:stop])
-    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict(), allow_nan=False)))
-    assert run(resumed, losses[stop:]) == expected[stop:]
-    assert resumed.state_dict() == whole.state_dict()
 
 
 def test_the_budget_goes_to_the_worst_batches_and_is_used_up():
@@ -128,34 +51,6 @@ def test_the_budget_goes_to_the_worst_batches_and_is_used_up():
     assert worst[len(worst) // 2] > 1.3 * all_repeated[len(all_repeated) // 2]
 
 
-def test_a_budget_that_is_never_reached_changes_nothing():
-    rng = random.Random(2)
-    plain, budgeted = BatchAttentionSchedule(1.2), BatchAttentionSchedule(1.2, budget=1.0)
-    for _ in range(300):
-        # Far above the threshold, so that it does not matter how far a first repeat has raised it.
-        loss = 5.0 if rng.random() < 0.1 else rng.uniform(0.5, 0.6)
-        assert plain.decide(loss) is budgeted.decide(loss)
-        for schedule in (plain, budgeted):
-            end_if(schedule, 10)
-
-
-def test_a_state_saved_without_a_budget_is_refused_with_one():
-    with pytest.raises(StateError, match="budget"):
-        BatchAttentionSchedule(budget=0.1).load_state_dict(BatchAttentionSchedule().state_dict())
-
-
-@pytest.mark.parametrize("budget", [0, -0.1, 1.5, math.nan, math.inf, "0.1", True])
-def test_a_budget_that_is_none_is_refused(budget):
-    with pytest.raises(OptionError, match="budget"):
-        BatchAttentionSchedule(budget=budget)
-
-
-@pytest.mark.parametrize("floor", [math.nan, math.inf, "0", None, True])
-def test_a_floor_that_is_no_number_is_refused(floor):
-    with pytest.raises(OptionError, match="floor"):
-        BatchAttentionSchedule(floor=floor)
-
-
 def test_the_threshold_is_above_the_floor_by_k_times_what_the_mean_is():
     schedule = BatchAttentionSchedule(1.5, floor=2.0)
     schedule.decide(3.0)
@@ -164,24 +59,11 @@ def test_the_threshold_is_above_the_floor_by_k_times_what_the_mean_is():
     assert [schedule.decide(loss).value for loss in (3.6, 3.5)] == ["repeat", "advance"]
 
 
-def test_losses_that_pass_through_zero_repeat_as_few_batches_as_they_did_above_it():
-    def overhead(shift, **options):
-        rng = random.Random(3)
-        schedule = BatchAttentionSchedule(1.2, **options)
-        for _ in range(6):
-            for _ in range(100):
-                while schedule.decide(rng.gauss(1.0, 0.2) + shift) is Decision.REPEAT:
-                    pass
-            schedule.end_epoch()
-        return schedule.last_summary.overhead
-
-    assert overhead(-2.0, floor=-2.0) == pytest.approx(overhead(0.0))
-
-
-def test_a_mean_below_the_floor_is_warned_of():
-    schedule = BatchAttentionSchedule(floor=1.0)
-    schedule.decide(0.5)
-    with pytest.warns(BatchAttentionWarning, match=r"below floor=1\.0"):
+@pytest.mark.parametrize(("options", "loss"), [({"floor": 1.0}, 0.5), ({}, -1.0)])
+def test_a_mean_below_the_floor_is_warned_of(options, loss):
+    schedule = BatchAttentionSchedule(**options)
+    schedule.decide(loss)
+    with pytest.warns(BatchAttentionWarning, match=r"below floor=.*below the mean"):
         schedule.end_epoch()
 
 
@@ -233,16 +115,12 @@ def test_repeats_that_stop_later_are_not_warned_of():
     assert not train(schedule, 12, [1.0] * 20)
 
 
-@pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02}])
-def test_what_never_can_repeat_or_does_is_not_told_of_it(options):
-    assert not train(
-        BatchAttentionSchedule(**options, **({} if "max_visits" in options else {"max_visits": 2})),
-        12,
-        [1.0] * 29 + [1.1],
-    )
+@pytest.mark.parametrize("options", [{"max_visits": 1}, {"k": 1.02, "max_visits": 2}])
+def test_what_can_never_repeat_or_does_is_not_warned_of(options):
+    assert not train(BatchAttentionSchedule(**options), 12, [1.0] * 29 + [1.1])
 
 
-def test_an_epoch_of_more_than_twice_the_updates_is_told_once_with_the_way_out():
+def test_an_epoch_of_more_than_twice_the_updates_is_warned_of_once_with_the_way_out():
     said = train(BatchAttentionSchedule(0.5, max_visits=4), 5, [1.0] * 30)
     assert len(said) == 1
     assert "budget=0.2" in said[0][1]

@@ -1,7 +1,6 @@
 """The control at equal compute."""
 
 import math
-import warnings
 
 import pytest
 from hypothesis import given
@@ -9,9 +8,7 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import EqualComputeControl
 from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
-from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
-from batch_sampler_attn.schedule import passes_of
-from tests.core.test_attend import loader_through_a_sampler
+from tests.core.helpers import loader_through_a_sampler
 
 COUNTS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=8), min_size=1, max_size=4)
 
@@ -51,38 +48,26 @@ def test_losses_are_averaged_and_decide_nothing():
     assert (summary.repeats, summary.mean_loss, summary.threshold) == (1, 1e9, None)
 
 
-def test_it_can_be_recorded_saved_and_resumed_like_a_schedule():
+def test_it_is_saved_and_resumed_like_a_schedule():
     epochs = [[1, 3, 2], [2, 2, 1]]
-    whole = EqualComputeControl(epochs, seed=3)
-    expected = run(whole, epochs)
-    stopped = EqualComputeControl(epochs, seed=3)
+    stopped, resumed = EqualComputeControl(epochs, seed=3), EqualComputeControl(epochs, seed=3)
+    expected = run(EqualComputeControl(epochs, seed=3), epochs)
     run(stopped, epochs[:1])
-    resumed = EqualComputeControl(epochs, seed=3)
     resumed.load_state_dict(stopped.state_dict())
     assert run(resumed, epochs[1:]) == expected[1:]
 
 
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_through_a_sampler_every_batch_has_the_visits_that_were_drawn_for_it(repeats):
+def test_through_a_sampler_every_batch_has_the_visits_that_are_drawn_for_it_in_a_loop_by_hand(repeats):
     counts = [[1, 2, 3, 1], [2, 2, 1, 4]]
-    control = EqualComputeControl(counts)
+    control, by_hand = EqualComputeControl(counts), EqualComputeControl(counts)
     loader = loader_through_a_sampler(control, range(8), repeats, num_workers=1)
-    for epoch, expected in enumerate(counts):
+    for expected in run(by_hand, counts):
         seen = []
         for batch in control.attend(loader):
             seen.append(batch[0].item() // 2)
             control.decide(1.0)
-        assert [seen.count(position) for position in range(4)] == passes_of(control).criterion.draw(epoch)
-        assert sorted(passes_of(control).criterion.draw(epoch)) == sorted(expected)
-        assert control.last_summary.epoch == epoch
-
-
-def test_the_counts_of_a_recorded_run_fit_in():
-    recorder = MemoryRecorder()
-    control = EqualComputeControl([[1, 1], [1, 2]])
-    passes_of(control).recorders = (recorder,)
-    run(control, [[1, 1], [1, 2]])
-    assert [sorted(counts) for counts in visit_counts(recorder.visits)] == [[1, 1], [1, 2]]
+        assert sorted(seen) == expected
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
@@ -102,32 +87,28 @@ def test_a_state_of_another_control_is_refused(counts, seed):
         EqualComputeControl(counts, seed=seed).load_state_dict(control.state_dict())
 
 
-def test_an_epoch_with_fewer_batches_than_were_counted_is_refused():
-    control = EqualComputeControl([[1, 1]])
-    with pytest.raises(ProtocolError, match="after 1 batches"):
-        run(control, [[1]])
-
-
 @pytest.mark.parametrize("counts", [[[]], [[1, 0]], [[1], [-1]], [[1.5]], [["1"]], [3]])
 def test_counts_below_one_are_refused(counts):
     with pytest.raises(OptionError, match="at least 1"):
         EqualComputeControl(counts)
 
 
-def test_more_epochs_or_batches_than_were_counted_are_refused():
-    control = EqualComputeControl([[1]])
-    with pytest.raises(ProtocolError, match="more batches"):
-        run(control, [[1, 1]])
-    control = EqualComputeControl([[1]])
-    with pytest.raises(ProtocolError, match="has 1 epochs"):
-        run(control, [[1], [1]])
+@pytest.mark.parametrize(
+    ("counts", "epochs", "said"),
+    [
+        ([[1, 1]], [[1]], r"after 1 batches, but visit_counts\[0\] has 2; use the data"),
+        ([[1]], [[1, 1]], "more batches than the 1"),
+        ([[1]], [[1], [1]], "epoch 1 began, but visit_counts has 1 epochs"),
+    ],
+)
+def test_more_or_fewer_batches_or_epochs_than_were_counted_are_refused(counts, epochs, said):
+    with pytest.raises(ProtocolError, match=said):
+        run(EqualComputeControl(counts), epochs)
 
 
-def test_negative_losses_are_no_matter_to_a_control():
+def test_a_control_does_not_warn_of_negative_losses():
     control = EqualComputeControl([[1, 2]] * 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(3):
-            for _ in control.attend(range(2)):
-                control.decide(-1.0)
+    for _ in range(3):
+        for _ in control.attend(range(2)):
+            control.decide(-1.0)
     assert control.last_summary.mean_loss == -1.0

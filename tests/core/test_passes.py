@@ -1,16 +1,14 @@
 """A pass as its driver sees it, and as the schedule does."""
 
-import copy
-import pickle
 import threading
 
 import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import BatchAttentionWarning, ProtocolError
-from batch_sampler_attn.passes import LEFT, Recorder
+from batch_sampler_attn.errors import ProtocolError
+from batch_sampler_attn.passes import LEFT
 from batch_sampler_attn.schedule import passes_of
-from tests.core.test_attend import schedule_with_threshold
+from tests.core.helpers import COPIES, schedule_with_threshold
 
 
 def test_a_driver_in_ten_lines():
@@ -30,7 +28,7 @@ def test_a_driver_in_ten_lines():
     assert passes_of(schedule).active is None
 
 
-def test_a_pass_that_raises_is_left_and_its_epoch_begins_again():
+def test_a_pass_that_raises_is_left_and_its_epoch_starts_again():
     schedule = schedule_with_threshold(1.0)
     current = passes_of(schedule).open()
 
@@ -72,7 +70,7 @@ def test_a_pass_is_stale_once_another_epoch_was_begun(how):
     assert schedule.epoch == 1
 
 
-def test_batches_that_do_not_come_in_order_bring_their_own_place_and_visits():
+def test_batches_that_do_not_come_in_order_bring_their_own_position_and_visits():
     schedule = schedule_with_threshold(1.0)
     current = passes_of(schedule).open()
     for position, visits, loss in ((0, 0, 2.0), (1, 0, 0.5), (0, 1, 0.5)):
@@ -81,14 +79,11 @@ def test_batches_that_do_not_come_in_order_bring_their_own_place_and_visits():
         schedule.decide(loss)
         current.collect()
     current.close(finished=True)
-    assert (schedule.last_summary.batches, schedule.last_summary.repeats, schedule.last_summary.most_visits) == (
-        2,
-        1,
-        2,
-    )
+    summary = schedule.last_summary
+    assert (summary.batches, summary.repeats, summary.most_visits) == (2, 1, 2)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_schedule_in_the_middle_of_a_pass_can_be_copied(copied):
     schedule = BatchAttentionSchedule()
     current = passes_of(schedule).open()
@@ -100,7 +95,7 @@ def test_a_schedule_in_the_middle_of_a_pass_can_be_copied(copied):
 
 
 class HandingOut:
-    """A driver whose flight is the list of what it heard."""
+    """A driver whose flight is a list of decisions and visits."""
 
     is_in_order = True
 
@@ -147,39 +142,6 @@ def test_visits_that_were_made_elsewhere_are_taken_over():
     assert schedule.last_summary.batches == 1
     with pytest.raises(ProtocolError, match="stale"):
         current.take_over(passes_of(elsewhere).state)
-
-
-def test_a_recorder_without_on_state_loaded_is_left_alone():
-    class Counting:
-        visits = 0
-
-        def on_visit(self, *visit):
-            self.visits += 1
-
-        def on_epoch_end(self, summary):
-            pass
-
-        def on_epoch_abandoned(self, epoch):
-            pass
-
-    recorder = Counting()
-    schedule = BatchAttentionSchedule(1.0, recorders=[recorder])
-    schedule.load_state_dict(schedule_with_threshold().state_dict())
-    schedule.decide(1.0)
-    assert recorder.visits == 1
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("No space left: closed file")])
-def test_a_full_disk_is_warned_of_and_the_state_is_returned(error):
-    class FullDisk(Recorder):
-        def flush(self):
-            raise error
-
-    schedule = BatchAttentionSchedule(1.0, recorders=[FullDisk()])
-    schedule.decide(1.0)
-    with pytest.warns(BatchAttentionWarning, match="FullDisk could not write.*No space left"):
-        state = schedule.state_dict()
-    BatchAttentionSchedule(1.0).load_state_dict(state)
 
 
 def test_a_schedule_that_is_loaded_alone_restarts_its_driver_s_flight():

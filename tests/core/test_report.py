@@ -1,9 +1,6 @@
-"""Two calls mean the same as one."""
+"""``report`` and ``decide`` as two calls mean the same as one."""
 
-import contextlib
-import copy
 import math
-import pickle
 
 import pytest
 from hypothesis import given
@@ -11,6 +8,7 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError
+from tests.core.helpers import COPIES
 
 LOSSES = st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=6), min_size=1, max_size=4)
 OPTIONS = st.fixed_dictionaries(
@@ -31,10 +29,6 @@ def run(schedule, epochs, tell):
     return made, schedule.state_dict()
 
 
-def one_call(schedule, loss):
-    return schedule.decide(loss)
-
-
 def two_calls(schedule, loss):
     schedule.report(loss)
     return schedule.decide()
@@ -42,7 +36,7 @@ def two_calls(schedule, loss):
 
 @given(LOSSES, OPTIONS)
 def test_two_calls_are_one(epochs, options):
-    made = [run(BatchAttentionSchedule(**options), epochs, tell) for tell in (one_call, two_calls)]
+    made = [run(BatchAttentionSchedule(**options), epochs, tell) for tell in (BatchAttentionSchedule.decide, two_calls)]
     assert made[0] == made[1]
 
 
@@ -75,9 +69,7 @@ def test_calls_out_of_turn_are_refused_and_change_nothing(calls, words):
         with pytest.raises(ProtocolError, match=words):
             calls[-1](schedule)
         if schedule.batches == 0:
-            with contextlib.suppress(ProtocolError):  # reported already
-                schedule.report(1.0)
-            schedule.decide()
+            schedule.decide() if len(calls) == 2 else schedule.decide(1.0)
     assert schedule.last_summary.mean_loss == 1.0
 
 
@@ -91,7 +83,7 @@ def test_samples_that_are_no_weight_are_refused(samples):
     assert schedule.decide(1.0, samples=0) is Decision.ADVANCE
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_schedule_with_a_report_out_can_be_copied(copied):
     schedule = BatchAttentionSchedule()
     schedule.report(1.0)
@@ -131,3 +123,20 @@ def test_an_epoch_does_not_end_between_a_report_and_its_decision():
         schedule.end_epoch()
     assert schedule.decide() is Decision.ADVANCE
     assert schedule.end_epoch().mean_loss == 1.5
+
+
+@pytest.mark.parametrize("leave", ["abandon", "load", "break"])
+def test_a_report_is_forgotten_with_its_epoch(leave):
+    schedule = BatchAttentionSchedule()
+    state = schedule.state_dict()
+    for _ in schedule.attend([1]):
+        schedule.report(5.0)
+        break
+    if leave == "abandon":
+        schedule.abandon_epoch()
+    elif leave == "load":
+        schedule.load_state_dict(state)
+    with pytest.raises(ProtocolError, match="none was reported"):
+        schedule.decide()
+    schedule.decide(1.0)
+    assert schedule.end_epoch().mean_loss == 1.0

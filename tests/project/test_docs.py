@@ -1,20 +1,18 @@
-"""The site: Python blocks of its pages run as they stand, links lead somewhere, every public name has an entry."""
+"""The pages: their Python blocks run as they stand, links lead somewhere, every public name has an entry."""
 
 import ast
+import doctest
 import os
 import re
 import subprocess
 import sys
 import textwrap
 import warnings
-from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
-import batch_sampler_attn
 from batch_sampler_attn.errors import BatchAttentionWarning
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +81,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatc
     run_blocks(page)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_pages_about_trainers_run_too(tmp_path):
     pages = [page for page in PAGES if is_with_trainer(page) and not missing_for(page)]
     if not pages:
@@ -97,6 +96,17 @@ def test_the_blocks_of_pages_about_trainers_run_too(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in sorted(ROOT.glob("batch_sampler_attn/trainers/*.py")) if ">>>" in path.read_text("utf-8")],
+)
+def test_the_example_of_a_trainer_s_docstring_runs(name):
+    # These modules are imported here and not as tests are collected: their frameworks take seconds each.
+    module = pytest.importorskip(f"batch_sampler_attn.trainers.{name}")
+    result = doctest.testmod(module)
+    assert result.attempted > result.failed == 0
 
 
 def run_blocks(page):
@@ -133,90 +143,6 @@ def modules_in(package):
 
 def is_public(member):
     return not member.is_alias and (member.is_class or member.is_function) and not member.name.startswith("_")
-
-
-def test_the_citation_is_of_this_version():
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f"\nversion: {batch_sampler_attn.__version__}\n" in citation
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    pytest.importorskip("mkdocs_material" if find_spec("mkdocs_material") else "material")
-    pytest.importorskip("mkdocstrings")
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-class PageReader(HTMLParser):
-    """What a page refers to, what it loads, and what can be referred to on it."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.links, self.loaded, self.anchors = [], [], set()
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.anchors.update(attributes[name] for name in ("id", "name") if name in attributes)
-        if tag == "a" and "href" in attributes:
-            self.links.append(attributes["href"])
-        if (tag in ("script", "img") and "src" in attributes) or (
-            tag == "link" and attributes.get("rel") != "canonical"
-        ):
-            self.loaded.append(attributes.get("src") or attributes["href"])
-
-
-def test_no_link_of_the_site_is_dead_and_nothing_is_loaded_from_elsewhere(site):
-    pages = {path: PageReader(path) for path in site.rglob("*.html") if path.name != "404.html"}
-    assert len(pages) > 30
-    dead = []
-    for path, page in pages.items():
-        for target in [*page.links, *page.loaded]:
-            parts = urlsplit(target)
-            if parts.scheme or parts.netloc:
-                assert target in page.links, f"{path} loads {target}"
-                continue
-            there = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            there = there / "index.html" if there.is_dir() else there
-            if not there.exists() or (parts.fragment and there in pages and parts.fragment not in pages[there].anchors):
-                dead.append((path.relative_to(site).as_posix(), target))
-    assert not dead
-
-
-def test_names_of_the_package_in_a_sentence_lead_to_the_reference(site):
-    links = PageReader(site / "guides" / "hand-written-loop" / "index.html").links
-    assert "../../reference/errors/#batch_sampler_attn.errors.BatchChangedError" in links
-    assert "../../reference/schedule/#batch_sampler_attn.BatchAttentionSchedule.skip" in links
-
-
-def test_defaults_are_shown_by_their_values(site):
-    text = re.sub(r"<[^>]+>", "", (site / "reference" / "schedule" / "index.html").read_text(encoding="utf-8"))
-    assert "max_visits: int | None = 100," in text
-    for path in (site / "reference").rglob("*.html"):
-        shown = re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))
-        assert not re.findall(r"\w: [\w |]+ = [A-Z_]{3,}\b", shown), path
-
-
-def test_the_gallery_leads_to_every_example_with_what_it_printed_and_found(site):
-    gallery = site / "examples" / "index.html"
-    links = PageReader(gallery).links
-    for path in (ROOT / "examples").glob("*.py"):
-        assert f"{path.stem}/" in links, path
-        if "__main__" in path.read_text(encoding="utf-8"):
-            assert "What it prints" in (site / "examples" / path.stem / "index.html").read_text(encoding="utf-8"), path
-    text = gallery.read_text(encoding="utf-8")
-    assert text.count("sample attention, at 0.0% more updates") == 6  # two scores of three examples
-    assert "quickstart.png" in text
 
 
 def test_links_between_pages_work_in_the_repository_too():

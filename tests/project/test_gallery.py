@@ -2,25 +2,24 @@
 
 import functools
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.project.test_examples import EXAMPLES, run
+from tests.project.test_examples import EXAMPLES, load, run
 
 # The score that counts: whether less of it is better.
 IS_LOW_GOOD = {"language_model.py": True, "segmentation.py": False, "tabular_regression.py": True}
 ARMS = ("plain", "batch attention", "random repeats", "sample attention", "random samples")
-# Long enough for samples to be pruned: in neither the first epoch nor the last.
-LONGER = ("tabular_regression.py", 5)
-EVERY_SCRIPT = [(name, 2) for name in IS_LOW_GOOD] + [LONGER]
+SCRIPTS = [
+    "tabular_regression.py",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in IS_LOW_GOOD if name[0] != "t"),
+]
 
 
 @functools.cache
-def output(name, epochs):
+def output(name):
     # Two epochs prune nothing, and a warning says so.
-    return run("-W", "ignore:with epochs=2", str(EXAMPLES / name), "--seeds", "2", "--epochs", str(epochs))
+    return run("-W", "ignore:with epochs=2", str(EXAMPLES / name), "--seeds", "2", "--epochs", "2")
 
 
 def rows(text, title):
@@ -30,17 +29,17 @@ def rows(text, title):
     return [[cell.strip() for cell in line] for line in lines]
 
 
-def arms(name, epochs):
+def arms(name):
     """Of each arm: its mean scores, updates and samples pruned."""
     found = {}
-    for arm, *scores, updates, pruned in rows(output(name, epochs), "Test, last epoch"):
+    for arm, *scores, updates, pruned in rows(output(name), "Test, last epoch"):
         found[arm] = [float(score.partition(" ")[0]) for score in scores], float(updates), int(pruned)
     return found
 
 
-@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
-def test_every_arm_is_printed_and_learns_more_than_a_constant(name, epochs):
-    found = arms(name, epochs)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_arm_is_printed_and_learns_more_than_a_constant(name):
+    found = arms(name)
     assert tuple(found) == (*ARMS, "a constant")
     constant = found["a constant"][0][0]
     for arm in ARMS:
@@ -48,37 +47,28 @@ def test_every_arm_is_printed_and_learns_more_than_a_constant(name, epochs):
         assert score < constant if IS_LOW_GOOD[name] else score > constant
 
 
-@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
-def test_each_arm_takes_as_many_updates_as_it_promises(name, epochs):
-    updates = {arm: updates for arm, (_, updates, _) in arms(name, epochs).items()}
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_arm_takes_as_many_updates_as_it_promises(name):
+    updates = {arm: updates for arm, (_, updates, _) in arms(name).items()}
     assert updates["plain"] == updates["sample attention"] == updates["random samples"]
     assert updates["random repeats"] == updates["batch attention"]
     assert updates["plain"] <= updates["batch attention"] <= 1.2 * updates["plain"]
 
 
-@pytest.mark.parametrize("name", ["language_model.py", "tabular_regression.py"])
-def test_batch_attention_repeats_from_the_second_epoch_on(name):
-    found = arms(name, 2)
-    assert found["batch attention"][1] > found["plain"][1]
-    assert found["batch attention"][0] != found["random repeats"][0]
-
-
-@pytest.mark.parametrize("name", IS_LOW_GOOD)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_arms_that_have_pruned_nothing_yet_are_plain_training_to_the_last_digit(name):
-    found = arms(name, 2)
+    found = arms(name)
     assert found["sample attention"] == found["random samples"] == found["plain"]
     assert found["plain"][2] == 0
-    assert "sample attention, at 0.0% more updates than plain, is the same as plain in every run" in output(name, 2)
+    assert "sample attention, at 0.0% more updates than plain, is the same as plain in every run" in output(name)
+    if name != "segmentation.py":  # whose batches differ too little to be repeated this early
+        assert found["batch attention"][1] > found["plain"][1]
+        assert found["batch attention"][0] != found["random repeats"][0]
 
 
-def test_samples_are_pruned_of_both_arms_of_samples_and_of_no_other():
-    pruned = {arm: pruned for arm, (_, _, pruned) in arms(*LONGER).items()}
-    assert {arm for arm, samples in pruned.items() if samples} == {"sample attention", "random samples"}
-
-
-@pytest.mark.parametrize(("name", "epochs"), EVERY_SCRIPT)
-def test_the_sentences_say_what_the_intervals_show(name, epochs):
-    text = output(name, epochs)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_sentences_say_what_the_intervals_show(name):
+    text = output(name)
     sentences = re.findall(r"^.+: batch attention, at .+ is .+; sample attention, .+ is .+\.$", text, re.M)
     assert len(sentences) == 2
     said = [re.findall(r"(ahead of|behind|not told apart from|the same as) (?:plain|random)", s) for s in sentences]
@@ -96,8 +86,8 @@ def test_the_sentences_say_what_the_intervals_show(name, epochs):
 
 
 @pytest.mark.parametrize("arguments", [("--seeds", "1"), ("--epochs", "1")])
-def test_fewer_than_two_of_a_kind_are_refused(arguments):
-    command = [sys.executable, str(EXAMPLES / "tabular_regression.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "use at least 2 of each" in done.stderr
+def test_fewer_than_two_of_a_kind_are_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tabular_regression.py", *arguments])
+    with pytest.raises(SystemExit):
+        load("tabular_regression.py").main()
+    assert "use at least 2 of each" in capsys.readouterr().err

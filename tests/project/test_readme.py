@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+import batch_sampler_attn
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
@@ -53,6 +55,11 @@ def test_it_is_short_opens_with_the_two_commands_and_has_one_picture():
     assert "examples/quickstart.py" in first
     assert "-m pytest" in second
     assert README.count("![") == 1
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {batch_sampler_attn.__version__}\n" in citation
 
 
 def test_every_file_that_it_leads_to_is_there():

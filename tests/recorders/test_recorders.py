@@ -9,6 +9,7 @@ from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders import (
     JsonLinesRecorder,
+    LogRecorder,
     MemoryRecorder,
     TensorBoardRecorder,
     VisitRecord,
@@ -29,10 +30,10 @@ def train(recorders, epochs=EPOCHS):
     return schedule
 
 
-def test_every_visit_is_recorded_in_order():
-    recorder = MemoryRecorder()
-    train([recorder])
-    assert recorder.visits[3:] == [
+def test_every_visit_is_recorded_in_order_in_memory_and_as_json_lines(tmp_path):
+    memory, lines = MemoryRecorder(), JsonLinesRecorder(tmp_path / "visits.jsonl")
+    train([memory, lines])
+    assert memory.visits[3:] == [
         VisitRecord(1, 0, 1, 2.0, "repeat"),
         VisitRecord(1, 0, 2, 0.5, "advance"),
         VisitRecord(1, 1, 1, 1.0, "advance"),
@@ -40,44 +41,19 @@ def test_every_visit_is_recorded_in_order():
         VisitRecord(1, 2, 2, 2.0, "repeat"),
         VisitRecord(1, 2, 3, 1.0, "advance"),
     ]
-    assert [summary.repeats for summary in recorder.summaries] == [0, 3]
-
-
-def test_json_lines_say_the_same_as_memory(tmp_path):
-    memory, lines = MemoryRecorder(), JsonLinesRecorder(tmp_path / "visits.jsonl")
-    with lines:
-        train([memory, lines])
+    assert [summary.repeats for summary in memory.summaries] == [0, 3]
     assert read_visits(lines.path) == memory.visits
-    assert json.loads(lines.path.read_text().splitlines()[0]) == {
-        "epoch": 0,
-        "batch": 0,
-        "visit": 1,
-        "loss": 1.0,
-        "decision": "advance",
-    }
+    first = {"epoch": 0, "batch": 0, "visit": 1, "loss": 1.0, "decision": "advance"}
+    assert json.loads(lines.path.read_text().splitlines()[0]) == first
 
 
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
 def test_losses_that_json_has_no_number_for_are_read_back(tmp_path):
-    with JsonLinesRecorder(tmp_path / "visits.jsonl") as recorder:
-        train([recorder], [[math.nan, math.inf, -math.inf]])
+    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
+    train([recorder], [[math.nan, math.inf, -math.inf]])
     for line in recorder.path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    losses = [record.loss for record in read_visits(recorder.path)]
-    assert str(losses) == "[nan, inf, -inf]"
-
-
-def test_an_abandoned_epoch_leaves_no_visits(tmp_path):
-    memory, lines = MemoryRecorder(), JsonLinesRecorder(tmp_path / "visits.jsonl")
-    schedule = train([memory, lines], EPOCHS[:1])
-    for _ in schedule.attend("abc"):
-        schedule.decide(7.0)
-        break
-    for _ in schedule.attend("abc"):
-        schedule.decide(0.5)
-    lines.close()
-    assert read_visits(lines.path) == memory.visits
-    assert [record.loss for record in memory.visits if record.epoch == 1] == [0.5, 0.5, 0.5]
+    assert str([record.loss for record in read_visits(recorder.path)]) == "[nan, inf, -inf]"
 
 
 def test_indices_may_be_strings(tmp_path):
@@ -86,30 +62,22 @@ def test_indices_may_be_strings(tmp_path):
     assert read_visits(recorder.path)[0].indices == ("a", "b")
 
 
-def test_a_saved_state_puts_all_lines_on_disk(tmp_path):
-    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
+def test_a_recorder_of_the_user_s_may_lack_on_state_loaded():
+    class Counting:
+        visits = 0
+
+        def on_visit(self, *visit):
+            self.visits += 1
+
+        def on_epoch_end(self, summary):
+            pass
+
+    recorder = Counting()
     schedule = BatchAttentionSchedule(recorders=[recorder])
+    schedule.load_state_dict(BatchAttentionSchedule().state_dict())
     schedule.decide(1.0)
-    schedule.state_dict()
-    assert len(read_visits(recorder.path)) == 1
-    recorder.close()
-
-
-def test_a_run_that_goes_on_appends_and_visits_made_again_count_once(tmp_path):
-    path = tmp_path / "visits.jsonl"
-    with JsonLinesRecorder(path) as recorder:
-        schedule = BatchAttentionSchedule(recorders=[recorder])
-        schedule.decide(1.0)
-        saved = schedule.state_dict()
-        schedule.decide(2.0)
-    with path.open("a") as file:
-        file.write('{"epoch":0,"bat')
-    with JsonLinesRecorder(path) as recorder:
-        schedule = BatchAttentionSchedule(recorders=[recorder])
-        schedule.load_state_dict(saved)
-        schedule.decide(2.0)
-        schedule.decide(3.0)
-    assert [(record.batch, record.loss) for record in read_visits(path)] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    schedule.end_epoch()
+    assert recorder.visits == 1
 
 
 @pytest.mark.parametrize(
@@ -144,8 +112,10 @@ def test_batches_with_the_same_indices_are_the_same_batch_wherever_they_come():
 
 def test_visit_counts_are_one_number_a_batch():
     recorder = MemoryRecorder()
-    train([recorder])
-    assert visit_counts(recorder.visits) == [[1, 1, 1], [2, 1, 3]]
+    schedule = train([recorder])
+    for loss in (0.5, 3.0, 1.0):  # an epoch by hand
+        schedule.decide(loss)
+    assert visit_counts(recorder.visits) == [[1, 1, 1], [2, 1, 3], [1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -158,27 +128,30 @@ def test_visit_counts_of_half_a_record_are_refused(kept):
         visit_counts(filter(kept, recorder.visits))
 
 
-def test_tensorboard_gets_a_point_an_epoch(tmp_path):
-    pytest.importorskip("torch")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(tmp_path)
-    schedule = train([TensorBoardRecorder(writer)])
-    schedule.state_dict()
-    writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    overheads = [(event.step, event.value) for event in events.Scalars("batch_attention/overhead")]
-    assert overheads == [(0, 0.0), (1, 1.0)]
-    assert [event.step for event in events.Scalars("batch_attention/threshold")] == [1]
+def test_a_logger_gets_each_epoch_as_numbers_by_name_and_is_flushed_with_each_state():
+    logged, flushed = [], []
+    recorder = LogRecorder(lambda numbers, step: logged.append((step, numbers)), lambda: flushed.append(1))
+    train([recorder, LogRecorder(lambda *_, **__: None)]).state_dict()
+    assert [step for step, _ in logged] == [0, 1]
+    assert "batch_attention/threshold" not in logged[0][1]
+    assert logged[1][1]["batch_attention/threshold"] == logged[1][1]["batch_attention/epoch"] == 1
+    assert flushed == [1]
 
 
-def test_a_hand_written_loop_is_recorded_too():
-    recorder = MemoryRecorder()
-    schedule = BatchAttentionSchedule(1.0, recorders=[recorder])
-    schedule.decide(1.0)
-    schedule.end_epoch()
-    for loss in (2.0, 1.0):
-        decision = schedule.decide(loss)
-    assert decision is Decision.ADVANCE
-    assert visit_counts(recorder.visits) == [[1], [2]]
+def test_tensorboard_gets_a_point_an_epoch():
+    class Writer:
+        def __init__(self):
+            self.points, self.flushed = [], 0
+
+        def add_scalar(self, *point):
+            self.points.append(point)
+
+        def flush(self):
+            self.flushed += 1
+
+    writer = Writer()
+    train([TensorBoardRecorder(writer)]).state_dict()
+    assert [(step, value) for name, value, step in writer.points if name.endswith("/overhead")] == [(0, 0.0), (1, 1.0)]
+    assert [step for name, _, step in writer.points if name.endswith("/threshold")] == [1]
+    assert not any(name.endswith("/epoch") for name, *_ in writer.points)
+    assert writer.flushed == 1

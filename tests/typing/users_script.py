@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+import batch_sampler_attn
 from batch_sampler_attn import (
     BatchAttentionSampler,
     BatchAttentionSchedule,
@@ -43,3 +44,7 @@ state = schedule.state_dict()
 schedule.load_state_dict(state)
 print(most_repeated(recorder.visits)[0].indices, read_visits, JsonLinesRecorder, SeededDataset, BatchAttentionError)
 print(DeviceLoop, control.threshold)
+# What a type checker refuses: an ignored error that is none is an error of its own.
+missing = batch_sampler_attn.nothing  # type: ignore[attr-defined]
+BatchAttentionSchedule(epoch_loss="mean")  # type: ignore[arg-type]
+wrong = BatchAttentionSchedule().batch_index + "1"  # type: ignore[operator]
