@@ -1,0 +1,46 @@
+"""A trainer with repeats makes the same visits, losses and weights as the plain loop around ``decide``."""
+
+import itertools
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+
+from tests.trainers.cases import EPOCHS, MARKS, Case
+
+pytestmark = MARKS
+
+TRAINERS = ("lightning", "transformers", "accelerate")
+MATRIX = [
+    Case(accumulation, precision, clip=clip)
+    for accumulation, precision, clip in itertools.product((1, 2, 3), ("fp32", "bf16", "scaler"), (None, 0.5))
+]
+# Each value with each other at least once.
+QUICK = [0, 3, 5, 7, 8, 10, 13, 14, 17]
+OTHERS = [
+    Case(2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
+    Case(3, options={"epoch_loss": "all", "max_visits": 2}),
+    Case(optimizer="sgd", batch_norm=True),
+]
+
+
+def check(trainer, case, folder):
+    trainer = import_module(f"tests.trainers.by_{trainer}")
+    run, _ = trainer.train(case, folder)
+    assert run == trainer.by_hand(case, folder)
+    assert run.repeats > 2
+    assert len(run.first_losses) == EPOCHS * case.windows
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("case", [*(MATRIX[index] for index in QUICK), *OTHERS], ids=str)
+def test_a_run_is_that_of_the_plain_loop(trainer, case, tmp_path):
+    check(trainer, case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_every_run_is_that_of_the_plain_loop(trainer, case, optimizer, tmp_path):
+    check(trainer, replace(case, optimizer=optimizer), tmp_path)
