@@ -13,7 +13,16 @@ from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
-from tests.trainers.cases import EPOCHS, Case, Numbered, Points, cross_entropy, make_loader, make_network, make_optimizer
+from tests.trainers.cases import (
+    EPOCHS,
+    Case,
+    Numbered,
+    Points,
+    cross_entropy,
+    make_loader,
+    make_network,
+    make_optimizer,
+)
 from tests.trainers import plain_loop
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS

@@ -57,8 +57,8 @@ class SampleRun:
 
 
 def finish_samples(attention, rates, model, logs=()):
-    last = attention.last_summary or attention.summary
-    return SampleRun(attention.batches, list(rates), weights_of(model), last.as_dict(), attention.doses, logs)
+    last = attention.summary.as_dict()
+    return SampleRun(attention.batches, list(rates), weights_of(model), last, attention.doses, logs)
 
 
 def sample_loop(attention, model, losses_of, optimizer, lr_scheduler, loader, case, *, divisor, updates=None):

@@ -7,9 +7,11 @@ import pytest
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, ProtocolError
 from tests.trainers.cases import MARKS, Case, Points, make_loader
 from tests.trainers.plain_loop import check_tail
+from tests.trainers.sample_loop import check_sample_tail, make_attention
 
 pytestmark = MARKS
 
@@ -177,3 +179,38 @@ def test_a_loader_of_this_package_is_refused(accelerate, is_sharded):
 def test_a_size_that_is_none_is_refused(accelerate):
     with pytest.raises(OptionError, match="size is 0"):
         accelerate.attend(BatchAttentionSchedule(), accelerate.make_accelerator(), make_loader(), 0)
+
+
+# Attention to samples
+
+
+class LooksAhead:
+    """Reads one batch ahead, as a prepared loader does."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        batches = iter(self.loader)
+        ahead = next(batches)
+        for batch in batches:
+            yield ahead
+            ahead = batch
+        yield ahead
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_of_a_prepared_loader_are_those_of_a_loop_that_reads_ahead(accelerate, workers, tmp_path):
+    case = Case(2, workers=workers, options={"k": 1.0, "updates": 6})
+    run = accelerate.train_samples(case, tmp_path, is_prepared=True, saves=True)
+    assert run == accelerate.samples_by_hand(case, wrap=LooksAhead)
+    resumed = accelerate.train_samples(case, is_prepared=True, resume=accelerate.checkpoint(tmp_path, 4))
+    check_sample_tail(run, resumed, 8)
+
+
+def test_a_loader_of_samples_that_is_sharded_is_refused(accelerate):
+    attention = make_attention(rank=0, world_size=2, ranks=MeanOverRanks())
+    with pytest.raises(ProtocolError) as error:
+        attention.attend(sharded(attention))
+    assert "a BatchSamplerShard around this Noted" in str(error.value)
+    assert "give it rank= and world_size=, and no loader to accelerate's prepare()" in str(error.value)

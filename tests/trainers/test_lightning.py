@@ -329,9 +329,7 @@ def test_updates_that_are_made_elsewhere_are_refused(lightning):
     class Accumulating(strategies.SingleDeviceStrategy):
         handles_gradient_accumulation = True
 
-    assert "Accumulating makes updates itself" in refusal(
-        lightning, strategy=Accumulating("cpu"), accelerator="auto"
-    )
+    assert "Accumulating makes updates itself" in refusal(lightning, strategy=Accumulating("cpu"), accelerator="auto")
 
 
 def our_loader():

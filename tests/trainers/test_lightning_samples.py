@@ -1,0 +1,232 @@
+"""Attention to samples in Lightning: what is refused, and what changes nothing."""
+
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from batch_sampler_attn.errors import LossError, ProtocolError, StateError
+from tests.trainers.cases import BATCHES, MARKS, Case, Points, cross_entropy
+from tests.trainers.sample_loop import make_attention
+
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
+
+BOTH = {"k": 1.1, "max_visits": 3}
+
+
+@pytest.fixture(scope="module")
+def lightning():
+    return import_module("tests.trainers.by_lightning")
+
+
+def optimize_by_hand(self, batch, batch_idx):
+    loss = plain(self).training_step(self, batch, batch_idx)
+    optimizer, lr_scheduler = self.optimizers(), self.lr_schedulers()
+    self.rates.append(optimizer.param_groups[0]["lr"])
+    optimizer.zero_grad()
+    self.manual_backward(loss)
+    optimizer.step()
+    lr_scheduler.step()
+
+
+MANUAL = {
+    "automatic_optimization": False,
+    "training_step": optimize_by_hand,
+    "on_before_optimizer_step": lambda self, optimizer: None,
+}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "methods"),
+    [
+        ({"val_check_interval": 3, "num_sanity_val_steps": 2}, {}),
+        ({"reload_dataloaders_every_n_epochs": 1}, {}),
+        ({}, MANUAL),
+    ],
+    ids=["evaluations in mid-epoch", "loaded again", "manual"],
+)
+def test_a_training_is_the_loop_by_hand(lightning, trainer, methods):
+    case = Case(options=BOTH)
+    attention = make_attention(**case.options)
+    module = type("Mine", (lightning.SampleModule,), methods)(attention, case)
+    run = lightning.train_samples(replace(case, trainer=trainer), attention=attention, module=module)
+    assert run == lightning.samples_by_hand(case)
+    assert run.logs == {name: run.last[name] for name in ("pruned", "extra_updates")}
+
+
+def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, **options):
+    module = type("Mine", (lightning.SampleModule,), methods or {})(attention)
+    callbacks = [lightning.SampleAttentionCallback(attention), *options.pop("callbacks", [])]
+    trainer = lightning.make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks)
+    loader = attention.attend(lightning.sample_loader(attention)) if loader is None else loader
+    trainer.fit(module, loader, DataLoader(Points(), 16), ckpt_path=ckpt_path)
+    return trainer, module
+
+
+def plain(module):
+    """The class that ``fit`` has added methods to."""
+    return type(module).__base__
+
+
+# A user's methods
+
+
+def unreported(self, batch, batch_idx):
+    return cross_entropy(self.network, batch)
+
+
+def reduced(self, batch, batch_idx):
+    return self.attention.weighted_mean(cross_entropy(self.network, batch))
+
+
+def twice(self, batch, batch_idx):
+    plain(self).training_step(self, batch, batch_idx)
+    return plain(self).training_step(self, batch, batch_idx)
+
+
+def not_the_last(self, batch, batch_idx):
+    return (unreported if batch_idx == BATCHES - 1 else plain(self).training_step)(self, batch, batch_idx)
+
+
+def iterating(self, dataloader_iter):
+    return plain(self).training_step(self, next(dataloader_iter)[0], 0)
+
+
+EVALUATING = {"validation_step": lambda self, batch, batch_idx: self.training_step(batch, batch_idx) and None}
+SKIPPING_THE_REST = {"on_train_batch_start": lambda self, batch, batch_idx: -1 if batch_idx == 3 else None}
+REFINED = {"configure_optimizers": lambda self: torch.optim.LBFGS(self.parameters())}
+
+# Loaders in place of the attention's own
+
+
+def beside(batches, mode):
+    def loader(lightning, attention):
+        own = attention.attend(lightning.sample_loader(attention))
+        combined = import_module("lightning.pytorch.utilities").CombinedLoader
+        return combined({"own": own, "other": DataLoader(range(batches))}, mode)
+
+    return loader
+
+
+def of_another(lightning, attention):
+    return fit_loader(lightning, make_attention())
+
+
+def fit_loader(lightning, attention):
+    return attention.attend(lightning.sample_loader(attention))
+
+
+def plain_loader(lightning, attention):
+    return DataLoader(Points(), 8)
+
+
+def not_attended(lightning, attention):
+    return lightning.sample_loader(attention)
+
+
+NO_BATCH = "was used with no current batch of attention.attend"
+NOT_REPORTED = "the next batch was requested before"
+NOT_ITS_OWN = "Give it attention.attend"
+REFUSALS = {
+    # a module's methods, a loader, options of the trainer, what the message says, and the losses that were reported
+    "plain loader": ({}, plain_loader, {}, NO_BATCH, 0),
+    "not attended": ({}, not_attended, {}, NO_BATCH, 0),
+    "of another attention": ({}, of_another, {}, NO_BATCH, 0),
+    "no losses of a plain loader": ({"training_step": unreported}, plain_loader, {}, NOT_ITS_OWN, 0),
+    "longer loader beside": ({}, beside(13, "max_size_cycle"), {}, "at batch 0 of 13, and .* at 0 of 7", 0),
+    "shorter loader beside": ({}, beside(3, "min_size"), {}, "at batch 0 of 3, and", 0),
+    "some batches": ({}, None, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
+    "the same batches": ({}, None, {"overfit_batches": 2}, "at batch 0 of 2, and", 0),
+    "reduced": ({"training_step": reduced}, None, {}, r'got losses of shape \(\); .* with reduction="none"', 0),
+    "twice": ({"training_step": twice}, None, {}, NO_BATCH, 1),
+    "never": ({"training_step": unreported}, None, {}, NOT_REPORTED, 0),
+    "not the last": ({"training_step": not_the_last}, None, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
+    "sanity check": (EVALUATING, None, {}, NO_BATCH, 0),
+    "evaluation in mid-epoch": (
+        EVALUATING,
+        None,
+        {"num_sanity_val_steps": 0, "val_check_interval": 2},
+        NO_BATCH,
+        2,
+    ),
+    "rest of an epoch skipped": (SKIPPING_THE_REST, None, {}, "at batch 0 of 7, and SampleAttention at 3 of 7", 3),
+    "LBFGS": (REFINED, None, {}, NO_BATCH, 1),
+    "dataloader_iter": ({"training_step": iterating}, None, {}, NOT_ITS_OWN, 1),
+    "repeats beside": ({}, None, {"repeats": True}, "holds AttendedSamples", 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(You are using|Found) (the )?`dataloader_iter`")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_exact_is_refused(lightning, name):
+    methods, loader, options, words, reported = REFUSALS[name]
+    options = {"callbacks": [lightning.BatchAttention()]} if options.get("repeats") else options
+    attention = make_attention()
+    with pytest.raises((ProtocolError, LossError), match=words):
+        fit(lightning, attention, loader and loader(lightning, attention), methods=methods, **options)
+    assert (attention.epoch, attention.updates) == (0, reported)
+
+
+def test_data_that_grew_are_refused_as_the_next_epoch_begins(lightning):
+    rows, attention = Points(), make_attention()
+
+    class Growing(lightning.Callback):
+        def on_train_epoch_end(self, *_):
+            rows.targets = torch.cat([rows.targets, rows.targets[:1]])
+
+    loader = attention.attend(lightning.sample_loader(attention, dataset=rows))
+    with pytest.raises(ProtocolError, match="the dataset has 53 samples, not 52"):
+        fit(lightning, attention, loader, callbacks=[Growing()])
+    assert (attention.epoch, attention.updates) == (1, 0)
+
+
+# Checkpoints, and trials
+
+
+def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_path):
+    attention = make_attention()
+    steps = lightning.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10)
+    fit(lightning, attention, max_steps=10, callbacks=[steps], enable_checkpointing=True)
+    checkpoint = lightning.checkpoint(tmp_path, 10)
+    with pytest.raises(ProtocolError, match="at batch 0 of 7, and SampleAttention at 3 of 7"):
+        fit(lightning, attention)
+    # Written without the callback, it says nothing of the attention.
+    states = torch.load(checkpoint, weights_only=True)
+    saved = states["callbacks"].pop("SampleAttentionCallback")
+    torch.save(states, tmp_path / "without")
+    with pytest.raises(ProtocolError, match="at batch 3 of 7, and SampleAttention at 0 of 7"):
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "without")
+    states["callbacks"]["SampleAttentionCallback"] = {**saved, 1: saved[0]}
+    torch.save(states, tmp_path / "two ranks")
+    with pytest.raises(StateError, match="has 2 ranks, here are 1; use as many"):
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "two ranks")
+    # Loaded for an evaluation, it changes nothing.
+    other = make_attention(seed=9)
+    trainer = lightning.make_trainer(callbacks=[lightning.SampleAttentionCallback(other)])
+    trainer.validate(lightning.SampleModule(other), DataLoader(Points(), 16), ckpt_path=checkpoint, verbose=False)
+    assert other.state_dict() == make_attention(seed=9).state_dict()
+    resumed = make_attention()
+    trainer, _ = fit(lightning, resumed, ckpt_path=checkpoint)
+    assert (trainer.global_step, resumed.epoch, len(resumed.batches)) == (2 * BATCHES, 2, 4)
+
+
+def test_trials_train_as_they_do_without_attention(lightning, tmp_path, monkeypatch):
+    attention = make_attention()
+    fit(lightning, attention, fast_dev_run=2)
+    assert (attention.epoch, attention.updates) == (0, 2)
+    # The finder of a learning rate puts all back to where it was.
+    monkeypatch.chdir(tmp_path)
+    finder = import_module("lightning.pytorch.callbacks").LearningRateFinder(num_training_steps=10)
+    attention, expected = make_attention(), make_attention()
+    fit(lightning, attention, methods={"lr": 0.01}, callbacks=[finder])
+    fit(lightning, expected)
+    assert attention.batches[10][:2] == expected.batches[0][:2]
+    assert (attention.epoch, attention.updates, len(attention.batches)) == (2, 0, 10 + 2 * BATCHES)
+
+
+def test_two_attentions_in_a_trainer_are_refused(lightning):
+    callbacks = [lightning.SampleAttentionCallback(make_attention()) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        lightning.make_trainer(callbacks=callbacks)

@@ -1,0 +1,193 @@
+"""Attention to samples in transformers' Trainer: language models, evaluations, and what is refused."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from batch_sampler_attn.errors import LossError, ProtocolError, StateError
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, Case
+from tests.trainers.sample_loop import make_attention
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return import_module("tests.trainers.by_transformers")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, "bf16", model="bert", options={"weighted": False, "prune_probability": 0.7, "final_full_share": 0}),
+        Case(3, "scaler", model="gpt2", options={"prune_probability": 0, "k": 0.9, "max_visits": 3}),
+        Case(1, model="gpt2", trainer={"max_steps": 17}),
+    ],
+    ids=str,
+)
+def test_a_training_is_the_loop_by_hand(transformers, case, tmp_path):
+    run = transformers.train_samples(case, tmp_path)
+    assert run == transformers.samples_by_hand(case, tmp_path)
+    assert len(run.rates) == case.trainer.get("max_steps", EPOCHS * case.windows)
+
+
+def test_an_evaluation_in_mid_epoch_changes_nothing(transformers, tmp_path):
+    case = Case(model="gpt2", dropout=0.0, options={"k": 1.0})
+    evaluations = {"eval_strategy": "steps", "eval_steps": 2}
+    data = {"eval_dataset": transformers.make_dataset(case)}
+    run = transformers.train_samples(case, tmp_path, options=data, **evaluations)
+    assert run == transformers.samples_by_hand(case, tmp_path)
+    losses = [entry["loss"] for entry in run.logs if "loss" in entry]
+    assert losses == pytest.approx([batch[4] for batch in run.batches], rel=1e-5)
+    assert sum("eval_loss" in entry for entry in run.logs) == len(losses) // 2
+    # Of the epoch so far; the first has nothing to compare with, and the last is on all data.
+    for name in ("pruned", "extra_updates"):
+        counts = [entry[f"sample_attention/{name}"] for entry in run.logs if "loss" in entry]
+        assert [max(counts[begin : begin + BATCHES]) > 0 for begin in (0, 14, 21)] == [False, True, False]
+
+
+# Refusals; a trainer's methods
+
+
+def get_ordered_dataloader(self):
+    weights = [1.0] * len(self.train_dataset)
+    return DataLoader(self.train_dataset, 8, sampler=WeightedRandomSampler(weights, len(weights)))
+
+
+def get_plain_dataloader(self):
+    return DataLoader(self.train_dataset, 8)
+
+
+def skipping_step(self, model, inputs, *arguments):
+    if self.state.global_step == 2:
+        return torch.tensor(0.0)
+    return plain(self).training_step(self, model, inputs, *arguments)
+
+
+def repeating_step(self, model, inputs, *arguments):
+    plain(self).training_step(self, model, dict(inputs), *arguments)
+    return plain(self).training_step(self, model, inputs, *arguments)
+
+
+def read_ahead(self, epoch_iterator, num_batches, device):
+    return [next(epoch_iterator) for _ in range(num_batches)], None
+
+
+def unreported(self, model, inputs, *_, **__):
+    return model(**inputs)["loss"]
+
+
+def reported(self, model, inputs, return_outputs=False, **_):
+    logits = model(inputs["inputs"])["logits"]
+    loss = self.attention.weighted_mean(nn.functional.cross_entropy(logits, inputs["labels"], reduction="none"))
+    return (loss, logits) if return_outputs else loss
+
+
+def fail(self, *_):
+    raise RuntimeError("CUDA out of memory.")
+
+
+def plain(trainer):
+    """The class that the test has added methods to."""
+    return next(base for base in type(trainer).__mro__ if base.__name__ == "MySampleTrainer")
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
+REFUSALS = {
+    # the trainer's methods, arguments, and options; the error, and what it says
+    "batch size": ({}, {"per_device_train_batch_size": 4}, {}, ProtocolError, r"batch_size=8 \(it is 4\)"),
+    "found size": (
+        {"training_step": fail},
+        {"auto_find_batch_size": True},
+        {},
+        ProtocolError,
+        r"batch_size=8 \(it is 7\)",
+    ),
+    "order": ({}, {"train_sampling_strategy": "sequential"}, {}, ProtocolError, "there is a SequentialSampler"),
+    "smoothing": ({}, {"label_smoothing_factor": 0.1}, {}, ProtocolError, r"label_smoothing_factor=0 \(it is 0.1\)"),
+    "loader": ({"get_train_dataloader": get_plain_dataloader}, {}, {}, ProtocolError, "no current batch"),
+    "reduced": ({}, {}, {"compute_loss_func": None}, LossError, r"shape \(\).*reduction=\"none\""),
+    "too few": (
+        {},
+        {},
+        {"compute_loss_func": lambda *_, **__: torch.ones(7)},
+        LossError,
+        "got 7 losses for a batch of 8",
+    ),
+    "skips": ({"training_step": skipping_step}, {}, {}, ProtocolError, "before report"),
+    "repeats": ({"training_step": repeating_step}, {}, {}, ProtocolError, "no current batch"),
+    "reads ahead": (
+        {"get_batch_samples": read_ahead},
+        {"gradient_accumulation_steps": 2},
+        {},
+        ProtocolError,
+        "before report",
+    ),
+    "never reports": ({"compute_loss": unreported}, {}, {}, ProtocolError, "before report"),
+    "evaluations": ({"compute_loss": reported}, EVALUATED, {}, ProtocolError, "no current batch"),
+}
+
+
+def make_trainer(transformers, folder, methods, arguments, options, base=None):
+    trainer_class = type("Mine", (base or transformers.MySampleTrainer,), methods)
+    data = {"eval_dataset": transformers.make_dataset(Case()), "compute_loss_func": transformers.sequence_losses}
+    attention = make_attention()
+    return attention, transformers.make_trainer(
+        Case(), folder, trainer_class, arguments, attention=attention, **{**data, **options}
+    )
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_would_lose_or_mix_up_losses_is_refused(transformers, name, tmp_path):
+    methods, arguments, options, error, words = REFUSALS[name]
+    attention, trainer = make_trainer(transformers, tmp_path, methods, arguments, options)
+    torch.manual_seed(6)
+    with pytest.raises(error, match=words):
+        trainer.train()
+    # What was attributed before that has its own losses.
+    expected = transformers.samples_by_hand(Case(), tmp_path).batches if attention.batches else []
+    assert name == "repeats" or attention.batches == expected[: len(attention.batches)]
+
+
+def test_an_order_other_data_and_several_gpus_are_refused(transformers, tmp_path):
+    weighted = type("Weighted", (transformers.Trainer,), {"get_train_dataloader": get_ordered_dataloader})
+    base = type("Base", (transformers.SampleAttentionMixin, weighted), {})
+    _, trainer = make_trainer(transformers, tmp_path, {"has_scaler": None}, {}, {}, base)
+    with pytest.raises(ProtocolError, match="there is a WeightedRandomSampler"):
+        trainer.train()
+    _, trainer = make_trainer(transformers, tmp_path, {}, {}, {"train_dataset": transformers.NamedPoints(53)})
+    with pytest.raises(ProtocolError, match="the dataset has 53 samples"):
+        trainer.train()
+    _, trainer = make_trainer(transformers, tmp_path, {}, {}, {})
+    trainer.args._n_gpu = 2
+    with pytest.raises(ProtocolError, match="DataParallel"):
+        trainer.train()
+
+
+def test_both_mixins_and_a_checkpoint_without_a_state_are_refused(transformers, tmp_path):
+    mixins = transformers.BatchAttentionMixin, transformers.SampleAttentionMixin
+    both = type("Both", (*mixins, transformers.Trainer), {})
+    with pytest.raises(ProtocolError, match="leave one mixin out"):
+        both(transformers.make_model(Case()), transformers.make_arguments(Case(), tmp_path), attention=make_attention())
+    transformers.train_samples(Case(), tmp_path, saves=True, max_steps=1)
+    folder = transformers.checkpoint(tmp_path, 1)
+    assert json.loads((folder / "sample_attention_0.json").read_text())["options"]["rank"] == 0
+    (folder / "sample_attention_0.json").unlink()
+    with pytest.raises(StateError, match=r"has no sample_attention_0\.json"):
+        transformers.train_samples(Case(), tmp_path, resume=folder)
+
+
+def test_losses_are_means_over_tokens(transformers):
+    sequence_losses = transformers.sequence_losses
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
+    labels[1, :3], labels[2] = -100, -100
+    for shift in (True, False):
+        pairs = zip(logits[:, :-1], labels[:, 1:], strict=True) if shift else zip(logits, labels, strict=True)
+        expected = [nn.functional.cross_entropy(*pair, ignore_index=-100).nan_to_num() for pair in pairs]
+        assert torch.allclose(sequence_losses({"logits": logits}, labels, shift=shift), torch.stack(expected))
+    assert sequence_losses(logits, labels)[2] == 0
