@@ -13,6 +13,7 @@ from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
+from tests.trainers import plain_loop
 from tests.trainers.cases import (
     EPOCHS,
     Case,
@@ -23,7 +24,6 @@ from tests.trainers.cases import (
     make_network,
     make_optimizer,
 )
-from tests.trainers import plain_loop
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop

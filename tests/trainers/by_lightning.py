@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.lightning import BatchAttention, SampleAttentionCallback
+from tests.trainers import plain_loop
 from tests.trainers.cases import (
     EPOCHS,
     Case,
@@ -23,7 +24,6 @@ from tests.trainers.cases import (
     make_network,
     make_optimizer,
 )
-from tests.trainers import plain_loop
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
