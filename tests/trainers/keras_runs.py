@@ -3,16 +3,12 @@
 Nothing of the loops by hand is the package's but ``decide`` and ``report``.
 """
 
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-os.environ.setdefault("KERAS_BACKEND", "torch")  # read as Keras is imported
-
 import keras
+import numpy as np
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
 from batch_sampler_attn.recorders import MemoryRecorder
@@ -55,7 +51,15 @@ class Case:
 
 @dataclass
 class Run:
-    """The result of a training: visits (or batches), repeats and thresholds of epochs (or samples pruned), and so on."""
+    """The result of a training.
+
+    Attributes:
+        visits: As the schedule's recorder has them, or the batches of an attention to samples.
+        epochs: Repeats and threshold of each, or the samples that it pruned.
+        iterations: By the optimizer's count.
+        weights: Of the model.
+        threshold: In force at the end.
+    """
 
     visits: list[tuple]
     epochs: list
