@@ -6,14 +6,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
-from tests.trainers import plain_loop
+from tests.trainers import plain_loop, sample_loop
 from tests.trainers.cases import (
     EPOCHS,
     Case,
@@ -26,7 +25,7 @@ from tests.trainers.cases import (
 )
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
-from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
+from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
 
 
 def make_accelerator(case=None, **options):
@@ -106,21 +105,9 @@ def checkpoint(folder, windows, visits=0):
     return folder / f"{windows}-{visits}"
 
 
-def by_hand(case, folder=None, *, is_resumable=False, loader=None):
-    """The plain loop's, without accelerate."""
-    if is_resumable:
-        loader = Numbered(make_prepared()[1])
-    network = make_network(case)
-    optimizer, lr_scheduler = make_optimizer(network, case)
-    torch.manual_seed(6)
-    return plain_loop.plain_loop(
-        network,
-        lambda batch: cross_entropy(network, batch),
-        optimizer,
-        lr_scheduler,
-        loader or make_loader(),
-        case,
-    )
+def by_hand(case, folder=None, *, is_resumable=False):
+    """The plain loop's, without accelerate, but for the order of batches."""
+    return plain_loop.by_hand(case, Numbered(make_prepared()[1]) if is_resumable else make_loader())
 
 
 # On two ranks
@@ -142,16 +129,13 @@ def on_a_rank(_, case, folder):
     return finish(schedule, recorder, accelerator.unwrap_model(parts[0]), rates)
 
 
-def in_one_process(case, _):
-    return plain_loop.in_one_process(case)
+in_one_process = plain_loop.in_one_process
 
 
 # Attention to samples
 
-
-def sample_loader(attention, case):
-    generator = torch.Generator().manual_seed(4)
-    return DataLoader(Points(), batch_sampler=attention, num_workers=case.workers, generator=generator)
+ON_RANKS = {}
+samples_by_hand = sample_loop.samples_by_hand
 
 
 def train_samples(case, folder=None, *, attention=None, saves=False, resume=None, is_prepared=False):
@@ -162,7 +146,7 @@ def train_samples(case, folder=None, *, attention=None, saves=False, resume=None
     optimizer, lr_scheduler = make_optimizer(network, case)
     model, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(lr_scheduler)
-    loader = sample_loader(attention, case)
+    loader = make_sample_loader(attention, case)
     attended = attention.attend(accelerator.prepare(loader) if is_prepared else loader)
     register_for_checkpointing(accelerator, attention)
     torch.manual_seed(6)
@@ -185,32 +169,3 @@ def train_samples(case, folder=None, *, attention=None, saves=False, resume=None
             if saves and is_update:
                 accelerator.save_state(str(checkpoint(folder, len(rates))))
     return finish_samples(attention, rates, network)
-
-
-def samples_by_hand(case, folder=None, *, attention=None, is_on_ranks=False, wrap=lambda loader: loader):
-    attention, network = attention or make_attention(**case.options), make_network(case)
-    model = DistributedDataParallel(network) if is_on_ranks else network
-    optimizer, lr_scheduler = make_optimizer(network, case)
-    torch.manual_seed(6)
-    return sample_loop(
-        attention,
-        model,
-        lambda model, batch: cross_entropy(model, batch, "none"),
-        optimizer,
-        lr_scheduler,
-        wrap(sample_loader(attention, case)),
-        case,
-        divisor=lambda window: case.accumulation,
-    )
-
-
-def samples_on_a_rank(rank, case, folder, resumed_after):
-    """A rank's whole run, the resumed one, and the loop by hand."""
-
-    def attention():
-        ranks = {"rank": rank, "world_size": RANKS, "ranks": MeanOverRanks(timeout_seconds=60)}
-        return make_attention(4, **{**case.options, **ranks})
-
-    whole = train_samples(case, folder, attention=attention(), saves=True)
-    resumed = train_samples(case, folder, attention=attention(), resume=checkpoint(folder, resumed_after))
-    return whole, resumed, samples_by_hand(case, attention=attention(), is_on_ranks=True)

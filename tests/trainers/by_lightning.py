@@ -1,18 +1,15 @@
 """Trainings in Lightning, and the same by hand."""
 
-from dataclasses import replace
 from importlib import import_module
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.lightning import BatchAttention, SampleAttentionCallback
-from tests.trainers import plain_loop
+from tests.trainers import plain_loop, sample_loop
 from tests.trainers.cases import (
     EPOCHS,
     Case,
@@ -26,9 +23,10 @@ from tests.trainers.cases import (
 )
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
-from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
+from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
 
 PACKAGE = "lightning.pytorch"
+ON_RANKS = {"devices": RANKS, "strategy": "ddp"}
 
 
 def module_class(package=PACKAGE):
@@ -134,20 +132,9 @@ def checkpoint(folder, steps):
     return folder / f"step={steps}.ckpt"
 
 
-def by_hand(case, folder=None, *, is_resumable=False, loader=None, step=None, **options):
-    network = make_network(case)
-    optimizer, lr_scheduler = make_optimizer(network, case)
+def by_hand(case, folder=None, *, is_resumable=False, loader=None, **options):
     loader = loader or (Numbered(Resumable()) if is_resumable else make_loader())
-    torch.manual_seed(6)
-    return plain_loop.plain_loop(
-        network,
-        lambda batch: cross_entropy(network, step(batch) if step else batch),
-        optimizer,
-        lr_scheduler,
-        loader,
-        case,
-        **{"divisor": lambda window: case.accumulation, **options},
-    )
+    return plain_loop.by_hand(case, loader, divisor=lambda window: case.accumulation, **options)
 
 
 def make_dataset(_):
@@ -171,7 +158,7 @@ def on_a_rank(rank, case, _):
     recorder = make_schedule()[1]
     callback = BatchAttention(**case.options, recorders=[recorder])
     module = Module(case)
-    options = {"devices": RANKS, "strategy": "ddp", "precision": "64-true", "use_distributed_sampler": False}
+    options = {**ON_RANKS, "precision": "64-true", "use_distributed_sampler": False}
     trainer = make_trainer(case, callbacks=[callback], **options)
     data = Points(56)
     trainer.fit(module, DataLoader(data, 4, sampler=DistributedSampler(data, RANKS, rank, shuffle=False)))
@@ -183,6 +170,8 @@ def in_one_process(case, _):
 
 
 # Attention to samples
+
+samples_by_hand = sample_loop.samples_by_hand
 
 
 class SampleModule(Module):
@@ -197,17 +186,6 @@ class SampleModule(Module):
         self.log("val", cross_entropy(self.network, batch), sync_dist=True)
 
 
-def sample_loader(attention, case=None, dataset=None):
-    workers = case.workers if case else 0
-    return DataLoader(
-        dataset or Points(),
-        batch_sampler=attention,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),
-    )
-
-
 def train_samples(case, folder=None, *, attention=None, resume=None, saves=False, module=None, callbacks=()):
     attention = attention or make_attention(**case.options)
     module = module or SampleModule(attention, case)
@@ -217,36 +195,6 @@ def train_samples(case, folder=None, *, attention=None, resume=None, saves=False
     trainer = make_trainer(case, callbacks=callbacks, enable_checkpointing=saves)
     torch.manual_seed(6)
     evaluated = DataLoader(Points(), 16, generator=torch.Generator())
-    trainer.fit(module, attention.attend(sample_loader(attention, case)), evaluated, ckpt_path=resume)
+    trainer.fit(module, attention.attend(make_sample_loader(attention, case)), evaluated, ckpt_path=resume)
     logs = {name.partition("/")[2]: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     return finish_samples(attention, module.rates, module.network, logs)
-
-
-def samples_by_hand(case, folder=None, *, attention=None, is_on_ranks=False):
-    attention, network = attention or make_attention(**case.options), make_network(case)
-    optimizer, lr_scheduler = make_optimizer(network, case)
-    model = DistributedDataParallel(network) if is_on_ranks else network
-    torch.manual_seed(6)
-    return sample_loop(
-        attention,
-        model,
-        lambda model, batch: cross_entropy(model, batch, "none"),
-        optimizer,
-        lr_scheduler,
-        sample_loader(attention, case),
-        case,
-        divisor=lambda window: case.accumulation,
-    )
-
-
-def samples_on_a_rank(rank, case, folder, resumed_after):
-    """A rank's whole run, the resumed one, and the loop by hand."""
-
-    def attention():
-        ranks = {"rank": rank, "world_size": RANKS, "ranks": MeanOverRanks(timeout_seconds=60)}
-        return make_attention(**{**case.options, **ranks})
-
-    case = replace(case, trainer={"devices": RANKS, "strategy": "ddp"})
-    whole = train_samples(case, folder, attention=attention(), saves=True)
-    resumed = train_samples(case, attention=attention(), resume=checkpoint(folder, resumed_after))
-    return whole, resumed, samples_by_hand(case, attention=attention(), is_on_ranks=True)

@@ -1,7 +1,6 @@
 """Trainings in transformers' Trainer, and the same by hand."""
 
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -9,8 +8,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -34,17 +31,14 @@ class NamedPoints(Points):
 
 
 class Texts(Dataset):
-    """Lines of tokens, of which a part of each is to be predicted; or the two classes of the lines, with noise."""
+    """Lines of tokens, of which a part of each is to be predicted."""
 
-    def __init__(self, *, has_classes=False):
+    def __init__(self):
         generator = torch.Generator().manual_seed(3)
         self.tokens = torch.randint(0, 24, (SAMPLES, 6), generator=generator)
-        if has_classes:
-            self.labels = (self.tokens[:, 0] + 8 * torch.randn(SAMPLES, generator=generator) > 12).long()
-        else:
-            self.labels = self.tokens.clone()
-            for row, begin in enumerate(torch.randint(0, 4, (SAMPLES,), generator=generator).tolist()):
-                self.labels[row, :begin] = -100
+        self.labels = self.tokens.clone()
+        for row, begin in enumerate(torch.randint(0, 4, (SAMPLES,), generator=generator).tolist()):
+            self.labels[row, :begin] = -100
 
     def __len__(self):
         return SAMPLES
@@ -69,13 +63,17 @@ class Classifier(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+class Counted(Classifier):
+    """A module that receives the window's items, and takes the mean over the batch all the same."""
+
+    def forward(self, inputs, labels=None, num_items_in_batch=None, **_):
+        return super().forward(inputs, labels)
+
+
 def make_model(case):
     torch.manual_seed(5)
-    if case.model == "network":
-        return Classifier(case)
-    if case.model == "bert":
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        return BertForSequenceClassification(BertConfig(vocab_size=24, max_position_embeddings=8, **sizes))
+    if case.model != "gpt2":
+        return (Counted if case.model == "counted" else Classifier)(case)
     config = GPT2Config(
         vocab_size=24, n_positions=8, n_embd=16, n_layer=1, n_head=2, use_cache=False, bos_token_id=0, eos_token_id=0
     )
@@ -89,7 +87,7 @@ def make_model(case):
 
 
 def make_dataset(case):
-    return NamedPoints() if case.model == "network" else Texts(has_classes=case.model == "bert")
+    return Texts() if case.model == "gpt2" else NamedPoints()
 
 
 def make_arguments(case, folder, **arguments):
@@ -294,6 +292,8 @@ def in_one_process(case, folder):
 
 # Attention to samples
 
+ON_RANKS = {"per_device_train_batch_size": 4}
+
 
 class MySampleTrainer(NotesRates, SampleAttentionMixin, Trainer):
     pass
@@ -332,16 +332,3 @@ def samples_by_hand(case, folder, *, attention=None, is_on_ranks=False):
         divisor=lambda window: window,
         updates=case.trainer.get("max_steps"),
     )
-
-
-def samples_on_a_rank(rank, case, folder, resumed_after):
-    """A rank's whole run, the resumed one, and the loop by hand."""
-
-    def attention():
-        ranks = {"rank": rank, "world_size": RANKS, "ranks": MeanOverRanks(timeout_seconds=60)}
-        return make_attention(4, **{**case.options, **ranks})
-
-    case = replace(case, trainer={"per_device_train_batch_size": 4})
-    whole = train_samples(case, folder, attention=attention(), saves=True)
-    resumed = train_samples(case, folder, attention=attention(), resume=checkpoint(folder, resumed_after))
-    return whole, resumed, samples_by_hand(case, folder, attention=attention(), is_on_ranks=True)

@@ -33,7 +33,7 @@ class Case:
         precision: "fp32", "bf16", or "scaler" for float16 with a gradient scaler.
         scale: Where the gradient scaler begins; 2**15 overflows, and skips updates.
         clip: The gradients' greatest norm.
-        model: "network", and in transformers also "gpt2", whose losses are divided by the window's tokens, or "bert",
+        model: "network"; in transformers also "gpt2", whose losses are divided by the window's tokens, or "counted",
             which receives their number and takes the mean over the batch.
         optimizer: "adam" or "sgd".
         dropout: Its probability.

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, EqualComputeControl
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.errors import (
     BatchAttentionWarning,
@@ -16,7 +16,6 @@ from batch_sampler_attn.errors import (
     ProtocolError,
     StateError,
 )
-from batch_sampler_attn.recorders import visit_counts
 from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers.keras_runs import (
     BACKEND,
@@ -37,7 +36,6 @@ from tests.trainers.keras_runs import (
     make_model,
     make_network,
     make_rate,
-    make_schedule,
     weights_of,
 )
 
@@ -189,9 +187,9 @@ def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
 class Stopping(keras.callbacks.Callback):
     """Stops the training after a batch, or raises an error there."""
 
-    def __init__(self, error=None, at=3, epoch=1):
+    def __init__(self, error=None, epoch=1):
         super().__init__()
-        self.epoch, self.error, self.where = 0, error, (epoch, at)
+        self.epoch, self.error, self.where = 0, error, (epoch, 3)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -217,12 +215,6 @@ def test_an_epoch_that_is_stopped_sets_no_threshold_and_begins_again():
     attention.load_state_dict(state)
     fit(attention, CASE, epochs=1)
     assert [summary.batches for summary in recorder.summaries] == [BATCHES]
-
-
-@slow_on_jax
-def test_an_epoch_that_is_stopped_at_its_last_batch_is_whole(whole):
-    run, _, _ = by_keras(CASE, callbacks=[Stopping(at=BATCHES - 1)])
-    assert run.epochs == whole.epochs[:2]
 
 
 @slow_on_jax
@@ -339,30 +331,6 @@ def test_a_step_that_does_not_have_one_loss_is_found_out(losses):
     with pytest.raises(ProtocolError, match=f"train_step of the model updates the metric 'loss' {losses} times"):
         fit(attention, CASE)
     assert recorder.visits == []
-
-
-@slow_on_jax
-def test_the_control_at_equal_compute_runs_in_fit():
-    attention, recorder = attended(CASE)
-    fit(attention, CASE)
-    control = EqualComputeControl(visit_counts(recorder.visits), seed=1)
-    history = fit(BatchAttention(make_model(CASE), schedule=control), CASE)
-    assert history["batch_attention_repeats"] == [summary.repeats for summary in recorder.summaries]
-
-
-@slow_on_jax
-def test_train_on_batch_is_repeated_by_hand_as_fit_repeats(whole):
-    schedule, recorder = make_schedule()
-    model, rate, step = make_model(Case(batch_norm=True)), make_rate("steps"), 0
-    x, y = make_data()
-    for _ in range(EPOCHS):
-        for begin in schedule.attend(range(0, SAMPLES, SIZE)):
-            model.optimizer.learning_rate = float(rate(step))
-            logs = model.train_on_batch(x[begin : begin + SIZE], y[begin : begin + SIZE], return_dict=True)
-            step += schedule.decide(logs["loss"]) is Decision.ADVANCE
-        model.reset_metrics()
-    assert [visit[:3] for visit in recorder.visits] == [visit[:3] for visit in whole.visits]
-    assert weights_of(model).tobytes() == whole.weights
 
 
 # Refusals

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from batch_sampler_attn.errors import LossError, OptionError, ProtocolError
-from batch_sampler_attn.trainers.keras import BatchAttention, fit_samples
+from batch_sampler_attn.errors import LossError, ProtocolError
+from batch_sampler_attn.trainers.keras import fit_samples
 from tests.trainers.keras_runs import (
     BACKEND,
     BATCHES,
@@ -247,9 +247,3 @@ def test_an_epoch_left_early_is_resumed_and_plain_fits_before_and_after_are_as_e
     fit_samples(model, attention, rows, verbose=0)
     assert (attention.epoch, attention.updates, len(batches)) == (1, 0, BATCHES)
     assert model.fit(x, y, batch_size=SIZE, verbose=0).history.keys() == {"accuracy", "loss"}
-
-
-def test_repeats_and_samples_are_not_combined():
-    attention, _ = make_attention()
-    with pytest.raises((ProtocolError, OptionError), match="repeats"):
-        BatchAttention(make_model(Case())).fit(attention.attend(make_loader(attention)), verbose=0)

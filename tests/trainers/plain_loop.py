@@ -149,17 +149,22 @@ def check_tail(whole: Run, resumed: Run, where: tuple[int, ...]) -> None:
     assert torch.equal(resumed.weights, whole.weights)
 
 
-def in_one_process(case: Case, divisor: Callable[[list[Any]], float] = len) -> Run:
-    """The run of one process on the batches that two ranks have between them, in double precision."""
-    network = make_network(case).double()
+def by_hand(case: Case, loader: Iterable[Any], *, step: Any = None, dtype: Any = None, **options: Any) -> Run:
+    """The plain loop's run of the network; ``step`` is what a user's step does to a batch."""
+    network = make_network(case).to(dtype)
     optimizer, lr_scheduler = make_optimizer(network, case)
-    loader = DataLoader(Points(56, torch.float64), 8)
+    torch.manual_seed(6)
     return plain_loop(
         network,
-        lambda batch: cross_entropy(network, batch),
+        lambda batch: cross_entropy(network, step(batch) if step else batch),
         optimizer,
         lr_scheduler,
         loader,
         case,
-        divisor=divisor,
+        **options,
     )
+
+
+def in_one_process(case: Case, _: Any = None, **options: Any) -> Run:
+    """The run of one process on the batches that two ranks have between them, in double precision."""
+    return by_hand(case, DataLoader(Points(56, torch.float64), 8), dtype=torch.float64, **options)

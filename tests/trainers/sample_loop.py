@@ -1,14 +1,18 @@
 """The loop that attention to samples is compared with, written by hand around ``weighted_mean``."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from batch_sampler_attn import SampleAttention
-from tests.trainers.cases import EPOCHS, SAMPLES
+from batch_sampler_attn.distributed import MeanOverRanks
+from tests.trainers.cases import EPOCHS, SAMPLES, Points, cross_entropy, make_network, make_optimizer
 from tests.trainers.plain_loop import weights_of
+from tests.trainers.ranks import RANKS
 
 
 class Noted(SampleAttention):
@@ -96,3 +100,47 @@ def check_sample_tail(whole, resumed, behind):
     assert resumed.rates == whole.rates[-len(resumed.rates) :]
     assert torch.equal(resumed.weights, whole.weights)
     assert (resumed.last, resumed.doses) == (whole.last, whole.doses)
+
+
+def make_sample_loader(attention, case, dataset=None):
+    """A loader with a generator of its own, so that it draws none of the random numbers of dropout."""
+    return DataLoader(
+        dataset or Points(),
+        batch_sampler=attention,
+        num_workers=case.workers,
+        multiprocessing_context="fork" if case.workers else None,
+        generator=torch.Generator(),
+    )
+
+
+def samples_by_hand(case, _=None, *, attention=None, is_on_ranks=False, wrap=lambda loader: loader):
+    """The loop's run of the network, whose windows are divided by their full length."""
+    attention, network = attention or make_attention(**case.options), make_network(case)
+    optimizer, lr_scheduler = make_optimizer(network, case)
+    model = DistributedDataParallel(network) if is_on_ranks else network
+    loader = wrap(make_sample_loader(attention, case))
+    torch.manual_seed(6)
+    return sample_loop(
+        attention,
+        model,
+        lambda model, batch: cross_entropy(model, batch, "none"),
+        optimizer,
+        lr_scheduler,
+        loader,
+        case,
+        divisor=lambda window: case.accumulation,
+    )
+
+
+def samples_on_a_rank(rank, trainer, case, folder, resumed_after):
+    """A rank's whole run, the one that resumed after so many updates, and the loop by hand."""
+
+    def attention():
+        ranks = {"rank": rank, "world_size": RANKS, "ranks": MeanOverRanks(timeout_seconds=60)}
+        return make_attention(4, **{**case.options, **ranks})
+
+    case = replace(case, trainer=trainer.ON_RANKS)
+    whole = trainer.train_samples(case, folder, attention=attention(), saves=True)
+    checkpoint = trainer.checkpoint(folder, resumed_after)
+    resumed = trainer.train_samples(case, folder, attention=attention(), resume=checkpoint)
+    return whole, resumed, trainer.samples_by_hand(case, folder, attention=attention(), is_on_ranks=True)

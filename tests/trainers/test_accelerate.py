@@ -16,11 +16,6 @@ from tests.trainers.sample_loop import check_sample_tail, make_attention
 pytestmark = MARKS
 
 
-@pytest.fixture(scope="module")
-def accelerate():
-    return import_module("tests.trainers.by_accelerate")
-
-
 @pytest.mark.parametrize("is_skipping", [False, True])
 def test_a_run_resumes_amid_repeats_also_by_accelerate_s_skipping(accelerate, is_skipping, tmp_path):
     case = Case(2)

@@ -17,11 +17,6 @@ from tests.trainers.ranks import RANKS, on_ranks
 pytestmark = MARKS
 
 
-@pytest.fixture(scope="module")
-def lightning():
-    return import_module("tests.trainers.by_lightning")
-
-
 def train(lightning, case=None, callbacks=(), **methods):
     """The run, the trainer and the module, which has some methods of its own."""
     case = case or Case()
@@ -163,23 +158,6 @@ def test_a_batch_that_the_step_leaves_out_is_no_visit(lightning):
     assert len(run.epochs) == EPOCHS
 
 
-def test_what_is_put_into_a_batch_is_there_for_hooks_and_not_at_its_repeat(lightning):
-    sizes = []
-
-    def training_step(self, batch, batch_idx):
-        assert len(batch) == 2
-        loss = plain(self).training_step(self, batch, batch_idx)
-        batch.append(loss.detach())
-        return loss
-
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        sizes.append(len(batch))
-
-    run, *_ = train(lightning, training_step=training_step, on_train_batch_end=on_train_batch_end)
-    assert run == lightning.by_hand(Case())
-    assert set(sizes) == {3}
-
-
 def test_an_optimizer_without_gradients_in_its_step_repeats_as_any(lightning):
     class Plain(torch.optim.SGD):
         @torch.no_grad()
@@ -219,12 +197,11 @@ def test_hooks_around_an_update_are_called_at_each(lightning):
 # Copies of the module
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
-def test_weights_are_averaged_over_epochs_as_without_repeats(lightning, batch_norm):
+def test_weights_are_averaged_over_epochs_as_without_repeats(lightning):
     callbacks = import_module("lightning.pytorch.callbacks")
     averaging = callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
-    run, _ = lightning.train(Case(batch_norm=batch_norm), callbacks=[averaging])
+    run, _ = lightning.train(Case(batch_norm=True), callbacks=[averaging])
     assert len(run.epochs) == EPOCHS
     assert {visit[0] for visit in run.visits} == set(range(EPOCHS))
     assert run.repeats > 0

@@ -9,16 +9,11 @@ from torch.utils.data import DataLoader
 
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
 from tests.trainers.cases import BATCHES, MARKS, Case, Points, cross_entropy
-from tests.trainers.sample_loop import make_attention
+from tests.trainers.sample_loop import make_attention, make_sample_loader
 
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
 
 BOTH = {"k": 1.1, "max_visits": 3}
-
-
-@pytest.fixture(scope="module")
-def lightning():
-    return import_module("tests.trainers.by_lightning")
 
 
 def optimize_by_hand(self, batch, batch_idx):
@@ -60,7 +55,7 @@ def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, **optio
     module = type("Mine", (lightning.SampleModule,), methods or {})(attention)
     callbacks = [lightning.SampleAttentionCallback(attention), *options.pop("callbacks", [])]
     trainer = lightning.make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks)
-    loader = attention.attend(lightning.sample_loader(attention)) if loader is None else loader
+    loader = attention.attend(make_sample_loader(attention, Case())) if loader is None else loader
     trainer.fit(module, loader, DataLoader(Points(), 16), ckpt_path=ckpt_path)
     return trainer, module
 
@@ -75,10 +70,6 @@ def plain(module):
 
 def unreported(self, batch, batch_idx):
     return cross_entropy(self.network, batch)
-
-
-def reduced(self, batch, batch_idx):
-    return self.attention.weighted_mean(cross_entropy(self.network, batch))
 
 
 def twice(self, batch, batch_idx):
@@ -96,54 +87,33 @@ def iterating(self, dataloader_iter):
 
 EVALUATING = {"validation_step": lambda self, batch, batch_idx: self.training_step(batch, batch_idx) and None}
 SKIPPING_THE_REST = {"on_train_batch_start": lambda self, batch, batch_idx: -1 if batch_idx == 3 else None}
-REFINED = {"configure_optimizers": lambda self: torch.optim.LBFGS(self.parameters())}
 
 # Loaders in place of the attention's own
 
 
 def beside(batches, mode):
     def loader(lightning, attention):
-        own = attention.attend(lightning.sample_loader(attention))
+        own = attention.attend(make_sample_loader(attention, Case()))
         combined = import_module("lightning.pytorch.utilities").CombinedLoader
         return combined({"own": own, "other": DataLoader(range(batches))}, mode)
 
     return loader
 
 
-def of_another(lightning, attention):
-    return fit_loader(lightning, make_attention())
-
-
-def fit_loader(lightning, attention):
-    return attention.attend(lightning.sample_loader(attention))
-
-
 def plain_loader(lightning, attention):
     return DataLoader(Points(), 8)
 
 
-def not_attended(lightning, attention):
-    return lightning.sample_loader(attention)
-
-
 NO_BATCH = "was used with no current batch of attention.attend"
-NOT_REPORTED = "the next batch was requested before"
 NOT_ITS_OWN = "Give it attention.attend"
 REFUSALS = {
     # a module's methods, a loader, options of the trainer, what the message says, and the losses that were reported
-    "plain loader": ({}, plain_loader, {}, NO_BATCH, 0),
-    "not attended": ({}, not_attended, {}, NO_BATCH, 0),
-    "of another attention": ({}, of_another, {}, NO_BATCH, 0),
     "no losses of a plain loader": ({"training_step": unreported}, plain_loader, {}, NOT_ITS_OWN, 0),
     "longer loader beside": ({}, beside(13, "max_size_cycle"), {}, "at batch 0 of 13, and .* at 0 of 7", 0),
     "shorter loader beside": ({}, beside(3, "min_size"), {}, "at batch 0 of 3, and", 0),
     "some batches": ({}, None, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
-    "the same batches": ({}, None, {"overfit_batches": 2}, "at batch 0 of 2, and", 0),
-    "reduced": ({"training_step": reduced}, None, {}, r'got losses of shape \(\); .* with reduction="none"', 0),
     "twice": ({"training_step": twice}, None, {}, NO_BATCH, 1),
-    "never": ({"training_step": unreported}, None, {}, NOT_REPORTED, 0),
     "not the last": ({"training_step": not_the_last}, None, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
-    "sanity check": (EVALUATING, None, {}, NO_BATCH, 0),
     "evaluation in mid-epoch": (
         EVALUATING,
         None,
@@ -152,7 +122,6 @@ REFUSALS = {
         2,
     ),
     "rest of an epoch skipped": (SKIPPING_THE_REST, None, {}, "at batch 0 of 7, and SampleAttention at 3 of 7", 3),
-    "LBFGS": (REFINED, None, {}, NO_BATCH, 1),
     "dataloader_iter": ({"training_step": iterating}, None, {}, NOT_ITS_OWN, 1),
     "repeats beside": ({}, None, {"repeats": True}, "holds AttendedSamples", 0),
 }
@@ -167,19 +136,6 @@ def test_what_cannot_be_exact_is_refused(lightning, name):
     with pytest.raises((ProtocolError, LossError), match=words):
         fit(lightning, attention, loader and loader(lightning, attention), methods=methods, **options)
     assert (attention.epoch, attention.updates) == (0, reported)
-
-
-def test_data_that_grew_are_refused_as_the_next_epoch_begins(lightning):
-    rows, attention = Points(), make_attention()
-
-    class Growing(lightning.Callback):
-        def on_train_epoch_end(self, *_):
-            rows.targets = torch.cat([rows.targets, rows.targets[:1]])
-
-    loader = attention.attend(lightning.sample_loader(attention, dataset=rows))
-    with pytest.raises(ProtocolError, match="the dataset has 53 samples, not 52"):
-        fit(lightning, attention, loader, callbacks=[Growing()])
-    assert (attention.epoch, attention.updates) == (1, 0)
 
 
 # Checkpoints, and trials

@@ -7,7 +7,7 @@ import torch
 
 from tests.trainers.cases import MARKS, Case
 from tests.trainers.ranks import on_ranks
-from tests.trainers.sample_loop import check_sample_tail
+from tests.trainers.sample_loop import check_sample_tail, samples_on_a_rank
 
 pytestmark = MARKS
 TRAINERS = ("lightning", "transformers", "accelerate")
@@ -46,7 +46,7 @@ def test_samples_on_two_ranks_are_those_of_two_loops_by_hand_and_resume(trainer,
     trainer = import_module(f"tests.trainers.by_{trainer}")
     # Lightning saves no random numbers, from which dropout is drawn.
     case = Case(2, dropout=0.0, options={"k": 1.1, "max_visits": 3, "updates": 6})
-    ranks = on_ranks(trainer.samples_on_a_rank, case, tmp_path, 4, folder=tmp_path)
+    ranks = on_ranks(samples_on_a_rank, trainer, case, tmp_path, 4, folder=tmp_path)
     for whole, resumed, by_hand in ranks:
         assert whole == by_hand
         assert sum(whole.doses["pruned"]) > 0

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn.errors import LossError, ProtocolError
-from tests.trainers.cases import EPOCHS, MARKS, SAMPLES, Case
+from tests.trainers.cases import EPOCHS, MARKS, Case
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
 
@@ -24,13 +24,8 @@ pytestmark = [
 CASE = Case(2, clip=1.0, model="gpt2")
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    return import_module("tests.trainers.by_transformers")
-
-
 def make_trainer(transformers, kind, folder, mixin=None, arguments=None, **options):
-    """A trainer of SFT, of rewards as in the guide, or of DPO; with a mixin, or as it is."""
+    """A trainer of SFT, or of rewards as in the guide; with a mixin, or as it is."""
     trl, datasets = import_module("trl"), import_module("datasets")
     trainer_class = getattr(trl, f"{kind}Trainer")
     if kind == "Reward":
@@ -86,9 +81,6 @@ def make_data(transformers, kind):
     tokens = texts.tokens.tolist()
     if kind == "Reward":
         return {"chosen_ids": tokens, "rejected_ids": tokens[1:] + tokens[:1]}
-    if kind == "DPO":
-        words = {"prompt": 2, "chosen": 5, "rejected": 7}
-        return {name: [f"w{(row * by) % 22}" for row in range(SAMPLES)] for name, by in words.items()}
     return {"input_ids": tokens, "labels": texts.labels.tolist()}
 
 
@@ -161,22 +153,18 @@ def test_a_training_is_the_loop_by_hand(transformers, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments", "words"),
+    ("arguments", "words"),
     [
-        ("SFT", {"loss_type": "dft"}, r"shape \(\)"),
-        ("SFT", {"padding_free": True, "max_length": None}, "got 1 loss for a batch of 8"),
-        ("SFT", {"packing": True}, "got 1 loss for a batch of 8"),
-        ("SFT", {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0"),
-        ("DPO", {}, r"shape \(\)"),
+        ({"loss_type": "dft"}, r"shape \(\)"),
+        ({"padding_free": True, "max_length": None}, "got 1 loss for a batch of 8"),
+        ({"packing": True}, "got 1 loss for a batch of 8"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_a_loss_of_all_samples_is_refused(transformers, kind, arguments, words, tmp_path):
+def test_a_loss_of_all_samples_is_refused(transformers, arguments, words, tmp_path):
     attention = make_attention()
-    options = {"ref_model": transformers.make_model(CASE)} if kind == "DPO" else {}
-    trainer = make_trainer(
-        transformers, kind, tmp_path, "SampleAttentionMixin", arguments, attention=attention, **options
-    )
+    trainer = make_trainer(transformers, "SFT", tmp_path, "SampleAttentionMixin", arguments, attention=attention)
     with pytest.raises((LossError, ProtocolError), match=words):
         trainer.train()
     assert attention.batches == []
