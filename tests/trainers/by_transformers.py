@@ -33,15 +33,15 @@ class NamedPoints(Points):
 class Texts(Dataset):
     """Lines of tokens, of which a part of each is to be predicted."""
 
-    def __init__(self):
+    def __init__(self, samples=SAMPLES):
         generator = torch.Generator().manual_seed(3)
-        self.tokens = torch.randint(0, 24, (SAMPLES, 6), generator=generator)
+        self.tokens = torch.randint(0, 24, (samples, 6), generator=generator)
         self.labels = self.tokens.clone()
-        for row, begin in enumerate(torch.randint(0, 4, (SAMPLES,), generator=generator).tolist()):
+        for row, begin in enumerate(torch.randint(0, 4, (samples,), generator=generator).tolist()):
             self.labels[row, :begin] = -100
 
     def __len__(self):
-        return SAMPLES
+        return len(self.tokens)
 
     def __getitem__(self, index):
         return {"input_ids": self.tokens[index], "labels": self.labels[index]}
@@ -86,8 +86,8 @@ def make_model(case):
     return model
 
 
-def make_dataset(case):
-    return Texts() if case.model == "gpt2" else NamedPoints()
+def make_dataset(case, samples=SAMPLES, dtype=torch.float32):
+    return Texts(samples) if case.model == "gpt2" else NamedPoints(samples, dtype)
 
 
 def make_arguments(case, folder, **arguments):
@@ -260,25 +260,10 @@ def is_left_as_it_was(trainer):
 # On two ranks
 
 
-class Doubled(Dataset):
-    """In double precision, and with as many samples as ranks share alike."""
-
-    def __init__(self, case):
-        dataset = make_dataset(case)
-        self.samples = [dataset[index % SAMPLES] for index in range(56)]
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        sample = self.samples[index]
-        return {name: value.double() if value.is_floating_point() else value for name, value in sample.items()}
-
-
 def on_a_rank(rank, case, folder):
     schedule = make_schedule(**case.options, ranks=MeanOverRanks(timeout_seconds=60))
     arguments = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"}
-    options = {"model": make_model(case).double(), "train_dataset": Doubled(case)}
+    options = {"model": make_model(case).double(), "train_dataset": make_dataset(case, 56, torch.float64)}
     run, trainer = train(case, folder / str(rank), schedule=schedule, options=options, **arguments)
     assert trainer.args.world_size == RANKS
     return run
@@ -286,7 +271,7 @@ def on_a_rank(rank, case, folder):
 
 def in_one_process(case, folder):
     """By hand, on the batches that the ranks have between them."""
-    loader = list(DataLoader(Doubled(case), 8))
+    loader = list(DataLoader(make_dataset(case, 56, torch.float64), 8))
     return by_hand(case, folder, loader=loader, model=make_model(case).double())
 
 

@@ -295,29 +295,6 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again():
         fit(attention, CASE)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of torch")
-def test_a_step_of_the_user_s_is_repeated_as_keras_s_own(whole):
-    class OfTheGuide(keras.Model):
-        def train_step(self, data):
-            import torch
-
-            x, y = data
-            y_pred = self(x, training=True)
-            self.zero_grad()
-            loss = self.compute_loss(y=y, y_pred=y_pred)
-            loss.backward()
-            gradients = [variable.value.grad for variable in self.trainable_weights]
-            with torch.no_grad():
-                self.optimizer.apply(gradients, self.trainable_weights)
-            for metric in self.metrics:
-                metric.update_state(loss) if metric.name == "loss" else metric.update_state(y, y_pred)
-            return {metric.name: metric.result() for metric in self.metrics}
-
-    attention, recorder = attended(CASE, make_model(CASE, OfTheGuide))
-    fit(attention, CASE)
-    assert finish(attention.schedule, recorder, attention.model) == whole
-
-
 @pytest.mark.parametrize("losses", [0, 2])
 def test_a_step_that_does_not_have_one_loss_is_found_out(losses):
     class Odd(keras.Model):

@@ -161,18 +161,6 @@ def test_batches_drawn_before_the_losses_are_refused(kind, monkeypatch):
     assert batches == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BACKEND == "torch", reason="of JAX alone")
-def test_jax_reads_nothing_ahead_with_a_distribution(monkeypatch):
-    expected, _ = samples_by_keras(Case(options=BOTH), epochs=2)
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0"]))
-    try:
-        assert samples_by_keras(Case(options=BOTH), epochs=2)[0] == expected
-    finally:
-        keras.distribution.set_distribution(None)
-
-
 @slow_on_jax
 def test_a_step_without_metrics_reports_nothing():
     class Silent(keras.Model):

@@ -99,16 +99,6 @@ def test_on_ranks_the_sampler_of_a_skipping_loader_is_of_the_same_epoch(accelera
         assert epoch_of(accelerate, make_quiet(states[0]), *shard(skipped), 1)[0] == seen[1:]
 
 
-def test_accelerate_leaves_no_update_out(accelerate):
-    accelerator = accelerate.make_accelerator()
-    loader = accelerator.prepare(make_loader())
-    for window in accelerate.attend(make_quiet(), accelerator, loader, 2):
-        for _ in window:
-            with accelerator.accumulate():
-                assert accelerator.sync_gradients
-        break
-
-
 # Refusals
 
 

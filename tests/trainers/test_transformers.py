@@ -72,43 +72,30 @@ def halved(model, batch, items=None):
     return model(**batch)["loss"] / 2
 
 
-def computing(loss_of, *, passes_items=True, **attributes):
+def computing(loss_of, *, passes_items=True):
     """A trainer's methods, with a ``compute_loss`` of the user's."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         items = (num_items_in_batch,) if passes_items else ()
         return loss_of(model, inputs, *items)
 
-    return {"compute_loss": compute_loss, **attributes}
+    return {"compute_loss": compute_loss}
 
 
 SMOOTHED = {"label_smoothing_factor": 0.1}
+GPT2 = Case(2, model="gpt2")
+IGNORES = computing(squared, passes_items=False)
 LOSSES = {
     # a case, the trainer's methods, the same loss by hand, and how it is divided by hand
     "smoothed": (Case(2, trainer=SMOOTHED), {}, smoothed, len),
     "smoothed, by tokens": (Case(2, model="gpt2", trainer=SMOOTHED), {}, smoothed, "items"),
     "own": (Case(3), computing(weighted, passes_items=False), weighted, len),
-    "own, says that it divides": (
-        Case(2, model="gpt2"),
-        computing(squared, loss_is_scaled_for_ga=True),
-        squared,
-        "items",
-    ),
-    "own, says that it does not": (
-        Case(2, model="gpt2"),
-        computing(squared, passes_items=False, loss_is_scaled_for_ga=False),
-        squared,
-        len,
-    ),
-    "own, says that it divides and does not": (
-        Case(2, model="gpt2"),
-        computing(halved, loss_is_scaled_for_ga=True),
-        halved,
-        "items",
-    ),
+    "says that it divides": (GPT2, {**computing(squared), "loss_is_scaled_for_ga": True}, squared, "items"),
+    "says that it does not": (GPT2, {**IGNORES, "loss_is_scaled_for_ga": False}, squared, len),
+    "says so wrongly": (GPT2, {**computing(halved), "loss_is_scaled_for_ga": True}, halved, "items"),
     # The trainer adds up means all the same: were their sum decided on, an epoch's partial window would look low.
-    "own, divides": (Case(2, model="gpt2"), computing(squared), squared, "items"),
-    "own, does not divide": (Case(2, model="gpt2"), computing(squared, passes_items=False), squared, None),
+    "divides": (GPT2, computing(squared), squared, "items"),
+    "does not divide": (GPT2, IGNORES, squared, None),
     "a model's mean": (Case(3, model="counted"), {}, None, None),
 }
 
@@ -173,15 +160,6 @@ def test_a_step_that_scales_its_loss_in_place_has_it_decided_on_as_it_was(transf
     run, _ = train(transformers, Case(), tmp_path, training_step=training_step)
     assert run == transformers.by_hand(Case(), tmp_path, divisor=lambda window: 2)
     assert run.repeats > 2
-
-
-def test_a_training_step_of_the_user_s_is_made_at_each_visit(transformers, tmp_path):
-    def double(batch):
-        return {**batch, "inputs": 2 * batch["inputs"]}
-
-    run, _ = transformers.train(Case(2), tmp_path, step=double)
-    assert run == transformers.by_hand(Case(2), tmp_path, step=double)
-    assert run.repeats > 0
 
 
 # What is counted and logged
