@@ -122,7 +122,8 @@ def train(
         options["enable_checkpointing"] = True
     epochs = -1 if max_steps != -1 else epochs
     trainer = make_trainer(case, package, callbacks=callbacks, max_epochs=epochs, max_steps=max_steps, **options)
-    loader = loader or (Resumable() if saves or resume else make_loader())
+    if loader is None:
+        loader = Resumable() if saves or resume else make_loader()
     torch.manual_seed(6)
     trainer.fit(module, loader, ckpt_path=resume)
     return finish(schedule, recorder, module.network, module.rates), trainer
@@ -133,7 +134,8 @@ def checkpoint(folder, steps):
 
 
 def by_hand(case, folder=None, *, is_resumable=False, loader=None, **options):
-    loader = loader or (Numbered(Resumable()) if is_resumable else make_loader())
+    if loader is None:
+        loader = Numbered(Resumable()) if is_resumable else make_loader()
     return plain_loop.by_hand(case, loader, divisor=lambda window: case.accumulation, **options)
 
 
@@ -154,7 +156,7 @@ def is_left_as_it_was(trainer):
 
 
 def on_a_rank(rank, case, _):
-    """A rank's run, with a callback that is not told of ranks."""
+    """A rank's run, whose callback has no option of ranks."""
     recorder = make_schedule()[1]
     callback = BatchAttention(**case.options, recorders=[recorder])
     module = Module(case)

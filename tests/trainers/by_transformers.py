@@ -145,7 +145,7 @@ class MyTrainer(NotesRates, BatchAttentionMixin, Trainer):
     step = loader = None
 
     def get_train_dataloader(self):
-        return self.loader or super().get_train_dataloader()
+        return super().get_train_dataloader() if self.loader is None else self.loader
 
     def training_step(self, model, inputs, *args, **kwargs):
         return super().training_step(model, self.step(inputs) if self.step else inputs, *args, **kwargs)
@@ -237,7 +237,7 @@ def by_hand(case, folder, loss_of=None, *, loader=None, model=None, step=None, i
         lambda batch, *items: loss_of(given.model, batch, *items),
         given.optimizer,
         given.lr_scheduler,
-        loader or given.loader,
+        given.loader if loader is None else loader,
         case,
         samples_of=lambda batch: len(batch["labels"]),
         **options,

@@ -184,7 +184,7 @@ class LooksAhead:
         yield ahead
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_samples_of_a_prepared_loader_are_those_of_a_loop_that_reads_ahead(accelerate, workers, tmp_path):
     case = Case(2, workers=workers, options={"k": 1.0, "updates": 6})
     run = accelerate.train_samples(case, tmp_path, is_prepared=True, saves=True)

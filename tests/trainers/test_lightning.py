@@ -85,10 +85,10 @@ def test_nothing_is_logged_where_that_is_not_wanted(lightning):
 
 
 def test_a_checkpoint_without_the_callback_s_state_sets_no_threshold_in_mid_epoch(lightning, tmp_path):
-    trainer = lightning.make_trainer(max_steps=3)
+    steps = lightning.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    trainer = lightning.make_trainer(max_steps=3, callbacks=[steps], enable_checkpointing=True)
     trainer.fit(lightning.Module(), Resumable())
-    trainer.save_checkpoint(tmp_path / "3.ckpt")
-    run, _ = lightning.train(Case(), epochs=3, resume=tmp_path / "3.ckpt")
+    run, _ = lightning.train(Case(), epochs=3, resume=lightning.checkpoint(tmp_path, 3))
     assert len(run.first_losses) == BATCHES - 3 + 2 * BATCHES
     assert run.epochs[0] == (0, None)
     assert len(run.epochs) == 2

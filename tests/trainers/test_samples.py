@@ -21,8 +21,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("trainer", "name"),
+    [
+        pytest.param(trainer, name, marks=[pytest.mark.slow] * ("workers" in name and trainer != "lightning"))
+        for trainer in TRAINERS
+        for name in CASES
+    ],
+)
 def test_a_training_is_the_loop_by_hand(trainer, name, tmp_path):
     case = CASES[name]
     if trainer == "accelerate":

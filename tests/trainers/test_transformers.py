@@ -37,7 +37,7 @@ def with_methods(transformers, **methods):
     [
         Case(2, model="gpt2"),
         pytest.param(Case(1, "scaler", clip=0.5, model="gpt2"), marks=pytest.mark.slow),
-        Case(3, "bf16", model="gpt2", clip=0.5),
+        pytest.param(Case(3, "bf16", model="gpt2", clip=0.5), marks=pytest.mark.slow),
         Case(trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
         Case(2, model="network", trainer={"num_train_epochs": 2.5}),
     ],
@@ -100,7 +100,9 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("smoothed" == name or "says" in name)) for name in LOSSES]
+)
 def test_the_loss_that_is_minimized_is_decided_on(transformers, name, tmp_path):
     case, methods, loss_of, divisor = LOSSES[name]
     run, _ = train(transformers, case, tmp_path, **methods)
