@@ -101,7 +101,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("smoothed" == name or "says" in name)) for name in LOSSES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "smoothed" or "says" in name)) for name in LOSSES]
 )
 def test_the_loss_that_is_minimized_is_decided_on(transformers, name, tmp_path):
     case, methods, loss_of, divisor = LOSSES[name]

@@ -118,7 +118,7 @@ def test_a_stream_without_a_length_is_no_different(trainer, tmp_path):
     steps = 2 * 3 + 2
     run, _ = trainer.train(Case(2), tmp_path, loader=loader(), max_steps=steps)
     assert run == trainer.by_hand(Case(2), tmp_path, loader=loader(), max_windows=steps)
-    assert run.repeats > 0
+    assert any(visit[2] > 1 for visit in run.visits)
 
 
 def test_a_batch_that_is_changed_in_place_is_not_trained_on_again(trainer, tmp_path):
