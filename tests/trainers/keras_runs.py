@@ -1,22 +1,23 @@
 """The same training by Keras and by hand, on the backend that KERAS_BACKEND names.
 
-Nothing of the loop by hand is the package's but ``decide``.
+Nothing of the loops by hand is the package's but ``decide`` and ``report``.
 """
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
 from batch_sampler_attn.recorders import MemoryRecorder
-from batch_sampler_attn.trainers.keras import BatchAttention
+from batch_sampler_attn.trainers.keras import BatchAttention, fit_samples
 
-EPOCHS = 4
-# Batches of 8, the last of 4: 7 in all.
-SAMPLES, BATCH_SIZE, BATCHES = 52, 8, 7
 BACKEND = keras.config.backend()
+EPOCHS, BATCHES, SIZE = 4, 7, 8
+# On torch, the last batch of an epoch has 4; XLA would compile for each size.
+SAMPLES = 52 if BACKEND == "torch" else 56
 
 
 @dataclass
@@ -26,12 +27,14 @@ class Case:
     Attributes:
         dtype: Keras's policy.
         optimizer: "adam" or "sgd", or "fancy" for AdamW with clipping and an average of weights.
-        rate: "constant" or a schedule's name.
+        rate: "constant", "cosine" or "steps".
         batch_norm: Whether the network has one.
         weights: None, "sample" or "class".
-        data: How batches come: "known", or "stream" for a generator without a length.
+        data: "arrays", "stream" for a generator without a length, or "loader" for torch's.
+        workers: Of a loader.
+        accumulation: Keras's own.
         compiled: Options of ``compile``.
-        options: Of the schedule.
+        options: Of the schedule, or of the attention to samples.
     """
 
     dtype: str = "float32"
@@ -39,74 +42,60 @@ class Case:
     rate: str = "constant"
     batch_norm: bool = False
     weights: str | None = None
-    data: str = "known"
+    data: str = "arrays"
+    workers: int = 0
+    accumulation: int | None = None
     compiled: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
-CASES: dict[str, Case] = {
-    "adam": Case(),
-    "sgd": Case(optimizer="sgd", batch_norm=True),
-    "fancy": Case(optimizer="fancy", rate="steps"),
-    "cosine": Case(rate="cosine"),
-    "steps": Case(rate="steps", optimizer="sgd"),
-    "bfloat16": Case(dtype="mixed_bfloat16", batch_norm=True, rate="steps"),
-    "float16": Case(dtype="mixed_float16", rate="steps"),
-    "sample weights": Case(weights="sample"),
-    "class weights": Case(weights="class", dtype="mixed_bfloat16"),
-    "stream": Case(data="stream", rate="steps"),
-    "eager": Case(compiled={"run_eagerly": True}, rate="steps"),
-    "last": Case(options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
-    "all": Case(options={"epoch_loss": "all", "max_visits": 2}),
-}
+@dataclass
+class Run:
+    """The result of a training.
+
+    Attributes:
+        visits: As the schedule's recorder has them, or the batches of an attention to samples.
+        epochs: Repeats and threshold of each, or the samples that it pruned.
+        iterations: By the optimizer's count.
+        weights: Of the model.
+        threshold: In force at the end.
+    """
+
+    visits: list[tuple]
+    epochs: list
+    iterations: int
+    weights: bytes
+    threshold: float | None = None
 
 
 def make_schedule(**options):
     recorder = MemoryRecorder()
-    options = {"k": 0.97, "max_visits": 4, **options}
-    return BatchAttentionSchedule(**options, recorders=[recorder]), recorder
+    return BatchAttentionSchedule(**{"k": 0.97, "max_visits": 4, **options}, recorders=[recorder]), recorder
 
 
 def make_data():
     generator = np.random.default_rng(3)
     inputs = generator.standard_normal((SAMPLES, 6)).astype("float32")
     targets = (inputs.sum(1) + 1.5 * generator.standard_normal(SAMPLES) > 0).astype("int32")
-    weights = generator.uniform(0, 3, SAMPLES).astype("float32")
-    return inputs, targets, weights
+    return inputs, targets
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches in an order of each epoch's own."""
-
-    def __init__(self, weights=None):
-        super().__init__()
-        self.arrays = make_data()[: 3 if weights == "sample" else 2]
-        self.generator = np.random.default_rng(4)
-        self.shuffle()
-
-    def shuffle(self):
-        order = self.generator.permutation(SAMPLES)
-        self.order = [order[begin : begin + BATCH_SIZE] for begin in range(0, SAMPLES, BATCH_SIZE)]
-
-    def __len__(self):
-        return BATCHES
-
-    def __getitem__(self, index):
-        return tuple(array[self.order[index]] for array in self.arrays)
+def sample_weights():
+    return np.random.default_rng(5).uniform(0, 3, SAMPLES).astype("float32")
 
 
-class Shuffling(keras.callbacks.Callback):
-    """Keras goes through the first batch, and through ends of epochs, in ways that differ between its backends."""
+def make_loader(batch_sampler=None, workers=0):
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
 
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
+    dataset = TensorDataset(*map(torch.from_numpy, make_data()))
+    if batch_sampler is None:
+        return DataLoader(dataset, SIZE)
+    context = "fork" if workers else None
+    return DataLoader(dataset, batch_sampler=batch_sampler, num_workers=workers, multiprocessing_context=context)
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.batches.shuffle()
 
-
-def make_model(case, model_class=keras.Model):
+def make_network(case, model_class=keras.Model):
     keras.utils.set_random_seed(5)
     keras.config.set_dtype_policy(case.dtype)
     inputs = keras.Input((6,))
@@ -114,47 +103,33 @@ def make_model(case, model_class=keras.Model):
     if case.batch_norm:
         x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dropout(0.2, seed=6)(keras.layers.Activation("relu")(x))
-    outputs = keras.layers.Dense(2, dtype="float32")(x)
-    return model_class(inputs, outputs)
+    return model_class(inputs, keras.layers.Dense(2, dtype="float32")(x))
 
 
 def make_rate(name):
-    schedules = keras.optimizers.schedules
     if name == "cosine":
-        return schedules.CosineDecay(0.01, EPOCHS * BATCHES, alpha=0.1)
-    return schedules.PiecewiseConstantDecay([3, 9, 16, 22], [0.02, 0.015, 0.01, 0.005, 0.003])
+        return keras.optimizers.schedules.CosineDecay(0.01, EPOCHS * BATCHES, alpha=0.1)
+    if name == "steps":
+        rates = [0.02, 0.015, 0.01, 0.005, 0.003]
+        return keras.optimizers.schedules.PiecewiseConstantDecay([3, 9, 16, 22], rates)
+    return 0.01
 
 
-def make_optimizer(name, rate):
-    if name == "sgd":
-        return keras.optimizers.SGD(rate, momentum=0.9)
-    if name == "fancy":
-        return keras.optimizers.AdamW(rate, weight_decay=0.01, global_clipnorm=0.5, use_ema=True)
-    return keras.optimizers.Adam(rate)
+def make_loss(**options):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
-def make_loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def class_weights(case):
-    return {0: 0.5, 1: 2.0} if case.weights == "class" else None
-
-
-def compiled(case, model):
-    rate = 0.01 if case.rate == "constant" else make_rate(case.rate)
-    optimizer = make_optimizer(case.optimizer, rate)
+def make_model(case, model_class=keras.Model):
+    """A compiled model."""
+    model, rate = make_network(case, model_class), make_rate(case.rate)
+    if case.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, gradient_accumulation_steps=case.accumulation)
+    elif case.optimizer == "fancy":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=0.01, global_clipnorm=0.5, use_ema=True)
+    else:
+        optimizer = keras.optimizers.Adam(rate)
     model.compile(optimizer, make_loss(), metrics=["accuracy"], **case.compiled)
     return model
-
-
-def finish(schedule, recorder, model):
-    return {
-        "visits": [tuple(visit[:5]) for visit in recorder.visits],
-        "weights": weights_of(model),
-        "threshold": schedule.threshold,
-        "epochs": [(summary.repeats, summary.threshold) for summary in recorder.summaries],
-    }
 
 
 def weights_of(model):
@@ -163,104 +138,164 @@ def weights_of(model):
     return np.concatenate([np.asarray(value, "float64").ravel() for value in values])
 
 
-def by_keras(case, epochs=EPOCHS, callbacks=(), **fit_options):
-    schedule, recorder = make_schedule(**case.options)
-    model = compiled(case, make_model(case))
-    attention = BatchAttention(model, schedule=schedule)
-    batches = Batches(case.weights)
-    data = batches
+def finish(schedule, recorder, model):
+    visits = [tuple(visit[:5]) for visit in recorder.visits]
+    epochs = [(summary.repeats, summary.threshold) for summary in recorder.summaries]
+    iterations = int(model.optimizer.iterations)
+    return Run(visits, epochs, iterations, weights_of(model).tobytes(), schedule.threshold)
 
-    def stream():
-        while True:
-            yield from (batches[index] for index in range(BATCHES))
-            batches.shuffle()
 
+def attended(case, model=None, **options):
+    """A model with attention to batches, and its recorder."""
+    schedule, recorder = make_schedule(**{**case.options, **options})
+    return BatchAttention(model or make_model(case), schedule=schedule), recorder
+
+
+def fit(attention, case, **options):
+    x, y = make_data()
+    options = {"epochs": EPOCHS, "shuffle": False, "verbose": 0, **options}
+    if case.data == "loader":
+        return attention.fit(make_loader(), **options).history
     if case.data == "stream":
-        data, fit_options = stream(), {"steps_per_epoch": BATCHES, **fit_options}
-    else:
-        callbacks = [*callbacks, Shuffling(batches)]
-    history = attention.fit(
-        data,
-        epochs=epochs,
-        callbacks=callbacks,
-        class_weight=class_weights(case),
-        shuffle=False,
-        verbose=0,
-        **fit_options,
-    )
-    run = finish(schedule, recorder, model)
-    run.update(history=history.history, iterations=int(model.optimizer.iterations), repeats=attention.repeats)
-    return run
+        batches = [(x[begin : begin + SIZE], y[begin : begin + SIZE]) for begin in range(0, SAMPLES, SIZE)]
+        stream = (batch for _ in range(EPOCHS + 1) for batch in batches)
+        return attention.fit(stream, steps_per_epoch=BATCHES, **options).history
+    if case.weights == "sample":
+        options["sample_weight"] = sample_weights()
+    if case.weights == "class":
+        options["class_weight"] = {0: 0.5, 1: 2.0}
+    return attention.fit(x, y, SIZE, **options).history
+
+
+def by_keras(case, **options):
+    """The run, the history, and the repeats by the attention's count."""
+    attention, recorder = attended(case)
+    history = fit(attention, case, **options)
+    return finish(attention.schedule, recorder, attention.model), history, attention.repeats
 
 
 def by_hand(case):
-    """A loop around ``decide``, with the learning rate set once a batch."""
+    """A loop around ``decide``, with the learning rate of the base batch."""
     schedule, recorder = make_schedule(**case.options)
-    model = make_model(case)
-    optimizer = make_optimizer(case.optimizer, 0.01)
-    if case.dtype == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(model.trainable_variables)
-    update = {"torch": torch_update, "jax": jax_update}[BACKEND](model, optimizer, make_loss(), case)
-    rate = None if case.rate == "constant" else make_rate(case.rate)
-    if rate is not None and BACKEND == "jax":
-        import jax
-
-        rate = jax.jit(rate)
-    batches, number = Batches(case.weights), 0
-    for _ in range(EPOCHS):
+    model, rate = make_model(replace(case, rate="constant")), make_rate(case.rate)
+    update = make_update(model, case)
+    if case.rate != "constant" and BACKEND == "jax":
+        rate = sys.modules["jax"].jit(rate)
+    x, y = make_data()
+    weights = {"sample": sample_weights(), "class": np.where(y == 0, 0.5, 2.0).astype("float32")}.get(case.weights)
+    for epoch in range(EPOCHS):
         for index in range(BATCHES):
-            x, y, *weights = batches[index]
-            if case.weights == "class":
-                weights = [np.where(y == 0, 0.5, 2.0).astype("float32")]
-            if rate is not None:
-                optimizer.learning_rate = float(rate(np.int32(number)))
-            while schedule.decide(update(x, y, *weights)) is Decision.REPEAT:
+            if case.rate != "constant":
+                model.optimizer.learning_rate = float(rate(np.int32(epoch * BATCHES + index)))
+            rows = slice(index * SIZE, (index + 1) * SIZE)
+            batch = [values[rows] for values in (x, y, weights) if values is not None]
+            while schedule.decide(update(*batch)[0]) is Decision.REPEAT:
                 pass
-            number += 1
-        batches.shuffle()
         schedule.end_epoch()
-    optimizer.finalize_variable_values(model.trainable_variables)
+    model.optimizer.finalize_variable_values(model.trainable_variables)
     return finish(schedule, recorder, model)
 
 
-def torch_update(model, optimizer, loss_fn, case):
+def make_update(model, case):
+    """An update by hand, from inputs, targets and weights; it returns the loss, and those of samples."""
+    if case.dtype == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
+        model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
+    model.optimizer.build(model.trainable_variables)
+    return {"torch": torch_update, "jax": jax_update}[BACKEND](model, model.optimizer, case)
+
+
+def torch_update(model, optimizer, case):
     import torch
+
+    loss_of, losses_of = make_loss(), make_loss(reduction="none")
 
     def update(*batch):
         x, y, *weights = map(torch.from_numpy, batch)
-        loss = loss_fn(y, model(x, training=True), *weights) + sum(model.losses)
+        predicted = model(x, training=True)
+        loss = loss_of(y, predicted, *weights) + sum(model.losses)
         model.zero_grad()
         optimizer.scale_loss(loss).backward()
         with torch.no_grad():
             optimizer.apply([variable.value.grad for variable in model.trainable_variables], model.trainable_variables)
-        return loss
+        return loss, losses_of(y, predicted).detach()
 
     return update
 
 
-def jax_update(model, optimizer, loss_fn, case):
+def jax_update(model, optimizer, case):
     import jax
 
-    def step(trainable, others, of_optimizer, x, y, *weights):
-        def loss_of(trainable):
-            predicted, after, losses = model.stateless_call(trainable, others, x, training=True, return_losses=True)
-            loss = loss_fn(y, predicted, *weights) + sum(losses)
-            with keras.StatelessScope(state_mapping=list(zip(optimizer.variables, of_optimizer, strict=True))):
-                return optimizer.scale_loss(loss), (loss, after)
+    loss_of, losses_of = make_loss(), make_loss(reduction="none")
 
-        gradients, (loss, after) = jax.grad(loss_of, has_aux=True)(trainable)
+    def step(trainable, others, of_optimizer, x, y, *weights):
+        def scaled(trainable):
+            predicted, after, losses = model.stateless_call(trainable, others, x, training=True, return_losses=True)
+            loss = loss_of(y, predicted, *weights) + sum(losses)
+            with keras.StatelessScope(state_mapping=list(zip(optimizer.variables, of_optimizer, strict=True))):
+                return optimizer.scale_loss(loss), (loss, predicted, after)
+
+        gradients, (loss, predicted, after) = jax.grad(scaled, has_aux=True)(trainable)
         trainable, of_optimizer = optimizer.stateless_apply(of_optimizer, gradients, trainable)
-        return loss, (trainable, after, of_optimizer)
+        return (loss, losses_of(y, predicted)), (trainable, after, of_optimizer)
 
     step = step if case.compiled.get("run_eagerly") else jax.jit(step)
 
     def update(*batch):
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        loss, state = step(*([variable.value for variable in part] for part in variables), *batch)
+        losses, state = step(*([variable.value for variable in part] for part in variables), *batch)
         for part, values in zip(variables, state, strict=True):
             for variable, value in zip(part, values, strict=True):
                 variable.assign(value)
-        return loss
+        return losses
 
     return update
+
+
+# Attention to samples
+
+
+def make_attention(**options):
+    """An attention, and its batches: indices, weights and losses that are reported."""
+    attention, batches = SampleAttention(SAMPLES, SIZE, **{"seed": 1, "weighted": True, **options}), []
+    report = attention.report
+
+    def note(losses):
+        batch = (attention.indices, attention.weights, np.asarray(losses).tolist())
+        weights = report(losses)
+        batches.append(batch)
+        return weights
+
+    attention.report = note
+    return attention, batches
+
+
+def make_rows(case, attention):
+    x, y = make_data()
+    return make_loader(attention, case.workers) if case.data == "loader" else lambda rows: (x[rows], y[rows])
+
+
+def finish_samples(batches, pruned, model):
+    return Run(batches, pruned, int(model.optimizer.iterations), weights_of(model).tobytes())
+
+
+def samples_by_keras(case, model=None, **options):
+    """The run, and the attention."""
+    attention, batches = make_attention(**case.options)
+    model = model or make_model(case)
+    options = {"epochs": EPOCHS, "verbose": 0, **options}
+    history = fit_samples(model, attention, make_rows(case, attention), **options).history
+    return finish_samples(batches, history["sample_attention_pruned"], model), attention
+
+
+def samples_by_hand(case):
+    attention, batches = make_attention(**case.options)
+    model, rows_of, pruned = make_model(case), make_rows(case, attention), []
+    update = make_update(model, case)
+    for _ in range(EPOCHS):
+        for batch in attention.attend(None if callable(rows_of) else rows_of):
+            x, y = map(np.asarray, rows_of(batch) if callable(rows_of) else batch)
+            _, losses = update(x, y, np.asarray(attention.weights, "float32"))
+            attention.report(np.asarray(losses))
+        pruned.append(attention.last_summary.pruned)
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    return finish_samples(batches, pruned, model), attention

@@ -1,26 +1,27 @@
 """The loop that a trainer is compared with: written by hand, around ``decide``; nothing of it is the package's."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.recorders import MemoryRecorder
+from tests.trainers.cases import EPOCHS, Case, Points, cross_entropy, make_network, make_optimizer
 
 
 @dataclass
 class Run:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         visits: Each: epoch, position of the window, visit, loss, decision.
         weights: All parameters and buffers, one after the other.
         threshold: In force at the end.
         epochs: Repeats and threshold of each.
-        rates: The learning rate of each update, if they were noted.
+        rates: The learning rate of each update.
     """
 
     visits: list[tuple]
@@ -39,82 +40,85 @@ class Run:
     def repeats(self):
         return sum(repeats for repeats, _ in self.epochs)
 
+    @property
+    def first_losses(self):
+        """The losses of first visits."""
+        return [visit[3] for visit in self.visits if visit[2] == 1]
+
+    def positions(self, epoch):
+        """The windows that were trained on in an epoch."""
+        return sorted({visit[1] for visit in self.visits if visit[0] == epoch})
+
 
 def make_schedule(**options) -> tuple[BatchAttentionSchedule, MemoryRecorder]:
-    """A schedule that repeats often, and what it was told."""
+    """A schedule that repeats often, and its recorder."""
     recorder = MemoryRecorder()
     options = {"k": 0.97, "max_visits": 4, "ranks": None, **options}
     return BatchAttentionSchedule(**options, recorders=[recorder]), recorder
 
 
+def weights_of(model):
+    return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
+
+
 def finish(schedule, recorder, model, rates=()) -> Run:
     """The run, once it is over."""
     visits = [tuple(visit[:5]) for visit in recorder.visits]
-    weights = torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
     epochs = [(summary.repeats, summary.threshold) for summary in recorder.summaries]
-    return Run(visits, weights, schedule.threshold, epochs, list(rates))
+    return Run(visits, weights_of(model), schedule.threshold, epochs, list(rates))
 
 
 def plain_loop(
     model: torch.nn.Module,
-    loss_of: Callable[[Any], torch.Tensor],
+    loss_of: Callable[..., torch.Tensor],
     optimizer: torch.optim.Optimizer,
     lr_scheduler: Any,
     loader: Iterable[Any],
+    case: Case,
     *,
-    epochs: int,
-    accumulation: int = 1,
-    autocast: Callable[[], Any] = nullcontext,
-    scaler: torch.amp.GradScaler | None = None,
-    clip: float | None = None,
-    divisor: Callable[[list[Any]], float] | None = None,
+    divisor: Callable[[list[Any]], float] = len,
     samples_of: Callable[[Any], int] = lambda batch: len(batch[0]),
+    items_of: Callable[[Any], Any] | None = None,
     max_windows: int | None = None,
-    **options: Any,
 ) -> Run:
     """Train as trainers do, and repeat each window while the decision is REPEAT.
 
     Args:
         model: In training mode.
-        loss_of: The mean loss of a batch.
-        optimizer: Its.
-        lr_scheduler: Stepped once a window; None for none.
+        loss_of: The mean loss of a batch; with ``items_of``, it also receives the window's items and divides by them.
+        optimizer: Of the model.
+        lr_scheduler: Stepped once a window.
         loader: Gone through once an epoch.
-        epochs: How many.
-        accumulation: Batches in a window; the last window of an epoch may have fewer.
-        autocast: Around the forward pass.
-        scaler: Of gradients.
-        clip: The gradients' greatest norm.
-        divisor: What a window's losses are divided by; None for ``accumulation``.
+        case: Accumulation, precision, clipping, and the options of the schedule.
+        divisor: What a window's losses are divided by.
         samples_of: How many samples a batch has.
+        items_of: How many items a batch has, if the window's loss is the sum of its batches'.
         max_windows: Stop after so many in all, without ending the epoch.
-        options: Of the schedule.
     """
-    schedule, recorder = make_schedule(**options)
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    rates, windows = [], 0
-    for _ in range(epochs):
+    schedule, recorder = make_schedule(**case.options)
+    scaler, rates, windows = case.scaler(), [], 0
+    for _ in range(EPOCHS):
         batches = list(loader)
-        for begin in range(0, len(batches), accumulation):
-            window = batches[begin : begin + accumulation]
+        for begin in range(0, len(batches), case.accumulation):
+            window = batches[begin : begin + case.accumulation]
+            items = () if items_of is None else (sum(map(items_of, window)),)
             decision = Decision.REPEAT
             while decision is Decision.REPEAT:
                 losses = []
                 optimizer.zero_grad()
                 for batch in window:
-                    with autocast():
-                        loss = loss_of(batch)
+                    with case.autocast():
+                        loss = loss_of(batch, *items)
                     losses.append((loss.item(), samples_of(batch)))
-                    scaler.scale(loss / (divisor(window) if divisor else accumulation)).backward()
+                    scaler.scale(loss if items else loss / divisor(window)).backward()
                 scaler.unscale_(optimizer)
-                if clip is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+                if case.clip:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip)
                 rates.append(optimizer.param_groups[0]["lr"])
                 scaler.step(optimizer)
                 scaler.update()
-                decision = schedule.decide(mean_of(losses))
-            if lr_scheduler is not None:
-                lr_scheduler.step()
+                decision = schedule.decide(sum(loss for loss, _ in losses) if items else mean_of(losses))
+            lr_scheduler.step()
             windows += 1
             if windows == max_windows:
                 return finish(schedule, recorder, model, rates)
@@ -131,3 +135,36 @@ def mean_of(losses: list[tuple[float, int]]) -> float:
         total += loss * weight
         samples += weight
     return total / samples
+
+
+def check_tail(whole: Run, resumed: Run, where: tuple[int, ...]) -> None:
+    """Check that a run which resumed at an epoch, a window and a visit is the tail of the whole one."""
+    tail = len(resumed.visits)
+    assert 0 < tail < len(whole.visits)
+    assert resumed.visits == whole.visits[-tail:]
+    assert resumed.visits[0][: len(where)] == where
+    assert resumed.rates == whole.rates[-tail:]
+    assert resumed.threshold == whole.threshold
+    assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
+    assert torch.equal(resumed.weights, whole.weights)
+
+
+def by_hand(case: Case, loader: Iterable[Any], *, step: Any = None, dtype: Any = None, **options: Any) -> Run:
+    """The plain loop's run of the network; ``step`` is what a user's step does to a batch."""
+    network = make_network(case).to(dtype)
+    optimizer, lr_scheduler = make_optimizer(network, case)
+    torch.manual_seed(6)
+    return plain_loop(
+        network,
+        lambda batch: cross_entropy(network, step(batch) if step else batch),
+        optimizer,
+        lr_scheduler,
+        loader,
+        case,
+        **options,
+    )
+
+
+def in_one_process(case: Case, _: Any = None, **options: Any) -> Run:
+    """The run of one process on the batches that two ranks have between them, in double precision."""
+    return by_hand(case, DataLoader(Points(56, torch.float64), 8), dtype=torch.float64, **options)

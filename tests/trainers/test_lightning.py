@@ -1,149 +1,395 @@
-"""Lightning with the callback, beside the plain loop around ``decide``: the same visits, losses and weights."""
+"""What is Lightning's own, with attention to batches."""
 
-import itertools
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from batch_sampler_attn.trainers.lightning import BatchAttention
-from tests.trainers.lightning_runs import (
-    EPOCHS,
-    MARKS,
-    Case,
-    by_hand,
-    by_lightning,
-    loss_of,
-    make_loader,
-    make_lr_scheduler,
-    make_network,
-    make_optimizer,
-    make_trainer,
-    module_class,
-)
-from tests.trainers.plain_loop import finish, make_schedule, plain_loop
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+from batch_sampler_attn.errors import OptionError, ProtocolError
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, SAMPLES, Case, Points, Resumable, make_loader
+from tests.trainers.plain_loop import make_schedule
+from tests.trainers.ranks import RANKS, on_ranks
 
 pytestmark = MARKS
 
-PRECISIONS = ("32-true", "bf16-mixed", "scaler")
-CLIPS = (None, 0.5)
-MATRIX = [
-    Case(accumulation=accumulation, precision=precision, clip=clip)
-    for accumulation, precision, clip in itertools.product((1, 2, 3), PRECISIONS, CLIPS)
-]
-# Each value with each other at least once.
-QUICK = [0, 3, 5, 7, 8, 10, 13, 14, 17]
+
+def train(lightning, case=None, callbacks=(), **methods):
+    """The run, the trainer and the module, which has some methods of its own."""
+    case = case or Case()
+    module = type("Mine", (lightning.Module,), methods)(case)
+    return *lightning.train(case, module=module, callbacks=callbacks), module
 
 
-def check(case):
-    run, trainer, _ = by_lightning(case)
-    expected = by_hand(case)
-    assert run == expected
-    assert run.repeats > 2
-    assert trainer.global_step == EPOCHS * -(-7 // case.accumulation)
+def plain(module):
+    """The class that ``train`` has added methods to."""
+    return type(module).__base__
 
 
-@pytest.mark.parametrize("case", [MATRIX[index] for index in QUICK], ids=str)
-def test_a_run_is_that_of_the_plain_loop(case):
-    check(case)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_every_run_is_that_of_the_plain_loop(case, optimizer, package):
-    check(Case(package, case.accumulation, case.precision, case.clip, optimizer))
+def test_both_packages_train_as_the_plain_loop_also_where_a_scaler_skips_updates(lightning, package):
+    case = Case(2, "scaler", scale=2.0**17, clip=0.5)
+    run, trainer = lightning.train(case, package=package)
+    assert run == lightning.by_hand(case)
+    assert run.repeats > 2
+    assert trainer.global_step == EPOCHS * case.windows
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("pytorch_lightning", 2, "bf16-mixed", 0.5),
-        Case(optimizer="sgd", batch_norm=True),
-        Case(accumulation=2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
-        Case(accumulation=3, options={"epoch_loss": "all", "max_visits": 2}),
-    ],
-    ids=str,
-)
-def test_so_is_a_run_of_another_kind(case):
-    check(case)
+# What is logged
 
 
-def test_a_schedule_that_never_repeats_leaves_training_as_it_is():
-    run, _, _ = by_lightning(Case(options={"max_visits": 1}))
-    module = module_class("lightning.pytorch")()
-    torch.manual_seed(6)
-    make_trainer().fit(module, make_loader())
-    assert torch.equal(
-        torch.cat([value.double().flatten() for value in module.network.state_dict().values()]), run.weights
-    )
+def test_what_lightning_logs_is_of_first_visits(lightning):
+    class Logging(lightning.Callback):
+        by_epoch, outputs = [], []
+
+        def on_after_backward(self, trainer, pl_module):
+            self.log("backwards", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+            self.outputs.append(outputs["loss"].item())
+
+        def on_train_epoch_end(self, trainer, *_):
+            self.by_epoch.append(float(trainer.callback_metrics["loss"]))
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": plain(self).training_step(self, batch, batch_idx), "size": len(batch[0])}
+
+    logging = Logging()
+    run, trainer, module = train(lightning, callbacks=[logging], training_step=training_step)
+    assert run == lightning.by_hand(Case())
+    assert logging.outputs == run.first_losses
+    for epoch, logged in enumerate(logging.by_epoch):
+        losses = run.first_losses[epoch * BATCHES :][:BATCHES]
+        assert logged == pytest.approx((8 * sum(losses[:-1]) + 4 * losses[-1]) / SAMPLES, rel=1e-6)
+    repeats, _ = run.epochs[-1]
+    assert repeats > 0
+    assert trainer.callback_metrics["backwards"] == BATCHES
+    assert trainer.callback_metrics["batch_attention/repeats"] == repeats
+    assert trainer.callback_metrics["batch_attention/threshold"] == pytest.approx(run.epochs[-1][1])
+    assert lightning.is_left_as_it_was(trainer)
+    assert "log" not in vars(module)
 
 
-def test_a_stream_without_a_length_is_no_different():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            inputs, targets = make_loader().dataset.tensors
-            return iter(list(zip(inputs, targets, strict=True)))
-
-    schedule, recorder = make_schedule()
-    module = module_class("lightning.pytorch")()
-    torch.manual_seed(6)
-    trainer = make_trainer(accumulate_grad_batches=2, callbacks=[BatchAttention(schedule=schedule)])
-    trainer.fit(module, DataLoader(Stream(), 8))
-    network = make_network()
-    optimizer = make_optimizer(network)
-    torch.manual_seed(6)
-    expected = plain_loop(
-        network,
-        lambda batch: loss_of(network, batch),
-        optimizer,
-        make_lr_scheduler(optimizer),
-        DataLoader(Stream(), 8),
-        epochs=EPOCHS,
-        accumulation=2,
-    )
-    assert finish(schedule, recorder, module.network, module.rates) == expected
-    assert expected.repeats > 2
-
-
-def test_what_lightning_logs_is_of_first_visits():
-    schedule, recorder = make_schedule()
-    by_epoch = []
-
-    class Module(module_class("lightning.pytorch")):
-        def on_train_epoch_end(self):
-            by_epoch.append(float(self.trainer.callback_metrics["loss"]))
-
-    module = Module()
-    trainer = make_trainer(callbacks=[BatchAttention(schedule=schedule)])
-    torch.manual_seed(6)
-    trainer.fit(module, make_loader())
-    for epoch, logged in enumerate(by_epoch):
-        losses = [visit.loss for visit in recorder.visits if visit.epoch == epoch and visit.visit == 1]
-        mean = (8 * sum(losses[:-1]) + 4 * losses[-1]) / 52
-        assert logged == pytest.approx(mean, rel=1e-6)
-    last = recorder.summaries[-1]
-    assert last.repeats > 0
-    assert trainer.callback_metrics["batch_attention/repeats"] == last.repeats
-    assert trainer.callback_metrics["batch_attention/threshold"] == pytest.approx(last.threshold)
-
-
-def test_nothing_is_logged_where_that_is_not_wanted():
-    callback = BatchAttention(log=False)
-    trainer = make_trainer(max_epochs=2, callbacks=[callback])
-    trainer.fit(module_class("lightning.pytorch")(), make_loader())
+def test_nothing_is_logged_where_that_is_not_wanted(lightning):
+    callback = lightning.BatchAttention(log=False)
+    trainer = lightning.make_trainer(max_epochs=2, callbacks=[callback])
+    trainer.fit(lightning.Module(), make_loader())
     assert set(trainer.callback_metrics) == {"loss"}
     assert callback.schedule.epoch == 2
 
 
-def test_the_trainer_is_left_as_it_was():
-    _, trainer, module = by_lightning(Case())
-    assert not {"training_step", "optimizer_step"} & set(vars(trainer.strategy))
-    assert "log" not in vars(module)
-    own = object()
-    vars(trainer.strategy)["training_step"] = own
-    trainer.fit_loop.max_epochs = 5
-    with pytest.raises(TypeError, match="not callable"):
-        trainer.fit(module, make_loader())
-    assert vars(trainer.strategy)["training_step"] is own
+# Checkpoints
+
+
+def test_a_checkpoint_without_the_callback_s_state_sets_no_threshold_in_mid_epoch(lightning, tmp_path):
+    steps = lightning.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    trainer = lightning.make_trainer(max_steps=3, callbacks=[steps], enable_checkpointing=True)
+    trainer.fit(lightning.Module(), Resumable())
+    run, _ = lightning.train(Case(), epochs=3, resume=lightning.checkpoint(tmp_path, 3))
+    # What remained of the first epoch is not in the record.
+    assert len(run.first_losses) == 2 * BATCHES
+    assert run.epochs[0] == (0, None)
+    assert len(run.epochs) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
+def test_a_checkpoint_that_is_evaluated_is_not_trained_on_from(lightning, tmp_path):
+    class Evaluated(lightning.Module):
+        def test_step(self, batch, batch_idx):
+            return torch.zeros(())
+
+    callback = lightning.BatchAttention()
+    trainer = lightning.make_trainer(max_epochs=2, callbacks=[callback])
+    trainer.fit(Evaluated(), make_loader())
+    trainer.save_checkpoint(tmp_path / "state.ckpt")
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(Evaluated(), make_loader())
+    trainer.test(Evaluated(), make_loader(), ckpt_path=tmp_path / "state.ckpt", verbose=False)
+    assert callback.schedule.epoch == 3
+
+
+# Updates and hooks of the user's
+
+
+def test_an_optimizer_step_of_the_user_s_is_made_once_a_window(lightning):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        self.steps = getattr(self, "steps", 0) + 1
+        optimizer.param_groups[0]["lr"] = 0.001 * self.steps
+        plain(self).optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)
+
+    run, trainer, module = train(lightning, Case(2), optimizer_step=optimizer_step)
+    assert module.steps == trainer.global_step == EPOCHS * 4
+    assert run.repeats > 0
+    assert len(module.rates) == EPOCHS * 4 + run.repeats
+    assert len(set(module.rates)) == EPOCHS * 4
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_closure_that_is_called_by_hand_makes_no_difference(lightning, accumulation):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        optimizer_closure()
+        optimizer.step()
+
+    run, *_ = train(lightning, Case(accumulation), optimizer_step=optimizer_step)
+    assert run == lightning.by_hand(Case(accumulation))
+
+
+def test_an_update_that_the_user_leaves_out_is_no_visit(lightning):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        if batch_idx in (3, 6):
+            optimizer_closure()
+        else:
+            plain(self).optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)
+
+    run, *_ = train(lightning, optimizer_step=optimizer_step)
+    assert [visit[1] for visit in run.visits if visit[2] == 1] == [0, 1, 2, 4, 5] * EPOCHS
+    assert len(run.epochs) == EPOCHS
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_that_the_step_leaves_out_is_no_visit(lightning):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in (0, 1, 4) else plain(self).training_step(self, batch, batch_idx)
+
+    run, *_ = train(lightning, Case(2), training_step=training_step)
+    assert {visit[1] for visit in run.visits} == {1, 2, 3}
+    assert len(run.epochs) == EPOCHS
+
+
+def test_an_optimizer_without_gradients_in_its_step_repeats_as_any(lightning):
+    class Plain(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure):
+            loss = closure()
+            super().step()
+            return loss
+
+    def configure_optimizers(self):
+        optimizer = Plain(self.parameters(), 0.1, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    run, *_ = train(lightning, configure_optimizers=configure_optimizers)
+    assert run == lightning.by_hand(Case(optimizer="sgd"))
+    assert run.repeats > 0
+
+
+def test_hooks_around_an_update_are_called_at_each(lightning):
+    calls = dict.fromkeys(("on_before_zero_grad", "on_after_backward", "on_before_optimizer_step"), 0)
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    counting = type("Counting", (lightning.Callback,), {name: count(name) for name in calls})()
+    run, trainer = lightning.train(Case(7), callbacks=[counting])
+    updates = EPOCHS + run.repeats
+    assert run.repeats > 0
+    assert list(calls.values()) == [updates, updates * BATCHES, updates]
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    assert progress.step.total.completed == progress.zero_grad.total.completed == EPOCHS
+
+
+# Copies of the module
+
+
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+def test_weights_are_averaged_over_epochs_as_without_repeats(lightning):
+    callbacks = import_module("lightning.pytorch.callbacks")
+    averaging = callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
+    run, _ = lightning.train(Case(batch_norm=True), callbacks=[averaging])
+    assert len(run.epochs) == EPOCHS
+    assert {visit[0] for visit in run.visits} == set(range(EPOCHS))
+    assert run.repeats > 0
+    assert int(averaging.n_averaged) == EPOCHS - 1
+
+
+def test_a_moving_average_is_updated_once_a_window(lightning):
+    callbacks = import_module("lightning.pytorch.callbacks")
+    if not hasattr(callbacks, "WeightAveraging"):
+        pytest.skip("came with Lightning 2.6")
+
+    class Counting(callbacks.WeightAveraging):
+        steps = ()
+
+        def should_update(self, step_idx=None, epoch_idx=None):
+            if step_idx is not None:
+                self.steps += (step_idx,)
+            return step_idx is not None
+
+    averaging = Counting()
+    run, trainer = lightning.train(Case(2), callbacks=[averaging])
+    assert run.repeats > 0
+    assert averaging.steps == tuple(range(trainer.global_step))
+
+
+# Ranks
+
+
+def decided_and_own_losses(rank, lightning):
+    """What was decided on, and the losses of this rank, whose batches are of 4 samples or of 2."""
+    losses = []
+
+    class Noting(lightning.Module):
+        def training_step(self, batch, batch_idx):
+            losses.append(super().training_step(batch, batch_idx))
+            return losses[-1]
+
+    recorder = make_schedule()[1]
+    callback = lightning.BatchAttention(k=0.9, max_visits=2, recorders=[recorder])
+    options = {"devices": RANKS, "strategy": "ddp", "use_distributed_sampler": False}
+    trainer = lightning.make_trainer(max_epochs=2, callbacks=[callback], **options)
+    size = 4 - 2 * rank
+    data = Points()
+    part = TensorDataset(data.inputs[: 5 * size], data.targets[: 5 * size])
+    trainer.fit(Noting(Case(optimizer="sgd")), DataLoader(part, size))
+    return [visit.loss for visit in recorder.visits], [loss.item() for loss in losses]
+
+
+def test_the_mean_over_ranks_is_that_over_their_samples(lightning, tmp_path):
+    (decided, first), (decided_too, second) = on_ranks(decided_and_own_losses, lightning, folder=tmp_path)
+    assert decided == decided_too
+    assert len(decided) > 10
+    assert decided == pytest.approx([(4 * mine + 2 * other) / 6 for mine, other in zip(first, second, strict=True)])
+
+
+# Refusals
+
+
+def refusal(lightning, loader=None, case=None, methods=None, **options):
+    """What fit raises, with the weights as they were."""
+    module = type("Mine", (lightning.Module,), methods or {})(case)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer = lightning.make_trainer(case, callbacks=[lightning.BatchAttention()], **options)
+    with pytest.raises(ProtocolError) as error:
+        trainer.fit(module, loader or make_loader())
+    assert all(map(torch.equal, module.parameters(), before))
+    assert lightning.is_left_as_it_was(trainer)
+    return str(error.value)
+
+
+class Perturbing(torch.optim.SGD):
+    """Trains on its batch twice in each step, as SAM does."""
+
+    def step(self, closure):
+        closure()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "accumulation", "words"),
+    [
+        (torch.optim.LBFGS, 1, "LBFGS trains several times for each batch"),
+        (Perturbing, 1, "Perturbing trains several times for each batch"),
+        (Perturbing, 2, "Perturbing trains several times for each batch"),
+    ],
+)
+def test_an_optimizer_that_trains_several_times_is_refused(lightning, optimizer, accumulation, words):
+    def configure_optimizers(self):
+        return optimizer(self.parameters(), 0.1)
+
+    text = refusal(lightning, case=Case(accumulation), methods={"configure_optimizers": configure_optimizers})
+    assert words in text
+    assert "Use an optimizer such as AdamW" in text
+
+
+def test_updates_that_are_made_elsewhere_are_refused(lightning):
+    text = refusal(lightning, methods={"automatic_optimization": False})
+    assert "Mine makes updates itself" in text
+    assert "Use automatic optimization with strategy='ddp'" in text
+    strategies = import_module("lightning.pytorch.strategies")
+
+    class Accumulating(strategies.SingleDeviceStrategy):
+        handles_gradient_accumulation = True
+
+    assert "Accumulating makes updates itself" in refusal(lightning, strategy=Accumulating("cpu"), accelerator="auto")
+
+
+def our_loader():
+    sampler = BatchAttentionSampler(RandomSampler(Points()), 8, schedule=BatchAttentionSchedule())
+    return DataLoader(Points(), batch_sampler=sampler)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+def test_a_loader_of_this_package_is_refused_in_a_collection_rebuilt_and_in_a_later_epoch(lightning):
+    attended = BatchAttentionSchedule().attend(make_loader())
+    assert "AttendedLoader" in refusal(lightning, {"first": [make_loader(), attended]})
+    assert "BatchAttentionSampler" in refusal(lightning, our_loader(), overfit_batches=3)
+
+    class Reloading(import_module("lightning.pytorch").LightningDataModule):
+        loads = 0
+
+        def train_dataloader(self):
+            self.loads += 1
+            return make_loader() if self.loads == 1 else our_loader()
+
+    callback = lightning.BatchAttention()
+    trainer = lightning.make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ProtocolError, match="BatchAttention repeats them, as windows with accumulate_grad_batches=n"):
+        trainer.fit(lightning.Module(), datamodule=Reloading())
+    assert trainer.global_step == BATCHES
+    assert callback.schedule.epoch == 1
+
+
+def test_ranks_are_the_user_s_word_where_the_callback_has_it(lightning, monkeypatch):
+    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
+    for options in ({}, {"ranks": None}):
+        trainer = lightning.make_trainer(max_epochs=2, callbacks=[lightning.BatchAttention(**options)])
+        trainer.fit(lightning.Module(), make_loader())
+    trainer = lightning.make_trainer(callbacks=[lightning.BatchAttention(ranks="refuse")])
+    with pytest.raises(ProtocolError, match=r"ranks=MeanOverRanks\(\)"):
+        trainer.fit(lightning.Module(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": 1.2, "schedule": BatchAttentionSchedule()}, "schedule= and also k; give these options to the schedule"),
+        ({"schedule": BatchAttentionSchedule(), "budget": 0.2, "ranks": None}, "and also budget, ranks"),
+        ({"k": BatchAttentionSchedule()}, "k is <BatchAttentionSchedule"),
+        ({"ranks": "mean"}, "ranks is 'mean'"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(lightning, options, words):
+    with pytest.raises(OptionError, match=words):
+        lightning.BatchAttention(**options)
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_a_class_among_the_callbacks_is_refused_as_the_trainer_is_made(lightning, package):
+    with pytest.raises(OptionError, match=r"has the class BatchAttention; give an instance: BatchAttention\(k=1.2\)"):
+        lightning.make_trainer(package=package, callbacks=[lightning.BatchAttention])
+
+
+def test_a_trial_is_not_warned_of(lightning):
+    trainer = lightning.make_trainer(max_epochs=1, fast_dev_run=True, callbacks=[lightning.BatchAttention()])
+    trainer.fit(lightning.Module(), make_loader())
+
+
+WITHOUT = """
+import sys
+import batch_sampler_attn
+names = {"lightning", "pytorch_lightning", "transformers", "accelerate", "keras", "torch"}
+assert not names & set(sys.modules)
+sys.modules.update(dict.fromkeys(names - {"torch"}))
+for name in sys.argv[1:]:
+    try:
+        __import__(f"batch_sampler_attn.trainers.{name}")
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_without_a_trainer_the_message_says_what_to_install():
+    names = ["lightning", "transformers", "keras"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *names], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"batch_sampler_attn.trainers.{name} needs {name}, which is not installed: "
+        f"pip install 'batch-sampler-attn[{name}]'"
+        for name in names
+    ]

@@ -1,271 +1,188 @@
-"""Attention to samples in Lightning is that of a plain loop, bit for bit, or refused with words."""
+"""Attention to samples in Lightning: what is refused, and what changes nothing."""
+
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
-from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
-from batch_sampler_attn.trainers.lightning import BatchAttention, SampleAttentionCallback
-from tests.trainers import in_processes
-from tests.trainers.forks import RANKS
-from tests.trainers.lightning_runs import MARKS, make_trainer
-from tests.trainers.lightning_samples import (
-    UPDATES,
-    Case,
-    Rows,
-    by_hand,
-    by_lightning,
-    make_attention,
-    make_loader,
-    module_class,
-)
+from tests.trainers.cases import BATCHES, MARKS, Case, Points, cross_entropy
+from tests.trainers.sample_loop import make_attention, make_sample_loader
 
-pytestmark = [
-    *MARKS,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forked workers
-    pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers"),
-]
-Module = module_class()
-BOTH = {"k": 1.2, "max_visits": 3}
-CASES = {
-    "prunes": Case(),
-    "prunes, unweighted": Case({"weighted": False}),
-    "pools": Case({"k": 1.2, "prune_probability": 0.0}),
-    "both, plain at the end": Case({**BOTH, "epochs": 4, "final_full_share": 0.3}, clip=0.5),
-    "its own epochs": Case({**BOTH, "updates": 5}),
-    "workers": Case(BOTH, workers=2),
-    "accumulation": Case(BOTH, accumulation=2),
-    "accumulation and workers": Case({"weighted": False}, workers=2, accumulation=3),
-    "bfloat16": Case(BOTH, precision="bf16-mixed"),
-    "scaler": Case(BOTH, precision="scaler", accumulation=2, clip=0.5),
-    "manual": Case(BOTH, is_manual=True),
-    "evaluations in mid-epoch": Case(BOTH, trainer={"val_check_interval": 3, "num_sanity_val_steps": 2}),
-    "loaded again": Case(BOTH, trainer={"reload_dataloaders_every_n_epochs": 1}),
-    "the other package": Case(BOTH, package="pytorch_lightning", accumulation=2),
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
+
+BOTH = {"k": 1.1, "max_visits": 3}
+
+
+def optimize_by_hand(self, batch, batch_idx):
+    loss = plain(self).training_step(self, batch, batch_idx)
+    optimizer, lr_scheduler = self.optimizers(), self.lr_schedulers()
+    self.rates.append(optimizer.param_groups[0]["lr"])
+    optimizer.zero_grad()
+    self.manual_backward(loss)
+    optimizer.step()
+    lr_scheduler.step()
+
+
+MANUAL = {
+    "automatic_optimization": False,
+    "training_step": optimize_by_hand,
+    "on_before_optimizer_step": lambda self, optimizer: None,
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_training_is_the_loop_by_hand(name):
-    case = CASES[name]
-    run, attention, trainer = by_lightning(case)
-    expected, by_loop = by_hand(case)
-    assert run == expected
-    assert attention.doses == by_loop.doses
-    assert (sum(by_loop.doses["pruned"]) > 0) == (case.options.get("prune_probability", 0.5) > 0)
-    assert (sum(by_loop.doses["pooled"]) > 0) == ("k" in case.options)
-    logged = {key: trainer.callback_metrics[f"sample_attention/{key}"] for key in ("pruned", "extra_updates")}
-    summary = by_loop.last_summary
-    assert logged == {"pruned": summary.pruned, "extra_updates": summary.extra_updates}
+@pytest.mark.parametrize(
+    ("trainer", "methods"),
+    [
+        ({"val_check_interval": 3, "num_sanity_val_steps": 2}, {}),
+        ({"reload_dataloaders_every_n_epochs": 1}, {}),
+        ({}, MANUAL),
+    ],
+    ids=["evaluations in mid-epoch", "loaded again", "manual"],
+)
+def test_a_training_is_the_loop_by_hand(lightning, trainer, methods):
+    case = Case(options=BOTH)
+    attention = make_attention(**case.options)
+    module = type("Mine", (lightning.SampleModule,), methods)(attention, case)
+    run = lightning.train_samples(replace(case, trainer=trainer), attention=attention, module=module)
+    assert run == lightning.samples_by_hand(case)
+    assert run.logs == {name: run.last[name] for name in ("pruned", "extra_updates")}
 
 
-# Processes
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    return in_processes.make("lightning_sample_processes", tmp_path_factory.mktemp("trainings"))
-
-
-def check_tail(whole, resumed):
-    assert 0 < len(resumed.visits) < len(whole.visits)
-    assert resumed.visits == whole.visits[-len(resumed.visits) :]
-    assert resumed.rates == whole.rates[-len(resumed.rates) :]
-    assert torch.equal(resumed.weights, whole.weights)
-
-
-@pytest.mark.parametrize(("name", "checkpoints"), [("batches", 10), ("windows", 5)])
-def test_a_killed_training_resumes_exactly_from_each_checkpoint(trainings, name, checkpoints):
-    whole, resumed = in_processes.load(trainings, name), list((trainings / name).glob("*.pt"))
-    assert len(resumed) == checkpoints
-    for file in resumed:
-        check_tail(whole, torch.load(file, weights_only=False))
-
-
-@pytest.mark.parametrize("rank", range(RANKS))
-def test_two_ranks_are_two_ranks_of_the_loop_by_hand_and_resume_exactly(trainings, rank):
-    by_loop = in_processes.load(trainings, f"hand-rank{rank}")
-    assert in_processes.load(trainings, f"whole-rank{rank}") == by_loop
-    for step in (3, 4):
-        check_tail(by_loop, in_processes.load(trainings, f"{step}-rank{rank}"))
-
-
-# What is refused
-
-
-def fit(attention, module_type=Module, ckpt_path=None, loader=None, **options):
-    callbacks = [SampleAttentionCallback(attention), *options.pop("callbacks", [])]
-    trainer, module = make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks), module_type(attention)
-    loader = attention.attend(make_loader(attention)) if loader is None else loader
-    trainer.fit(module, loader, DataLoader(Rows(), 16), ckpt_path=ckpt_path)
+def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, **options):
+    module = type("Mine", (lightning.SampleModule,), methods or {})(attention)
+    callbacks = [lightning.SampleAttentionCallback(attention), *options.pop("callbacks", [])]
+    trainer = lightning.make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks)
+    loader = attention.attend(make_sample_loader(attention, Case())) if loader is None else loader
+    trainer.fit(module, loader, DataLoader(Points(), 16), ckpt_path=ckpt_path)
     return trainer, module
 
 
-def mean(module, batch):
-    return nn.functional.cross_entropy(module.network(batch[0]), batch[1])
+def plain(module):
+    """The class that ``fit`` has added methods to."""
+    return type(module).__base__
 
 
-class Reduced(Module):
-    def training_step(self, batch, batch_idx):
-        return self.attention.weighted_mean(mean(self, batch))
+# A user's methods
 
 
-class Twice(Module):
-    def training_step(self, batch, batch_idx):
-        super().training_step(batch, batch_idx)
-        return super().training_step(batch, batch_idx)
+def unreported(self, batch, batch_idx):
+    return cross_entropy(self.network, batch)
 
 
-class Never(Module):
-    def training_step(self, batch, batch_idx):
-        return mean(self, batch)
+def twice(self, batch, batch_idx):
+    plain(self).training_step(self, batch, batch_idx)
+    return plain(self).training_step(self, batch, batch_idx)
 
 
-class NotTheLast(Module):
-    def training_step(self, batch, batch_idx):
-        return mean(self, batch) if batch_idx == UPDATES - 1 else super().training_step(batch, batch_idx)
+def not_the_last(self, batch, batch_idx):
+    return (unreported if batch_idx == BATCHES - 1 else plain(self).training_step)(self, batch, batch_idx)
 
 
-class Evaluating(Module):
-    def validation_step(self, batch, batch_idx):
-        self.training_step(batch, batch_idx)
+def iterating(self, dataloader_iter):
+    return plain(self).training_step(self, next(dataloader_iter)[0], 0)
 
 
-class SkippingTheRest(Module):
-    def on_train_batch_start(self, batch, batch_idx):
-        return -1 if batch_idx == 3 else None
+EVALUATING = {"validation_step": lambda self, batch, batch_idx: self.training_step(batch, batch_idx) and None}
+SKIPPING_THE_REST = {"on_train_batch_start": lambda self, batch, batch_idx: -1 if batch_idx == 3 else None}
 
-
-class Refined(Module):
-    def configure_optimizers(self):
-        return torch.optim.LBFGS(self.parameters())
-
-
-class Iterating(Module):
-    def training_step(self, dataloader_iter):
-        return super().training_step(next(dataloader_iter)[0], 0)
+# Loaders in place of the attention's own
 
 
 def beside(batches, mode):
-    def loader(attention):
-        other = DataLoader(range(batches))
-        return CombinedLoader({"own": attention.attend(make_loader(attention)), "other": other}, mode)
+    def loader(lightning, attention):
+        own = attention.attend(make_sample_loader(attention, Case()))
+        combined = import_module("lightning.pytorch.utilities").CombinedLoader
+        return combined({"own": own, "other": DataLoader(range(batches))}, mode)
 
     return loader
 
 
-def of_another(_):
-    other = make_attention()
-    return other.attend(make_loader(other))
+def plain_loader(lightning, attention):
+    return DataLoader(Points(), 8)
 
 
 NO_BATCH = "was used with no current batch of attention.attend"
-NOT_REPORTED = "the next batch was requested before"
 NOT_ITS_OWN = "Give it attention.attend"
 REFUSALS = {
-    # a module, a loader, options of the trainer, what the message says, and the losses that were reported
-    "plain loader": (Module, lambda _: DataLoader(Rows(), 8), {}, NO_BATCH, 0),
-    "not attended": (Module, make_loader, {}, NO_BATCH, 0),
-    "of another attention": (Module, of_another, {}, NO_BATCH, 0),
-    "no losses of a plain loader": (Never, lambda _: DataLoader(Rows(), 8), {}, NOT_ITS_OWN, 0),
-    "longer loader beside": (Module, beside(13, "max_size_cycle"), {}, "at batch 0 of 13, and .* at 0 of 7", 0),
-    "shorter loader beside": (Module, beside(3, "min_size"), {}, "at batch 0 of 3, and", 0),
-    "some batches": (Module, None, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
-    "the same batches": (Module, None, {"overfit_batches": 2}, "at batch 0 of 2, and", 0),
-    "reduced": (Reduced, None, {}, r'got losses of shape \(\); .* with reduction="none"', 0),
-    "twice": (Twice, None, {}, NO_BATCH, 1),
-    "never": (Never, None, {}, NOT_REPORTED, 0),
-    "not the last": (NotTheLast, None, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
-    "sanity check": (Evaluating, None, {}, NO_BATCH, 0),
-    "evaluation in mid-epoch": (Evaluating, None, {"num_sanity_val_steps": 0, "val_check_interval": 2}, NO_BATCH, 2),
-    "rest of an epoch skipped": (SkippingTheRest, None, {}, "at batch 0 of 7, and SampleAttention at 3 of 7", 3),
-    "LBFGS": (Refined, None, {}, NO_BATCH, 1),
-    "dataloader_iter": (Iterating, None, {}, NOT_ITS_OWN, 1),
-    "repeats beside": (Module, None, {"callbacks": [BatchAttention()]}, "holds AttendedSamples", 0),
+    # a module's methods, a loader, options of the trainer, what the message says, and the losses that were reported
+    "no losses of a plain loader": ({"training_step": unreported}, plain_loader, {}, NOT_ITS_OWN, 0),
+    "longer loader beside": ({}, beside(13, "max_size_cycle"), {}, "at batch 0 of 13, and .* at 0 of 7", 0),
+    "shorter loader beside": ({}, beside(3, "min_size"), {}, "at batch 0 of 3, and", 0),
+    "some batches": ({}, None, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
+    "twice": ({"training_step": twice}, None, {}, NO_BATCH, 1),
+    "not the last": ({"training_step": not_the_last}, None, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
+    "evaluation in mid-epoch": (
+        EVALUATING,
+        None,
+        {"num_sanity_val_steps": 0, "val_check_interval": 2},
+        NO_BATCH,
+        2,
+    ),
+    "rest of an epoch skipped": (SKIPPING_THE_REST, None, {}, "at batch 0 of 7, and SampleAttention at 3 of 7", 3),
+    "dataloader_iter": ({"training_step": iterating}, None, {}, NOT_ITS_OWN, 1),
+    "repeats beside": ({}, None, {"repeats": True}, "holds AttendedSamples", 0),
 }
 
 
 @pytest.mark.filterwarnings("ignore:(You are using|Found) (the )?`dataloader_iter`")
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_exact_is_refused(name):
-    module_type, loader, options, words, reported = REFUSALS[name]
+def test_what_cannot_be_exact_is_refused(lightning, name):
+    methods, loader, options, words, reported = REFUSALS[name]
+    options = {"callbacks": [lightning.BatchAttention()]} if options.get("repeats") else options
     attention = make_attention()
     with pytest.raises((ProtocolError, LossError), match=words):
-        fit(attention, module_type, loader=loader and loader(attention), **options)
+        fit(lightning, attention, loader and loader(lightning, attention), methods=methods, **options)
     assert (attention.epoch, attention.updates) == (0, reported)
 
 
-def test_data_that_grew_are_refused_as_the_next_epoch_begins():
-    rows, attention = Rows(), make_attention()
-
-    class Growing(Callback):
-        def on_train_epoch_end(self, *_):
-            rows.inputs = torch.cat([rows.inputs, rows.inputs[:1]])
-
-    loader = attention.attend(make_loader(attention, data=rows))
-    with pytest.raises(ProtocolError, match="the dataset has 53 samples, not 52"):
-        fit(attention, loader=loader, callbacks=[Growing()])
-    assert (attention.epoch, attention.updates) == (1, 0)
+# Checkpoints, and trials
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(tmp_path):
+def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_path):
     attention = make_attention()
-    steps = ModelCheckpoint(tmp_path, "checkpoint", every_n_train_steps=10, enable_version_counter=False)
-    fit(attention, max_steps=10, callbacks=[steps], enable_checkpointing=True)
-    checkpoint = tmp_path / "checkpoint.ckpt"
+    steps = lightning.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10)
+    fit(lightning, attention, max_steps=10, callbacks=[steps], enable_checkpointing=True)
+    checkpoint = lightning.checkpoint(tmp_path, 10)
     with pytest.raises(ProtocolError, match="at batch 0 of 7, and SampleAttention at 3 of 7"):
-        fit(attention)
+        fit(lightning, attention)
     # Written without the callback, it says nothing of the attention.
     states = torch.load(checkpoint, weights_only=True)
     saved = states["callbacks"].pop("SampleAttentionCallback")
     torch.save(states, tmp_path / "without")
     with pytest.raises(ProtocolError, match="at batch 3 of 7, and SampleAttention at 0 of 7"):
-        fit(make_attention(), ckpt_path=tmp_path / "without")
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "without")
     states["callbacks"]["SampleAttentionCallback"] = {**saved, 1: saved[0]}
     torch.save(states, tmp_path / "two ranks")
     with pytest.raises(StateError, match="has 2 ranks, here are 1; use as many"):
-        fit(make_attention(), ckpt_path=tmp_path / "two ranks")
-    resumed = make_attention()
-    trainer, module = fit(resumed, ckpt_path=checkpoint)
-    assert (trainer.global_step, resumed.epoch, len(module.run.visits)) == (2 * UPDATES, 2, 4)
-
-
-def test_a_checkpoint_that_is_evaluated_changes_nothing(tmp_path):
-    attention = make_attention()
-    trainer, module = fit(attention, max_steps=10)
-    trainer.save_checkpoint(tmp_path / "checkpoint")
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "two ranks")
+    # Loaded for an evaluation, it changes nothing.
     other = make_attention(seed=9)
-    make_trainer(callbacks=[SampleAttentionCallback(other)]).validate(
-        module, DataLoader(Rows(), 16), ckpt_path=tmp_path / "checkpoint"
-    )
+    trainer = lightning.make_trainer(callbacks=[lightning.SampleAttentionCallback(other)])
+    trainer.validate(lightning.SampleModule(other), DataLoader(Points(), 16), ckpt_path=checkpoint, verbose=False)
     assert other.state_dict() == make_attention(seed=9).state_dict()
+    resumed = make_attention()
+    trainer, _ = fit(lightning, resumed, ckpt_path=checkpoint)
+    assert (trainer.global_step, resumed.epoch, len(resumed.batches)) == (2 * BATCHES, 2, 4)
 
 
-@pytest.mark.parametrize("options", [{"fast_dev_run": 2}, {"callbacks": [LearningRateFinder(num_training_steps=10)]}])
-def test_trials_train_as_they_do_without_attention(options, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    class WithRate(Module):
-        lr = 0.01
-
+def test_trials_train_as_they_do_without_attention(lightning, tmp_path, monkeypatch):
     attention = make_attention()
-    _, module = fit(attention, WithRate, **options)
-    if "callbacks" in options:
-        # The finder puts all back to where it was.
-        expected = make_attention()
-        _, plain = fit(expected, WithRate)
-        assert module.run.visits[10:][0][0] == plain.run.visits[0][0]
-        assert (attention.epoch, attention.updates, len(module.run.visits)) == (2, 0, 10 + 2 * UPDATES)
-    else:
-        assert (attention.epoch, attention.updates) == (0, 2)
+    fit(lightning, attention, fast_dev_run=2)
+    assert (attention.epoch, attention.updates) == (0, 2)
+    # The finder of a learning rate puts all back to where it was.
+    monkeypatch.chdir(tmp_path)
+    finder = import_module("lightning.pytorch.callbacks").LearningRateFinder(num_training_steps=10)
+    attention, expected = make_attention(), make_attention()
+    fit(lightning, attention, methods={"lr": 0.01}, callbacks=[finder])
+    fit(lightning, expected)
+    assert attention.batches[10][:2] == expected.batches[0][:2]
+    assert (attention.epoch, attention.updates, len(attention.batches)) == (2, 0, 10 + 2 * BATCHES)
 
 
-def test_two_attentions_in_a_trainer_are_refused():
+def test_two_attentions_in_a_trainer_are_refused(lightning):
+    callbacks = [lightning.SampleAttentionCallback(make_attention()) for _ in range(2)]
     with pytest.raises(RuntimeError, match="more than one stateful callback"):
-        make_trainer(callbacks=[SampleAttentionCallback(make_attention()) for _ in range(2)])
+        lightning.make_trainer(callbacks=callbacks)

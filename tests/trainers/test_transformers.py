@@ -1,298 +1,137 @@
-"""A Trainer with the mixin, beside the plain loop around ``decide``: the same visits, losses and weights."""
+"""What is transformers' own, with attention to batches."""
 
-import itertools
+import json
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_pt_utils import LabelSmoother
+from torch.utils.data import DataLoader
 
-from batch_sampler_attn.schedule import passes_of
+from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, Case
 from tests.trainers.plain_loop import make_schedule
-from tests.trainers.transformers_runs import (
-    BATCHES,
-    EPOCHS,
-    MARKS,
-    Case,
-    MyTrainer,
-    by_hand,
-    by_items,
-    by_trainer,
-    make_arguments,
-    make_dataset,
-    make_model,
-)
+from tests.trainers.ranks import on_ranks
 
 pytestmark = MARKS
 
-MODELS = ("classifier", "gpt2")
-PRECISIONS = ("fp32", "bf16", "scaler")
-CLIPS = (0.0, 0.5)
-MATRIX = [
-    Case(model, accumulation, precision, clip)
-    for model, accumulation, precision, clip in itertools.product(MODELS, (1, 2, 3), PRECISIONS, CLIPS)
-]
-# Each value with each other at least once; of GPT-2, which takes longer, one for each accumulation.
-QUICK = [0, 3, 5, 7, 8, 10, 13, 14, 17, 18 + 3, 18 + 10, 18 + 12]
+CONSTANT = {"lr_scheduler_type": "constant"}
 
 
-def check(case, folder):
-    run, trainer = by_trainer(case, folder)
-    expected = (by_items if case.model == "gpt2" else by_hand)(case, folder)
-    assert run == expected
-    assert run.repeats > 2
-    assert trainer.state.global_step == EPOCHS * -(-BATCHES // case.accumulation)
+def train(transformers, case, folder, options=None, **methods):
+    """The run, and the trainer, which has some methods of its own."""
+    return transformers.train(case, folder, with_methods(transformers, **methods), options=options)
 
 
-@pytest.mark.parametrize("case", [MATRIX[index] for index in QUICK], ids=str)
-def test_a_run_is_that_of_the_plain_loop(case, tmp_path):
-    check(case, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_every_run_is_that_of_the_plain_loop(case, optimizer, tmp_path):
-    arguments = {"optim": optimizer, **({"learning_rate": 0.1} if optimizer == "sgd" else {})}
-    check(Case(case.model, case.accumulation, case.precision, case.clip, arguments=arguments), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(accumulation=2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
-        Case(accumulation=3, options={"epoch_loss": "all", "max_visits": 2}),
-        Case(arguments={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
-    ],
-    ids=str,
-)
-def test_so_is_a_run_of_another_kind(case, tmp_path):
-    check(case, tmp_path)
-
-
-def test_a_schedule_that_never_repeats_leaves_training_as_it_is(tmp_path):
-    run, _ = by_trainer(Case(options={"max_visits": 1}), tmp_path)
-    model = make_model("classifier")
-    trainer = Trainer(model=model, args=make_arguments(Case(), tmp_path), train_dataset=make_dataset("classifier"))
-    torch.manual_seed(6)
-    trainer.train()
-    assert torch.equal(torch.cat([value.double().flatten() for value in model.state_dict().values()]), run.weights)
-
-
-def test_a_stream_without_a_length_is_no_different(tmp_path):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            dataset = make_dataset("classifier")
-            return iter([dataset[index] for index in range(48)])
-
-    case = Case(accumulation=2, arguments={"max_steps": EPOCHS * 3})
-    run, trainer = by_trainer(case, tmp_path, of_a_stream(Stream()))
-    batches = list(Stream())
-    loader = [
-        {name: torch.stack([sample[name] for sample in batches[begin : begin + 8]]) for name in ("inputs", "labels")}
-        for begin in range(0, 48, 8)
-    ]
-
-    class Drawing:
-        """Draws a number as an epoch begins, as a DataLoader does."""
-
-        def __iter__(self):
-            torch.empty((), dtype=torch.int64).random_()
-            return iter(loader)
-
-    expected = by_hand(case, tmp_path, loader=Drawing())
-    # Whether the stream is over where the trainer stops, it does not know.
-    assert run.visits == expected.visits
-    assert torch.equal(run.weights, expected.weights)
-    assert run.epochs == expected.epochs[:-1]
-    assert trainer.state.global_step == EPOCHS * 3
-
-
-def of_a_stream(dataset):
-    class OfAStream(MyTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{**kwargs, "train_dataset": dataset})
-
-    return OfAStream
+def with_methods(transformers, **methods):
+    return type("Mine", (transformers.MyTrainer,), methods)
 
 
 # Losses
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_label_smoothing_is_in_the_loss(accumulation, tmp_path):
-    case = Case(accumulation=accumulation, arguments={"label_smoothing_factor": 0.1})
-    smooth = LabelSmoother(0.1)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, model="gpt2"),
+        pytest.param(Case(1, "scaler", clip=0.5, model="gpt2"), marks=pytest.mark.slow),
+        pytest.param(Case(3, "bf16", model="gpt2", clip=0.5), marks=pytest.mark.slow),
+        Case(trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
+        Case(2, model="network", trainer={"num_train_epochs": 2.5}),
+    ],
+    ids=str,
+)
+def test_a_run_is_that_of_the_plain_loop(transformers, case, tmp_path):
+    epochs = case.trainer.get("num_train_epochs", EPOCHS)
+    run, _ = transformers.train(case, tmp_path, epochs=epochs)
+    windows = int(epochs * case.windows) if epochs != EPOCHS else None
+    assert run == transformers.by_hand(case, tmp_path, max_windows=windows)
+    assert run.repeats > 0
 
-    def loss_of(model, batch):
+
+def smoothed(model, batch, items=None):
+    smooth = import_module("transformers.trainer_pt_utils").LabelSmoother(0.1)
+    if items is None:
         return smooth(model(batch["inputs"]), batch["labels"])
-
-    run, _ = by_trainer(case, tmp_path)
-    assert run == by_hand(case, tmp_path, loss_of)
-    assert run.repeats > 2
+    outputs = model(input_ids=batch["input_ids"], num_items_in_batch=items)
+    return smooth(outputs, batch["labels"], shift_labels=True, num_items_in_batch=items)
 
 
-def test_label_smoothing_over_tokens_is_in_the_loss(tmp_path):
-    case = Case("gpt2", 2, arguments={"label_smoothing_factor": 0.1})
-    smooth = LabelSmoother(0.1)
-
-    def loss_of(model, batch, items):
-        outputs = model(input_ids=batch["input_ids"], num_items_in_batch=items)
-        return smooth(outputs, batch["labels"], shift_labels=True, num_items_in_batch=items)
-
-    run, _ = by_trainer(case, tmp_path)
-    assert run == by_items(case, tmp_path, loss_of)
-    assert run.repeats > 2
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_compute_loss_of_the_user_s_is_what_is_decided_on(accumulation, tmp_path):
-    class Weighted(MyTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs = model(inputs["inputs"])
-            loss = weighted(outputs["logits"], inputs.pop("labels"))
-            return (loss, outputs) if return_outputs else loss
-
-    case = Case(accumulation=accumulation)
-    run, _ = by_trainer(case, tmp_path, Weighted)
-    assert run == by_hand(
-        case, tmp_path, lambda model, batch: weighted(model(batch["inputs"])["logits"], batch["labels"])
-    )
-    assert run.repeats > 2
-
-
-def weighted(logits, labels):
-    return nn.functional.cross_entropy(logits, labels, weight=torch.tensor([1.0, 3.0]))
-
-
-@pytest.mark.parametrize("is_scaled", [True, False])
-def test_a_compute_loss_that_is_told_of_tokens_says_whether_it_divides_by_them(is_scaled, tmp_path):
-    class Squared(MyTrainer):
-        loss_is_scaled_for_ga = is_scaled
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return squared(model, inputs, num_items_in_batch if is_scaled else None)
-
-    case = Case("gpt2", 2)
-    run, _ = by_trainer(case, tmp_path, Squared)
-    by_it = by_items if is_scaled else by_hand
-    assert run == by_it(case, tmp_path, squared)
-    assert run.repeats > 2
+def weighted(model, batch):
+    logits = model(batch["inputs"])["logits"]
+    return nn.functional.cross_entropy(logits, batch["labels"], weight=torch.tensor([1.0, 3.0]))
 
 
 def squared(model, batch, items=None):
     return model(**batch, num_items_in_batch=items)["loss"] ** 2
 
 
-def test_a_loss_function_of_the_user_s_is_what_is_decided_on(tmp_path):
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        logits, targets = outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        return nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
-
-    case = Case("gpt2", 2)
-    run, _ = by_trainer(case, tmp_path, options={"compute_loss_func": compute_loss})
-    expected = by_items(
-        case,
-        tmp_path,
-        lambda model, batch, items: compute_loss(
-            model(input_ids=batch["input_ids"], num_items_in_batch=items), batch["labels"], items
-        ),
-    )
-    assert run == expected
-    assert run.repeats > 2
-
-
-@pytest.mark.parametrize("accumulation", [2, 3])
-def test_a_model_that_takes_means_whatever_it_is_told_has_means_decided_on(accumulation, tmp_path):
-    # The trainer adds them up all the same: were their sum decided on, an epoch's partial window would look low.
-    case = Case("bert", accumulation, options={"k": 0.9})
-    run, _ = by_trainer(case, tmp_path)
-    assert run == by_hand(case, tmp_path, divisor=lambda window: 1)
-    assert run.repeats > 2
-    assert all(visit[3] < 1.0 for visit in run.visits)
-
-
-def test_so_has_a_loss_function_that_takes_means(tmp_path):
-    def compute_loss(outputs, labels, num_items_in_batch=None):
-        return nn.functional.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-    case = Case("gpt2", 3)
-    run, _ = by_trainer(case, tmp_path, options={"compute_loss_func": compute_loss})
-    expected = by_hand(
-        case,
-        tmp_path,
-        lambda model, batch: compute_loss(model(input_ids=batch["input_ids"]), batch["labels"]),
-        divisor=lambda window: 1,
-    )
-    assert run == expected
-    assert run.repeats > 2
-
-
-def test_a_training_step_of_the_user_s_is_made_at_each_visit(tmp_path):
-    class Counting(MyTrainer):
-        steps = 0
-
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            self.steps += 1
-            inputs["inputs"] = 2 * inputs["inputs"]
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    run, trainer = by_trainer(Case(accumulation=2), tmp_path, Counting)
-    assert run == by_hand(
-        Case(accumulation=2), tmp_path, lambda model, batch: model(2 * batch["inputs"], batch["labels"])["loss"]
-    )
-    assert trainer.steps > EPOCHS * BATCHES
-
-
-def test_a_step_that_scales_its_loss_in_place_has_it_decided_on_as_it_was(tmp_path):
-    class Scaling(MyTrainer):
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            model.train()
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-            loss.mul_(0.5).backward()
-            return loss.detach()
-
-    run, _ = by_trainer(Case(), tmp_path, Scaling)
-    assert run == by_hand(Case(), tmp_path, divisor=lambda window: 2)
-    assert run.repeats > 2
-
-
-def test_what_a_class_says_of_its_loss_is_not_looked_into(tmp_path):
-    class Halved(MyTrainer):
-        loss_is_scaled_for_ga = True
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return halved(model, inputs)
-
-    case = Case("gpt2", 2)
-    run, _ = by_trainer(case, tmp_path, Halved)
-    assert run == by_items(case, tmp_path, halved)
-    assert run.repeats > 2
-
-
 def halved(model, batch, items=None):
     return model(**batch)["loss"] / 2
 
 
-@pytest.mark.parametrize("is_divided", [True, False])
-def test_a_compute_loss_that_does_not_say_what_it_divides_by_is_asked(is_divided, tmp_path):
-    class Own(MyTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return squared(model, inputs, num_items_in_batch if is_divided else None)
+def computing(loss_of, *, passes_items=True):
+    """A trainer's methods, with a ``compute_loss`` of the user's."""
 
-    case = Case("gpt2", 2)
-    run, _ = by_trainer(case, tmp_path, Own)
-    if is_divided:
-        assert run == by_items(case, tmp_path, squared)
-    else:
-        assert run == by_hand(case, tmp_path, squared, divisor=lambda window: 1)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        items = (num_items_in_batch,) if passes_items else ()
+        return loss_of(model, inputs, *items)
+
+    return {"compute_loss": compute_loss}
+
+
+SMOOTHED = {"label_smoothing_factor": 0.1}
+GPT2 = Case(2, model="gpt2")
+IGNORES = computing(squared, passes_items=False)
+LOSSES = {
+    # a case, the trainer's methods, the same loss by hand, and how it is divided by hand
+    "smoothed": (Case(2, trainer=SMOOTHED), {}, smoothed, len),
+    "smoothed, by tokens": (Case(2, model="gpt2", trainer=SMOOTHED), {}, smoothed, "items"),
+    "own": (Case(3), computing(weighted, passes_items=False), weighted, len),
+    "says that it divides": (GPT2, {**computing(squared), "loss_is_scaled_for_ga": True}, squared, "items"),
+    "says that it does not": (GPT2, {**IGNORES, "loss_is_scaled_for_ga": False}, squared, len),
+    "says so wrongly": (GPT2, {**computing(halved), "loss_is_scaled_for_ga": True}, halved, "items"),
+    # The trainer adds up means all the same: were their sum decided on, an epoch's partial window would look low.
+    "divides": (GPT2, computing(squared), squared, "items"),
+    "does not divide": (GPT2, IGNORES, squared, None),
+    "a model's mean": (Case(3, model="counted"), {}, None, None),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "smoothed" or "says" in name)) for name in LOSSES]
+)
+def test_the_loss_that_is_minimized_is_decided_on(transformers, name, tmp_path):
+    case, methods, loss_of, divisor = LOSSES[name]
+    run, _ = train(transformers, case, tmp_path, **methods)
+    by_items = {"items_of": transformers.tokens_in} if divisor == "items" else {}
+    by_items = by_items or {"divisor": divisor or (lambda window: 1)}
+    assert run == transformers.by_hand(case, tmp_path, loss_of, **by_items)
     assert run.repeats > 2
 
 
-def test_an_answer_holds_for_one_training_alone(tmp_path):
-    class Told(nn.Module):
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_a_loss_function_of_the_user_s_is_what_is_decided_on(transformers, is_divided, tmp_path):
+    def compute_loss(outputs, labels, num_items_in_batch=None):
+        logits, targets = outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        if not is_divided:
+            return nn.functional.cross_entropy(logits, targets)
+        return nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+    def loss_of(model, batch, items=None):
+        return compute_loss(model(input_ids=batch["input_ids"], num_items_in_batch=items), batch["labels"], items)
+
+    case = Case(3, model="gpt2")
+    run, _ = train(transformers, case, tmp_path, options={"compute_loss_func": compute_loss})
+    by_items = {"items_of": transformers.tokens_in} if is_divided else {"divisor": lambda window: 1}
+    assert run == transformers.by_hand(case, tmp_path, loss_of, **by_items)
+    assert run.repeats > 2
+
+
+def test_an_answer_holds_for_one_training_alone(transformers, tmp_path):
+    class Asked(nn.Module):
         """Notes whether the number of items is there to be asked about."""
 
         def __init__(self):
@@ -304,108 +143,258 @@ def test_an_answer_holds_for_one_training_alone(tmp_path):
             self.asked.append(num_items_in_batch.requires_grad)
             return {"loss": nn.functional.cross_entropy(self.layer(inputs), labels)}
 
-    model = Told()
-    arguments = make_arguments(Case(accumulation=2), tmp_path, num_train_epochs=2)
-    schedule = make_schedule(max_visits=1)[0]
-    trainer = MyTrainer(model=model, args=arguments, train_dataset=make_dataset("classifier"), schedule=schedule)
+    model, (schedule, _) = Asked(), make_schedule(max_visits=1)
+    arguments = {"num_train_epochs": 2}
+    trainer = transformers.make_trainer(Case(2), tmp_path, arguments=arguments, model=model, schedule=schedule)
     for _ in range(2):
         trainer.train()
         assert model.asked == [True] + 13 * [False]
         model.asked.clear()
 
 
-# What is counted, and told
+def test_a_step_that_scales_its_loss_in_place_has_it_decided_on_as_it_was(transformers, tmp_path):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss.mul_(0.5).backward()
+        return loss.detach()
+
+    run, _ = train(transformers, Case(), tmp_path, training_step=training_step)
+    assert run == transformers.by_hand(Case(), tmp_path, divisor=lambda window: 2)
+    assert run.repeats > 2
 
 
-def test_a_second_training_counts_its_own_repeats(tmp_path):
-    run, trainer = by_trainer(Case(), tmp_path)
-    assert run.repeats > 0
-    recorder = passes_of(trainer.schedule).recorders[0]
+# What is counted and logged
+
+
+def test_what_is_logged_is_of_first_visits_with_repeats_and_threshold(transformers, tmp_path):
+    schedule, recorder = make_schedule()
+    run, trainer = transformers.train(
+        Case(), tmp_path, schedule=(schedule, recorder), logging_strategy="steps", logging_steps=1
+    )
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    visits = {visit[:2]: visit[2] for visit in run.visits}  # the last is the count
+    assert [entry["loss"] for entry in logs] == run.first_losses
+    assert [entry["batch_attention/repeats"] for entry in logs] == [count - 1 for count in visits.values()]
+    assert "batch_attention/threshold" not in logs[0]
+    # An epoch's last line has the threshold that the epoch has set.
+    in_force = [threshold for _, threshold in run.epochs[1:]] + [run.threshold]
+    assert [entry["batch_attention/threshold"] for entry in logs[BATCHES - 1 :: BATCHES]] == in_force
+    # A second training counts its own.
     recorder.summaries.clear()
-    trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 1
     trainer.train()
     logged = [entry["batch_attention/repeats"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(logged) == sum(summary.repeats for summary in recorder.summaries)
 
 
-def test_what_is_logged_is_of_first_visits_with_repeats_and_threshold(tmp_path):
-    run, trainer = by_trainer(Case(), tmp_path, logging_strategy="steps", logging_steps=1)
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    firsts = [visit for visit in run.visits if visit[2] == 1]
-    assert [entry["loss"] for entry in logs] == [visit[3] for visit in firsts]
-    assert [entry["batch_attention/repeats"] for entry in logs] == [count - 1 for count in visit_counts_of(run.visits)]
-    assert "batch_attention/threshold" not in logs[0]
-    # An epoch's last line has the threshold that the epoch has set.
-    in_force = [threshold for _, threshold in run.epochs[1:]] + [run.threshold]
-    assert [entry["batch_attention/threshold"] for entry in logs[BATCHES - 1 :: BATCHES]] == in_force
-
-
-def visit_counts_of(visits):
-    counts = {}
-    for epoch, window, visit, *_ in visits:
-        counts[epoch, window] = visit
-    return list(counts.values())
-
-
-def test_an_evaluation_between_is_no_visit_and_logs_nothing_of_it(tmp_path):
-    class Evaluated(MyTrainer):
-        def evaluate(self, *args, **kwargs):
-            # Its loader draws from the generator that dropout is drawn from.
-            with torch.random.fork_rng():
-                return super().evaluate(*args, **kwargs)
-
-    run, trainer = by_trainer(
-        Case(accumulation=2),
-        tmp_path,
-        Evaluated,
-        options={"eval_dataset": make_dataset("classifier")},
-        eval_strategy="steps",
-        eval_steps=1,
+def test_an_evaluation_between_is_no_visit_and_logs_nothing_of_it(transformers, tmp_path):
+    # Its loader draws from the generator that dropout is drawn from.
+    case = Case(2, dropout=0.0)
+    run, trainer = transformers.train(
+        case, tmp_path, options={"eval_dataset": transformers.make_dataset(case)}, eval_strategy="steps", eval_steps=1
     )
-    assert run == by_hand(Case(accumulation=2), tmp_path)
+    assert run == transformers.by_hand(case, tmp_path)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluations) == EPOCHS * 4
     assert not any("batch_attention/repeats" in entry for entry in evaluations)
 
 
-def test_callbacks_around_an_update_are_called_at_each_and_others_once_a_window(tmp_path):
-    class Counting(TrainerCallback):
-        def __init__(self):
-            self.calls = {}
+def test_callbacks_around_an_update_are_called_at_each_and_others_once_a_window(transformers, tmp_path):
+    names = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end")
+    calls = dict.fromkeys(names, 0)
 
-        def count(self, name):
-            self.calls[name] = self.calls.get(name, 0) + 1
+    def count(name):
+        def callback(*_, **__):
+            calls[name] += 1
 
-        def on_step_begin(self, *_, **__):
-            self.count("begin")
+        return callback
 
-        def on_substep_end(self, *_, **__):
-            self.count("substep")
-
-        def on_pre_optimizer_step(self, *_, **__):
-            self.count("before")
-
-        def on_optimizer_step(self, *_, **__):
-            self.count("after")
-
-        def on_step_end(self, *_, **__):
-            self.count("end")
-
-    counting = Counting()
-    run, trainer = by_trainer(Case(accumulation=3), tmp_path, options={"callbacks": [counting]})
+    counting = type("Counting", (transformers.TrainerCallback,), {name: count(name) for name in names})
+    run, trainer = transformers.train(Case(3), tmp_path, callbacks=[counting()])
     windows = EPOCHS * 3
     assert run.repeats > 0
-    assert counting.calls == {
-        "begin": windows,
-        "substep": EPOCHS * 4,
-        "before": windows + run.repeats,
-        "after": windows + run.repeats,
-        "end": windows,
-    }
+    assert list(calls.values()) == [windows, EPOCHS * 4, windows + run.repeats, windows + run.repeats, windows]
     assert trainer.state.global_step == windows
+    assert transformers.is_left_as_it_was(trainer)
 
 
-def test_the_trainer_is_left_as_it_was(tmp_path):
-    _, trainer = by_trainer(Case(), tmp_path)
-    assert not {"get_train_dataloader", "training_step", "compute_loss"} & set(vars(trainer))
-    assert "_Repeating" not in trainer.callback_handler.callback_list
+# Trainings that begin again, or resume
+
+
+def test_a_smaller_batch_size_begins_the_epoch_again(transformers, tmp_path):
+    steps = []
+
+    def failing_once(batch):
+        steps.append(batch)
+        if len(steps) == BATCHES + 4:
+            raise RuntimeError("CUDA out of memory.")
+        return batch
+
+    case = Case(options={"max_visits": 1})
+    run, trainer = transformers.train(case, tmp_path, step=failing_once, auto_find_batch_size=True)
+    batches = -(-52 // 7)
+    assert trainer.state.global_step == EPOCHS * batches
+    for epoch in (1, 2):
+        assert run.positions(epoch) == [*range(batches)]
+
+
+def test_a_new_model_has_its_schedule_begin_again(transformers, tmp_path):
+    schedule, recorder = make_schedule()
+    options = {"model": None, "model_init": lambda: transformers.make_model(Case()), "schedule": schedule}
+    trainer = transformers.make_trainer(Case(), tmp_path, arguments={"num_train_epochs": 2}, **options)
+    trainer.train()
+    first = [tuple(visit) for visit in recorder.visits]
+    recorder.visits.clear()
+    trainer.train()
+    assert [tuple(visit) for visit in recorder.visits] == first
+
+
+def test_a_checkpoint_amid_repeats_resumes_with_the_visit_that_was_due(transformers, tmp_path):
+    case = Case(dropout=0.0)
+
+    class SaveAndStop(transformers.TrainerCallback):
+        """As on a signal, in the middle of a step."""
+
+        def on_pre_optimizer_step(self, args, state, control, **_):
+            if self.trainer.schedule.visits == 1:
+                self.trainer._save_checkpoint(self.trainer.model, trial=None)
+                control.should_training_stop = True
+
+    def save_and_stop(self, *args, **kwargs):
+        transformers.MyTrainer.__init__(self, *args, **kwargs)
+        callback = SaveAndStop()
+        callback.trainer = self
+        self.add_callback(callback)
+
+    whole, _ = transformers.train(case, tmp_path / "whole")
+    stopped, _ = train(transformers, case, tmp_path, __init__=save_and_stop)
+    resumed, _ = transformers.train(case, tmp_path, resume=True)
+    tail = len(resumed.visits)
+    assert resumed.visits[0][2] == 2
+    assert resumed.visits == whole.visits[-tail:]
+    assert torch.equal(resumed.weights, whole.weights)
+    assert stopped.visits[: len(whole.visits) - tail] == whole.visits[:-tail]
+
+
+def test_a_checkpoint_without_a_state_or_without_skipped_data_sets_no_threshold(transformers, tmp_path):
+    transformers.train(Case(), tmp_path, max_steps=BATCHES + 3, saves=True)
+    last = transformers.checkpoint(tmp_path, BATCHES + 3)
+    assert json.loads((last / "batch_attention.json").read_text())["state"]["epoch"] == 1
+    # Data that are not skipped are an epoch from its beginning.
+    run, _ = transformers.train(Case(), tmp_path, resume=last, max_steps=2 * BATCHES + 3, ignore_data_skip=True)
+    assert run.visits[0][:3] == (1, 0, 1)
+    assert run.positions(1) == [*range(BATCHES)]
+    (last / "batch_attention.json").unlink()
+    with pytest.warns(BatchAttentionWarning, match=r"has no batch_attention.json"):
+        run, trainer = transformers.train(Case(), tmp_path, resume=last, max_steps=3 * BATCHES)
+    assert trainer.state.global_step == 3 * BATCHES
+    # The part of an epoch that was left sets no threshold; the whole one after it does.
+    assert len(run.epochs) == 1
+
+
+# Ranks
+
+
+def test_ranks_that_divide_by_their_own_tokens_decide_on_the_mean_over_all(transformers, tmp_path):
+    options = {"k": 0.9, "max_visits": 4}
+    arguments = {"average_tokens_across_devices": False}
+    case = Case(model="gpt2", optimizer="sgd", dropout=0.0, options=options, trainer=arguments)
+    first, second = on_ranks(transformers.on_a_rank, case, tmp_path, folder=tmp_path)
+    assert first == second
+    assert first.repeats > 0
+    # Before the first update, of which the ranks make the plain mean, there is no difference.
+    expected = transformers.in_one_process(case, tmp_path)
+    assert first.visits[0][3] == pytest.approx(expected.visits[0][3], rel=1e-6)
+
+
+# Refusals
+
+
+def refusal(transformers, folder, trainer=None, **methods):
+    """What train raises, with the weights as they were."""
+    trainer = trainer or transformers.make_trainer(Case(), folder, with_methods(transformers, **methods))
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ProtocolError) as error:
+        trainer.train()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    assert transformers.is_left_as_it_was(trainer)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["DataParallel", "DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_updates_that_are_made_elsewhere_are_refused(transformers, kind, tmp_path):
+    trainer = transformers.make_trainer(Case(), tmp_path)
+    if kind == "DataParallel":
+        trainer.args._n_gpu = 2
+    else:
+        # Without being installed, or with one process, none of them can be set up.
+        trainer.accelerator = SimpleNamespace(distributed_type=SimpleNamespace(name=kind))
+    text = refusal(transformers, tmp_path, trainer)
+    assert f"{kind} was not tried" in text
+    assert "torchrun" in text
+    assert "ranks=MeanOverRanks()" in text
+
+
+@pytest.mark.parametrize("losses", [0, 2])
+def test_a_step_without_one_loss_is_refused(transformers, losses, tmp_path):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        for _ in range(losses):
+            self.compute_loss(model, inputs)
+        return torch.zeros(())
+
+    text = refusal(transformers, tmp_path, training_step=training_step)
+    assert f"Mine.training_step calls compute_loss {losses} times" in text
+
+
+@pytest.mark.parametrize("method", ["_prepare_inputs", "generate_on_policy_outputs"])
+def test_a_trainer_that_makes_its_batches_in_its_step_is_refused(transformers, method, tmp_path):
+    generating = type("GeneratingTrainer", (transformers.Trainer,), {method: lambda self, inputs: inputs})
+    generating.__module__ = "trl.trainer.generating_trainer"
+    own = type("Own", (transformers.BatchAttentionMixin, generating), {})
+    text = refusal(transformers, tmp_path, transformers.make_trainer(Case(), tmp_path, own))
+    assert "GeneratingTrainer makes its batches inside the training step" in text
+    assert "SFTTrainer" in text
+
+
+def test_a_transformers_of_a_newer_kind_is_refused(transformers, tmp_path):
+    own = type("Own", (transformers.BatchAttentionMixin,), {})
+    with pytest.raises(ProtocolError, match="no class after BatchAttentionMixin has _save_optimizer_and_scheduler"):
+        own(schedule=BatchAttentionSchedule())
+    trainer = transformers.make_trainer(Case(), tmp_path)
+    trainer.callback_handler.on_optimizer_step = lambda args, state, control: control
+    with pytest.raises(ProtocolError, match="MyTrainer ended a step without on_optimizer_step"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert transformers.is_left_as_it_was(trainer)
+
+
+def test_the_mixin_after_the_trainer_is_refused_where_the_class_is_made(transformers):
+    mixin, trainer = transformers.BatchAttentionMixin, transformers.Trainer
+    with pytest.raises(ProtocolError, match=r"Write class Own\(BatchAttentionMixin, Trainer\)"):
+        type("Own", (trainer, mixin), {})
+    # Another mixin before it is taken.
+    taken = type("Own", (type("Logging", (), {}), mixin, trainer), {})
+    assert type("Further", (taken,), {})
+
+
+@pytest.mark.parametrize("callback", [BatchAttentionSchedule, BatchAttentionSchedule()], ids=["class", "schedule"])
+def test_what_is_of_this_package_and_no_callback_is_refused_where_it_arrives(transformers, callback, tmp_path):
+    with pytest.raises(OptionError, match=r"callbacks has .*no callback of this trainer"):
+        transformers.make_trainer(Case(), tmp_path, callbacks=[callback])
+
+
+def test_a_batch_whose_samples_cannot_be_counted_is_refused_with_how_to_count_them(transformers, tmp_path):
+    def get_train_dataloader(self):
+        batches = [{"rows": batch["inputs"].tolist()} for batch in transformers.MyTrainer.get_train_dataloader(self)]
+        return DataLoader(batches, batch_size=None)
+
+    def loss_of(model, inputs):
+        rows = torch.tensor(inputs["rows"])
+        return model(rows, torch.zeros(len(rows), dtype=torch.long))["loss"]
+
+    methods = {**computing(loss_of, passes_items=False), "get_train_dataloader": get_train_dataloader}
+    with pytest.raises(OptionError, match="samples=lambda batch"):
+        train(transformers, Case(2), tmp_path, **methods)
+    options = {"samples": lambda batch: len(batch["rows"])}
+    _, trainer = train(transformers, Case(2), tmp_path, options=options, **methods)
+    assert trainer.schedule.epoch == EPOCHS

@@ -1,67 +1,129 @@
 """TRL's trainer of language models, which is transformers' own with a loss of its own."""
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import pytest
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from torch.utils.data import DataLoader
 
-from batch_sampler_attn.trainers.transformers import BatchAttentionMixin
+from batch_sampler_attn.errors import LossError, ProtocolError
+from tests.trainers.cases import EPOCHS, MARKS, Case
 from tests.trainers.plain_loop import finish, make_schedule
-from tests.trainers.transformers_runs import EPOCHS, MARKS, Case, Texts, make_arguments, make_model
+from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
 
-# There is none of today's for Python 3.10.
-trl = pytest.importorskip("trl")
+pytestmark = [
+    *MARKS,
+    # There is none of today's for Python 3.10.
+    pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL"),
+    # TRL's settings use the old name.
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
-pytestmark = MARKS
+CASE = Case(2, clip=1.0, model="gpt2")
 
 
-class MySFTTrainer(BatchAttentionMixin, trl.SFTTrainer):
-    pass
-
-
-def fine_tune(trainer_class, folder, **options):
-    words = {word: index for index, word in enumerate(["<pad>", "<eos>", *(f"w{index}" for index in range(22))])}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
-    )
-    arguments = make_arguments(Case("gpt2", 2), folder, learning_rate=0.02).to_dict()
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate", "seed")
-    trainer = trainer_class(
-        model=make_model("gpt2"),
-        args=trl.SFTConfig(
-            output_dir=str(folder),
-            max_length=8,
-            logging_steps=1,
-            bf16=False,
-            **{name: arguments[name] for name in (*names, "data_seed", "use_cpu", "disable_tqdm", "report_to")},
-            dataloader_pin_memory=False,
-            save_strategy="no",
-        ),
-        train_dataset=Dataset.from_dict({"input_ids": Texts().tokens.tolist(), "labels": Texts().labels.tolist()}),
-        processing_class=tokenizer,
+def make_trainer(transformers, folder, mixin=None, arguments=None, **options):
+    """A trainer with a mixin, or as it is."""
+    trl, datasets = import_module("trl"), import_module("datasets")
+    bases = (getattr(transformers, mixin), trl.SFTTrainer) if mixin else (trl.SFTTrainer,)
+    given = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": CASE.accumulation,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": 0.02,
+        "max_length": 8,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": [],
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        **(arguments or {}),
+    }
+    texts = transformers.Texts()
+    data = {"input_ids": texts.tokens.tolist(), "labels": texts.labels.tolist()}
+    return type("Mine", bases, {})(
+        model=transformers.make_model(CASE),
+        args=trl.SFTConfig(**given),
+        train_dataset=datasets.Dataset.from_dict(data),
+        processing_class=make_tokenizer(),
         **options,
     )
+
+
+def make_tokenizer():
+    tokenizers = import_module("tokenizers")
+    words = {word: index for index, word in enumerate(["<pad>", "<eos>", *(f"w{index}" for index in range(22))])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    fast = import_module("transformers").PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def trained(trainer):
     torch.manual_seed(6)
     trainer.train()
-    return trainer
+    return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-# TRL's settings use the old name.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_trl_s_sft_trainer_repeats_and_is_otherwise_as_it_was(tmp_path):
+def test_the_trainer_repeats_and_is_otherwise_as_it_was(transformers, tmp_path):
     schedule, recorder = make_schedule()
-    trainer = fine_tune(MySFTTrainer, tmp_path, schedule=schedule)
+    trainer, logs = trained(make_trainer(transformers, tmp_path, "BatchAttentionMixin", schedule=schedule))
     run = finish(schedule, recorder, trainer.model)
     assert run.repeats > 2
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert trainer.state.global_step == len(logs) == EPOCHS * 4
+    assert trainer.state.global_step == len(logs) == EPOCHS * CASE.windows
     assert sum(entry["batch_attention/repeats"] for entry in logs) == run.repeats
     assert "mean_token_accuracy" in logs[-1]
-    firsts = [visit[3] for visit in run.visits if visit[2] == 1]
-    assert [entry["loss"] for entry in logs] == pytest.approx(firsts, rel=1e-6)
+    assert [entry["loss"] for entry in logs] == pytest.approx(run.first_losses, rel=1e-6)
     quiet, _ = make_schedule(max_visits=1)
-    same, plain = fine_tune(MySFTTrainer, tmp_path, schedule=quiet), fine_tune(trl.SFTTrainer, tmp_path)
+    same, _ = trained(make_trainer(transformers, tmp_path, "BatchAttentionMixin", schedule=quiet))
+    plain, plain_logs = trained(make_trainer(transformers, tmp_path))
     assert all(map(torch.equal, same.model.parameters(), plain.model.parameters()))
-    assert logs[0] == {**plain.state.log_history[0], "batch_attention/repeats": 0}
+    assert logs[0] == {**plain_logs[0], "batch_attention/repeats": 0}
+
+
+# Attention to samples
+
+
+def samples_by_hand(transformers, folder):
+    plain, attention = make_trainer(transformers, folder), make_attention()
+    given = plain.get_train_dataloader()
+    loader = DataLoader(given.dataset, batch_sampler=attention, collate_fn=given.collate_fn)
+    plain.create_optimizer_and_scheduler(EPOCHS * CASE.windows)
+
+    def losses_of(model, batch):
+        outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs.sum(1) / outputs.label_mask.sum(1)
+
+    parts = plain.model.train(), losses_of, plain.optimizer, plain.lr_scheduler, loader, CASE
+    torch.manual_seed(6)
+    return sample_loop(attention, *parts, divisor=lambda window: window)
+
+
+def test_a_training_on_samples_is_the_loop_by_hand(transformers, tmp_path):
+    attention = make_attention()
+    trainer, logs = trained(make_trainer(transformers, tmp_path, "SampleAttentionMixin", attention=attention))
+    expected = samples_by_hand(transformers, tmp_path)
+    assert finish_samples(attention, expected.rates, trainer.model) == expected
+    assert len(logs) == EPOCHS * CASE.windows
+    assert any(entry["sample_attention/pruned"] for entry in logs)
+    assert "mean_token_accuracy" in logs[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"loss_type": "dft"}, r"shape \(\)"),
+        ({"padding_free": True, "max_length": None}, "got 1 loss for a batch of 8"),
+        ({"packing": True}, "got 1 loss for a batch of 8"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_loss_of_all_samples_is_refused(transformers, arguments, words, tmp_path):
+    attention = make_attention()
+    trainer = make_trainer(transformers, tmp_path, "SampleAttentionMixin", arguments, attention=attention)
+    with pytest.raises((LossError, ProtocolError), match=words):
+        trainer.train()
+    assert attention.batches == []

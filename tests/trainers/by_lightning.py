@@ -1,0 +1,202 @@
+"""Trainings in Lightning, and the same by hand."""
+
+from importlib import import_module
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from batch_sampler_attn.trainers.lightning import BatchAttention, SampleAttentionCallback
+from tests.trainers import plain_loop, sample_loop
+from tests.trainers.cases import (
+    EPOCHS,
+    Case,
+    Numbered,
+    Points,
+    Resumable,
+    cross_entropy,
+    make_loader,
+    make_network,
+    make_optimizer,
+)
+from tests.trainers.plain_loop import finish, make_schedule
+from tests.trainers.ranks import RANKS
+from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
+
+PACKAGE = "lightning.pytorch"
+ON_RANKS = {"devices": RANKS, "strategy": "ddp"}
+
+
+def module_class(package=PACKAGE):
+    """A user's module, of either package."""
+
+    class Module(import_module(package).LightningModule):
+        def __init__(self, case=None, step=None, end_epoch_at=None):
+            super().__init__()
+            self.case = case or Case()
+            self.network = make_network(self.case)
+            self.step, self.end_epoch_at = step, end_epoch_at
+            self.rates = []
+
+        def training_step(self, batch, batch_idx):
+            batch = self.step(batch) if self.step else batch
+            loss = cross_entropy(self.network, batch)
+            self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+            return loss
+
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == self.end_epoch_at else None
+
+        def on_before_optimizer_step(self, optimizer):
+            self.rates.append(optimizer.param_groups[0]["lr"])
+
+        def configure_optimizers(self):
+            optimizer, lr_scheduler = make_optimizer(self.network, self.case)
+            return [optimizer], [{"scheduler": lr_scheduler, "interval": "step"}]
+
+    return Module
+
+
+Module = module_class()
+
+
+def make_trainer(case=None, package=PACKAGE, **options):
+    case = case or Case()
+    if case.precision == "scaler":
+        plugins = import_module(f"{package}.plugins.precision")
+        options["plugins"] = [plugins.MixedPrecision("16-mixed", "cpu", case.scaler())]
+    elif case.precision == "bf16":
+        options["precision"] = "bf16-mixed"
+    defaults = {
+        "max_epochs": EPOCHS,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accumulate_grad_batches": case.accumulation,
+        "gradient_clip_val": case.clip,
+    }
+    return import_module(package).Trainer(**{**defaults, **case.trainer, **options})
+
+
+class Stop(Callback):
+    """Ends the training after so many windows."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.at
+
+
+def train(
+    case,
+    folder=None,
+    *,
+    module=None,
+    package=PACKAGE,
+    step=None,
+    end_epoch_at=None,
+    stop_at=None,
+    max_steps=-1,
+    epochs=EPOCHS,
+    loader=None,
+    resume=None,
+    saves=False,
+    schedule=None,
+    callbacks=(),
+    **options,
+):
+    """The run, and the trainer."""
+    schedule, recorder = schedule or make_schedule(**case.options)
+    module = module or module_class(package)(case, step, end_epoch_at)
+    callbacks = [BatchAttention(schedule=schedule), *callbacks]
+    if stop_at is not None:
+        callbacks.append(Stop(stop_at))
+    if saves:
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1))
+        options["enable_checkpointing"] = True
+    epochs = -1 if max_steps != -1 else epochs
+    trainer = make_trainer(case, package, callbacks=callbacks, max_epochs=epochs, max_steps=max_steps, **options)
+    if loader is None:
+        loader = Resumable() if saves or resume else make_loader()
+    torch.manual_seed(6)
+    trainer.fit(module, loader, ckpt_path=resume)
+    return finish(schedule, recorder, module.network, module.rates), trainer
+
+
+def checkpoint(folder, steps):
+    return folder / f"step={steps}.ckpt"
+
+
+def by_hand(case, folder=None, *, is_resumable=False, loader=None, **options):
+    if loader is None:
+        loader = Numbered(Resumable()) if is_resumable else make_loader()
+    return plain_loop.by_hand(case, loader, divisor=lambda window: case.accumulation, **options)
+
+
+def make_dataset(_):
+    return Points()
+
+
+def without_attention(case, folder=None):
+    """The network, trained by Lightning alone."""
+    module = Module(case)
+    torch.manual_seed(6)
+    make_trainer(case).fit(module, make_loader())
+    return module.network
+
+
+def is_left_as_it_was(trainer):
+    return not {"training_step", "optimizer_step"} & set(vars(trainer.strategy))
+
+
+def on_a_rank(rank, case, _):
+    """A rank's run, whose callback has no option of ranks."""
+    recorder = make_schedule()[1]
+    callback = BatchAttention(**case.options, recorders=[recorder])
+    module = Module(case)
+    options = {**ON_RANKS, "precision": "64-true", "use_distributed_sampler": False}
+    trainer = make_trainer(case, callbacks=[callback], **options)
+    data = Points(56)
+    trainer.fit(module, DataLoader(data, 4, sampler=DistributedSampler(data, RANKS, rank, shuffle=False)))
+    return finish(callback.schedule, recorder, module.network, module.rates)
+
+
+def in_one_process(case, _):
+    return plain_loop.in_one_process(case, divisor=lambda window: case.accumulation)
+
+
+# Attention to samples
+
+samples_by_hand = sample_loop.samples_by_hand
+
+
+class SampleModule(Module):
+    def __init__(self, attention, case=None):
+        super().__init__(case)
+        self.attention = attention
+
+    def training_step(self, batch, batch_idx):
+        return self.attention.weighted_mean(cross_entropy(self.network, batch, "none"))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", cross_entropy(self.network, batch), sync_dist=True)
+
+
+def train_samples(case, folder=None, *, attention=None, resume=None, saves=False, module=None, callbacks=()):
+    attention = attention or make_attention(**case.options)
+    module = module or SampleModule(attention, case)
+    callbacks = [SampleAttentionCallback(attention), *callbacks]
+    if saves:
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1))
+    trainer = make_trainer(case, callbacks=callbacks, enable_checkpointing=saves)
+    torch.manual_seed(6)
+    evaluated = DataLoader(Points(), 16, generator=torch.Generator())
+    trainer.fit(module, attention.attend(make_sample_loader(attention, case)), evaluated, ckpt_path=resume)
+    logs = {name.partition("/")[2]: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    return finish_samples(attention, module.rates, module.network, logs)

@@ -1,0 +1,70 @@
+"""A trainer with repeats makes the visits, losses and weights of the plain loop around ``decide``, also resumed."""
+
+import itertools
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+
+from tests.trainers.cases import EPOCHS, MARKS, Case
+from tests.trainers.plain_loop import check_tail
+
+pytestmark = MARKS
+
+TRAINERS = ("lightning", "transformers", "accelerate")
+MATRIX = [
+    Case(accumulation, precision, clip=clip)
+    for accumulation, precision, clip in itertools.product((1, 2, 3), ("fp32", "bf16", "scaler"), (None, 0.5))
+]
+# Each value with each other at least once.
+QUICK = [0, 3, 5, 7, 8, 10, 13, 14, 17]
+OTHERS = [
+    Case(2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
+    Case(3, options={"epoch_loss": "all", "max_visits": 2}),
+    Case(optimizer="sgd", batch_norm=True),
+]
+
+
+def check(trainer, case, folder):
+    trainer = import_module(f"tests.trainers.by_{trainer}")
+    run, _ = trainer.train(case, folder)
+    assert run == trainer.by_hand(case, folder)
+    assert run.repeats > 2
+    assert len(run.first_losses) == EPOCHS * case.windows
+
+
+# A run of transformers takes a second.
+PAIRS = [
+    (trainer, case)
+    for trainer in TRAINERS
+    for case in [*(MATRIX[index] for index in QUICK[:: 2 if trainer == "transformers" else 1]), *OTHERS]
+]
+
+
+@pytest.mark.parametrize(("trainer", "case"), PAIRS, ids=str)
+def test_a_run_is_that_of_the_plain_loop(trainer, case, tmp_path):
+    check(trainer, case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_every_run_is_that_of_the_plain_loop(trainer, case, optimizer, tmp_path):
+    check(trainer, replace(case, optimizer=optimizer), tmp_path)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_resumed_run_is_the_tail_of_the_whole_run(trainer, tmp_path):
+    trainer = import_module(f"tests.trainers.by_{trainer}")
+    # Lightning saves no random numbers, from which dropout is drawn.
+    case = Case(2, dropout=0.0 if trainer.__name__.endswith("lightning") else 0.2)
+    whole, _ = trainer.train(case, tmp_path, saves=True)
+    assert whole == trainer.by_hand(case, tmp_path, is_resumable=True)
+    assert len(whole.first_losses) == EPOCHS * case.windows
+    repeated = next(visit for visit in whole.visits if visit[0] > 1 and visit[2] > 1)
+    # In mid-epoch, at an epoch's beginning, and at a window that was repeated.
+    for epoch, window in [(1, 2), (2, 0), repeated[:2]]:
+        folder = trainer.checkpoint(tmp_path, epoch * case.windows + window)
+        resumed, _ = trainer.train(case, tmp_path, resume=folder)
+        check_tail(whole, resumed, (epoch, window, 1))
