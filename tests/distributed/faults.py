@@ -15,66 +15,64 @@ def make_schedule(transport, k=1.2):
     return BatchAttentionSchedule(k, max_visits=3, ranks=transport)
 
 
-def train(
-    rank, transport, acts=None, *, k=1.2, batches=BATCHES, state=None, is_known=True, by_hand=False, calls=2, update=None
-):
+def train(rank, transport, acts=None, *, k=1.2, batches=BATCHES, is_known=True, by_hand=False, calls=2):
     """Two epochs; the batch of each visit, and the threshold afterwards.
 
-    ``acts`` says what this rank does instead at the first visit to (epoch, batch): "skip", "leave out", "refuse", or a
-    function that it calls first. ``update`` is called between the forward pass and the decision.
+    ``acts`` says what this rank does instead at (epoch, batch, visit): "skip", "leave out", "refuse", or a function
+    that it calls first.
     """
-    schedule, visited = make_schedule(transport, k), []
-    if state is not None:
-        schedule.load_state_dict(state)
-
-    def visit(epoch, batch):
-        act = None if acts is None or schedule.visits else acts.get((epoch, batch))
-        if callable(act):
-            act()
-        if act in ("skip", "leave out"):
-            return schedule.skip() if act == "skip" else None
-        visited.append(batch)
-        loss = [1.0, 2.0] if act == "refuse" else LOSSES[batch % len(LOSSES)] + rank
-        if calls == 2:
-            schedule.report(loss, samples=4 - rank)
-        if update is not None:
-            update()
-        return schedule.decide() if calls == 2 else schedule.decide(loss, samples=4 - rank)
-
+    schedule, visited, acts = make_schedule(transport, k), [], acts or {}
     for epoch in range(2):
         if by_hand:
             for batch in range(batches):
-                while visit(epoch, batch) is Decision.REPEAT:
+                while visit(schedule, rank, acts, batch, visited, calls) is Decision.REPEAT:
                     pass
             schedule.end_epoch()
         else:
             for batch in schedule.attend(range(batches) if is_known else iter(range(batches))):
-                visit(epoch, batch)
+                visit(schedule, rank, acts, batch, visited, calls)
+        assert schedule.epoch == epoch + 1
     return visited, schedule.threshold
 
 
+def visit(schedule, rank, acts, batch, visited, calls):
+    act = acts.get((schedule.epoch, batch, schedule.visits + 1))
+    if act == "skip":
+        return schedule.skip()
+    if act == "leave out":
+        return None
+    if callable(act):
+        act()
+    visited.append(batch)
+    loss = [1.0, 2.0] if act == "refuse" else LOSSES[batch % len(LOSSES)] + rank
+    if calls == 1:
+        return schedule.decide(loss, samples=4 - rank)
+    schedule.report(loss, samples=4 - rank)
+    return schedule.decide()
+
+
 def other_threshold(rank, transport):
-    alone = make_schedule(None)
+    alone, schedule = make_schedule(None), make_schedule(transport)
     for _ in alone.attend(range(BATCHES)):
         alone.decide(1.0 + rank)
-    train(rank, transport, state=alone.state_dict())
+    schedule.load_state_dict(alone.state_dict())
+    next(iter(schedule.attend(range(BATCHES))))
 
 
 def begin_again(transport, then, batches=BATCHES):
-    """Train on two batches, do ``then`` to the schedule, and train on an epoch of so many batches."""
+    """Train on two batches, do ``then`` to the schedule, and begin an epoch of so many batches."""
     schedule = make_schedule(transport)
     for batch in schedule.attend(range(BATCHES)):
         schedule.decide(1.0)
         if batch == 1:
             break
     then(schedule)
-    for _ in schedule.attend(range(schedule.batch_index, batches)):
-        schedule.decide(1.0)
+    next(iter(schedule.attend(range(batches))))
 
 
 def other_state_loaded(rank, transport):
-    at_first = make_schedule(None).state_dict()
-    begin_again(transport, lambda schedule: schedule.load_state_dict(schedule.state_dict() if rank else at_first))
+    saved = make_schedule(None).state_dict()
+    begin_again(transport, lambda schedule: schedule.load_state_dict(schedule.state_dict() if rank else saved), 3)
 
 
 def samples_on_one_rank(rank, transport):
@@ -114,22 +112,22 @@ FAULTS = {
         "rank 0: ended epoch 0 after 5 batches; rank 1: epoch 0, batch 5, visit 1", more=1, by_hand=True
     ),
     "a batch skipped": diverged(
-        r"rank 1: epoch 1, batch 2, visit 1, skipped\). Call skip\(\) on all ranks", (1, 2), "skip"
+        r"rank 1: epoch 1, batch 2, visit 1, skipped\). Call skip\(\) on all ranks", (1, 2, 1), "skip"
     ),
     "the last batch skipped": diverged(
-        "rank 0: epoch 1, batch 4, visit 1; rank 1: epoch 1, batch 4, visit 1, skipped", (1, 4), "skip", calls=1
+        "rank 0: epoch 1, batch 4, visit 1; rank 1: epoch 1, batch 4, visit 1, skipped", (1, 4, 1), "skip", calls=1
     ),
     "the first batch skipped by hand": diverged(
-        "rank 0: epoch 0, batch 0, visit 1; rank 1: epoch 0, batch 0, visit 1, skipped", (0, 0), "skip", by_hand=True
+        "rank 0: epoch 0, batch 0, visit 1; rank 1: epoch 0, batch 0, visit 1, skipped", (0, 0, 1), "skip", by_hand=True
     ),
     "a call left out by hand": diverged(
-        "rank 0: epoch 0, batch 4, visit 1; rank 1: ended epoch 0 after 4 batches", (0, 2), "leave out", by_hand=True
+        "rank 0: epoch 0, batch 4, visit 1; rank 1: ended epoch 0 after 4 batches", (0, 2, 1), "leave out", by_hand=True
     ),
     # The loop of the rank at fault notices, and the other rank is notified.
-    "a call left out": diverged("rank 1: epoch 0, batch 2, visit 1, stopped by", (0, 2), "leave out")._replace(
+    "a call left out": diverged("rank 1: epoch 0, batch 2, visit 1, stopped by", (0, 2, 1), "leave out")._replace(
         errors=(RanksDivergedError, ProtocolError)
     ),
-    "a loss refused": diverged("rank 1: epoch 1, batch 2, visit 1, stopped by", (1, 2), "refuse")._replace(
+    "a loss refused": diverged("rank 1: epoch 1, batch 2, visit 1, stopped by", (1, 2, 1), "refuse")._replace(
         errors=(RanksDivergedError, LossError)
     ),
     "other length after an epoch abandoned": Fault(

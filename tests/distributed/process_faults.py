@@ -93,7 +93,7 @@ def all_faults(rank):
         **{name: lambda act=fault.act: act(rank) for name, fault in PROCESS_FAULTS.items()},
         "none": lambda: train(rank, transport()),
         "by hand": lambda: train(rank, transport(), by_hand=True, calls=1),
-        "late within the limit": lambda: train(rank, transport(), {(1, 2): lambda: time.sleep(rank)}),
+        "late within the limit": lambda: train(rank, transport(), {(1, 2, 1): lambda: time.sleep(rank)}),
         "apart": lambda: train(rank, None, batches=2 + rank),
     }
     outcomes = {}
@@ -105,17 +105,18 @@ def all_faults(rank):
 
 def one_batch_more_in_ddp(rank):
     """The rank at fault waits alone in a collective of DDP, before its decision."""
-    model = DistributedDataParallel(torch.nn.Linear(1, 1))
+    model, schedule = DistributedDataParallel(torch.nn.Linear(1, 1)), make_schedule(transport())
 
-    def update():
-        model(torch.ones(1, 1)).sum().backward()
+    def loop():
+        for _ in schedule.attend(iter(range(BATCHES + rank))):
+            model(torch.ones(1, 1)).sum().backward()
+            schedule.decide(1.0)
 
-    options = {"batches": BATCHES + rank, "is_known": False, "calls": 1, "update": update}
-    return attempt(lambda: train(rank, transport(), **options))
+    return attempt(loop)
 
 
 def rank_killed(rank):
-    return attempt(lambda: train(rank, transport(), {(1, 2): end_at_once} if rank else None))
+    return attempt(lambda: train(rank, transport(), {(1, 2, 1): end_at_once} if rank else None))
 
 
 def rank_late(rank):
@@ -136,7 +137,7 @@ def rank_late(rank):
         else:
             ranks.timeout_seconds = 0.5
 
-    outcomes["later"] = attempt(lambda: train(rank, ranks, {(1, 2): meet_late}))
+    outcomes["later"] = attempt(lambda: train(rank, ranks, {(1, 2, 1): meet_late}))
     if not rank:
         dist.barrier()
     return outcomes

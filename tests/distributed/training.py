@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
@@ -15,38 +15,24 @@ from batch_sampler_attn.distributed import MeanOverRanks
 EPOCHS, BATCH_SIZE, SEED = 5, 4, 2
 
 
-class Samples(Dataset):
-    """Two classes that overlap, so that some batches stay hard."""
-
-    def __init__(self, samples):
-        generator = torch.Generator().manual_seed(1)
-        self.inputs = torch.randn(samples, 3, generator=generator, dtype=torch.float64)
-        noise = torch.randn(samples, generator=generator, dtype=torch.float64)
-        self.targets = (self.inputs.sum(1) + noise > 0).double()
-
-    def __len__(self):
-        return len(self.inputs)
-
-    def __getitem__(self, index):
-        return index, self.inputs[index], self.targets[index]
+def make_dataset(samples):
+    """Indices, inputs, and two classes that overlap, so that some batches stay hard."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(samples, 3, generator=generator, dtype=torch.float64)
+    noise = torch.randn(samples, generator=generator, dtype=torch.float64)
+    return TensorDataset(torch.arange(samples), inputs, (inputs.sum(1) + noise > 0).double())
 
 
 @dataclass(frozen=True)
 class Case:
     """How ranks train.
 
-    Attributes:
-        wrapper: "ddp" or "fsdp".
-        samples: In the dataset; 32 give two ranks even shards, and 64 four ranks.
-        shards: "ours" by ``rank=``, "torch's" by a ``DistributedSampler``.
-        calls: "report" before the update and ``decide`` after it, or one "decide"; its "sampler" knows ``samples=``.
-        repeats: As a ``BatchAttentionSampler`` takes it.
-        epoch_loss: As the schedule takes it.
+    A loss arrives in a "report" before the update or in one "decide", with ``samples=``, or its "sampler" knows them.
     """
 
     wrapper: str
     samples: int
-    shards: str
+    shards: str  # "ours" by rank=, "torch's" by a DistributedSampler
     calls: str
     repeats: str = "immediate"
     epoch_loss: str = "first"
@@ -77,7 +63,7 @@ class Joined(Sampler):
 
 
 def make_base(case, rank, ranks):
-    dataset = Samples(case.samples)
+    dataset = make_dataset(case.samples)
     if case.shards == "ours":
         return RandomSampler(dataset, generator=torch.Generator().manual_seed(SEED))
     return DistributedSampler(dataset, num_replicas=ranks, rank=rank, seed=SEED)
@@ -127,7 +113,7 @@ def in_one_process(case, ranks):
 
 def train(case, schedule, sampler, model, loss_to_train_on, decide):
     """The decision, threshold and indices of each visit; the weights and the threshold afterwards."""
-    loader = DataLoader(Samples(case.samples), batch_sampler=sampler)
+    loader = DataLoader(make_dataset(case.samples), batch_sampler=sampler)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
     visits = []
     for epoch in range(EPOCHS):
