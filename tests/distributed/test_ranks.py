@@ -359,6 +359,9 @@ def test_every_rank_has_as_many_batches_and_together_they_have_everything(items,
     assert len({-(-len(part) // (batch_size or 1)) for part in parts}) == 1
     seen = {item for part in parts for item in part}
     assert seen == set(range(items - items % ranks if drop_last else items))
+    # An item comes twice only where a rank would lack its last batch.
+    is_batch_lacking = not drop_last and items // ranks % (batch_size or 1) == 0
+    assert sum(map(len, parts)) - len(seen) == (-items % ranks if is_batch_lacking else 0)
 
 
 class OfARank(list):

@@ -12,9 +12,6 @@ from tests.device.replay.memory import RUBBISH, Block, DeviceTensor, no_modes
 from tests.device.replay.operators import Shape, called_with, changed_by, is_view, shapes_of
 from tests.device.replay.streams import Stream
 
-# From this release on, a graph knows of a generator once it is drawn from; before, it has to be told.
-GENERATORS_ARE_FOUND = "2.14"
-
 
 class Machine:
     """A device, with its streams.
@@ -170,8 +167,6 @@ class Machine:
             count = state.take()
             return lambda bases: state.at(count)
         if state not in self.capturing.states:
-            if torch.__version__ < GENERATORS_ARE_FOUND:
-                raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
             self.capturing.register(state)
         count = state.take_in_capture()
         return lambda bases: state.at(bases[id(state)] + count)

@@ -7,7 +7,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -112,11 +111,10 @@ class Functions(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def switched_on(at_once=(), release=None):
-    """Let torch take ``cuda:1`` for there, and itself for this ``release``, and yield the machine that it is."""
+def switched_on(at_once=()):
+    """Let torch take ``cuda:1`` for there, and yield the machine that it is."""
     machine = Machine(at_once)
     stand_ins = {
-        "torch.__version__": torch.__version__ if release is None else TorchVersion(release),
         "torch.Generator": generators_on(machine),
         "torch.cuda.Stream": machine.make_stream,
         "torch.cuda.Event": functools.partial(Event, machine),

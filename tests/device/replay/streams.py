@@ -52,14 +52,6 @@ class Stream:
         other.work.append(event)
         self.enqueue(("wait", event))
 
-    def wait_event(self, event):
-        self.enqueue(("wait", event))
-
-    def record_event(self, event=None):
-        event = event or Event(self.machine)
-        event.record(self)
-        return event
-
     def synchronize(self):
         self.machine.refuse_in_capture("waiting for a stream")
         self.machine.waits += 1
