@@ -15,29 +15,9 @@ from tests.device.helpers import (
     make_data,
     make_loop,
     make_model,
-    train_naively,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def add_noise(inputs):
-    return inputs + 0.1 * torch.rand(inputs.shape)
-
-
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("prepare", [None, add_noise], ids=["as stored", "prepared"])
-def test_inputs_are_prepared_in_every_visit_and_cast_as_in_a_naive_loop(prepare, autocast):
-    inputs, targets = make_data(50)
-    loop = make_loop(inputs, targets, schedule=BatchAttentionSchedule(1.0), prepare=prepare, autocast=autocast)
-    torch.manual_seed(DROPOUT_SEED)
-    for _ in range(4):
-        loop.run_epoch()
-    torch.manual_seed(DROPOUT_SEED)
-    schedule = BatchAttentionSchedule(1.0)
-    expected = train_naively(schedule, inputs, targets, 4, prepare=prepare, autocast=autocast)
-    assert loop.updates == len(expected.losses) > 28
-    assert are_equal(loop.model, expected.model)
 
 
 def test_prepare_receives_the_epochs_number_as_a_tensor_that_changes_in_place():
