@@ -69,11 +69,12 @@ class Trained(NamedTuple):
     model: nn.Module
 
 
-def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, prepare=None, autocast=None):
+def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, prepare=None, autocast=None, scaler=None):
     """The training of ``make_loop`` in a hand-written loop."""
     model = make_model()
     optimizer = optimizer(model.parameters())
     generator = torch.Generator().manual_seed(ORDER_SEED)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     trained = Trained([], [], [], model)
     for _ in range(epochs):
         order = torch.randperm(len(inputs), generator=generator)
@@ -84,8 +85,9 @@ def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, pre
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 loss = nn.functional.cross_entropy(model(prepared), y)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             trained.losses.append(loss.item())
             visits[schedule.batch_index] += 1
             schedule.decide(trained.losses[-1])
@@ -123,12 +125,11 @@ def without_reads(summary):
 
 
 def are_equal(model, other):
-    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    return same([*model.state_dict().values()], [*other.state_dict().values()])
 
 
 def same(value, other):
-    """Whether two states are the same bit for bit, NaN included."""
+    """Whether two outcomes or states are the same bit for bit, NaN included."""
     if isinstance(value, torch.Tensor):
         is_alike = isinstance(other, torch.Tensor) and value.dtype == other.dtype and value.shape == other.shape
         return is_alike and value.cpu().numpy().tobytes() == other.cpu().numpy().tobytes()

@@ -1,6 +1,5 @@
 """What only a GPU can show: captured updates equal eager ones, and nothing waits."""
 
-import copy
 import gc
 import os
 import weakref
@@ -11,9 +10,8 @@ from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop
-from batch_sampler_attn.errors import DeviceLoopError, OptionError
-from tests.device.helpers import are_equal
-from tests.device.replay.scenarios import SCENARIOS, are_same
+from tests.device.helpers import are_equal, same
+from tests.device.replay.scenarios import SCENARIOS
 
 # Without it cuBLAS is not deterministic, and torch warns of it. It counts only before CUDA is set up.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -69,7 +67,7 @@ def make_loop(*, graph=None, prepare=as_floats, **options):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_captured_trainings_have_the_outcome_of_eager_ones(name):
-    assert are_same(list(SCENARIOS[name]()), list(SCENARIOS[name](graph=False)))
+    assert same(list(SCENARIOS[name]()), list(SCENARIOS[name](graph=False)))
 
 
 SETTINGS = {
@@ -87,27 +85,6 @@ def test_captured_updates_on_images_equal_eager_ones_bit_for_bit(setting):
     assert [captured.run_epoch() for _ in range(6)] == [eager.run_epoch() for _ in range(6)]
     assert captured.visit_counts == eager.visit_counts
     assert are_equal(captured.model, eager.model)
-
-
-def test_eager_updates_equal_those_of_a_loop_by_hand():
-    loop = make_loop(graph=False)
-    model = copy.deepcopy(loop.model)
-    images, targets = loop._inputs, loop._targets
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True, capturable=True)
-    optimizer._warned_capturable_if_run_uncaptured = True
-    generator, schedule = torch.Generator().manual_seed(0), BatchAttentionSchedule(1.0, max_visits=20)
-    for _ in range(4):
-        order = torch.randperm(84, generator=generator).cuda()
-        for batch in schedule.attend(order.split(8)):
-            loss = nn.functional.cross_entropy(model(as_floats(images[batch])), targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.decide(loss)
-    for _ in range(4):
-        loop.run_epoch()
-    assert loop.schedule.threshold == schedule.threshold
-    assert are_equal(loop.model, model)
 
 
 def test_nothing_in_a_captured_epoch_waits_for_the_device_and_memory_does_not_grow():
@@ -137,17 +114,6 @@ def test_a_captured_loop_that_is_done_is_freed_at_once():
         gc.enable()
 
 
-def test_an_optimizer_that_cannot_be_captured_is_refused():
-    model = nn.Linear(2, 2).cuda()
-    data = torch.randn(8, 2, device="cuda"), torch.zeros(8, dtype=torch.int64, device="cuda"), 4
-    with pytest.raises(OptionError, match="construct it with True"):
-        DeviceLoop(model, torch.optim.Adam(model.parameters()), nn.functional.cross_entropy, *data)
-    loop = DeviceLoop(model, torch.optim.Adagrad(model.parameters()), nn.functional.cross_entropy, *data)
-    loop.run_epoch()
-    with pytest.raises(DeviceLoopError, match="Adagrad changes its state on the host"):
-        loop.run_epoch()
-
-
 def test_a_state_is_on_the_callers_stream_and_random_numbers_stay_as_they_were():
     loop = make_loop()
     before = torch.cuda.get_rng_state()
@@ -160,19 +126,17 @@ def test_a_state_is_on_the_callers_stream_and_random_numbers_stay_as_they_were()
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("change", ["freeze", "change the layout", "replace"])
+@pytest.mark.parametrize("change", ["layout", "memory"])
 def test_what_is_done_to_a_model_after_a_capture_is_followed(change):
     models = []
     for graph in (None, False):
         loop = make_loop(graph=graph)
         for _ in range(5):
             loop.run_epoch()
-        if change == "freeze":
-            loop.model[0].weight.requires_grad_(False)
-        elif change == "replace":
-            loop.model[5].weight.data = loop.model[5].weight.data * 0.5
-        else:
+        if change == "layout":
             loop.model.to(memory_format=torch.channels_last)
+        else:
+            loop.model[5].weight.data = loop.model[5].weight.data * 0.5
         for _ in range(5):
             loop.run_epoch()
         models.append(loop.model)

@@ -139,15 +139,3 @@ def switched_on(at_once=()):
             yield machine
         finally:
             machine.is_on = False
-
-
-def moved(model):
-    """A model whose parameters and buffers are put on the device, in place."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(parameter.detach().cuda())
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.cuda()
-    return model

@@ -6,7 +6,7 @@ from torch import nn
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.errors import DeviceLoopError
-from tests.device.replay.modes import moved
+from tests.device.helpers import without_reads
 
 # Three full batches and a shorter one.
 SAMPLES, FEATURES, CLASSES, BATCH_SIZE = 14, 5, 3, 4
@@ -34,6 +34,18 @@ def make_model(index):
         return nn.Sequential(*layers)
 
 
+def moved(model):
+    """A model whose parameters and buffers are put on the device, in place."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().cuda())
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.cuda()
+    return model
+
+
 def make_loop(index=0, *, optimizer=None, schedule=None, model=None, loss_fn=nn.functional.cross_entropy, **options):
     """A loop and its optimizer, which ``optimizer`` makes of parameters."""
     generator = torch.Generator().manual_seed(index)
@@ -54,10 +66,6 @@ def momentum(parameters):
 def weights_of(loop):
     """As a caller copies them to the host, from the caller's stream."""
     return {name: value.cpu() for name, value in loop.model.state_dict().items()}
-
-
-def without_reads(summary):
-    return {**summary.as_dict(), "host_reads": None}
 
 
 def run(loop, epochs):
@@ -205,14 +213,3 @@ SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (visited, rate_as_a_tensor, resumed, begun_again, replaced, random, budgeted, mended, by_turns)
 }
-
-
-def are_same(ours, theirs):
-    """Whether two outcomes are the same bit for bit."""
-    if isinstance(ours, torch.Tensor):
-        return ours.dtype == theirs.dtype and ours.numpy().tobytes() == theirs.numpy().tobytes()
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(are_same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, (list, tuple)):
-        return len(ours) == len(theirs) and all(map(are_same, ours, theirs))
-    return repr(ours) == repr(theirs)

@@ -8,8 +8,9 @@ from torch import nn
 
 from batch_sampler_attn.device.loop import DeviceLoop
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
+from tests.device.helpers import same
 from tests.device.replay.modes import switched_on
-from tests.device.replay.scenarios import Asking, are_same, make_loop, run, weights_of
+from tests.device.replay.scenarios import Asking, make_loop, run, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,7 +103,7 @@ def test_a_value_that_is_read_on_the_host_is_named_and_all_stays_as_trained():
         before = weights_of(loop)
         assert loop.synchronize() is None
         assert loop.updates == loop.schedule.summary.visits + 4
-        assert are_same(weights_of(loop), before)
+        assert same(weights_of(loop), before)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt()])

@@ -5,8 +5,9 @@ import weakref
 import pytest
 import torch
 
+from tests.device.helpers import same
 from tests.device.replay.modes import switched_on
-from tests.device.replay.scenarios import SCENARIOS, are_same, make_loop, run, weights_of
+from tests.device.replay.scenarios import SCENARIOS, make_loop, run, weights_of
 from tests.device.replay.streams import Event
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def expected():
 )
 def test_late_replays_have_the_outcome_of_eager_updates(expected, name, pace):
     with switched_on(PACES[pace]):
-        assert are_same(list(SCENARIOS[name]()), expected(name))
+        assert same(list(SCENARIOS[name]()), expected(name))
 
 
 def test_in_a_captured_epoch_the_host_waits_for_nothing_but_the_cursor():
@@ -88,7 +89,7 @@ def test_the_numbers_of_a_state_are_there_when_it_is_returned():
         run(loop, 1)
         model = {name: value.cpu() for name, value in loop.state_dict()["model"].items()}
         machine.synchronize()
-        assert are_same(model, weights_of(loop))
+        assert same(model, weights_of(loop))
 
 
 def test_a_state_that_lies_on_the_device_is_there_for_the_caller_once_it_is_loaded():
@@ -99,7 +100,7 @@ def test_a_state_that_lies_on_the_device_is_there_for_the_caller_once_it_is_load
         run(loop, 1)
         machine.synchronize()
         loop.load_state_dict(state)
-        assert are_same(weights_of(loop), {name: value.cpu() for name, value in state["model"].items()})
+        assert same(weights_of(loop), {name: value.cpu() for name, value in state["model"].items()})
 
 
 # The machine itself -------------------------------------------------------------------------------------------------
