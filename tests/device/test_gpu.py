@@ -36,13 +36,6 @@ def channels_last(images):
     return as_floats(images).contiguous(memory_format=torch.channels_last)
 
 
-def cropped(images, padding=2):
-    images, samples = as_floats(images), torch.arange(len(images), device=images.device)
-    rows = torch.arange(images.shape[2], device=images.device) + torch.randint_like(samples, 2 * padding + 1)[:, None]
-    padded = torch.nn.functional.pad(images, [padding] * 4)[:, :, :, padding:-padding]
-    return padded[samples[:, None], :, rows].transpose(1, 2)
-
-
 def make_loop(*, graph=None, prepare=as_floats, **options):
     """A loop over images, with an optimizer whose steps are fused."""
     torch.manual_seed(0)
@@ -72,7 +65,6 @@ def test_captured_trainings_have_the_outcome_of_eager_ones(name):
 
 SETTINGS = {
     "plain": dict,
-    "cropped": lambda: {"prepare": cropped},
     "channels last": lambda: {"prepare": channels_last},
     "bfloat16": lambda: {"autocast": torch.bfloat16},
     "float16": lambda: {"autocast": torch.float16, "scaler": torch.amp.GradScaler("cuda", init_scale=2.0**10)},
