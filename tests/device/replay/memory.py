@@ -22,7 +22,7 @@ class Block:
         if machine.capturing is not None:
             # Within a capture memory goes round too; what was there before is not let go of by a replay.
             if self.graph is machine.capturing:
-                machine.capturing.work.append(lambda bases: spoil(storage))
+                machine.capturing.work.append(lambda first: spoil(storage))
         elif self.graph is None:
             self.stream.enqueue(lambda: spoil(storage))
 

@@ -89,8 +89,7 @@ class Graph:
     def __init__(self, machine):
         self.machine = machine
         self.work = []
-        self.states = []
-        self.draws = []
+        self.state, self.draws = None, 0
         self.is_broken = False
 
     def pool(self):
@@ -98,29 +97,20 @@ class Graph:
 
     def replay(self):
         self.machine.refuse_in_capture("a replay")
-        draws = [(state, state.take(state_draws)) for state, state_draws in self.draws]
-        bases = {id(state): base for state, base in draws}
-        work = self.work
+        first, work = self.state.take(self.draws), self.work
 
         def run():
             for item in work:
-                item(bases)
+                item(first)
 
         self.machine.enqueued += len(work)
         self.machine.current.enqueue(run)
 
-    def register(self, state):
-        self.states.append(state)
-        state.begin_capture()
-
-    def begin(self, default):
-        if default.state not in self.states:
-            self.states.append(default.state)
-        for state in self.states:
-            state.begin_capture()
+    def begin(self, state):
+        self.state, state.captured = state, 0
 
     def end(self):
-        self.draws = [(state, state.end_capture()) for state in self.states]
+        self.draws, self.state.captured = self.state.captured, None
 
 
 class Capturing:
@@ -132,7 +122,7 @@ class Capturing:
     def __enter__(self):
         self.machine.synchronize()
         self.before, self.machine.current = self.machine.current, self.stream
-        self.graph.begin(self.machine.default_generator)
+        self.graph.begin(self.machine.default_generator.state)
         self.machine.capturing = self.graph
 
     def __exit__(self, kind, error, trace):

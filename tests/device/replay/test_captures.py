@@ -157,3 +157,11 @@ def test_an_optimizer_that_is_not_capturable_is_refused_at_construction_unless_u
         with pytest.raises(OptionError, match=r"capturable=False; construct it with True, or pass graph=False"):
             make_loop(optimizer=adam)
         make_loop(optimizer=adam, graph=False)
+
+
+def test_a_loop_leaves_the_callers_random_numbers_alone():
+    with switched_on() as machine:
+        loop, _ = make_loop()
+        before = machine.default_generator.get_state()
+        run(loop, 5)
+        assert torch.equal(machine.default_generator.get_state(), before)
