@@ -18,7 +18,7 @@ class Machine:
 
     Args:
         at_once: The numbers of the streams that do their work as soon as they can; the caller's is 0, others follow in
-            the order in which they are made. None of the others does anything before somebody waits for it.
+            the order in which they are made. The others do nothing before they are waited for.
 
     Attributes:
         waits: How often the host waited.

@@ -1,4 +1,4 @@
-"""Has torch take the late device for there: what it asks of ``cuda``, the machine does."""
+"""Makes torch believe that the late device exists: the machine does what torch asks of ``cuda``."""
 
 import contextlib
 import functools
@@ -22,12 +22,12 @@ MOVED = {Tensor.to, Tensor.cuda, Tensor.cpu}
 
 
 class Operators(TorchDispatchMode):
-    """Has the machine do what is called on its tensors."""
+    """Passes operators on the machine's tensors to the machine."""
 
     def __init__(self, machine):
         super().__init__()
         self.machine = machine
-        # Whether something is being made there: C++ is told nothing of it, or it would look for a driver.
+        # Whether a tensor is being made there. C++ does not see the device, or it would look for a driver.
         self.is_making = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -54,7 +54,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Sees which device is asked for, before anybody looks for its driver."""
+    """Sees which device is asked for, before torch looks for its driver."""
 
     def __init__(self, machine, operators):
         super().__init__()
@@ -112,7 +112,7 @@ class Functions(TorchFunctionMode):
 
 @contextlib.contextmanager
 def switched_on(at_once=()):
-    """Let torch take ``cuda:1`` for there, and yield the machine that it is."""
+    """Let torch believe that ``cuda:1`` exists; yield the machine that it is."""
     machine = Machine(at_once)
     stand_ins = {
         "torch.Generator": generators_on(machine),

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-# Where the host takes rubbish for a number, it may go on for ever.
+# A host that takes rubbish for a number may enqueue forever.
 MOST_ENQUEUED = 20_000
 
 
@@ -27,7 +27,7 @@ class Event:
 
 
 class Stream:
-    """Work that is done in order, when somebody waits for it; at once, if the machine's pace has it so."""
+    """Work that is done in order when it is waited for, or at once, as the machine's ``at_once`` says."""
 
     def __init__(self, machine, number):
         self.machine = machine
