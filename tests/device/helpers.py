@@ -1,7 +1,6 @@
 """Small loops and their naive twins, for the tests of this folder."""
 
 import itertools
-import math
 from typing import NamedTuple
 
 import pytest
@@ -30,6 +29,10 @@ def make_adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2)
 
 
+def add_noise(inputs):
+    return inputs + 0.1 * torch.rand(inputs.shape)
+
+
 def make_loop(
     inputs,
     targets,
@@ -42,7 +45,7 @@ def make_loop(
     order_seed=ORDER_SEED,
     **options,
 ):
-    """A loop that notes its losses in ``losses``; ``optimizer`` makes one of parameters."""
+    """A loop that appends its losses to ``losses``; ``optimizer`` makes one of parameters."""
     model = make_model() if model is None else model
 
     def noting(outputs, targets):
@@ -52,8 +55,9 @@ def make_loop(
         return loss
 
     generator = torch.Generator().manual_seed(order_seed)
-    made = optimizer(model.parameters())
-    return DeviceLoop(model, made, noting, inputs, targets, batch_size, generator=generator, **options)
+    return DeviceLoop(
+        model, optimizer(model.parameters()), noting, inputs, targets, batch_size, generator=generator, **options
+    )
 
 
 class Trained(NamedTuple):
@@ -65,30 +69,30 @@ class Trained(NamedTuple):
     model: nn.Module
 
 
-def train_naively(
-    schedule, inputs, targets, epochs, batch_size=8, *, model=None, optimizer=make_adam, prepare=None, autocast=None
-):
+def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, prepare=None, autocast=None, scaler=None):
     """The training of ``make_loop`` in a hand-written loop."""
-    model = make_model() if model is None else model
+    model = make_model()
     optimizer = optimizer(model.parameters())
     generator = torch.Generator().manual_seed(ORDER_SEED)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     trained = Trained([], [], [], model)
     for _ in range(epochs):
         order = torch.randperm(len(inputs), generator=generator)
-        batches = [(inputs[batch], targets[batch]) for batch in order.split(batch_size)]
+        batches = [(inputs[batch], targets[batch]) for batch in order.split(8)]
         visits = [0] * len(batches)
         for x, y in schedule.attend(batches):
             prepared = x if prepare is None else prepare(x)
             with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
                 loss = nn.functional.cross_entropy(model(prepared), y)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             trained.losses.append(loss.item())
             visits[schedule.batch_index] += 1
             schedule.decide(trained.losses[-1])
         trained.visits.append(visits)
-        trained.summaries.append(schedule.last_summary if schedule.epoch else schedule.summary)
+        trained.summaries.append(without_reads(schedule.last_summary if schedule.epoch else schedule.summary))
     return trained
 
 
@@ -112,13 +116,6 @@ def thinned(options):
     ]
 
 
-def random_loss(rng):
-    """A loss around a threshold of 1, at times just there, or not finite."""
-    if rng.random() < 0.2:
-        return rng.choice([math.nan, math.inf, -math.inf, 1.0, 1.0])
-    return rng.lognormvariate(0.0, 0.5)
-
-
 # Comparing ------------------------------------------------------------------------------------------------------
 
 
@@ -128,12 +125,11 @@ def without_reads(summary):
 
 
 def are_equal(model, other):
-    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    return same([*model.state_dict().values()], [*other.state_dict().values()])
 
 
 def same(value, other):
-    """Whether two states are the same bit for bit, NaN included."""
+    """Whether two outcomes or states are the same bit for bit, NaN included."""
     if isinstance(value, torch.Tensor):
         is_alike = isinstance(other, torch.Tensor) and value.dtype == other.dtype and value.shape == other.shape
         return is_alike and value.cpu().numpy().tobytes() == other.cpu().numpy().tobytes()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from batch_sampler_attn import BatchAttentionSchedule
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop
+from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError
 from tests.device.helpers import make_data, make_loop
 
@@ -26,12 +27,11 @@ def test_data_that_does_not_fit_is_refused_with_what_to_do():
 
 
 def test_a_schedule_that_a_device_cannot_follow_is_refused():
-    from batch_sampler_attn import BatchAttentionSampler
-
     belonging = BatchAttentionSchedule()
     BatchAttentionSampler([0, 1], schedule=belonging, batch_size=1)
-    for schedule in (BatchAttentionSchedule(nonfinite="raise"), belonging):
-        with pytest.raises(OptionError, match="nonfinite='raise' or a BatchAttentionSampler; leave them out"):
+    of_ranks = BatchAttentionSchedule(ranks=MeanOverRanks())
+    for schedule in (BatchAttentionSchedule(nonfinite="raise"), belonging, of_ranks):
+        with pytest.raises(OptionError, match="has ranks=, nonfinite='raise' or a BatchAttentionSampler; leave them"):
             make_loop(*make_data(48), schedule=schedule)
 
 

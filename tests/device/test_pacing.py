@@ -39,8 +39,8 @@ def reads_by_the_rule(repeated):
     return reads
 
 
-@pytest.mark.parametrize("batches", [200, pytest.param(1563, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.5])
+@pytest.mark.parametrize("batches", [100, pytest.param(1563, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.5])
 def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
     rng = random.Random(0)
     repeated = []
@@ -53,14 +53,6 @@ def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
     assert summary.repeats == repeated.count(True)
     assert summary.host_reads == reads_by_the_rule(repeated)
     assert summary.host_reads <= 3 * math.log(batches) / math.log(1 / share) + 5
-
-
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_nonfinite_losses_advance_and_are_counted():
-    loop = scripted_loop([1.0, 1.0, math.nan, math.inf], 2)
-    loop.run_epoch()
-    summary = loop.run_epoch()
-    assert (summary.nonfinite_losses, summary.mean_loss, summary.repeats) == (2, None, 0)
 
 
 @pytest.mark.parametrize("epoch_length", [2, 3, 4])
@@ -146,18 +138,6 @@ def test_a_schedule_that_is_changed_while_updates_are_in_flight_is_an_error(chan
     assert loop.run_epoch().visits == 6
 
 
-def run_by_turns(loops, epochs, updates_a_turn=3):
-    """The function of the guide."""
-    summaries = {loop: [] for loop in loops}
-    while running := [loop for loop in loops if len(summaries[loop]) < epochs]:
-        # All loops have work before one of them is waited for.
-        waiting = [loop for loop in running if loop.enqueue(updates_a_turn) < updates_a_turn]
-        for loop in waiting:
-            if (summary := loop.synchronize()) is not None:
-                summaries[loop].append(summary)
-    return summaries
-
-
 def test_loops_that_take_turns_have_the_results_that_each_has_alone():
     def make(index):
         # Without dropout, which on a CPU draws from one generator for all.
@@ -169,6 +149,11 @@ def test_loops_that_take_turns_have_the_results_that_each_has_alone():
     alone = [make(index) for index in range(3)]
     expected = [[without_reads(loop.run_epoch()) for _ in range(4)] for loop in alone]
     together = [make(index) for index in range(3)]
-    summaries = run_by_turns(together, 4)
-    assert [[without_reads(summary) for summary in summaries[loop]] for loop in together] == expected
+    # As in the guide: all loops have work before one of them is waited for.
+    summaries = {loop: [] for loop in together}
+    while running := [loop for loop in together if len(summaries[loop]) < 4]:
+        for loop in [loop for loop in running if loop.enqueue(3) < 3]:
+            if (summary := loop.synchronize()) is not None:
+                summaries[loop].append(without_reads(summary))
+    assert list(summaries.values()) == expected
     assert all(are_equal(ours.model, theirs.model) for ours, theirs in zip(together, alone, strict=True))

@@ -4,40 +4,17 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop
 from tests.device.helpers import (
-    CLASSES,
     DROPOUT_SEED,
     are_equal,
     make_data,
     make_loop,
     make_model,
-    train_naively,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def add_noise(inputs):
-    return inputs + 0.1 * torch.rand(inputs.shape)
-
-
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("prepare", [None, add_noise], ids=["as stored", "prepared"])
-def test_inputs_are_prepared_in_every_visit_and_cast_as_in_a_naive_loop(prepare, autocast):
-    inputs, targets = make_data(50)
-    loop = make_loop(inputs, targets, schedule=BatchAttentionSchedule(1.0), prepare=prepare, autocast=autocast)
-    torch.manual_seed(DROPOUT_SEED)
-    for _ in range(4):
-        loop.run_epoch()
-    torch.manual_seed(DROPOUT_SEED)
-    schedule = BatchAttentionSchedule(1.0)
-    expected = train_naively(schedule, inputs, targets, 4, prepare=prepare, autocast=autocast)
-    assert loop.updates == len(expected.losses) > 28
-    assert are_equal(loop.model, expected.model)
 
 
 def test_prepare_receives_the_epochs_number_as_a_tensor_that_changes_in_place():
@@ -105,32 +82,3 @@ def test_in_an_autocast_of_the_callers_no_weights_are_stale():
         summaries, ours = train()
     assert summaries == expected
     assert are_equal(ours, model)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_gradient_scaler_scales_as_in_a_naive_loop(fused):
-    inputs, targets = make_data(32)
-
-    def make():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = nn.Linear(6, CLASSES)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=3)
-        return model, torch.optim.SGD(model.parameters(), lr=0.1, fused=fused), scaler
-
-    (ours, optimizer, scaler), (theirs, naive_optimizer, naive_scaler) = make(), make()
-    generator = torch.Generator().manual_seed(1)
-    loss_fn, options = nn.functional.cross_entropy, {"autocast": torch.bfloat16, "scaler": scaler}
-    loop = DeviceLoop(ours, optimizer, loss_fn, inputs, targets, 8, generator=generator, **options)
-    naive_generator = torch.Generator().manual_seed(1)
-    for _ in range(2):
-        loop.run_epoch()
-        for batch in torch.randperm(32, generator=naive_generator).split(8):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = loss_fn(theirs(inputs[batch]), targets[batch])
-            naive_optimizer.zero_grad()
-            naive_scaler.scale(loss).backward()
-            naive_scaler.step(naive_optimizer)
-            naive_scaler.update()
-    assert scaler.get_scale() == naive_scaler.get_scale() > 2.0**4
-    assert are_equal(ours, theirs)

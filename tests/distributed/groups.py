@@ -1,67 +1,32 @@
 """What process groups go through in a run, as each of three ranks does it."""
 
-import importlib.util
 import pickle
 
-import torch
 import torch.distributed as dist
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.ranks import MessageKind, RankMessage
-from tests.distributed.processes import outcome
+from tests.distributed.processes import attempt
 
-LIMIT_SECONDS = 120.0
-HAS_JAX = importlib.util.find_spec("jax") is not None
-
-
-def make_schedule(group=None, **options):
-    ranks = MeanOverRanks(group, timeout_seconds=LIMIT_SECONDS)
-    return BatchAttentionSchedule(1.0, max_visits=2, ranks=ranks, **options)
+# No rank waits so long, however slow the machine is.
+PATIENCE_SECONDS = 600.0
 
 
-def train(schedule, loss_of, batches=2):
-    """One epoch; the decisions on it, and the threshold after it."""
+def make_schedule(group=None):
+    return BatchAttentionSchedule(1.0, max_visits=2, ranks=MeanOverRanks(group, timeout_seconds=PATIENCE_SECONDS))
+
+
+def train(schedule, loss_of):
+    """An epoch of two batches; the decisions, and the threshold afterwards."""
     decisions = []
-    for batch in schedule.attend(range(batches)):
+    for batch in schedule.attend(range(2)):
         schedule.report(loss_of(batch))
         decisions.append(schedule.decide().value)
     return decisions, schedule.threshold
 
 
-def through_a_run(rank, folder):
-    pair = dist.new_group([0, 1])
-    outcomes = {
-        "class as ranks": outcome(lambda: BatchAttentionSchedule(ranks=MeanOverRanks)),
-        "two at once": two_at_once(rank),
-        "refused in a later window": outcome(lambda: refused_in_a_later_window(rank)),
-    }
-    if HAS_JAX:
-        outcomes["jax"] = outcome(lambda: jax_losses(rank))
-    schedule = make_schedule()
-    outcomes["whole"] = outcome(lambda: train(schedule, lambda batch: 1.0 + rank + batch))
-    twin = pickle.loads(pickle.dumps(schedule))
-    outcomes["twin"] = outcome(lambda: train(twin, lambda batch: 1.0 + rank + batch))
-    if rank < 2:
-        outcomes["group"] = outcome(lambda: train(make_schedule(pair), lambda batch: 1.0 + rank + batch))
-
-    dist.destroy_process_group()
-    by_hand = BatchAttentionSchedule(1.0, max_visits=2)
-    by_hand.decide(1.0)
-    by_hand.decide(1.0)
-    by_hand.end_epoch()
-    is_alone = rank == 2
-    ranks = {"rank": 0, "world_size": 1} if is_alone else {"rank": rank, "world_size": 2}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{'alone' if is_alone else 'again'}", **ranks)
-    outcomes["decided before there were ranks"] = outcome(lambda: by_hand.decide(1.5).value)
-    # As elsewhere, ranks that lost one go on with its schedule.
-    outcomes["again"] = outcome(lambda: train(schedule, lambda batch: 1.0 + rank + 2 * batch))
-    if not is_alone:
-        outcomes["ended as options were told"] = ended_as_options_were_told(rank)
-    return outcomes
-
-
-def two_at_once(rank):
+def side_by_side(rank):
     one, other = make_schedule(), make_schedule()
     for batch, _ in zip(one.attend(range(2)), other.attend(range(2)), strict=True):
         one.report(1.0 + rank + batch)
@@ -71,21 +36,36 @@ def two_at_once(rank):
     return one.threshold, other.threshold
 
 
-def refused_in_a_later_window(rank):
-    for batch in (schedule := make_schedule(epoch_length=2)).attend(range(8)):
-        schedule.decide(torch.ones(2) if rank == 1 and batch == 4 else 1.0)
+def ended_during_the_comparison(rank):
+    """Rank 1 notices together with rank 0 that they differ, and ends before it says how."""
+    if rank:
+        ranks = MeanOverRanks(timeout_seconds=PATIENCE_SECONDS)
+        return ranks.start(RankMessage(MessageKind.BEGIN, 0, 0, 0, digest=12345))()
+    schedule = make_schedule()
+    return [attempt(lambda: train(schedule, float)), attempt(lambda: schedule.decide(1.0))]
 
 
-def jax_losses(rank):
-    import jax.numpy as jnp
+def through_a_run(rank, folder):
+    def loss_of(batch):
+        return 1.0 + rank + batch
 
-    return train(make_schedule(), lambda batch: jnp.float32(1.5 + rank + batch))
+    pair = dist.new_group([1, 2])
+    outcomes = {"side by side": side_by_side(rank)}
+    schedule = make_schedule()
+    outcomes["whole"] = train(schedule, loss_of)
+    outcomes["twin"] = train(pickle.loads(pickle.dumps(schedule)), loss_of)
+    if rank:
+        outcomes["pair"] = train(make_schedule(pair), loss_of), MeanOverRanks(pair).rank
 
-
-def ended_as_options_were_told(rank):
-    ranks = MeanOverRanks(timeout_seconds=LIMIT_SECONDS)
-    schedule = BatchAttentionSchedule(1.0, max_visits=2, ranks=ranks)
-    if rank == 0:
-        return [outcome(lambda: train(schedule, float)), outcome(lambda: schedule.decide(1.0))]
-    # It finds out with the others that something differs, and is gone before it says what it has.
-    return ranks.start(RankMessage(MessageKind.BEGIN, 0, 0, 0, digest=12345))()
+    dist.destroy_process_group()
+    by_hand = BatchAttentionSchedule(1.0, max_visits=2)
+    by_hand.decide(1.0)
+    by_hand.decide(1.0)
+    by_hand.end_epoch()
+    name, rank_now, ranks = ("alone", 0, 1) if rank == 2 else ("again", rank, 2)
+    dist.init_process_group("gloo", f"file://{folder}/{name}", rank=rank_now, world_size=ranks)
+    outcomes["by hand"] = attempt(lambda: by_hand.decide(1.5))
+    outcomes["fewer ranks"] = train(schedule, lambda batch: 1.0 + rank + 2 * batch)
+    if rank < 2:
+        outcomes["ended"] = ended_during_the_comparison(rank)
+    return outcomes

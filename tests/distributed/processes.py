@@ -1,5 +1,6 @@
 """Ranks as real processes, and the result of each."""
 
+import multiprocessing
 import os
 import time
 import traceback
@@ -12,22 +13,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Far more than they need on a busy machine: reached only if ranks wait for each other for ever.
+# Far more than ranks need on a busy machine: reached only if they wait for each other forever.
 SECONDS = 900
+
+# Ranks are forked from a process that has imported these, which takes longer than most of them run.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp"])
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *arguments: Any, may_end: bool = False) -> list:
-    """What ``function(rank, *arguments)`` returned on each of so many gloo ranks, or the error that it raised.
+    """The result of ``function(rank, *arguments)`` on each of several gloo ranks; an error there is raised here.
 
     Args:
-        function: At the top of a module.
-        ranks: How many.
-        folder: An empty one.
-        arguments: More of them.
+        function: Defined at the top of a module.
+        ranks: The number of ranks.
+        folder: An empty folder.
+        arguments: Further arguments.
         may_end: Whether a rank may end without a result, which is None then.
     """
     context = mp.start_processes(
-        _run, (function, ranks, str(folder), arguments), nprocs=ranks, join=False, start_method="spawn"
+        _run, (function, ranks, str(folder), arguments), nprocs=ranks, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + SECONDS
     for process in context.processes:
@@ -38,34 +42,42 @@ def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *arguments
     assert not hanging, f"{len(hanging)} of {ranks} ranks did not end within {SECONDS} s"
     files = [folder / f"{rank}.pt" for rank in range(ranks)]
     assert may_end or all(file.exists() for file in files)
-    return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
+    saved = [torch.load(file, weights_only=False) if file.exists() else (None, None) for file in files]
+    for _, error in saved:
+        if error is not None:
+            raise error
+    return [result for result, _ in saved]
 
 
 def _run(rank, function, ranks, folder, arguments):
     torch.set_num_threads(1)
-    # Where a rank is killed, the others find out by their own limit, and not by torch's of half an hour.
-    rendezvous = f"file://{folder}/rendezvous"
-    limit = timedelta(seconds=SECONDS)
+    # If a rank is killed, the others notice by their own limit before this one.
+    rendezvous, limit = f"file://{folder}/rendezvous", timedelta(seconds=SECONDS)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=limit)
+    result = raised = None
     try:
         result = function(rank, *arguments)
     except Exception as error:
         traceback.print_exc()
-        result = error
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+        raised = error
+    torch.save((result, raised), f"{folder}/{rank}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def outcome(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returned or raised, and how many seconds it took."""
-    began = time.monotonic()
+def attempt(call: Callable[[], Any]) -> Any:
+    """What a call returned or raised."""
     try:
-        result = call()
+        return call()
     except Exception as error:
-        result = error
-    return result, time.monotonic() - began
+        return error
+
+
+def outcome(call: Callable[[], Any]) -> tuple[Any]:
+    """A tuple of ``attempt(call)`` alone, as older tests take it."""
+    return (attempt(call),)
 
 
 def end_at_once() -> None:
-    """As a process ends that is killed."""
+    """End this process as if it was killed."""
     os._exit(3)

@@ -6,7 +6,6 @@ import math
 import operator
 import pickle
 import sys
-import threading
 import types
 
 import pytest
@@ -15,17 +14,9 @@ from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, RanksDivergedError, StateError
-from batch_sampler_attn.ranks import (
-    UNWEIGHTED,
-    MessageKind,
-    RankMessage,
-    Shard,
-    check_same_place,
-    shard_of,
-    unpack_shard,
-    weighted_mean,
-)
-from tests.distributed.threads import SECONDS, on_threads
+from batch_sampler_attn.ranks import MessageKind, Shard, shard_of, unpack_shard
+from tests.distributed.faults import FAULTS, begin_again, make_schedule, train
+from tests.distributed.threads import OverThreads, on_threads
 
 OPTIONS = st.fixed_dictionaries(
     {
@@ -35,21 +26,16 @@ OPTIONS = st.fixed_dictionaries(
     }
 )
 
-
-def loss_message(samples, loss):
-    return RankMessage(MessageKind.VISIT, 0, 0, 1, samples=samples, loss=loss)
-
-
 # The option ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", ["mean", 3, print, BatchAttentionSchedule])
+@pytest.mark.parametrize("ranks", ["mean", 3, print, BatchAttentionSchedule, OverThreads])
 def test_what_cannot_carry_messages_is_refused(ranks):
     with pytest.raises(OptionError, match=r"ranks is .*MeanOverRanks\(\)"):
         BatchAttentionSchedule(ranks=ranks)
 
 
-@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_schedule_without_the_option_is_refused_among_several_ranks(monkeypatch, world):
     group = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: world)
     monkeypatch.setitem(sys.modules, "torch.distributed", group)
@@ -57,7 +43,7 @@ def test_a_schedule_without_the_option_is_refused_among_several_ranks(monkeypatc
     if world == 1:
         assert [attended.schedule.decide(1.0) for _ in attended] == [Decision.ADVANCE]
     else:
-        with pytest.raises(ProtocolError, match="one of 4 in a process group"):
+        with pytest.raises(ProtocolError, match="one of 2 in a process group"):
             next(iter(attended))
     monkeypatch.delitem(sys.modules, "torch.distributed")
     assert next(iter(BatchAttentionSchedule().attend("a"))) == "a"
@@ -79,21 +65,19 @@ class Echo:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_a_copy_reports_again_a_loss_that_was_on_its_way(copied):
+@pytest.mark.parametrize("call", ["report", "skip"])
+def test_a_copy_has_no_messages_on_their_way_and_reports_a_loss_again(call, copied):
     schedule = BatchAttentionSchedule(ranks=Echo())
-    schedule.report(1.0)
-    twin = copied(schedule)
-    twin.report(1.0)
-    assert twin.decide() is schedule.decide()
-    assert twin.state_dict() == schedule.state_dict()
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_a_copy_after_a_skip_has_no_messages_on_their_way(copied):
-    schedule = BatchAttentionSchedule(ranks=Echo())
-    schedule.skip()
-    twin = copied(schedule)
-    assert twin.decide(1.0) is schedule.decide(1.0)
+    if call == "report":
+        schedule.report(1.0)
+        twin = copied(schedule)
+        twin.report(1.0)
+        decisions = twin.decide(), schedule.decide()
+    else:
+        schedule.skip()
+        twin = copied(schedule)
+        decisions = twin.decide(1.0), schedule.decide(1.0)
+    assert decisions == (Decision.ADVANCE, Decision.ADVANCE)
     assert twin.state_dict() == schedule.state_dict()
 
 
@@ -113,13 +97,16 @@ def test_ranks_are_compared_once_an_epoch_by_hand():
     assert kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
 
 
-def test_a_rank_alone_may_go_on_after_a_loss_that_was_refused_and_after_a_skip():
-    schedule = BatchAttentionSchedule(ranks=Echo())
-    schedule.skip()
-    with pytest.raises(LossError):
-        schedule.decide("x")
-    assert schedule.decide(1.0) is Decision.ADVANCE
-    assert schedule.end_epoch().batches == 1
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_that_skip_alike_and_refuse_the_same_loss_continue_together(ranks):
+    def on_rank(rank, transport):
+        schedule = BatchAttentionSchedule(ranks=transport)
+        schedule.skip()
+        with pytest.raises(LossError):
+            schedule.decide("x")
+        return schedule.decide(1.0), schedule.end_epoch().batches
+
+    assert on_threads(ranks, on_rank) == [(Decision.ADVANCE, 1)] * ranks
 
 
 # One decision --------------------------------------------------------------------------------------------
@@ -177,21 +164,27 @@ def test_no_sample_on_any_rank_is_an_error_on_each():
         assert "samples is 0 on every rank" in str(error)
 
 
-def test_a_rank_without_samples_weighs_nothing_whatever_its_loss_is():
-    assert weighted_mean([loss_message(0, math.nan), loss_message(3, 1.0), loss_message(1, 5.0)]) == 2.0
+@pytest.mark.parametrize(
+    ("batch", "mean"),
+    [
+        ([(math.nan, 0), (1.0, 3), (5.0, 1)], 2.0),
+        ([(1.0, None), (2.0, None)], 1.5),
+        # The loss of the only rank that has samples stays as it is.
+        ([(1.0, 0), (1e308, 49)], 1e308),
+        ([(1.0, 0), (0.1 + 0.2, 3)], 0.1 + 0.2),
+    ],
+)
+def test_the_mean_is_by_samples_and_a_rank_without_samples_weighs_nothing(batch, mean):
+    def on_rank(rank, transport):
+        schedule = BatchAttentionSchedule(ranks=transport)
+        loss, samples = batch[rank]
+        schedule.decide(loss, samples=samples)
+        return schedule.end_epoch().mean_loss
+
+    assert on_threads(len(batch), on_rank) == [mean] * len(batch)
 
 
-@pytest.mark.parametrize("loss", [1e308, 0.1 + 0.2, math.inf])
-def test_the_loss_of_the_only_rank_with_samples_is_left_as_it_is(loss):
-    assert weighted_mean([loss_message(0, 1.0), loss_message(49, loss)]) == loss
-
-
-def test_samples_on_some_ranks_alone_are_refused():
-    with pytest.raises(RanksDivergedError, match="not given on rank 1; give it on all ranks or on none"):
-        weighted_mean([loss_message(4.0, 1.0), loss_message(UNWEIGHTED, 1.0)])
-
-
-def test_windows_end_alike_and_a_control_repeats_alike():
+def test_epochs_of_fixed_length_end_alike():
     def on_rank(rank, transport):
         schedule = BatchAttentionSchedule(epoch_length=2, ranks=transport)
         for _ in schedule.attend(range(5)):
@@ -200,12 +193,14 @@ def test_windows_end_alike_and_a_control_repeats_alike():
 
     assert on_threads(2, on_rank) == [(pytest.approx(1.8), 2, 1)] * 2
 
-    def on_rank_of_control(rank, transport):
+
+def test_a_control_repeats_alike():
+    def on_rank(rank, transport):
         schedule = EqualComputeControl([[1, 3, 1, 2]], ranks=transport)
         made = [(batch, schedule.decide(1.0 + rank)) for batch in schedule.attend(range(4))]
         return made, schedule.last_summary.mean_loss
 
-    (made, mean), other = on_threads(2, on_rank_of_control)
+    (made, mean), other = on_threads(2, on_rank)
     assert other == (made, mean)
     assert len(made) == 7
     assert mean == 1.5
@@ -214,178 +209,79 @@ def test_windows_end_alike_and_a_control_repeats_alike():
 # Ranks that differ ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_on_one_rank_is_an_error_on_both(name):
+    act, errors, words = FAULTS[name]
+    raised = on_threads(2, act)
+    # A rank that waited in vain would have raised RankTimeoutError.
+    assert tuple(map(type, raised)) == errors
+    with pytest.raises(errors[0], match=words):
+        raise raised[0]
+
+
 def differ(on_rank, ranks=2):
-    """The message on each rank, all of them raised before any rank's patience ended."""
+    """The message on each rank."""
     errors = on_threads(ranks, on_rank)
     assert [type(error) for error in errors] == [RanksDivergedError] * ranks
     return [str(error) for error in errors]
 
 
-def test_ranks_that_begin_an_epoch_with_different_options_name_them():
+LEAVING = {
+    "abandoned": lambda schedule: schedule.abandon_epoch(),
+    "loaded": lambda schedule: schedule.load_state_dict(make_schedule(None).state_dict()),
+    "left": lambda schedule: None,
+}
+
+
+@pytest.mark.parametrize("leaving", LEAVING)
+def test_ranks_are_compared_again_when_an_epoch_starts_again(leaving):
     def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(1.2 if rank else 1.0, ranks=transport)
-        for _ in schedule.attend(range(2)):
-            schedule.decide(1.0)
+        begin_again(transport, LEAVING[leaving], batches=5 + rank)
 
     for message in differ(on_rank):
-        assert "the ranks differ in k 1.0 (rank 0), 1.2 (rank 1)." in message
-
-
-@pytest.mark.parametrize("leave", ["abandon_epoch", "load_state_dict", "break"])
-def test_ranks_are_compared_again_when_an_epoch_starts_again(leave):
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        saved = schedule.state_dict()
-        for batch in schedule.attend(range(4)):
-            schedule.decide(1.0)
-            if batch == 1:
-                break
-        if leave == "abandon_epoch":
-            schedule.abandon_epoch()
-        elif leave == "load_state_dict":
-            schedule.load_state_dict(saved)
-        # The same visits on both ranks, as far as they come: only the comparison of lengths can find it.
-        for _ in schedule.attend(range(4 + rank)):
-            schedule.decide(1.0)
-
-    for message in differ(on_rank):
-        assert "as the epoch begins, the ranks differ in batches to come 4 (rank 0), 5 (rank 1)" in message
-
-
-def test_states_with_other_thresholds_are_found_as_the_next_epoch_begins():
-    def on_rank(rank, transport):
-        alone = BatchAttentionSchedule(ranks=None)
-        for _ in alone.attend(range(2)):
-            alone.decide(1.0 + rank)
-        saved = alone.state_dict()
-        schedule = BatchAttentionSchedule(ranks=transport)
-        for _ in zip(schedule.attend(range(2)), range(1), strict=False):
-            schedule.decide(1.0)
-        schedule.load_state_dict(saved)
-        for _ in schedule.attend(range(2)):
-            schedule.decide(0.5)
-
-    for message in differ(on_rank):
-        assert "the ranks differ in threshold 1.2 (rank 0), 2.4 (rank 1)" in message
+        assert "as the epoch begins, the ranks differ in batches to come 5 (rank 0), 6 (rank 1). Give all" in message
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("calls", [1, 2])
-@pytest.mark.parametrize("batch", [0, 1, 2])
+@pytest.mark.parametrize("place", [(0, 0, 1), (0, 1, 1), (0, 2, 1), (1, 1, 2)])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_batch_skipped_on_one_rank_is_an_error_on_all_that_names_it(ranks, batch, calls, by_hand):
+def test_a_visit_skipped_on_one_rank_is_an_error_on_all_that_names_it(ranks, place, calls, by_hand):
     def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        for position in range(3) if by_hand else schedule.attend(iter(range(3))):
-            if rank == 1 and position == batch:
-                schedule.skip()
-            elif calls == 1:
-                schedule.decide(1.0)
-            else:
-                schedule.report(1.0)
-                schedule.decide()
-        schedule.end_epoch()
+        acts = {place: "skip"} if rank == 1 else None
+        train(rank, transport, acts, batches=3, is_known=False, calls=calls, by_hand=by_hand)
 
     for message in differ(on_rank, ranks):
-        assert f"rank 1: epoch 0, batch {batch}, visit 1, skipped" in message
+        assert "rank 1: epoch {}, batch {}, visit {}, skipped".format(*place) in message
         assert "Call skip() on all ranks or on none" in message
 
 
-def test_a_repeat_skipped_on_one_rank_is_an_error_on_all():
+def test_a_loss_that_is_refused_in_a_later_epoch_of_fixed_length_stops_the_others():
     def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        for losses in ([1.0, 1.0], [3.0, 1.0]):
-            for batch in schedule.attend(range(2)):
-                if rank and schedule.visits:
-                    schedule.skip()
-                else:
-                    schedule.decide(losses[batch])
+        schedule = BatchAttentionSchedule(epoch_length=2, ranks=transport)
+        for batch in schedule.attend(range(8)):
+            schedule.decide([1.0, 2.0] if rank == 1 and batch == 4 else 1.0)
 
-    for message in differ(on_rank):
-        assert "rank 0: epoch 1, batch 0, visit 2; rank 1: epoch 1, batch 0, visit 2, skipped" in message
+    in_order, refusing, also_in_order = on_threads(3, on_rank)
+    assert type(refusing) is LossError
+    for error in (in_order, also_in_order):
+        assert "rank 1: epoch 2, batch 0, visit 1, stopped by an error of its own" in str(error)
 
 
-def test_a_rank_at_the_end_hears_of_a_batch_more_before_that_batch_is_trained_on():
-    has_raised = threading.Event()
-
+@pytest.mark.parametrize("leaving", ["abandoned", "loaded"])
+def test_ranks_train_again_after_a_skip_on_one_of_them(leaving):
     def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        try:
-            for batch in schedule.attend(iter(range(3 + rank))):
-                # As inside a collective of DDP, where a rank that is alone waits for ever.
-                assert batch < 3 or has_raised.wait(SECONDS)
-                schedule.decide(1.0)
-        except RanksDivergedError:
-            has_raised.set()
-            raise
-
-    for message in differ(on_rank):
-        assert "rank 0: ended epoch 0 after 3 batches; rank 1: epoch 0, has a batch 3" in message
-
-
-def test_a_rank_that_refuses_its_loss_stops_the_others():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        for _ in schedule.attend(range(2)):
-            schedule.decide([1.0, 2.0] if rank == 1 else 1.0, samples=4)
-
-    well, refusing = on_threads(2, on_rank)
-    assert isinstance(refusing, LossError)
-    assert "rank 1: epoch 0, batch 0, visit 1, stopped by an error of its own" in str(well)
-
-
-def test_a_rank_that_goes_on_after_a_refused_loss_is_stopped_too():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        if rank:
-            with pytest.raises(LossError):
-                schedule.decide("x")
-        schedule.decide(1.0)
-
-    for message in differ(on_rank):
-        assert "rank 0: epoch 0, batch 0, visit 1; rank 1: epoch 0, batch 0, visit 1, stopped" in message
-
-
-def test_ranks_that_refuse_the_same_loss_may_go_on_together():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        with pytest.raises(LossError):
-            schedule.decide("x")
-        return schedule.decide(1.0)
-
-    assert on_threads(2, on_rank) == [Decision.ADVANCE] * 2
-
-
-def test_ranks_train_again_after_a_skip_on_one_of_them_and_a_loaded_state():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        saved = schedule.state_dict()
-        try:
-            for batch in schedule.attend(range(3)):
-                if rank and batch == 1:
-                    schedule.skip()
-                else:
-                    schedule.decide(1.0)
-            raise AssertionError
-        except RanksDivergedError:
-            schedule.load_state_dict(saved)
-        return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
-
-    assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2
-
-
-def test_a_skip_that_nobody_answers_is_forgotten_with_its_epoch():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
+        schedule = make_schedule(transport)
         for batch in schedule.attend(range(3)):
             if rank and batch == 1:
+                # Nobody compares this message.
                 schedule.skip()
                 break
             try:
                 schedule.decide(1.0)
             except RanksDivergedError:
                 break
-        schedule.abandon_epoch()
+        LEAVING[leaving](schedule)
         return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
 
     assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2
@@ -401,77 +297,51 @@ def test_every_rank_at_a_place_is_named():
         assert "ranks 0, 1, 2, 4, 5: ended epoch 0 after 2 batches; rank 3: epoch 0, has a batch 2" in message
 
 
-def test_other_visits_to_one_batch_are_other_places():
-    message = loss_message(1.0, 0.5)
-    with pytest.raises(
-        RanksDivergedError, match=r"rank 0: epoch 0, batch 0, visit 1; rank 1: epoch 0, batch 0, visit 2"
-    ):
-        check_same_place([message, message._replace(visit=2)])
-
-
-def test_a_message_says_where_its_rank_is():
-    assert str(RankMessage(MessageKind.BEGIN, 1, 3, 2)) == "begins epoch 1 at batch 3 after 2 visits"
-
-
 # Saved on one rank, loaded on all ------------------------------------------------------------------------
 
 
-def test_a_state_saved_by_one_rank_resumes_on_all_and_in_mid_epoch_on_as_many():
-    def begun(rank, transport):
+def test_a_state_from_the_end_of_an_epoch_resumes_on_any_number_of_ranks():
+    def on_rank(rank, transport):
         schedule = BatchAttentionSchedule(ranks=transport)
-        for stop in (2, 1):
-            for batch in schedule.attend(range(3)):
-                schedule.decide(1.0 + batch + rank)
-                if batch == stop and stop == 1:
-                    return schedule.state_dict()
-        raise AssertionError
-
-    middle, same = on_threads(2, begun)
-    assert middle == same
-
-    def resume(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        schedule.load_state_dict(middle)
-        for batch in schedule.attend(iter(range(schedule.batch_index, 3))):
+        for batch in schedule.attend(range(3)):
             schedule.decide(1.0 + batch + rank)
         return schedule.state_dict()
 
-    ended, also = on_threads(2, resume)
-    assert ended == also
-    assert ended["last_summary"]["mean_loss"] == 2.5
+    state, same = on_threads(2, on_rank)
+    assert state == same
 
-    for ranks in (1, 3):
-        for error in on_threads(ranks, resume):
-            assert "saved in mid-epoch on 2 ranks" in str(error)
-
-    def from_epochs_end(rank, transport):
+    def resume(rank, transport):
         schedule = BatchAttentionSchedule(ranks=transport)
-        schedule.load_state_dict(ended)
+        schedule.load_state_dict(state)
         return schedule.threshold
 
-    assert on_threads(3, from_epochs_end) == [3.0] * 3
+    assert on_threads(3, resume) == [3.0] * 3
 
 
-def test_a_state_from_the_repeats_of_an_epoch_s_first_batch_resumes_on_as_many_ranks_alone():
-    def begun(rank, transport):
-        schedule = BatchAttentionSchedule(1.0, ranks=transport)
-        for loss in (1.0, 2.0):
-            for _ in schedule.attend([0]):
-                if schedule.decide(loss) is Decision.REPEAT:
-                    return schedule.state_dict()
-        raise AssertionError
+@pytest.mark.parametrize("stop", [(0, 1), (1, 0)], ids=["in mid-epoch", "in the repeats of the first batch"])
+def test_a_state_in_mid_epoch_resumes_on_as_many_ranks_alone(stop):
+    losses = [1.0, 4.0, 1.0], [5.0, 4.0, 1.0]
 
-    state, _ = on_threads(2, begun)
-    assert (state["state"]["batches"], state["state"]["visits"]) == (0, 1)
+    def train(rank, transport, state=None):
+        schedule, states = BatchAttentionSchedule(ranks=transport), []
+        if state is not None:
+            schedule.load_state_dict(state)
+        for epoch in range(schedule.epoch, 2):
+            for batch in schedule.attend(range(schedule.batch_index, 3)):
+                schedule.decide(rank + losses[epoch][batch] / 2**schedule.visits)
+                states.append(((epoch, batch), schedule.state_dict()))
+        return states
 
-    def loaded(rank, transport):
-        schedule = BatchAttentionSchedule(1.0, ranks=transport)
-        schedule.load_state_dict(state)
-        return schedule.visits
-
-    assert on_threads(2, loaded) == [1, 1]
+    whole, same = on_threads(2, train)
+    assert whole == same
+    at = [place for place, _ in whole].index(stop)
+    state = whole[at][1]
+    assert state["state"]["visits"] == stop[0]
+    resume = functools.partial(train, state=state)
+    assert on_threads(2, resume) == [whole[at + 1 :]] * 2
     for ranks in (1, 3):
-        for error in on_threads(ranks, loaded):
+        for error in on_threads(ranks, resume):
+            assert isinstance(error, StateError)
             assert "saved in mid-epoch on 2 ranks" in str(error)
 
 
@@ -489,6 +359,9 @@ def test_every_rank_has_as_many_batches_and_together_they_have_everything(items,
     assert len({-(-len(part) // (batch_size or 1)) for part in parts}) == 1
     seen = {item for part in parts for item in part}
     assert seen == set(range(items - items % ranks if drop_last else items))
+    # An item comes twice only where a rank would lack its last batch.
+    is_batch_lacking = not drop_last and items // ranks % (batch_size or 1) == 0
+    assert sum(map(len, parts)) - len(seen) == (-items % ranks if is_batch_lacking else 0)
 
 
 class OfARank(list):

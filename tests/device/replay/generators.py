@@ -1,8 +1,5 @@
 """Generators that draw by seed and count, so that a replay draws what an eager update would have drawn."""
 
-import itertools
-import weakref
-
 import torch
 
 # That another may stand in for.
@@ -14,6 +11,7 @@ class State:
 
     def __init__(self):
         self.seed, self.count = 0, 0
+        # The draws of a capture so far; None outside of one.
         self.captured = None
 
     def take(self, draws=1):
@@ -23,16 +21,7 @@ class State:
         self.count += draws
         return self.count - draws
 
-    def begin_capture(self):
-        self.captured = 0
-
-    def end_capture(self):
-        draws, self.captured = self.captured, None
-        return draws
-
     def take_in_capture(self):
-        if self.captured is None:
-            raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
         self.captured += 1
         return self.captured - 1
 
@@ -41,29 +30,11 @@ class State:
         return HOST_GENERATOR().manual_seed(hash((self.seed, count)) % 2**62)
 
 
-_numbers = itertools.count(1)
-_made = weakref.WeakValueDictionary()
-
-
-class Generator(HOST_GENERATOR):
+class Generator:
     """A generator on the device."""
 
-    def __new__(cls, machine):
-        generator, number = super().__new__(cls), next(_numbers)
-        # What arrives where it is drawn from is another object; its seed tells which one it is.
-        HOST_GENERATOR.manual_seed(generator, number)
-        _made[number] = generator
-        generator.state = State()
-        generator.machine = machine
-        return generator
-
-    @classmethod
-    def find(cls, generator):
-        return _made[generator.initial_seed()]
-
-    @property
-    def device(self):
-        return self.machine.device
+    def __init__(self, machine):
+        self.machine, self.state = machine, State()
 
     def manual_seed(self, seed):
         self.machine.refuse_in_capture("seeding a generator")
@@ -86,7 +57,6 @@ class Generator(HOST_GENERATOR):
 
     def graphsafe_set_state(self, other):
         self.state = other.state
-        return self
 
 
 def generators_on(machine):

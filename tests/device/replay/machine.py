@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from tests.device.replay.generators import HOST_GENERATOR, Generator
+from tests.device.replay.generators import Generator
 from tests.device.replay.memory import RUBBISH, Block, DeviceTensor, no_modes
 from tests.device.replay.operators import Shape, called_with, changed_by, is_view, shapes_of
 from tests.device.replay.streams import Stream
-
-# From this release on, a graph knows of a generator once it is drawn from; before, it has to be told.
-GENERATORS_ARE_FOUND = "2.14"
 
 
 class Machine:
@@ -21,7 +18,7 @@ class Machine:
 
     Args:
         at_once: The numbers of the streams that do their work as soon as they can; the caller's is 0, others follow in
-            the order in which they are made. None of the others does anything before somebody waits for it.
+            the order in which they are made. The others do nothing before they are waited for.
 
     Attributes:
         waits: How often the host waited.
@@ -90,17 +87,17 @@ class Machine:
     def copy_in(self, target, source, *, is_awaited):
         inside = target.inside
         if getattr(source, "is_pinned_here", False) and not is_awaited:
-            self.enqueue(lambda bases: inside.copy_(source))
+            self.enqueue(lambda first: inside.copy_(source))
             return
         self.refuse_in_capture("a copy from memory that is not pinned")
         with no_modes():
             source = source.detach().clone()
-        self.enqueue(lambda bases: inside.copy_(source))
+        self.enqueue(lambda first: inside.copy_(source))
         self.wait()
 
     def copy_out(self, target, source, *, is_awaited):
         inside = source.inside
-        self.enqueue(lambda bases: target.copy_(inside))
+        self.enqueue(lambda first: target.copy_(inside))
         if is_awaited or not getattr(target, "is_pinned_here", False):
             self.wait()
 
@@ -116,7 +113,7 @@ class Machine:
         self.current.finish()
 
     def enqueue(self, work):
-        """``work`` is called with where the draws of a replay begin; with None if it is none."""
+        """``work`` is called with the number of a replay's first draw; with None if it is no replay."""
         if self.capturing is not None:
             self.capturing.work.append(quietly(work))
         else:
@@ -137,15 +134,14 @@ class Machine:
             if is_view(func):
                 args, kwargs = tree_unflatten(inside, spec)
                 return tree_map(lambda each: DeviceTensor(each, leaves[0].block), func(*args, **kwargs))
-        draw = self._draw(func, leaves)
+        draw = self._draw(func)
         outputs = self._outputs(func, args, kwargs, leaves, spec)
         mine = [None if not isinstance(out, DeviceTensor) else out.inside for out in tree_leaves(outputs)]
         changed = {id(leaf) for leaf in inside if isinstance(leaf, Tensor)}
 
-        def run(bases):
-            drawing = None if draw is None else draw(bases)
-            with_generator = [drawing if isinstance(leaf, HOST_GENERATOR) else leaf for leaf in inside]
-            called_args, called_kwargs = tree_unflatten(with_generator, spec)
+        def run(first):
+            drawing = None if draw is None else draw(first)
+            called_args, called_kwargs = tree_unflatten(inside, spec)
             results = called_with(drawing, func, called_args, called_kwargs)
             for target, result in zip(mine, tree_leaves(results), strict=True):
                 # Of what nobody reads, the host's kernels make nothing.
@@ -160,21 +156,16 @@ class Machine:
             if isinstance(leaf, Tensor) and not isinstance(leaf, DeviceTensor) and leaf.dim() > 0:
                 raise RuntimeError(f"Expected all tensors to be on the same device: {func} has one on the host")
 
-    def _draw(self, func, leaves):
+    def _draw(self, func):
         """What makes the generator that an operator draws from; None if it draws nothing."""
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return None
-        given = [leaf for leaf in leaves if isinstance(leaf, HOST_GENERATOR)]
-        state = (Generator.find(given[0]) if given else self.default_generator).state
+        state = self.default_generator.state
         if self.capturing is None:
             count = state.take()
-            return lambda bases: state.at(count)
-        if state not in self.capturing.states:
-            if torch.__version__ < GENERATORS_ARE_FOUND:
-                raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
-            self.capturing.register(state)
+            return lambda first: state.at(count)
         count = state.take_in_capture()
-        return lambda bases: state.at(bases[id(state)] + count)
+        return lambda first: state.at(first + count)
 
     def _outputs(self, func, args, kwargs, leaves, spec):
         """What an operator returns: arguments that it changes, or memory that it will fill."""
@@ -188,8 +179,8 @@ class Machine:
 
 
 def quietly(work):
-    def run(bases):
+    def run(first):
         with no_modes():
-            work(bases)
+            work(first)
 
     return run

@@ -1,4 +1,4 @@
-"""Tensors on the device: memory of the host that nobody is to look at before it is waited for."""
+"""Tensors on the device: memory of the host whose numbers are there once they are waited for."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ RUBBISH = 0xFF
 
 
 class Block:
-    """A piece of the device's memory. Once no tensor lies in it, it is somebody else's, in the stream's order."""
+    """A piece of the device's memory. Once no tensor uses it, it is spoiled, in the order of the stream."""
 
     def __init__(self, machine, storage):
         self.machine, self.storage = machine, storage
@@ -20,15 +20,15 @@ class Block:
         if not machine.is_on:
             return
         if machine.capturing is not None:
-            # Within a capture memory goes round too; what was there before is not let go of by a replay.
+            # A replay spoils memory of its own capture only.
             if self.graph is machine.capturing:
-                machine.capturing.work.append(lambda bases: spoil(storage))
+                machine.capturing.work.append(lambda first: spoil(storage))
         elif self.graph is None:
             self.stream.enqueue(lambda: spoil(storage))
 
 
 def spoil(storage):
-    """Make rubbish of what was in it: NaN, -1, and what no byte is counted on to be."""
+    """Fill memory with rubbish: NaN as floats, -1 as integers."""
     with no_modes():
         torch.tensor([], dtype=torch.uint8).set_(storage).fill_(RUBBISH)
 

@@ -1,4 +1,4 @@
-"""Has torch take the late device for there: what it asks of ``cuda``, the machine does."""
+"""Makes torch believe that the late device exists: the machine does what torch asks of ``cuda``."""
 
 import contextlib
 import functools
@@ -7,7 +7,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,12 +22,12 @@ MOVED = {Tensor.to, Tensor.cuda, Tensor.cpu}
 
 
 class Operators(TorchDispatchMode):
-    """Has the machine do what is called on its tensors."""
+    """Passes operators on the machine's tensors to the machine."""
 
     def __init__(self, machine):
         super().__init__()
         self.machine = machine
-        # Whether something is being made there: C++ is told nothing of it, or it would look for a driver.
+        # Whether a tensor is being made there. C++ does not see the device, or it would look for a driver.
         self.is_making = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -55,7 +54,7 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """Sees which device is asked for, before anybody looks for its driver."""
+    """Sees which device is asked for, before torch looks for its driver."""
 
     def __init__(self, machine, operators):
         super().__init__()
@@ -112,11 +111,10 @@ class Functions(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def switched_on(at_once=(), release=None):
-    """Let torch take ``cuda:1`` for there, and itself for this ``release``, and yield the machine that it is."""
+def switched_on(at_once=()):
+    """Let torch believe that ``cuda:1`` exists; yield the machine that it is."""
     machine = Machine(at_once)
     stand_ins = {
-        "torch.__version__": torch.__version__ if release is None else TorchVersion(release),
         "torch.Generator": generators_on(machine),
         "torch.cuda.Stream": machine.make_stream,
         "torch.cuda.Event": functools.partial(Event, machine),
@@ -141,15 +139,3 @@ def switched_on(at_once=(), release=None):
             yield machine
         finally:
             machine.is_on = False
-
-
-def moved(model):
-    """A model whose parameters and buffers are put on the device, in place."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(parameter.detach().cuda())
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.cuda()
-    return model

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from tests.device.replay.generators import HOST_GENERATOR
 from tests.device.replay.memory import no_modes
 
 
@@ -35,9 +34,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, leaf):
-        """The shape of a tensor; all else as it is, but for generators, of which a shape does not depend."""
-        if isinstance(leaf, HOST_GENERATOR):
-            return None
+        """The shape of a tensor; all else as it is."""
         return cls(tuple(leaf.size()), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
 

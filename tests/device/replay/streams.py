@@ -2,7 +2,7 @@
 
 from collections import deque
 
-# Where the host takes rubbish for a number, it may go on for ever.
+# A host that takes rubbish for a number may enqueue forever.
 MOST_ENQUEUED = 20_000
 
 
@@ -27,7 +27,7 @@ class Event:
 
 
 class Stream:
-    """Work that is done in order, when somebody waits for it; at once, if the machine's pace has it so."""
+    """Work that is done in order when it is waited for, or at once, as the machine's ``at_once`` says."""
 
     def __init__(self, machine, number):
         self.machine = machine
@@ -51,14 +51,6 @@ class Stream:
         event.stream, event.is_over = other, False
         other.work.append(event)
         self.enqueue(("wait", event))
-
-    def wait_event(self, event):
-        self.enqueue(("wait", event))
-
-    def record_event(self, event=None):
-        event = event or Event(self.machine)
-        event.record(self)
-        return event
 
     def synchronize(self):
         self.machine.refuse_in_capture("waiting for a stream")
@@ -97,8 +89,7 @@ class Graph:
     def __init__(self, machine):
         self.machine = machine
         self.work = []
-        self.states = []
-        self.draws = []
+        self.state, self.draws = None, 0
         self.is_broken = False
 
     def pool(self):
@@ -106,29 +97,20 @@ class Graph:
 
     def replay(self):
         self.machine.refuse_in_capture("a replay")
-        draws = [(state, state.take(state_draws)) for state, state_draws in self.draws]
-        bases = {id(state): base for state, base in draws}
-        work = self.work
+        first, work = self.state.take(self.draws), self.work
 
         def run():
             for item in work:
-                item(bases)
+                item(first)
 
         self.machine.enqueued += len(work)
         self.machine.current.enqueue(run)
 
-    def register(self, state):
-        self.states.append(state)
-        state.begin_capture()
-
-    def begin(self, default):
-        if default.state not in self.states:
-            self.states.append(default.state)
-        for state in self.states:
-            state.begin_capture()
+    def begin(self, state):
+        self.state, state.captured = state, 0
 
     def end(self):
-        self.draws = [(state, state.end_capture()) for state in self.states]
+        self.draws, self.state.captured = self.state.captured, None
 
 
 class Capturing:
@@ -140,7 +122,7 @@ class Capturing:
     def __enter__(self):
         self.machine.synchronize()
         self.before, self.machine.current = self.machine.current, self.stream
-        self.graph.begin(self.machine.default_generator)
+        self.graph.begin(self.machine.default_generator.state)
         self.machine.capturing = self.graph
 
     def __exit__(self, kind, error, trace):

@@ -8,9 +8,9 @@ from torch import nn
 
 from batch_sampler_attn.device.loop import DeviceLoop
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
-from tests.device.replay.copies import loaded
+from tests.device.helpers import same
 from tests.device.replay.modes import switched_on
-from tests.device.replay.scenarios import Asking, are_same, make_loop, run, weights_of
+from tests.device.replay.scenarios import Asking, make_loop, run, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def captures(monkeypatch):
 
 def test_the_first_updates_of_each_kind_are_eager(captures):
     with switched_on():
-        loop, _ = make_loop(loaded())
+        loop, _ = make_loop()
         loop.run_updates(EAGER_UPDATES)
         assert captures == []
         # There are three full batches in an epoch, and a shorter one.
@@ -41,21 +41,14 @@ def test_the_first_updates_of_each_kind_are_eager(captures):
         assert captures == [True]
         run(loop, 4)
         assert captures == [True, False]
-
-
-def test_nothing_is_captured_for_an_eager_loop(captures):
-    with switched_on():
-        loop, _ = make_loop(loaded(), graph=False)
-        run(loop, 4)
-    assert captures == []
+        run(make_loop(graph=False)[0], 4)
+        assert captures == [True, False]
 
 
 def test_a_number_of_the_optimizer_takes_new_captures_and_a_tensor_does_not(captures):
     with switched_on():
         rate = torch.tensor(0.05, device="cuda")
-        loop, optimizer = make_loop(
-            loaded(), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, capturable=True)
-        )
+        loop, optimizer = make_loop(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, capturable=True))
         for _ in range(6):
             run(loop, 1)
             rate.mul_(0.9)
@@ -67,7 +60,7 @@ def test_a_number_of_the_optimizer_takes_new_captures_and_a_tensor_does_not(capt
 
 def test_a_loaded_state_takes_new_captures_after_eager_updates(captures):
     with switched_on():
-        loop, _ = make_loop(loaded())
+        loop, _ = make_loop()
         run(loop, 5)
         captures.clear()
         loop.load_state_dict(loop.state_dict())
@@ -79,7 +72,7 @@ def test_a_loaded_state_takes_new_captures_after_eager_updates(captures):
 
 def test_nothing_is_captured_again_where_nothing_has_changed(captures):
     with switched_on():
-        loop, _ = make_loop(loaded())
+        loop, _ = make_loop()
         for _ in range(8):
             run(loop, 1)
             loop.model.eval()
@@ -87,52 +80,41 @@ def test_nothing_is_captured_again_where_nothing_has_changed(captures):
         assert captures == [True, False]
 
 
-def test_gradients_go_with_the_graphs_in_whose_memory_they_lie(captures):
+def test_gradients_are_dropped_with_the_graphs_whose_memory_they_are_in(captures):
     with switched_on():
-        loop, optimizer = make_loop(loaded())
+        loop, optimizer = make_loop()
         run(loop, 5)
         optimizer.param_groups[0]["lr"] = 0.5
         loop.enqueue(0)
         assert all(parameter.grad is None for parameter in loop.model.parameters())
 
 
-def make_asking_loop(**options):
-    model = Asking()
-    model.most = 0
-    return make_loop(loaded(), model=model, **options)[0]
-
-
-def test_a_value_that_is_read_on_the_host_is_named_and_what_was_trained_stays():
-    with switched_on():
-        loop = make_asking_loop()
+def test_a_value_that_is_read_on_the_host_is_named_and_all_stays_as_trained():
+    with switched_on() as machine:
+        model = Asking()
+        model.most = 0
+        loop, _ = make_loop(model=model)
+        random = copy.copy(machine.default_generator.get_state())
         said = r"CUDA graph: operation not permitted when stream is capturing.*\.item\(\).*pass graph=False"
         with pytest.raises(DeviceLoopError, match=said):
             run(loop, 2)
+        assert torch.equal(machine.default_generator.get_state(), random)
+        torch.rand(2, device="cuda").cpu()
         before = weights_of(loop)
         assert loop.synchronize() is None
         assert loop.updates == loop.schedule.summary.visits + 4
-        assert are_same(weights_of(loop), before)
-
-
-def test_the_callers_random_numbers_are_as_if_no_capture_had_failed():
-    with switched_on() as machine:
-        loop = make_asking_loop()
-        expected = copy.copy(machine.default_generator.get_state())
-        with pytest.raises(DeviceLoopError):
-            run(loop, 2)
-        assert torch.equal(machine.default_generator.get_state(), expected)
-        torch.rand(2, device="cuda").cpu()
+        assert same(weights_of(loop), before)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt()])
-def test_errors_that_say_themselves_what_is_wrong_come_through(error):
+def test_other_errors_of_an_update_are_raised_as_they_are(error):
     def loss_fn(outputs, targets):
         if torch.cuda.is_current_stream_capturing():
             raise error
         return nn.functional.cross_entropy(outputs, targets)
 
     with switched_on():
-        loop, _ = make_loop(loaded(), loss_fn=loss_fn)
+        loop, _ = make_loop(loss_fn=loss_fn)
         with pytest.raises(type(error)) as raised:
             run(loop, 2)
         assert raised.value is error
@@ -161,7 +143,7 @@ class Counting(torch.optim.SGD):
 @pytest.mark.parametrize("kind", [Replacing, Counting, torch.optim.Adagrad])
 def test_an_optimizer_with_a_state_on_the_host_is_refused(kind):
     with switched_on():
-        loop, _ = make_loop(loaded(), optimizer=lambda parameters: kind(parameters, lr=0.1))
+        loop, _ = make_loop(optimizer=lambda parameters: kind(parameters, lr=0.1))
         with pytest.raises(DeviceLoopError, match=f"each step of {kind.__name__} changes its state on the host"):
             run(loop, 2)
 
@@ -173,13 +155,13 @@ def test_an_optimizer_that_is_not_capturable_is_refused_at_construction_unless_u
             return torch.optim.Adam(parameters, lr=0.1, capturable=False)
 
         with pytest.raises(OptionError, match=r"capturable=False; construct it with True, or pass graph=False"):
-            make_loop(loaded(), optimizer=adam)
-        make_loop(loaded(), optimizer=adam, graph=False)
+            make_loop(optimizer=adam)
+        make_loop(optimizer=adam, graph=False)
 
 
-def test_a_loop_draws_what_the_device_would_have_drawn_and_leaves_the_callers_random_numbers_alone():
+def test_a_loop_leaves_the_callers_random_numbers_alone():
     with switched_on() as machine:
-        loop, _ = make_loop(loaded())
+        loop, _ = make_loop()
         before = machine.default_generator.get_state()
         run(loop, 5)
         assert torch.equal(machine.default_generator.get_state(), before)
