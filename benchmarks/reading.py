@@ -148,9 +148,10 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
         where = ".".join(map(str, first["loc"]))
         what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
         if first["type"] == "json_invalid":
+            how = "is cut off" if "EOF while parsing" in first["msg"] else f"is not JSON ({first['msg']})"
             raise RecordsError(
-                f"{what}it is not JSON, as where a file was cut off ({first['msg']}). Copy the file again from where "
-                "it was made, or delete the run's lines in all files, and the benchmark makes the run again"
+                f"{what}the line {how}. Copy the file again from where it was made, or delete the run's lines in all "
+                "files, and the benchmark makes the run again"
             ) from error
         raise RecordsError(
             f"{what}{where or 'the whole line'}: {first['msg']}. Make the records with this version of the benchmark, "
@@ -196,7 +197,7 @@ def _read_plan_records(folder: Path) -> Records:
         try:
             run, epoch = _from_plan_line(json.loads(text), configuration.digest())
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); delete the line") from error
+            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); take the line out") from error
         if run.run in runs:
             raise RecordsError(f"{path}, line {number} is a second line of {run.run}; a run is recorded once")
         runs[run.run], epochs[run.run] = run, [epoch]
