@@ -1,6 +1,6 @@
 """Make the first epochs of a recorded run again, from its configuration, and compare them with the record.
 
-    python -m benchmarks.again RECORDS/...-cifar10-resnet34 --data CIFAR10 --epochs 3 --record FILE
+    python -m benchmarks.again RECORDS/...-cifar10-resnet34 --data CIFAR10 --run attention-first-noise0-seed0
 
 Everything but the data and where to compute is taken from the record. On the same kind of machine the epochs are equal
 bit for bit; another processor's kernels round differently, and the table shows how far that takes them apart.
@@ -25,7 +25,7 @@ from benchmarks import cifar
 from benchmarks.errors import BenchmarkError, PlanError, RecordsError
 from benchmarks.models import REDUCED
 from benchmarks.reading import Records, read_records
-from benchmarks.schema import Configuration, Epoch, EpochLoss, RunName
+from benchmarks.schema import Configuration, Epoch, RunName
 
 # Fields that differ between two runs of the same computation.
 _OF_THE_MACHINE = {"configuration", "seconds", "evaluation_seconds", "finished_at", "shared_device"}
@@ -34,12 +34,9 @@ _OF_THE_MACHINE = {"configuration", "seconds", "evaluation_seconds", "finished_a
 def make_again(
     folder: Annotated[Path, tyro.conf.Positional],
     *,
+    run: str = "baseline-noise0-seed0",
     data: str = "cifar10",
     data_dir: Path = Path("data"),
-    arm: str = "baseline",
-    epoch_loss: EpochLoss = "first",
-    label_noise: int = 0,
-    seed: int = 0,
     epochs: int = 3,
     record: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -47,40 +44,44 @@ def make_again(
 
     Args:
         folder: Of the records.
+        run: Its name, as in the records' folder work.
         data: As of benchmarks.cifar.
         data_dir: Downloaded data.
-        arm: Of the run.
-        epoch_loss: Of the run, unless it is a baseline.
-        label_noise: Of the run.
-        seed: Of the run.
         epochs: How many of its first.
         record: Gets a JSON line an epoch, after those that it has.
     """
-    recorded, name = read_records(folder), RunName(arm, None if arm == "baseline" else epoch_loss, label_noise, seed)
-    if name not in recorded.runs:
-        raise RecordsError(f"{folder} has no run {name}; it has {', '.join(map(str, recorded.runs))}")
+    recorded = read_records(folder)
+    names = {str(name): name for name in recorded.runs}
+    if run not in names:
+        raise RecordsError(f"{folder} has no run {run}; it has {', '.join(names)}")
+    name = names[run]
     if not 1 <= epochs <= len(recorded.epochs[name]):
         raise PlanError(
-            f"--epochs is {epochs}; it must be 1 to {len(recorded.epochs[name])}, as the record has of {name}"
+            f"--epochs is {epochs}; it must be 1 to {len(recorded.epochs[name])}, as the record has of {run}"
         )
     options = replace(options_of(recorded, name), epochs=epochs, data=data, data_dir=data_dir)
-    old, new = recorded.configuration, cifar.configure(options, cifar.load(options).describe())
-    assert isinstance(old, Configuration)
     # A folder of images may have another name.
-    old_fields, new_fields = (each.model_dump(exclude={"epochs": True, "data": {"name"}}) for each in (old, new))
-    if apart := [name for name in old_fields if old_fields[name] != new_fields[name]]:
+    old, new = (
+        configuration.model_dump(exclude={"epochs": True, "data": {"name"}})
+        for configuration in (recorded.configuration, cifar.configure(options))
+    )
+    if apart := [field for field in old if old[field] != new[field]]:
         raise RecordsError(
             f"{', '.join(apart)} differ from those of {folder}. Give the same --data, and install the versions that "
             "runs.jsonl names"
         )
     with tempfile.TemporaryDirectory() as out:
         made = read_records(cifar.run(replace(options, out=Path(out)), Console(stderr=True)))
-    about = {"records": folder.name, "model": options.model, "data": old.data.name, "run": str(name)}
-    recorded_on, made_on = (records.runs[name].surroundings[0].environment for records in (recorded, made))
-    lines = [
-        {**about, "epoch": e.epoch, "differs": _compare(r, e), "recorded": recorded_on, "environment": made_on}
-        for r, e in zip(recorded.epochs[name], made.epochs[name], strict=False)
-    ]
+    about = {
+        "records": folder.name,
+        "model": options.model,
+        "data": recorded.configuration.model_dump()["data"]["name"],
+        "run": run,
+        "recorded": recorded.runs[name].surroundings[0].environment,
+        "environment": made.runs[name].surroundings[0].environment,
+    }
+    pairs = zip(recorded.epochs[name], made.epochs[name], strict=False)
+    lines = [{**about, "epoch": ours.epoch, "differs": _compare(theirs, ours)} for theirs, ours in pairs]
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         with record.open("a", encoding="utf-8") as file:
@@ -90,11 +91,9 @@ def make_again(
 
 def options_of(records: Records, name: RunName) -> cifar.Options:
     """The options by which a run was made."""
-    if name.arm == "longer":
-        raise PlanError("longer ends where attention does, which takes all of attention's epochs; give another --arm")
     configuration, place = records.configuration, records.runs[name].surroundings[0]
-    if not isinstance(configuration, Configuration):
-        raise PlanError("these are records of benchmarks.selection; give those of benchmarks.cifar")
+    if name.arm == "longer" or not isinstance(configuration, Configuration):
+        raise PlanError(f"{name} takes all of attention's epochs, or is not of benchmarks.cifar; give another --run")
     reduced = REDUCED.get(configuration.model)
     shared = {field.name for field in fields(cifar.Options)} & set(Configuration.model_fields) - {"data", "max_visits"}
     return cifar.Options(

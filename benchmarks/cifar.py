@@ -30,10 +30,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
@@ -47,7 +45,7 @@ from benchmarks.images import CIFAR, ImageSet, load_images
 from benchmarks.label_noise import GROUP_SIZE, redraw_labels
 from benchmarks.models import ModelRecipe, count_parameters, find_recipe, make_model
 from benchmarks.running import run_all
-from benchmarks.schema import ARMS, Configuration, Data, EpochLoss, Flipped, Precision, RunName
+from benchmarks.schema import ARMS, Configuration, EpochLoss, Flipped, Precision, RunName
 from benchmarks.storage import Storage
 from benchmarks.training import Job, Tested, Trained
 
@@ -125,24 +123,22 @@ def check(options: Options) -> None:
     """Refuse options that are out of their range, before there is data."""
     for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("threads", 1), ("max_visits", 0)):
         if getattr(options, name) < least:
-            option = name.replace("_", "-")
-            raise PlanError(f"--{option} is {getattr(options, name)}; it must be at least {least}")
-    if not 0 < options.learning_rate < math.inf:
-        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be a number above 0")
-    if options.k is not None:
-        BatchAttentionSchedule(options.k)
+            raise PlanError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {least}")
     for name in ("arms", "epoch_loss", "label_noise", "seeds"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
             raise PlanError(f"{name} is {list(values)}; give at least one value, and none twice")
-    if unknown := set(options.arms) - set(ARMS):
-        raise PlanError(f"there is no arm {min(unknown)!r}; the arms are {', '.join(ARMS)}")
-    if min(options.seeds) < 0:
-        raise PlanError(f"--seeds has {min(options.seeds)}; seeds are whole numbers of at least 0")
-    if not 0 <= min(options.label_noise) <= max(options.label_noise) <= GROUP_SIZE:
+    if not set(options.arms) <= set(ARMS):
+        raise PlanError(f"--arms has {', '.join(set(options.arms) - set(ARMS))}; the arms are {', '.join(ARMS)}")
+    if not 0 < options.learning_rate < math.inf or min(options.seeds) < 0:
         raise PlanError(
-            f"--label-noise is {list(options.label_noise)}; each must be 0 to {GROUP_SIZE}, of {GROUP_SIZE}"
+            f"--learning-rate is {options.learning_rate} and --seeds {options.seeds}; the rate must be a number above "
+            "0, and seeds whole numbers of at least 0"
         )
+    if not 0 <= min(options.label_noise) <= max(options.label_noise) <= GROUP_SIZE:
+        raise PlanError(f"--label-noise is {options.label_noise}; it must be 0 to {GROUP_SIZE}, of every {GROUP_SIZE}")
+    if options.k is not None:
+        BatchAttentionSchedule(options.k)
 
 
 def plan(options: Options) -> list[RunName]:
@@ -184,14 +180,10 @@ def find_device(options: Options) -> torch.device:
     return device
 
 
-def load(options: Options) -> ImageSet:
-    """As many images as were asked for."""
+def configure(options: Options) -> Configuration:
+    """What all runs have in common."""
     test_images = options.images if options.test_images is None else options.test_images or None
-    return load_images(options.data, options.data_dir, options.images, test_images)
-
-
-def configure(options: Options, data: Data) -> Configuration:
-    """What all runs on this data have in common."""
+    data = load_images(options.data, options.data_dir, options.images, test_images).describe()
     if data.train_images % options.batch_size == 1:
         raise PlanError(
             f"{data.train_images} images in batches of {options.batch_size} leave one for the last, which batch "
@@ -234,7 +226,7 @@ class ImageTraining:
         images = _load(job.data, job.data_dir, data.train_images, data.test_images, data.sha256)
         true_labels = images.train.labels
         labels = redraw_labels(true_labels, len(data.classes), job.run.label_noise, job.run.seed)
-        self._is_flipped: NDArray[np.bool_] = labels != true_labels
+        self._is_flipped = labels != true_labels
         train = torch.from_numpy(images.train.images).to(device)
         self._test = torch.from_numpy(images.test.images).to(device)
         self._test_labels = torch.from_numpy(images.test.labels).to(device)
@@ -342,16 +334,13 @@ class ImageTraining:
         self._epochs = state["epochs"]
 
     def _count_by_visits(self, visits: list[int]) -> dict[int, Flipped]:
-        batch_starts = np.arange(0, len(self._is_flipped), self._configuration.batch_size)
-        is_flipped = self._is_flipped[self._loop.order.cpu().numpy()]
-        flipped = np.add.reduceat(is_flipped.astype(np.int64), batch_starts)
-        of_batch = np.asarray(visits)
+        is_flipped = torch.from_numpy(self._is_flipped)[self._loop.order.cpu()]
+        flipped = [int(batch.sum()) for batch in is_flipped.split(self._configuration.batch_size)]
         counted: dict[int, Flipped] = {}
-        for count in np.unique(of_batch).tolist():
-            chosen = flipped[of_batch == count]
-            counted[count] = Flipped(
-                batches=len(chosen), with_flipped=int((chosen > 0).sum()), flipped=int(chosen.sum())
-            )
+        for count in sorted(set(visits)):
+            of_batches = [wrong for wrong, each in zip(flipped, visits, strict=True) if each == count]
+            with_flipped = sum(wrong > 0 for wrong in of_batches)
+            counted[count] = Flipped(batches=len(of_batches), with_flipped=with_flipped, flipped=sum(of_batches))
         return counted
 
 
@@ -364,22 +353,20 @@ build = ImageTraining
 def run(options: Options, console: Console) -> Path:
     """Make all runs, and return the folder of their records."""
     check(options)
-    runs, device, data = plan(options), find_device(options), load(options).describe()
-    configuration = configure(options, data)
+    runs, device, configuration = plan(options), find_device(options), configure(options)
+    data = configuration.data
     folder = (options.out or Path("runs") / f"{options.model}-{data.name}").resolve()
     storage = Storage(folder, configuration)
     with storage.opened():
         storage.check_place(device.type, options.threads)
         finished = storage.finished()
         waiting = [name for name in runs if name not in finished]
-        done = f", {len(runs) - len(waiting)} of them finished before" if len(waiting) < len(runs) else ""
-        console.print(
+        text = (
             f"{configuration.model} ({configuration.parameters:,} parameters) on {data.name}: {data.train_images:,} "
             f"images of {data.height}x{data.width} to train on, {data.test_images:,} to test on, {len(data.classes)} "
-            f"classes; {len(runs)} runs{done}",
-            highlight=False,
-            markup=False,
+            f"classes; {len(runs)} runs, {len(waiting)} to be made"
         )
+        console.print(text, highlight=False, markup=False)
         starts = {name: _baseline_of(name) for name in waiting if name.arm == "longer"}
         jobs = [
             Job(
@@ -434,7 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (BenchmarkError, BatchAttentionError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit("stopped; the same command resumes from the last epoch that was kept")
     text = f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -28,10 +28,9 @@ def describe_environment(device: str | None = None) -> dict[str, Any]:
 def one_line(environment: dict[str, Any]) -> str:
     """The same in a line, for the caption of a table."""
     device = environment["gpu"] or f"{environment['cpu']}, {environment['cores']} cores"
-    packages = ", ".join(
-        f"{name} {environment['packages'][name]}" for name in ("torch",) if name in environment["packages"]
-    )
-    return ", ".join(filter(None, [device, f"Python {environment['python']}", packages, environment["date"][:10]]))
+    torch_version = environment["packages"].get("torch")
+    packages = [f"Python {environment['python']}", *([f"torch {torch_version}"] if torch_version else [])]
+    return ", ".join([device, *packages, environment["date"][:10]])
 
 
 def _cpu_model() -> str:

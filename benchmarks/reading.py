@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +14,6 @@ from benchmarks.schema import (
     Checked,
     Chosen,
     Configuration,
-    ConfusionMatrix,
     Data,
     Epoch,
     Evaluated,
@@ -57,7 +55,9 @@ def read_records(folder: Path) -> Records:
     for epoch in read_lines(folder / "epochs.jsonl", Epoch, digest):
         done = epochs.get(epoch.run)
         if done is None:
-            raise RecordsError(f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, which runs.jsonl lacks")
+            raise RecordsError(
+                f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, of which runs.jsonl does not know"
+            )
         if epoch.epoch != len(done) + 1:
             raise RecordsError(
                 f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
@@ -69,9 +69,49 @@ def read_records(folder: Path) -> Records:
                 f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
                 f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
             )
+    records = Records(configuration, runs, epochs)
     if isinstance(configuration, Configuration):
-        _check_confusion(folder, configuration.data, runs, epochs)
-    return Records(configuration, runs, epochs)
+        _check_confusion(folder, records, configuration.data)
+    return records
+
+
+def _check_confusion(folder: Path, records: Records, data: Data) -> None:
+    images_of_classes: set[tuple[int, ...]] = set()
+    for name, run in records.runs.items():
+        best = max(records.epochs[name], key=lambda epoch: epoch.accuracy)
+        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, records.epochs[name][-1])):
+            if said := _contradiction(evaluated, epoch, data, images_of_classes):
+                raise RecordsError(
+                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
+                    f"rest of the records: {said}. Copy both files from the same place, or make the run again"
+                )
+
+
+def _contradiction(
+    evaluated: Evaluated | None, epoch: Epoch, data: Data, images_of_classes: set[tuple[int, ...]]
+) -> str | None:
+    """What is wrong with a confusion matrix; ``images_of_classes`` gets its rows, which all matrices share."""
+    classes = len(data.classes)
+    if evaluated is None:
+        return "it has no confusion matrix"
+    matrix = evaluated.confusion
+    if evaluated.epoch != epoch.epoch:
+        return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
+    if {len(matrix), *map(len, matrix)} != {classes}:
+        return f"it is not {classes} by {classes}, one row and one column for each class"
+    rows, columns = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
+    right = [matrix[label][label] for label in range(classes)]
+    macro_f1 = (
+        sum(2 * each / max(row + column, 1) for each, row, column in zip(right, rows, columns, strict=True)) / classes
+    )
+    images_of_classes.add(tuple(rows))
+    if sum(rows) != data.test_images:
+        return f"it is of {sum(rows):,} images, and {data.test_images:,} were tested"
+    if round(epoch.accuracy * sum(rows)) != sum(right):
+        return f"it has {sum(right):,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
+    if abs(epoch.macro_f1 - macro_f1) > 1e-6:
+        return f"its macro-F1 is {macro_f1:g}, and epochs.jsonl has {epoch.macro_f1:g}"
+    return "it has other numbers of images of each class than another run" if len(images_of_classes) > 1 else None
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
@@ -108,9 +148,10 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
         where = ".".join(map(str, first["loc"]))
         what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
         if first["type"] == "json_invalid":
+            how = "is cut off" if "EOF while parsing" in first["msg"] else f"is not JSON ({first['msg']})"
             raise RecordsError(
-                f"{what}it is not JSON, as where a file was cut off ({first['msg']}). Copy the file again from where "
-                "it was made, or delete the run's lines in all files, and the benchmark makes the run again"
+                f"{what}the line {how}. Copy the file again from where it was made, or delete the run's lines in all "
+                "files, and the benchmark makes the run again"
             ) from error
         raise RecordsError(
             f"{what}{where or 'the whole line'}: {first['msg']}. Make the records with this version of the benchmark, "
@@ -156,7 +197,7 @@ def _read_plan_records(folder: Path) -> Records:
         try:
             run, epoch = _from_plan_line(json.loads(text), configuration.digest())
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); delete the line") from error
+            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); take the line out") from error
         if run.run in runs:
             raise RecordsError(f"{path}, line {number} is a second line of {run.run}; a run is recorded once")
         runs[run.run], epochs[run.run] = run, [epoch]
@@ -186,49 +227,3 @@ def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
         chosen=Chosen(**chosen),
     )
     return Run(**name, is_finished=True, surroundings=[where], doses=line.get("doses")), epoch
-
-
-# Confusion matrices -----------------------------------------------------------------------------------------
-
-
-def _check_confusion(folder: Path, data: Data, runs: dict[RunName, Run], epochs: dict[RunName, list[Epoch]]) -> None:
-    """Refuse confusion matrices that contradict the data set, their epochs, or each other."""
-    images_of_classes: list[int] | None = None
-    for name, run in runs.items():
-        best = max(epochs[name], key=lambda epoch: epoch.accuracy)
-        for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, epochs[name][-1])):
-            said = "it is missing" if evaluated is None else _contradiction(evaluated, epoch, data)
-            if evaluated is not None and said is None:
-                rows = [sum(row) for row in evaluated.confusion]
-                images_of_classes = images_of_classes or rows
-                if rows != images_of_classes:
-                    said = "it has other numbers of images of each class than another run"
-            if said is not None:
-                raise RecordsError(
-                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
-                    f"rest of the records: {said}. Copy runs.jsonl and epochs.jsonl from the same place, or make the "
-                    "run again"
-                )
-
-
-def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None:
-    matrix, classes = evaluated.confusion, len(data.classes)
-    if evaluated.epoch != epoch.epoch:
-        return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
-    if len(matrix) != classes or any(len(row) != classes for row in matrix):
-        return f"it is not {classes} by {classes}, one row and one column for each class"
-    images, right = sum(map(sum, matrix)), sum(matrix[label][label] for label in range(classes))
-    if images != data.test_images:
-        return f"it is of {images:,} images, and {data.test_images:,} were tested"
-    if round(epoch.accuracy * images) != right:
-        return f"it has {right:,} of {images:,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
-    if abs(epoch.macro_f1 - _macro_f1(matrix)) > 1e-6:
-        return f"its macro-F1 is {_macro_f1(matrix):g}, and epochs.jsonl has {epoch.macro_f1:g}"
-    return None
-
-
-def _macro_f1(matrix: ConfusionMatrix) -> float:
-    """Mean F1 over the classes; 0 for one that is neither there nor predicted."""
-    predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    f1 = [2 * row[label] / max(sum(row) + predicted[label], 1) for label, row in enumerate(matrix)]
-    return statistics.fmean(f1)

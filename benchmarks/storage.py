@@ -66,10 +66,7 @@ class Storage:
 
     @contextmanager
     def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
-        """Keep other commands out of the folder, and take back an earlier command's request to stop.
-
-        The processes of a command that was killed a moment ago have ``wait_seconds`` to end.
-        """
+        """Keep other commands out of the folder, and take back an earlier command's request to stop."""
         self._claim()
         lock = FileLock(self._work / "lock")
         try:
@@ -109,9 +106,8 @@ class Storage:
         if not (self.folder / "runs.jsonl").exists() and not any(self._work.glob("*/*.*")):
             self._write_configuration()
         elif there != self.configuration:
-            old, new = _flat(there), _flat(self.configuration)
-            pairs = {name: (old.get(name), new.get(name)) for name in old | new}
-            apart = [f"{name} ({a!r:.60} there, {b!r:.60} now)" for name, (a, b) in pairs.items() if a != b]
+            old, new = there.model_dump(), self.configuration.model_dump()
+            apart = [f"{name} ({old.get(name)!r:.60} there)" for name in new if old.get(name) != new[name]]
             raise RecordsError(
                 f"{self.folder} has records of another configuration: {', '.join(apart)}. Give another --out, or the "
                 "options that it was made with"
@@ -182,11 +178,6 @@ class Storage:
                 f"{self.folder} has no visits of {run}, which its controls need, neither in visits.jsonl nor in work; "
                 "give another --out, and all of its runs are made there"
             )
-        if [(len(visits), sum(visits)) for visits in record.visits] != [(e.batches, e.updates) for e in record.epochs]:
-            raise RecordsError(
-                f"{self.folder}: the visits of {run} in visits.jsonl contradict its epochs in epochs.jsonl; copy all "
-                "files from the same place"
-            )
         return record.visits
 
     # All runs ------------------------------------------------------------------------------------------
@@ -202,12 +193,7 @@ class Storage:
         return {name for name, record in self.collect().items() if record.run.is_finished}
 
     def check_place(self, device: str, threads: int) -> None:
-        """Refuse to add runs that could not agree bit for bit with those that are there.
-
-        Args:
-            device: The kind: cpu or cuda.
-            threads: CPU threads of a run.
-        """
+        """Refuse to add runs that could not agree bit for bit with those that are there, by the kind of device."""
         for name, record in self.collect().items():
             for place in record.run.surroundings:
                 kind = torch.device(place.device).type
@@ -220,10 +206,14 @@ class Storage:
 
     def write_records(self) -> None:
         """Put the runs together as records. Runs recorded before stay recorded."""
-        records = [record for _, record in sorted(self.collect().items(), key=lambda item: _sort_key(item[0]))]
-        of_visits = [record for record in records if record.run.arm == "attention" and record.visits]
+        records = sorted(self.collect().values(), key=lambda record: _sort_key(record.run.run))
+        visits = [
+            OfVisits(**record.run.model_dump(include=set(OfRun.model_fields)), visits=record.visits)
+            for record in records
+            if record.run.arm == "attention" and record.visits
+        ]
         # In this order: the next command repairs epochs without their run, but not a run without its epochs.
-        self._write_lines("visits.jsonl", map(_visits_of, of_visits))
+        self._write_lines("visits.jsonl", visits)
         self._write_lines("epochs.jsonl", (epoch for record in records for epoch in record.epochs))
         self._write_lines("runs.jsonl", (record.run for record in records))
 
@@ -249,31 +239,11 @@ class Storage:
         path = self.folder / "visits.jsonl"
         # Records of older versions have no visits.
         visits = {line.run: line.visits for line in read_lines(path, OfVisits, self._digest)} if path.exists() else {}
-        recorded = {}
-        for run in read_lines(self.folder / "runs.jsonl", Run, self._digest):
-            if run.run in kept:
-                continue
-            if not epochs[run.run] or (run.last is not None and run.last.epoch != len(epochs[run.run])):
-                raise RecordsError(
-                    f"{self.folder}: epochs of {run.run} are missing in epochs.jsonl; delete its lines there and in "
-                    "runs.jsonl, and it is made again"
-                )
-            recorded[run.run] = RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, []))
-        return recorded
+        runs = [run for run in read_lines(self.folder / "runs.jsonl", Run, self._digest) if run.run not in kept]
+        return {run.run: RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, [])) for run in runs}
 
     def _path(self, run: RunName, name: str) -> Path:
         return self._work / str(run) / name
-
-
-def _flat(configuration: Configuration | SelectionConfiguration) -> dict[str, Any]:
-    """Its fields, with those of the data beside the others, so that what differs in the data is seen."""
-    fields = configuration.model_dump()
-    data = fields.pop("data")
-    return {**(data if isinstance(data, dict) else {"data": data}), **fields}
-
-
-def _visits_of(record: RunFile) -> OfVisits:
-    return OfVisits(**record.run.model_dump(include=set(OfRun.model_fields)), visits=record.visits)
 
 
 def _sort_key(run: RunName) -> tuple[Any, ...]:

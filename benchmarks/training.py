@@ -132,34 +132,36 @@ class _Run:
     def __init__(self, job: Job, storage: Storage, training: Training) -> None:
         self._job, self._storage, self._training = job, storage, training
         self._identity = {"configuration": storage.configuration.digest(), **job.run._asdict()}
-        self._epochs: list[Epoch] = []
-        self._visits: list[list[int]] = []
-        self._surroundings: list[Surroundings] = []
-        self._best: Evaluated | None = None
-        self._last: Evaluated | None = None
-        self._resume()
-        self._note_surroundings()
+        self._file = RunFile(run=Run(**self._identity, is_finished=False, surroundings=[]), epochs=[], visits=[])
+        kept = storage.load(job.run)
+        if kept is None and job.starts_as is not None:
+            kept = storage.load(job.starts_as)
+        if kept is not None:
+            self._file, state = kept
+            training.load_state_dict(state)
         self._kept = self._checked = time.monotonic()
 
     def make(self) -> None:
-        training = self._training
-        while not training.is_finished:
+        epochs = [epoch.model_copy(update=self._identity) for epoch in self._file.epochs]
+        self._update(epochs=epochs, surroundings=self._note_surroundings())
+        while not self._training.is_finished:
             self._check(at_once=True)
             start = time.monotonic()
-            trained = training.train_epoch(self._check)
+            trained = self._training.train_epoch(self._check)
             middle = time.monotonic()
-            tested = training.evaluate()
+            tested = self._training.evaluate()
             self._add(trained, tested, middle - start, time.monotonic() - middle)
-            if training.is_finished:
+            if self._training.is_finished:
                 break
             if time.monotonic() - self._kept >= self._job.checkpoint_seconds:
-                self._save()
+                self._storage.save(self._file, self._training.state_dict())
+                self._kept = time.monotonic()
             else:
-                self._storage.write_record(self._record())
+                self._storage.write_record(self._file)
         if self._job.keeps_state:
-            self._save()
+            self._storage.save(self._file, self._training.state_dict())
         else:
-            self._storage.write_record(self._record())
+            self._storage.write_record(self._file)
             self._storage.forget_state(self._job.run)
 
     def _check(self, *, at_once: bool = False) -> None:
@@ -169,74 +171,44 @@ class _Run:
             if is_stopped(self._job.folder):
                 raise Stopped(f"{self._job.run} was told to stop")
 
-    def _save(self) -> None:
-        self._storage.save(self._record(), self._training.state_dict())
-        self._kept = time.monotonic()
-
-    def _resume(self) -> None:
-        kept = self._storage.load(self._job.run)
-        if kept is None and self._job.starts_as is not None:
-            kept = self._storage.load(self._job.starts_as)
-        if kept is None:
-            return
-        record, state = kept
-        self._training.load_state_dict(state)
-        self._epochs = [epoch.model_copy(update=self._identity) for epoch in record.epochs]
-        self._visits = record.visits
-        run = record.run
-        self._surroundings, self._best, self._last = run.surroundings, run.best, run.last
-
     def _add(self, trained: Trained, tested: Tested, seconds: float, evaluation_seconds: float) -> None:
+        job, (run, epochs, visits) = self._job, (self._file.run, self._file.epochs, self._file.visits)
+        # The CPU that a run is on may have had more to do in the last minute than the run.
+        is_busy = job.device == "cpu" and os.getloadavg()[0] > job.threads + _OTHER_LOAD
         epoch = Epoch(
             **self._identity,
             **trained.fields,
             **tested.fields,
-            epoch=len(self._epochs) + 1,
+            epoch=len(epochs) + 1,
             seconds=seconds,
             evaluation_seconds=evaluation_seconds,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            shared_device=self._job.at_once > 1 or self._is_busy_otherwise(),
+            shared_device=job.at_once > 1 or is_busy,
         )
+        best = last = None
         if tested.confusion is not None:
-            self._last = Evaluated(epoch=epoch.epoch, confusion=tested.confusion)
-            if epoch.accuracy > max((earlier.accuracy for earlier in self._epochs), default=-1.0):
-                self._best = self._last
-        self._epochs.append(epoch)
-        if trained.visits is not None:
-            self._visits.append(trained.visits)
+            last = Evaluated(epoch=epoch.epoch, confusion=tested.confusion)
+            is_best = epoch.accuracy > max((earlier.accuracy for earlier in epochs), default=-1.0)
+            best = last if is_best else run.best
+        visits = visits if trained.visits is None else [*visits, trained.visits]
+        self._update(epochs=[*epochs, epoch], visits=visits, best=best, last=last)
 
-    def _record(self) -> RunFile:
-        run = Run(
-            **self._identity,
-            **self._training.describe(),
-            is_finished=self._training.is_finished,
-            surroundings=self._surroundings,
-            best=self._best,
-            last=self._last,
-        )
-        return RunFile(run=run, epochs=self._epochs, visits=self._visits)
+    def _update(self, *, epochs: list[Epoch], visits: list[list[int]] | None = None, **fields: Any) -> None:
+        fields |= {**self._identity, **self._training.describe(), "is_finished": self._training.is_finished}
+        run = self._file.run.model_copy(update=fields)
+        self._file = RunFile(run=run, epochs=epochs, visits=self._file.visits if visits is None else visits)
 
-    def _note_surroundings(self) -> None:
-        job = self._job
+    def _note_surroundings(self) -> list[Surroundings]:
+        job, before = self._job, self._file.run.surroundings
         here = Surroundings(
-            from_epoch=len(self._epochs) + 1,
+            from_epoch=len(self._file.epochs) + 1,
             device=job.device,
             threads=job.threads,
             at_once=job.at_once,
             environment=describe_environment(job.device),
         )
-        if not self._surroundings or _where(self._surroundings[-1]) != _where(here):
-            self._surroundings = [*self._surroundings, here]
-
-    def _is_busy_otherwise(self) -> bool:
-        """Whether the CPU that a run is on had more to do in the last minute than the run."""
-        return self._job.device == "cpu" and os.getloadavg()[0] > self._job.threads + _OTHER_LOAD
-
-
-def _where(surroundings: Surroundings) -> dict[str, Any]:
-    """What says whether two surroundings are the same."""
-    environment = {name: value for name, value in surroundings.environment.items() if name != "date"}
-    return surroundings.model_dump(exclude={"from_epoch", "environment"}) | environment
+        places = [place.model_dump(exclude={"from_epoch": True, "environment": {"date"}}) for place in (*before, here)]
+        return before if places[-2:-1] == places[-1:] else [*before, here]
 
 
 @contextmanager
@@ -244,19 +216,15 @@ def _settings(job: Job, storage: Storage) -> Iterator[None]:
     """PyTorch's settings of a whole process, as the run needs them; as before afterwards."""
     # Only cuBLAS reads this, and only when it is set up.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic: Any = torch.utils.deterministic
-    threads, fills = torch.get_num_threads(), deterministic.fill_uninitialized_memory
-    torch.set_num_threads(job.threads)
-    # Only if it is on: the call imports torch's compiler, for seconds.
-    if is_deterministic := getattr(storage.configuration, "deterministic", False):
-        torch.use_deterministic_algorithms(True, warn_only=True)
     # No memory is read here before it is written, and filling it costs a kernel for each tensor.
-    deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    torch.set_num_threads(job.threads)
+    # As ``use_deterministic_algorithms(..., warn_only=True)``, which imports torch's compiler, for seconds.
+    torch.set_deterministic_debug_mode("warn" if getattr(storage.configuration, "deterministic", False) else "default")
     try:
         with tf32(TF32.get(getattr(storage.configuration, "precision", "default"))):
             yield
     finally:
         torch.set_num_threads(threads)
-        deterministic.fill_uninitialized_memory = fills
-        if is_deterministic:
-            torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode(mode)

@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import resource
-import signal
 
 import torch
 
@@ -18,12 +16,3 @@ def run(data, folder, options):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
     run_benchmark(data, folder, *options)
-
-
-def run_with_small_files(data, folder, options, most_bytes, said):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    try:
-        run(data, folder, options)
-    except SystemExit as error:
-        said.send(str(error))

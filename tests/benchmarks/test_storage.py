@@ -1,4 +1,4 @@
-"""Folders of records: whose they are, what counts where files contradict each other, and what is left of a full disk."""
+"""Folders of records: whose they are, what they take, and what is left where a disk is full."""
 
 import json
 import shutil
@@ -65,25 +65,13 @@ def test_controls_are_made_later_from_the_visits_that_were_recorded(digits, out,
     assert (folder / "visits.jsonl").read_bytes() == (out / "visits.jsonl").read_bytes()
 
 
-def test_visits_that_contradict_the_epochs_are_refused(moved):
-    folder = moved("attention")
-    lines = read_lines(folder / "visits.jsonl")
-    for line in lines:
-        line["visits"][2][0] += 1
-    write_lines(folder / "visits.jsonl", lines)
-    with pytest.raises(RecordsError, match=r"visits of attention-first-noise3-seed0 in visits.jsonl contradict"):
-        Storage(folder).read_visits(RunName("attention", "first", 3, 0))
-
-
 def test_runs_of_another_configuration_device_or_number_of_threads_are_not_added(digits, out):
     before = (out / "epochs.jsonl").read_bytes()
-    with pytest.raises(SystemExit, match=r"records of another configuration: k \(0.7 there, 1.2 now\)"):
+    with pytest.raises(SystemExit, match=r"records of another configuration: k \(0.7 there\)"):
         run_benchmark(digits, out, "--k", "1.2")
-    with pytest.raises(SystemExit, match=r"another configuration: train_images \(140 there, 20 now\), test_images"):
-        run_benchmark(digits, out, "--images", "20")
     with pytest.raises(SystemExit, match="with 1 CPU threads, and this command is for cpu with 2"):
         run_benchmark(digits, out, "--seeds", "7", "--threads", "2")
-    with pytest.raises(RecordsError, match="made on cpu .* this command is for cuda"):
+    with pytest.raises(RecordsError, match=r"made on cpu .* this command is for cuda"):
         Storage(out).check_place("cuda", 1)
     assert (out / "epochs.jsonl").read_bytes() == before
 
@@ -125,9 +113,10 @@ def test_two_commands_in_one_folder_keep_out_of_each_others_way(out):
     stored = Storage(out)
     stop_runs(out, "an earlier command was stopped")
     assert is_stopped(out)
-    with stored.opened(), pytest.raises(StorageError, match="another command is at work"):
+    with stored.opened():
         assert not is_stopped(out)
-        stored.opened(wait_seconds=0.1).__enter__()
+        with pytest.raises(StorageError, match="another command is at work"):
+            stored.opened(wait_seconds=0.1).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -146,16 +135,6 @@ def test_a_folder_of_another_program_or_of_older_records_is_refused_and_left_as_
     assert [file for file in (tmp_path / "home").rglob("*") if file.is_file()] == [path]
 
 
-def test_a_file_in_the_place_of_the_folder_and_a_configuration_of_another_program_are_refused(out, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "configuration.json").write_text('{"theme": "dark"}')
-    for name, said in (("file", "cannot be written"), ("home", "configuration.json, line 1 does not fit")):
-        with pytest.raises((StorageError, RecordsError), match=said):
-            Storage(tmp_path / name, read_configuration(out)).opened().__enter__()
-    assert [path.name for path in (tmp_path / "home").iterdir()] == ["configuration.json"]
-
-
 @pytest.mark.parametrize("name", ["visits.jsonl", "epochs.jsonl", "runs.jsonl"])
 def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_them(
     digits, moved, records, monkeypatch, name
@@ -167,21 +146,15 @@ def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_the
             raise StorageError("no space is left")
         write(path, content)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="no space is left"):
+    with monkeypatch.context() as patch:
         patch.setattr(storage, "write_whole", write_until_it_is_full)
-        run_benchmark(digits, folder, *options)
+        with pytest.raises(SystemExit, match="no space is left"):
+            run_benchmark(digits, folder, *options)
     with Storage(folder).opened():
         Storage(folder).write_records()
     again = read_records(folder)
     assert set(again.runs) - set(records.runs) == {RunName("attention", "first", 0, 7)}
     assert all(again.epochs[run] == epochs for run, epochs in records.epochs.items())
-
-
-def test_epochs_that_are_missing_everywhere_are_said(moved):
-    folder = moved()
-    write_lines(folder / "epochs.jsonl", read_lines(folder / "epochs.jsonl")[:-1])
-    with pytest.raises(RecordsError, match=r"epochs of .* are missing in epochs.jsonl; delete its lines"):
-        Storage(folder).collect()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -192,7 +165,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match="file cannot be written: No space left.*the same command again to resume"):
+    with pytest.raises(StorageError, match=r"file cannot be written: No space left.*the same command again to resume"):
         storage.write_whole(path, fail)
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]

@@ -13,7 +13,7 @@ runpy.run_module("{module}", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["benchmarks.cifar", "benchmarks.report"])
+@pytest.mark.parametrize("module", ["benchmarks.report"])
 def test_the_extra_is_named_where_its_packages_are_missing(module):
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(module=module)], capture_output=True, text=True, check=False
