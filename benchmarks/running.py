@@ -58,10 +58,12 @@ from benchmarks.training import Job, make_run
 _POLL_SECONDS = 0.1
 _LOCKED_RETRY_SECONDS = 5.0
 _MOST_LOSSES = 3
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 Executor = Any  # has submit(function, *arguments)
 Pending = Any  # has done(), result() and cancel()
 Needs = Callable[[RunName], Sequence[RunName]]
+HandedOut = list[tuple[Pending, Job]]
 
 # A worker may have several threads, as Dask's do, and PyTorch has one set of settings and random numbers a process.
 _one_run = threading.Lock()
@@ -97,7 +99,7 @@ def run_all(
     """
     if not jobs:
         return
-    folder, waiting, handed_out = jobs[0].folder, list(jobs), list[tuple[Pending, Job]]()
+    folder, waiting, handed_out = jobs[0].folder, list(jobs), HandedOut()
     with ExitStack() as stack:
         stack.enter_context(_exit_at_signals())
         opened = _open(executor, _parse(executor_options), at_once, folder, stack)
@@ -113,12 +115,7 @@ def run_all(
 
 
 def _make_all(
-    waiting: list[Job],
-    handed_out: list[tuple[Pending, Job]],
-    needs: Needs,
-    executor: Executor,
-    at_once: int,
-    console: Console,
+    waiting: list[Job], handed_out: HandedOut, needs: Needs, executor: Executor, at_once: int, console: Console
 ) -> None:
     not_before: dict[RunName, float] = {}
     losses: Counter[tuple[RunName, int]] = Counter()
@@ -134,10 +131,10 @@ def _make_all(
             handed_out.remove((pending, job))
             if end == "finished":
                 if not console.is_terminal:
-                    _say(console, f"{job.run}: {_describe(job)}")
+                    console.print(f"{job.run}: {_describe(job)}", highlight=False)
                 continue
             if end == "locked":
-                _say(console, f"another process makes {job.run}; waiting for it")
+                console.print(f"another process makes {job.run}; waiting for it", highlight=False)
                 not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
             waiting.insert(0, job)
         time.sleep(_POLL_SECONDS)
@@ -167,15 +164,13 @@ def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) ->
 @contextmanager
 def _exit_at_signals() -> Iterator[None]:
     """TERM, and HUP of a closed terminal, end the command as Ctrl-C does; a second one changes nothing."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # One that the command was started to ignore, as HUP is under nohup, stays ignored.
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
     def leave(number: int, _frame: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
         sys.exit(128 + number)
 
+    # One that the command was started to ignore, as HUP is under nohup, stays ignored.
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:
@@ -183,9 +178,6 @@ def _exit_at_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-# Executors -------------------------------------------------------------------------------------------------
 
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:
@@ -207,7 +199,9 @@ def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path,
         if kind == "here":
             return SimpleNamespace(submit=_call_later)
         if kind == "processes":
-            return stack.enter_context(_Processes(at_once, **options))
+            processes = _Processes(at_once, **options)
+            stack.callback(processes.close)
+            return processes
         if kind == "submitit":
             return _submitit(where or "slurm", folder / "submitit", options)
         if kind == "dask":
@@ -216,9 +210,8 @@ def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path,
         return stack.enter_context(executor) if hasattr(executor, "__enter__") else executor
     except Exception as error:
         raise PlanError(
-            f"--executor {name} does not work: {type(error).__name__}: {error}. Give processes, submitit, "
-            "submitit:local, dask:tcp://HOST:PORT or PACKAGE.MODULE:CALLABLE; pip install -e '.[submitit,dask]' brings "
-            "what these need"
+            f"--executor {name} does not work: {type(error).__name__}: {error}. Give processes, submitit, dask:tcp://"
+            "HOST:PORT or PACKAGE.MODULE:CALLABLE; pip install -e '.[submitit,dask]' brings what these need"
         ) from error
 
 
@@ -245,6 +238,22 @@ def _dask(address: str, options: dict[str, Any]) -> Iterator[Executor]:
         yield SimpleNamespace(submit=lambda function, *arguments: client.submit(function, *arguments, pure=False))
 
 
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the parent ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+_new_pool = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"), _begin_worker)
+
+
 class _Processes:
     """A pool of one process for each run at once: a process that dies takes no other with it."""
 
@@ -253,10 +262,7 @@ class _Processes:
         self._pools = [_new_pool() for _ in range(count)]
         self._last: list[Future[Any] | None] = [None] * count
 
-    def __enter__(self) -> _Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for process in set(multiprocessing.active_children()) - self._others:
             process.terminate()
         for pool in self._pools:
@@ -273,29 +279,7 @@ class _Processes:
         return future
 
 
-def _new_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_worker)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the parent ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-# Progress --------------------------------------------------------------------------------------------------
-
-
-def _progress(
-    jobs: Sequence[Job], waiting: Sequence[Job], handed_out: Sequence[tuple[Pending, Job]], console: Console
-) -> Live:
+def _progress(jobs: Sequence[Job], waiting: list[Job], handed_out: HandedOut, console: Console) -> Live:
     """Bars on a terminal: one for each run that is handed out, and one for all."""
     epochs, start = getattr(read_configuration(jobs[0].folder), "epochs", 1), time.monotonic()
 
@@ -325,7 +309,3 @@ def _describe(job: Job) -> str:
     epochs = _recorded(job)
     last = f", {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else ""
     return f"{len(epochs)} epochs{last}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

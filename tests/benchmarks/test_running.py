@@ -213,6 +213,7 @@ def test_after_a_worker_is_killed_the_runs_are_those_of_one_process(tmp_path, el
     check_made_once(tmp_path / "runs", 12)
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*Popen")  # submitit's, of a job that is cancelled
 def test_a_terminated_command_ends_work_elsewhere_and_the_same_command_resumes(tmp_path, elsewhere):
     folder = tmp_path / "runs"
     with pytest.raises(SystemExit), signalled(signal.SIGTERM, folder):
