@@ -1,8 +1,6 @@
-"""Ctrl-C at any moment, and a thread that reads ahead: the sampler and its schedule are before a visit or after it."""
+"""Ctrl-C at any moment, and threads that read ahead: a state is that before a visit or that after it."""
 
 import collections
-import json
-import os
 import queue
 import random
 import sys
@@ -10,66 +8,40 @@ import threading
 from pathlib import Path
 
 import pytest
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
 
 import batch_sampler_attn
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.loading.helpers import no_deadlock, seeded
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from tests.loading.drivers import MORE_DRIVERS, load, resumed, saved, train
+from tests.loading.helpers import LooksAhead, no_deadlock
 
 __all__ = ["no_deadlock"]
 
 PACKAGE = Path(batch_sampler_attn.__file__).parent
-TRACED = tuple(str(PACKAGE / name) for name in ("loading", "flight.py", "passes.py", "rule.py", "schedule.py"))
-SAMPLES, EPOCHS = 10, 3
-INTERRUPTS = int(os.environ.get("INTERRUPTS", "30"))
+OURS = ("loading", "samples", "flight.py", "passes.py", "rule.py", "schedule.py")
+TRACED = (*(str(PACKAGE / name) for name in OURS), torch.utils.data.sampler.__file__)
+IN_MEMORY, ONE_BY_ONE, AHEAD = "in memory", "one by one", "ahead"
 
 
-class LooksAhead:
-    def __init__(self, loader, batches):
-        self.loader, self.batches = loader, batches
-
-    def __iter__(self):
-        waiting = collections.deque()
-        for batch in self.loader:
-            waiting.append(batch)
-            if len(waiting) > self.batches:
-                yield waiting.popleft()
-        yield from waiting
+def loader_of(driver, how):
+    if how == IN_MEMORY:
+        return None
+    return LooksAhead(load(driver), 2) if how == AHEAD else load(driver)
 
 
-class Training:
-    """Three epochs, whose losses follow from where they are."""
+class Interrupted:
+    """Trains until so many bytecodes have run, and is interrupted at the next one; ``lines`` has the line of each."""
 
-    def __init__(self, repeats, ahead):
-        self.schedule = BatchAttentionSchedule(0.7, max_visits=3)
-        base = RandomSampler(range(SAMPLES), generator=seeded())
-        self.sampler = BatchAttentionSampler(base, 2, schedule=self.schedule, repeats=repeats)
-        loader = DataLoader(range(SAMPLES), batch_sampler=self.sampler, collate_fn=list)
-        self.loader = LooksAhead(loader, ahead) if ahead else loader
-        self.seen = []
-
-    def run(self):
-        schedule = self.schedule
-        while schedule.epoch < EPOCHS:
-            for indices in schedule.attend(self.loader):
-                visit = schedule.epoch, schedule.batch_index, schedule.visits
-                self.seen.append((*visit, indices))
-                schedule.decide(random.Random(str(visit)).lognormvariate(0, 0.5))
-        return self
-
-
-class Interrupted(Training):
-    """Trains until so many bytecodes of ours have run, and is interrupted at the next one."""
-
-    def __init__(self, repeats, ahead, after=None):
-        super().__init__(repeats, ahead)
-        self.bytecodes, self.after = 0, after
+    def __init__(self, kind, how, after=None):
+        self.driver = MORE_DRIVERS[kind]()
+        self.how, self.after, self.seen, self.lines = how, after, [], []
         before = sys.gettrace()
         # Python 3.12 looks for a frame that wants them as tracing begins.
         sys._getframe().f_trace_opcodes = True
         sys.settrace(self.trace)
         try:
-            self.run()
+            train(self.driver, loader_of(self.driver, how), seen=self.seen)
         except KeyboardInterrupt:
             pass
         finally:
@@ -80,27 +52,73 @@ class Interrupted(Training):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            self.bytecodes += 1
-            if self.bytecodes == self.after:
+            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(self.lines) == self.after:
                 raise KeyboardInterrupt
         return self.trace
 
 
-@pytest.mark.parametrize(("repeats", "ahead"), [("immediate", 0), ("deferred", 0), ("deferred", 2)])
-def test_after_an_interrupt_at_any_bytecode_a_saved_state_goes_on_exactly(repeats, ahead):
-    whole = Training(repeats, ahead).run().seen
-    assert len(whole) > EPOCHS * SAMPLES / 2 + 3
-    bytecodes = Interrupted(repeats, ahead).bytecodes
-    rng = random.Random(0)
-    for after in sorted({1, bytecodes, *rng.sample(range(1, bytecodes + 1), min(INTERRUPTS, bytecodes))}):
-        run = Interrupted(repeats, ahead, after)
-        assert run.seen == whole[: len(run.seen)]
-        state = json.loads(json.dumps(run.sampler.state_dict(), allow_nan=False))
-        resumed = Training(repeats, ahead)
-        resumed.sampler.load_state_dict(state)
-        seen = resumed.run().seen
-        # The last visit was decided on whole, or is made again.
-        assert seen in (whole[len(run.seen) :], whole[len(run.seen) - 1 :]), after
+def moments(lines, seed):
+    """Some of all bytecodes, and one in each of some lines, since a line that is rare matters as much."""
+    rng, found = random.Random(seed), collections.defaultdict(list)
+    for number, line in enumerate(lines, start=1):
+        found[line].append(number)
+    rare = [rng.choice(numbers) for numbers in rng.sample([*found.values()], 15)]
+    return sorted({len(lines), *rng.sample(range(1, len(lines) + 1), 10), *rare})
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 16))])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("immediate", ONE_BY_ONE),
+        ("immediate, by our generator", ONE_BY_ONE),
+        ("deferred", ONE_BY_ONE),
+        ("deferred, drawn one by one", AHEAD),
+        ("samples", IN_MEMORY),
+        ("samples", AHEAD),
+        ("samples at random", ONE_BY_ONE),
+        ("samples, then plain", AHEAD),
+    ],
+)
+def test_after_an_interrupt_at_any_bytecode_a_run_resumes_exactly(kind, how, seed):
+    torch.manual_seed(0)
+    whole = Interrupted(kind, how)
+    assert len(whole.lines) > 10_000
+    for after in moments(whole.lines, seed):
+        torch.manual_seed(0)
+        run = Interrupted(kind, how, after)
+        done = len(run.seen)
+        assert run.seen == whole.seen[:done]
+        # The last visit counts whole, or is made again.
+        tails = whole.seen[done:], whole.seen[max(0, done - 1) :]
+        driver = resumed(kind, saved(run.driver))
+        assert train(driver, loader_of(driver, how)) in tails, whole.lines[after - 1]
+        if kind.startswith("samples"):
+            # In these objects, without a resume, an epoch that was left continues.
+            assert train(run.driver, loader_of(run.driver, how)) in tails, whole.lines[after - 1]
+
+
+@pytest.mark.parametrize("kind", ["immediate", "samples"])
+def test_a_state_that_a_debugger_takes_at_any_bytecode_is_before_a_visit_or_after_it(kind):
+    whole, found = Interrupted(kind, ONE_BY_ONE), set()
+
+    class Saving(Interrupted):
+        def trace(self, frame, event, argument):
+            trace = super().trace(frame, event, argument)
+            if (
+                event == "opcode"
+                and len(self.lines) % 199 == 0
+                and "saved_by_loader" not in (state := saved(self.driver))
+            ):
+                driver = resumed(kind, state)
+                tail = train(driver, loader_of(driver, ONE_BY_ONE))
+                assert tail in (whole.seen[len(self.seen) :], whole.seen[max(0, len(self.seen) - 1) :])
+                found.add(len(tail))
+            return trace
+
+    assert Saving(kind, ONE_BY_ONE).seen == whole.seen
+    assert len(found) > len(whole.seen) / 2
 
 
 class Threaded:
@@ -122,22 +140,40 @@ class Threaded:
             yield batch
 
 
-@pytest.mark.parametrize("ahead", [1, 4])
-def test_a_thread_that_reads_the_loader_ahead_loses_no_batch_and_no_decision(ahead):
+@pytest.fixture
+def threads_switch_often():
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    try:
-        schedule = BatchAttentionSchedule(1.5, epoch_loss="last", max_visits=3)
-        sampler = BatchAttentionSampler(SequentialSampler(range(400)), 2, schedule=schedule, repeats="deferred")
-        loader = Threaded(DataLoader(range(400), batch_sampler=sampler, collate_fn=list), ahead)
-        for epoch in range(4):
-            visits = collections.Counter()
-            for indices in schedule.attend(loader):
-                assert schedule.batch_index == indices[0] // 2
-                visits[schedule.batch_index] += 1
-                is_hard = epoch > 0 and schedule.batch_index % 7 == 0
-                schedule.decide(2.0 if is_hard and visits[schedule.batch_index] < 3 else 1.0)
-            assert visits == {batch: 3 if epoch and batch % 7 == 0 else 1 for batch in range(200)}
-            assert schedule.last_summary.batches == 200
-    finally:
-        sys.setswitchinterval(interval)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("threads_switch_often")
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_thread_that_reads_the_loader_ahead_loses_no_batch_and_no_decision(ahead):
+    schedule = BatchAttentionSchedule(1.5, epoch_loss="last", max_visits=3)
+    sampler = BatchAttentionSampler(SequentialSampler(range(200)), 2, schedule=schedule, repeats="deferred")
+    loader = Threaded(DataLoader(range(200), batch_sampler=sampler, collate_fn=list), ahead)
+    for epoch in range(3):
+        visits = collections.Counter()
+        for indices in schedule.attend(loader):
+            assert schedule.batch_index == indices[0] // 2
+            visits[schedule.batch_index] += 1
+            is_hard = epoch > 0 and schedule.batch_index % 7 == 0
+            schedule.decide(2.0 if is_hard and visits[schedule.batch_index] < 3 else 1.0)
+        assert visits == {batch: 3 if epoch and batch % 7 == 0 else 1 for batch in range(100)}
+        assert schedule.last_summary.batches == 100
+
+
+@pytest.mark.usefixtures("threads_switch_often")
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_thread_that_reads_the_loader_ahead_gives_no_loss_to_another_sample(ahead):
+    attention = SampleAttention(250, 2, k=0.9, updates=150)
+    loader = DataLoader(range(250), batch_sampler=attention, collate_fn=list)
+    for epoch in range(3):
+        for indices in attention.attend(Threaded(loader, ahead)):
+            assert attention.indices == indices
+            attention.report([index * 256.0**epoch for index in indices])  # eight bits, so remembered exactly
+        assert attention.last_summary.updates == 150
+    for index in range(250):
+        assert attention.loss_of(index) in [index * 256.0**epoch for epoch in range(3)]

@@ -1,4 +1,4 @@
-"""The worker that fetches immediate repeats: what it reads, what it draws, and when it goes."""
+"""The worker that fetches immediate repeats: what it reads, what it draws, and when it ends."""
 
 import multiprocessing
 import os
@@ -11,14 +11,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.loading.helpers import (
-    FORKING_IS_FINE,
-    no_deadlock,  # noqa: F401  (a fixture of every test here)
-)
+from tests.loading.helpers import FORKING_IS_FINE, no_deadlock, seeded
 
 pytestmark = FORKING_IS_FINE
+__all__ = ["no_deadlock"]
 
 SAMPLES = 12
+PERSISTENT = pytest.mark.parametrize("persistent", [False, True])
 
 
 def attended(dataset, **options):
@@ -36,6 +35,13 @@ def visits_of(schedule, loader, repeated=(1, 3)):
         schedule.decide(2.0 if repeats else 1.0)
 
 
+VISITS = [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
+
+
+def children():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
 class Draws(Dataset):
     def __len__(self):
         return SAMPLES
@@ -44,18 +50,30 @@ class Draws(Dataset):
         return torch.rand((), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("persistent", [False, True])
+@PERSISTENT
 def test_a_repeat_draws_what_no_other_visit_draws_whatever_the_epoch(persistent):
     torch.manual_seed(0)
     schedule, loader = attended(Draws(), num_workers=1, persistent_workers=persistent)
-    draws = [number for _ in range(5) for _, _, batch in visits_of(schedule, loader) for number in batch.tolist()]
-    assert schedule.last_summary.repeats == 2
-    assert len(draws) == 2 * (5 * 6 + 4 * 2)
-    assert len(set(draws)) == len(draws)
+    draws = [number for _ in range(4) for _, _, batch in visits_of(schedule, loader) for number in batch.tolist()]
+    assert len({*draws}) == len(draws) == 2 * (4 * 6 + 3 * 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}], ids=str)
+def test_repeats_draw_nothing_from_the_user_s_generators(options):
+    def after(repeated):
+        torch.manual_seed(3)
+        generator = seeded(4)
+        schedule, loader = attended(torch.arange(SAMPLES), generator=generator, **options)
+        for _ in range(2):
+            visits = len([*visits_of(schedule, loader, repeated)])
+        return visits, torch.get_rng_state().tolist(), generator.get_state().tolist()
+
+    visits, *states = after(repeated=(1, 3))
+    assert after(repeated=()) == (visits - 2, *states)
 
 
 class Changed(Dataset):
-    """As a data set whose augmentation is turned off for the last epochs."""
+    """A data set whose augmentation is turned off for the last epochs."""
 
     strength = 0
 
@@ -70,17 +88,17 @@ class Changed(Dataset):
 def test_a_data_set_that_is_changed_between_epochs_is_read_alike_at_every_visit(workers):
     dataset = Changed()
     schedule, loader = attended(dataset, num_workers=workers)
-    for dataset.strength in range(4):
+    for dataset.strength in range(3):
         seen = {(visit, *batch.tolist()) for _, visit, batch in visits_of(schedule, loader)}
         visits = (0, 1) if schedule.epoch > 1 else (0,)
         assert seen == {(visit, dataset.strength, dataset.strength) for visit in visits}
 
 
-class ReadsLazily(Dataset):
-    """Opens its file at the first read, as is advised for HDF5 and record files."""
+class OpensLazily(Dataset):
+    """Opens its file at the first read, as is advised for HDF5, where ``worker_init_fn`` has set it up."""
 
     file = None
-    opened_in = None
+    set_up_in = None
 
     def __init__(self, path):
         self.path = path
@@ -89,39 +107,50 @@ class ReadsLazily(Dataset):
         return SAMPLES
 
     def __getitem__(self, index):
+        assert self.set_up_in == os.getpid(), "not set up in this process"
         if self.file is None:
-            self.file, self.opened_in = self.path.open("rb", buffering=0), os.getpid()
-        assert self.opened_in == os.getpid()
+            self.file = self.path.open("rb", buffering=0)
         self.file.seek(1000 * index)
-        return int.from_bytes(self.file.read(1000)[:1], "little")
+        return int.from_bytes(self.file.read(1000)[:1], "little"), os.getpid()
 
 
-@pytest.mark.parametrize(("context", "persistent"), [("fork", False), ("fork", True), ("spawn", True)])
-def test_a_file_that_is_opened_lazily_is_opened_by_workers_only(tmp_path, context, persistent):
+def set_up(_worker):
+    torch.utils.data.get_worker_info().dataset.set_up_in = os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("context", "persistent"), [("fork", False), ("fork", True), pytest.param("spawn", True, marks=pytest.mark.slow)]
+)
+def test_a_file_is_opened_by_workers_only_and_repeats_have_one_that_is_kept_as_long_as_the_loader_s(
+    tmp_path, context, persistent
+):
     path = tmp_path / "records"
     path.write_bytes(b"".join(bytes([index]) * 1000 for index in range(SAMPLES)))
-    dataset = ReadsLazily(path)
     options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
-    schedule, loader = attended(dataset, **options)
+    dataset = OpensLazily(path)
+    schedule, loader = attended(dataset, worker_init_fn=set_up, **options)
+    of_repeats = set()
     for _ in range(3):
-        for position, _, batch in visits_of(schedule, loader):
-            assert batch.tolist() == [2 * position, 2 * position + 1]
-    assert schedule.last_summary.repeats == 2
+        for position, visit, (numbers, pids) in visits_of(schedule, loader):
+            assert numbers.tolist() == [2 * position, 2 * position + 1]
+            of_repeats |= {*pids.tolist()} if visit else set()
+    # Two epochs have repeats.
+    assert len(of_repeats) == (1 if persistent else 2)
     assert dataset.file is None
 
 
 class BreaksOnce(Dataset):
-    """Breaks at its third read of a sample in one process: in the worker that reads it for repeats alone."""
+    """Breaks as it reads a sample for the first repeat, in the one worker that reads repeats, or in this process."""
 
     def __init__(self):
-        self.is_broken = multiprocessing.Value("b", 1)
+        self.reads = multiprocessing.Value("i", 0)
 
     def __len__(self):
         return SAMPLES
 
     def __getitem__(self, index):
-        if index == 3 and torch.utils.data.get_worker_info().num_workers == 1 and self.is_broken.value:
-            self.is_broken.value = 0
+        self.reads.value += index == 3
+        if index == 3 and self.reads.value == 3:
             raise LookupError("no such file")
         return index
 
@@ -137,81 +166,100 @@ def error_of(schedule, loader):
     return "nothing"
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_an_error_of_the_worker_reaches_the_loop_and_the_next_epoch_is_whole(persistent):
-    schedule, loader = attended(BreaksOnce(), num_workers=2, persistent_workers=persistent)
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}], ids=str)
+def test_an_error_while_a_repeat_is_fetched_reaches_the_loop_and_the_next_epoch_is_whole(options):
+    schedule, loader = attended(BreaksOnce(), **options)
     assert len([*visits_of(schedule, loader)]) == 6
     assert "no such file" in error_of(schedule, loader)
     for _ in range(2):
-        visited = [(position, visit) for position, visit, _ in visits_of(schedule, loader)]
-        assert visited == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
+        assert [visit[:2] for visit in visits_of(schedule, loader)] == VISITS
 
 
 def test_no_worker_is_left_behind_where_the_loader_leaves_none():
-    # Workers of tests that were before may be on their way out.
-    others = {process.pid for process in multiprocessing.active_children()}
-
-    def workers():
-        return {process.pid for process in multiprocessing.active_children()} - others
-
+    # Workers of earlier tests may not have ended yet.
+    others = children()
     schedule, loader = attended(Draws(), num_workers=1)
     for _ in range(2):
         list(visits_of(schedule, loader))
-        assert not workers()
+        assert not children() - others
     left = visits_of(schedule, loader)
     assert [visit for _, visit, _ in (next(left) for _ in range(3))] == [0, 0, 1]
-    assert len(workers()) == 2
+    assert len(children() - others) == 2
     left.close()
-    assert not workers()
+    assert not children() - others
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_the_worker_goes_when_the_loader_does(persistent):
-    others = {process.pid for process in multiprocessing.active_children()}
+@PERSISTENT
+def test_the_worker_ends_when_the_loader_does(persistent):
+    others = children()
     schedule, loader = attended(Draws(), num_workers=1, persistent_workers=persistent)
     for _ in range(2):
         list(visits_of(schedule, loader))
     del loader
-    assert {process.pid for process in multiprocessing.active_children()} <= others
+    assert children() <= others
 
 
-ENDS = {
-    "at the end": "",
-    "in mid-epoch": "break",
-    "by an error": "raise SystemExit(3)",
-    "with the iterator kept": "kept = iterator; break",
-}
-
+# Each run ends in a process of its own, by the interpreter's own ways; torch is imported once for all of them.
 SCRIPT = """
-import sys
-import torch
+import os, sys, torch
 from torch.utils.data import DataLoader, SequentialSampler
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 
-if __name__ == "__main__":
+
+def run(context, persistent, end):
+    global kept
     schedule = BatchAttentionSchedule(1.5, epoch_loss="last")
     sampler = BatchAttentionSampler(SequentialSampler(range(12)), 2, schedule=schedule)
-    options = {{"multiprocessing_context": sys.argv[1], "persistent_workers": sys.argv[2] == "True"}}
+    options = {"multiprocessing_context": context, "persistent_workers": persistent}
     loader = schedule.attend(DataLoader(torch.arange(12), batch_sampler=sampler, num_workers=1, **options))
     for epoch in range(2):
         iterator = iter(loader)
         for batch in iterator:
-            if epoch and schedule.visits == 1:
-                print("repeat", flush=True)
-                {end}
-            schedule.decide(2.0 if epoch and schedule.visits == 0 else 1.0)
+            if schedule.visits == 1:
+                print("repeat", context, persistent, end, flush=True)
+                if end == "by an error":
+                    raise SystemExit(3)
+                if end == "with the iterator kept":
+                    kept = iterator
+                if end != "at the end":
+                    return
+            schedule.decide(2.0 if epoch and schedule.batch_index == 2 and schedule.visits == 0 else 1.0)
+
+
+if __name__ == "__main__":
+    pids = {}
+    for case in eval(sys.argv[1]):
+        pid = os.fork()
+        if not pid:
+            run(*case)
+            break
+        pids[pid] = case
+    else:
+        for pid, case in pids.items():
+            print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+ENDS = {"at the end": 0, "in mid-epoch": 0, "by an error": 3, "with the iterator kept": 0}
+
+
+def words(case):
+    return " ".join(map(str, case))
 
 
 @pytest.mark.parametrize(
-    ("context", "persistent", "end"),
-    [*(("fork", persistent, end) for persistent in (False, True) for end in ENDS), ("spawn", True, "in mid-epoch")],
+    "cases",
+    [
+        [("fork", number % 2 > 0, end) for number, end in enumerate(ENDS)],
+        pytest.param([("fork", number % 2 == 0, end) for number, end in enumerate(ENDS)], marks=pytest.mark.slow),
+        pytest.param([("spawn", True, "in mid-epoch"), ("spawn", False, "at the end")], marks=pytest.mark.slow),
+    ],
+    ids=["fork", "fork, too", "spawn"],
 )
-def test_the_interpreter_ends_in_time_whenever_the_run_does(tmp_path, context, persistent, end):
+def test_the_interpreter_ends_whenever_the_run_does(tmp_path, cases):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(end=ENDS[end] or "pass"))
-    command = [sys.executable, "-W", "ignore", str(script), context, str(persistent)]
-    ended = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
-    assert ended.stdout.count("repeat") == (6 if end == "at the end" else 1)
-    assert ended.returncode == (3 if end == "by an error" else 0), ended.stderr
-    assert "Traceback" not in ended.stderr
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", str(script), str(cases)]
+    done = subprocess.run(command, timeout=110, check=False, capture_output=True, text=True)
+    expected = [f"repeat {words(case)}" for case in cases]
+    expected += [f"{words(case)} ended with {ENDS[case[2]]}" for case in cases]
+    assert sorted(done.stdout.splitlines()) == sorted(expected)
+    assert (done.returncode, done.stderr) == (0, "")

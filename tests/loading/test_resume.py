@@ -1,5 +1,6 @@
-"""Saved at any moment and resumed in fresh objects, a run goes on as if it had never stopped, bit for bit."""
+"""Saved at any moment and resumed in new objects, a run continues as if it had never stopped, bit for bit."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -10,35 +11,103 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, checkpoint
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.errors import ProtocolError, StateError
+from tests.loading.drivers import DRIVERS, MORE_DRIVERS, load, resumed, saved, train
 from tests.loading.helpers import (
     BATCHES,
     FORKING_IS_FINE,
-    KILLED_RUN,
+    REPEATS,
     TORCHDATA_IS_FINE,
     LooksAhead,
     Numbered,
-    Run,
     make,
-    no_deadlock,  # noqa: F401  (a fixture of every test here)
+    no_deadlock,
+    run_epoch,
     seeded,
 )
+from tests.loading.training import KILLED_RUN, SAMPLERS, Run
 
 pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
+__all__ = ["no_deadlock"]
 
-LOADERS = pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
-REPEATS = pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+
+# Both adapters ----------------------------------------------------------------------------------------------
+
+
+def through(how):
+    return (
+        (lambda driver: LooksAhead(load(driver), 2)) if how == "ahead" else lambda driver: load(driver, num_workers=how)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        *itertools.product(MORE_DRIVERS, [0]),
+        *((kind, "ahead") for kind in MORE_DRIVERS if "immediate" not in kind),
+        *itertools.product(DRIVERS, [1]),
+        *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in MORE_DRIVERS),
+    ],
+)
+def test_the_state_after_any_visit_resumes_to_the_same_end(kind, how):
+    torch.manual_seed(0)
+    loader_of, states = through(how), []
+    driver = MORE_DRIVERS[kind]()
+    loader = loader_of(driver)
+    whole = train(driver, loader, on_report=lambda: states.append(saved(driver)))
+    end = saved(driver)
+    for done in range(1, len(whole) + 1, 11 if how == 1 else 1):
+        twin = resumed(kind, states[done - 1])
+        assert saved(twin) == states[done - 1]
+        assert train(twin, loader_of(twin)) == whole[done:]
+        assert saved(twin) == end
+    # In the objects that are at their end, too.
+    driver.sampler.load_state_dict(json.loads(states[4]))
+    assert train(driver, loader) == whole[5:]
+
+
+@pytest.mark.parametrize("kind", ["immediate", "samples, all alike"])
+def test_batches_in_flight_keep_their_order_however_often_a_run_is_left_with_one_more_of_them_current(kind):
+    driver = MORE_DRIVERS[kind]()
+    whole, seen, state = train(driver, load(driver)), [], saved(MORE_DRIVERS[kind]())
+    for workers in itertools.cycle([2, 0, 0, 0]):
+        driver = resumed(kind, state)
+        batches = iter(driver.attend(load(driver, num_workers=workers)))
+        for indices in itertools.islice(batches, 1):
+            seen.append((driver.place, indices))
+            driver.report(indices)
+        next(batches, None)
+        state = saved(driver)
+        assert saved(resumed(kind, state)) == state
+        if driver.epoch == 3:
+            break
+    assert seen == whole
+
+
+@pytest.mark.parametrize("kind", DRIVERS)
+def test_a_state_that_is_saved_after_its_loop_was_left_is_resumed(kind):
+    driver = DRIVERS[kind]()
+    whole = train(driver, load(driver))
+    for done in range(1, len(whole), 3):
+        driver = DRIVERS[kind]()
+        train(driver, load(driver), stop=done)
+        twin = resumed(kind, saved(driver))
+        assert train(twin, load(twin)) == whole[done:]
+
+
+# A model in training ----------------------------------------------------------------------------------------
+
 MOMENTS = ("between epochs", "before the visit", "after the decision")
 
 
-def uninterrupted(options, moments):
+def checkpoints_of(options, moments=MOMENTS):
     """The run in one go, and a checkpoint, with the visits done by then, of every moment."""
     checkpoints = []
 
     def save(run, moment):
         if moment in moments:
-            checkpoints.append((moment, len(run.history), run.checkpoint()))
+            checkpoints.append((len(run.history), run.checkpoint()))
 
     return Run(**options).train(save), checkpoints
 
@@ -47,103 +116,115 @@ def final_generators(run):
     return run.sampler.state_dict()["generator"], torch.get_rng_state().tolist()
 
 
-def check_every_resume(options, moments=MOMENTS, *, every=1):
-    whole, checkpoints = uninterrupted(options, moments)
+def check_resumes(options, moments=MOMENTS, *, every=1):
+    whole, checkpoints = checkpoints_of(options, moments)
     generators = final_generators(whole)
-    decisions = [visit[3] for visit in whole.history]
-    assert decisions.count("repeat") >= 4
-    for moment, done, saved in checkpoints[::every]:
-        resumed = Run(**options, seed=1).load(saved).train()
-        assert resumed.history == whole.history[done:], (moment, done)
-        assert final_generators(resumed) == generators, (moment, done)
+    assert [visit[3] for visit in whole.history].count("repeat") >= 4
+    for done, checkpoint in checkpoints[::every]:
+        again = Run(**options, seed=1).load(checkpoint).train()
+        assert again.history == whole.history[done:]
+        assert final_generators(again) == generators
 
 
-@LOADERS
-@REPEATS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repeats": "immediate"},
+        {"repeats": "deferred", "generators": "explicit", "loader_class": StatefulDataLoader},
+        {
+            "repeats": "immediate",
+            "generators": "shared",
+            "loader_class": StatefulDataLoader,
+            "kind": "with replacement",
+        },
+        {"repeats": "deferred", "generators": "shared", "kind": "distributed"},
+    ],
+    ids=str,
+)
+def test_without_workers_a_run_is_resumed(options):
+    check_resumes(options, every=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
 @pytest.mark.parametrize("generators", ["own", "explicit", "shared"])
-def test_without_workers_every_moment_of_a_run_can_be_resumed(generators, repeats, loader_class):
-    check_every_resume({"repeats": repeats, "generators": generators, "loader_class": loader_class})
+@REPEATS
+def test_without_workers_every_moment_of_a_run_can_be_resumed(repeats, generators, loader_class, kind):
+    check_resumes({"repeats": repeats, "generators": generators, "loader_class": loader_class, "kind": kind})
 
 
 @REPEATS
 def test_augmentation_drawn_in_this_process_is_resumed_too(repeats):
     # Saved before a visit, what the batch was augmented with has been drawn already.
-    moments = ("between epochs", "after the decision")
-    check_every_resume({"repeats": repeats, "is_augmented": True}, moments)
-
-
-@REPEATS
-@pytest.mark.parametrize("kind", ["with replacement", "sequential", "distributed"])
-def test_other_samplers_are_resumed_too(kind, repeats):
-    check_every_resume({"repeats": repeats, "kind": kind})
+    check_resumes({"repeats": repeats, "is_augmented": True}, ("between epochs", "after the decision"), every=5)
 
 
 WITH_WORKERS = {"samples": 12, "num_workers": 2, "prefetch_factor": 1, "generators": "shared"}
 
 
-@LOADERS
-@REPEATS
-def test_with_workers_every_moment_of_a_run_can_be_resumed(repeats, loader_class):
-    check_every_resume({"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS})
-
-
 @pytest.mark.parametrize(
-    ("repeats", "loader_class", "options"),
+    ("options", "moments"),
     [
-        ("immediate", DataLoader, {"generators": "explicit"}),
-        ("deferred", DataLoader, {"generators": "explicit"}),
-        ("immediate", StatefulDataLoader, {"persistent_workers": True}),
-        ("deferred", StatefulDataLoader, {"persistent_workers": True}),
-        ("deferred", DataLoader, {"persistent_workers": True}),
-        ("deferred", DataLoader, {"prefetch_factor": 3}),
-        ("deferred", StatefulDataLoader, {"prefetch_factor": 3}),
+        ({"repeats": "immediate"}, MOMENTS),
+        ({"repeats": "deferred", "loader_class": StatefulDataLoader, "prefetch_factor": 3}, MOMENTS),
+        ({"repeats": "deferred", "generators": "explicit", "persistent_workers": True}, MOMENTS),
+        # Persistent workers keep the seed that they were started with.
+        ({"repeats": "immediate", "persistent_workers": True}, MOMENTS[:1]),
+        ({"repeats": "deferred", "persistent_workers": True, "loader_class": StatefulDataLoader}, MOMENTS[:1]),
     ],
+    ids=str,
 )
-def test_with_other_options_for_workers_a_run_can_be_resumed(repeats, loader_class, options):
-    check_every_resume({"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **options}, every=8)
+def test_with_workers_a_run_is_resumed(options, moments):
+    check_resumes({**WITH_WORKERS, **options}, moments, every=1 if moments == MOMENTS[:1] else 11)
 
 
-@LOADERS
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{}, {"prefetch_factor": 3}, {"generators": "explicit"}, {"persistent_workers": True}], ids=str
+)
+@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
 @REPEATS
-def test_workers_that_persist_keep_their_seed_where_a_run_goes_on_between_epochs(repeats, loader_class):
-    options = {"repeats": repeats, "loader_class": loader_class, "persistent_workers": True, **WITH_WORKERS}
-    check_every_resume(options, ["between epochs"])
+def test_with_workers_every_moment_of_a_run_can_be_resumed(repeats, loader_class, more):
+    check_resumes(
+        {"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **more}, every=1 if not more else 3
+    )
 
 
-@pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 2), (2, 0)])
-def test_with_immediate_repeats_a_run_can_go_on_with_another_number_of_workers(workers_before, workers_after):
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+def test_with_immediate_repeats_a_run_may_resume_with_another_number_of_workers(before, after):
     options = {"repeats": "immediate", "generators": "shared"}
-    whole, checkpoints = uninterrupted({**options, "num_workers": workers_before}, MOMENTS)
-    for _, done, saved in checkpoints[::6]:
-        resumed = Run(**options, num_workers=workers_after, seed=1).load(saved).train()
-        assert resumed.history == whole.history[done:]
-        assert final_generators(resumed) == final_generators(whole)
+    whole, checkpoints = checkpoints_of({**options, "num_workers": before})
+    for done, checkpoint in checkpoints[::17]:
+        again = Run(**options, num_workers=after, seed=1).load(checkpoint).train()
+        assert again.history == whole.history[done:]
+        assert final_generators(again) == final_generators(whole)
 
 
-def test_nothing_of_torch_s_global_generator_needs_saving_once_the_first_epoch_has_begun():
+def test_torch_s_global_generator_need_not_be_saved_once_the_first_epoch_has_begun():
     options = {"repeats": "immediate", "dropout": 0.0}
-    whole, checkpoints = uninterrupted(options, ["after the decision"])
-    for _, done, saved in checkpoints:
-        del saved["random"]
-        assert Run(**options, seed=1).load(saved).train().history == whole.history[done:]
+    whole, checkpoints = checkpoints_of(options, ["after the decision"])
+    for done, checkpoint in checkpoints[::3]:
+        del checkpoint["random"]
+        assert Run(**options, seed=1).load(checkpoint).train().history == whole.history[done:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 @REPEATS
 def test_a_stateful_loader_s_own_state_is_not_needed(repeats, workers):
     options = {"repeats": repeats, "loader_class": StatefulDataLoader, "num_workers": workers}
-    whole, checkpoints = uninterrupted(options, MOMENTS)
-    for _, done, saved in checkpoints[:: 12 if workers else 1]:
-        saved.pop("loader", None)
-        assert Run(**options, seed=1).load(saved).train().history == whole.history[done:]
+    whole, checkpoints = checkpoints_of(options)
+    for done, checkpoint in checkpoints[:: 23 if workers else 5]:
+        checkpoint.pop("loader", None)
+        assert Run(**options, seed=1).load(checkpoint).train().history == whole.history[done:]
 
 
-@pytest.mark.parametrize(("repeats", "first_workers"), [("immediate", 0), ("immediate", 2), ("deferred", 0)])
+@pytest.mark.parametrize(("repeats", "first_workers"), [("immediate", 1), ("deferred", 0)])
 def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_workers):
     # With workers at first, batches are in flight that the lives without workers hand out one by one.
     options = {"repeats": repeats, "generators": "shared"}
-    whole, _ = uninterrupted({**options, "num_workers": first_workers}, [])
-    run, saved, history = Run(**options, num_workers=first_workers), None, []
+    whole, _ = checkpoints_of({**options, "num_workers": first_workers}, [])
+    run, checkpoint, history = Run(**options, num_workers=first_workers), None, []
 
     def stop(run, moment):
         if moment == "after the decision":
@@ -151,332 +232,136 @@ def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_
 
     while len(history) < len(whole.history):
         with pytest.raises(KeyboardInterrupt):
-            (run if saved is None else run.load(saved)).train(stop)
+            (run if checkpoint is None else run.load(checkpoint)).train(stop)
         history += run.history
-        saved = run.checkpoint()
+        checkpoint = run.checkpoint()
         run = Run(**options, seed=len(history))
     assert history == whole.history
-    assert run.load(saved).train().history == []
+    assert run.load(checkpoint).train().history == []
     assert final_generators(run) == final_generators(whole)
 
 
-def test_batches_on_their_way_keep_their_order_where_a_resumed_run_is_saved_with_one_of_them_out():
-    options = {"repeats": "immediate", "generators": "shared"}
-    whole, checkpoints = uninterrupted({**options, "num_workers": 2}, ["after the decision"])
-
-    def stop(run, moment):
-        if moment == "before the visit":
-            raise KeyboardInterrupt
-
-    for _, done, saved in checkpoints[::6]:
-        stopped = Run(**options, seed=1).load(saved)
-        with pytest.raises(KeyboardInterrupt):
-            stopped.train(stop)
-        saved = stopped.checkpoint()
-        resumed = Run(**options, seed=2).load(saved).train()
-        assert resumed.history == whole.history[done:]
+def test_a_run_that_is_killed_between_two_visits_of_one_batch_is_resumed_in_another_process(tmp_path):
+    command = [sys.executable, "-m", "tests.loading.training", str(tmp_path / "checkpoint.pt")]
+    assert subprocess.run(command, timeout=100, check=False).returncode == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    whole = Run(**KILLED_RUN).train().history
+    assert whole[checkpoint["done"] - 1][3] == "repeat"
+    assert Run(**KILLED_RUN, seed=1).load(checkpoint).train().history == whole[checkpoint["done"] :]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_through_a_wrapper_that_reads_ahead_can_be_resumed(workers):
-    # Without dropout: when a wrapper has its loader draw a seed from torch's global generator is not known.
-    def make_run(**options):
-        run = Run("deferred", generators="explicit", dropout=0.0, samples=16, num_workers=workers, **options)
-        run.loader = LooksAhead(run.loader)
-        return run
-
-    checkpoints = []
-    whole = make_run().train(lambda run, moment: checkpoints.append((len(run.history), run.checkpoint())))
-    for done, saved in checkpoints[:: 8 if workers else 1]:
-        assert make_run(seed=1).load(saved).train().history == whole.history[done:]
-
-
-@REPEATS
-def test_a_state_can_be_taken_after_leaving_the_loop(repeats):
-    whole, _ = uninterrupted({"repeats": repeats}, [])
-    for stop_after in range(1, len(whole.history), 3):
-        run = Run(repeats)
-
-        def stop(run, moment, stop_after=stop_after):
-            if moment == "after the decision" and len(run.history) == stop_after:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run.train(stop)
-        saved = run.checkpoint()
-        resumed = Run(repeats, seed=1).load(saved).train()
-        assert resumed.history == whole.history[stop_after:]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@REPEATS
-def test_an_earlier_state_can_be_loaded_into_the_very_objects_that_went_on(repeats, workers):
-    run = Run(repeats, generators="shared", num_workers=workers, persistent_workers=workers > 0)
-    checkpoints = []
-    run.train(lambda run, moment: checkpoints.append((len(run.history), run.checkpoint())))
-    history = run.history
-    for done, saved in checkpoints[:: 20 if workers else 5]:
-        run.history = []
-        assert run.load(saved).train().history == history[done:]
-
-
-def test_a_run_that_is_killed_between_two_visits_of_one_batch_goes_on_in_a_new_process(tmp_path):
-    def start(command):
-        module = [sys.executable, "-m", "tests.loading.helpers", command, str(tmp_path / "checkpoint.pt")]
-        return subprocess.run(module, timeout=100, check=False).returncode
-
-    assert start("until-killed") == -signal.SIGKILL
-    assert start("from-checkpoint") == 0
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
-    whole = Run(**KILLED_RUN).train()
-    assert whole.history[saved["done"] - 1][3] == "repeat"
-    assert json.loads((tmp_path / "checkpoint.json").read_text()) == whole.history[saved["done"] :]
-
-
-# States that cannot be loaded --------------------------------------------------------------------------
-
-
-def state_in_mid_epoch(repeats="immediate", **options):
-    """The state of a run that stopped between two visits of one batch, with batches in flight."""
-    schedule, sampler, loader, _ = make(repeats, num_workers=1, **options)
-    for _ in schedule.attend(loader):
-        schedule.decide(1.0)
-    decisions = []
-    for at, _ in enumerate(schedule.attend(loader)):
-        decisions.append(schedule.decide(2.0 if at == 4 else 1.0))
-        if at == 4:
-            break
-    assert decisions[-1] is Decision.REPEAT
-    state = sampler.state_dict()
-    assert len(state["flight"]) == 2
-    assert len(state["pending"]) == 1
-    return json.loads(json.dumps(state))
-
-
-def check_refused_whole(sampler, state, *words):
-    """The load fails with a reason, and leaves everything as it was."""
-    users_generator = sampler.sampler.generator
-    before = sampler.state_dict(), torch.get_rng_state().tolist(), users_generator.get_state().tolist()
-    with pytest.raises(StateError, match="(?s)" + ".*".join(words)):
-        sampler.load_state_dict(state)
-    assert (sampler.state_dict(), torch.get_rng_state().tolist(), users_generator.get_state().tolist()) == before
-
-
-def fresh(repeats="immediate", **options):
-    schedule, sampler, loader, _ = make(repeats, **options)
-    # Something to lose: an epoch done, another begun.
-    for _ in schedule.attend(loader):
-        schedule.decide(1.0)
-    for _ in schedule.attend(loader):
-        schedule.decide(1.0)
-        break
-    return sampler
-
-
-def test_the_state_is_plain_json_and_survives_it():
-    state = state_in_mid_epoch()
-    _, sampler, _, _ = make("immediate")
-    sampler.load_state_dict(state)
-    assert json.loads(json.dumps(sampler.state_dict(), allow_nan=False)) == state
-
-
-DAMAGES = [
-    ("version", 1, ["version 1", "reads version 3"]),
-    ("version", None, ["version None"]),
-    ("options", {}, ["changed or damaged"]),
-    ("schedule", None, ["changed or damaged"]),
-    ("position", 6, ["changed or damaged"]),
-    ("position", True, ["changed or damaged"]),
-    ("is_exhausted", True, ["changed or damaged"]),
-    ("last_base_batch", [0, 0], ["changed or damaged"]),
-    ("flight", [], ["changed or damaged"]),
-    ("pending", [[2, 1, [1, 2]], [4, 1, [3, 4]]], ["changed or damaged"]),
-    ("generator", "00ff", ["changed or damaged"]),
-    ("fingerprint", 0, ["changed or damaged"]),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "words"), DAMAGES, ids=lambda part: str(part)[:30])
-def test_a_damaged_state_is_refused_whole(name, value, words):
-    check_refused_whole(fresh(), {**state_in_mid_epoch(), name: value}, *words)
-
-
-@pytest.mark.parametrize(
-    "name", ["begun", "epoch_generator", "flight", "generator", "options", "pending", "position", "schedule", "shard"]
-)
-def test_a_state_that_lacks_a_field_or_has_one_too_many_is_refused_whole(name):
-    state = state_in_mid_epoch()
-    del state[name]
-    check_refused_whole(fresh(), state, "the sampler's state is of something else, or was changed")
-    check_refused_whole(fresh(), {**state_in_mid_epoch(), "more": 1}, "the sampler's state is of something else")
-
-
-def sealed(state):
-    """As one that was saved so."""
-    return checkpoint.seal({name: value for name, value in state.items() if name not in ("version", "fingerprint")})
-
-
-@pytest.mark.parametrize("state", [None, [], "state", 3, {}, {"saved_by_loader": True}], ids=str)
-def test_what_is_no_state_is_refused_whole(state):
-    check_refused_whole(fresh(), state, "the sampler's state")
-
-
-def test_the_generator_of_another_order_is_refused_whole():
-    state = state_in_mid_epoch()
-    other = sealed({**state, "epoch_generator": state["generator"]})
-    check_refused_whole(fresh(), other, "data set or the sampler differs")
-
-
-def test_a_state_of_other_options_is_refused_whole():
-    state = state_in_mid_epoch()
-    check_refused_whole(fresh("deferred"), state, "repeats .saved 'immediate', here 'deferred'", "start without")
-    check_refused_whole(fresh(k=1.3), state, "k .saved 1.5, here 1.3")
-    sampler = BatchAttentionSampler(
-        RandomSampler(range(24), generator=seeded()), 3, True, schedule=BatchAttentionSchedule(1.5, epoch_loss="last")
-    )
-    check_refused_whole(sampler, state, "batch_size .saved 2, here 3", "drop_last .saved False, here True")
-
-
-def test_a_state_over_other_data_is_refused_whole():
-    check_refused_whole(fresh(dataset=Numbered(23)), state_in_mid_epoch(), "data set or the sampler", "differs")
-    check_refused_whole(fresh(dataset=Numbered(4)), state_in_mid_epoch(), "has indices None")
-
-
-def test_a_generator_s_state_is_refused_by_a_sampler_that_has_none():
-    for sampler in (SequentialSampler(range(24)), RandomSamplerOfTheUser(range(24))):
-        schedule = BatchAttentionSchedule(1.5, epoch_loss="last")
-        ours = BatchAttentionSampler(sampler, 2, schedule=schedule)
-        before = ours.state_dict()
-        with pytest.raises(StateError, match="has no generator here; construct the sampler as it was"):
-            ours.load_state_dict(state_in_mid_epoch())
-        assert ours.state_dict() == before
+# States of something else ------------------------------------------------------------------------------------
 
 
 class RandomSamplerOfTheUser(RandomSampler):
-    pass
+    """Shuffles by torch's global generator, or by its own."""
 
 
-def test_a_sampler_that_shuffles_by_the_global_generator_is_found_out():
-    def make_sampler():
-        schedule = BatchAttentionSchedule()
-        return BatchAttentionSampler(RandomSamplerOfTheUser(range(200)), 20, schedule=schedule)
+def started(base, *arguments, repeats="immediate", k=1.5):
+    """A sampler with something to lose: an epoch in progress after another one."""
+    schedule = BatchAttentionSchedule(k, epoch_loss="last")
+    sampler = BatchAttentionSampler(base, *(arguments or (2,)), schedule=schedule, repeats=repeats)
+    loader = DataLoader(Numbered(200), batch_sampler=sampler, num_workers=1)
+    run_epoch(schedule, loader)
+    for _ in schedule.attend(loader):
+        schedule.decide(1.0)
+        if schedule.batches == 2:
+            return sampler
+    raise AssertionError
 
-    sampler = make_sampler()
-    loader = DataLoader(Numbered(200), batch_sampler=sampler)
-    next(iter(sampler.schedule.attend(loader)))
-    state = sampler.state_dict()
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        (
+            lambda base: started(base(24), 3, True, repeats="deferred", k=1.3),
+            r"batch_size \(saved 2, here 3\).*drop_last \(saved .*repeats \(saved 'immediate', here 'deferred'\)",
+        ),
+        (lambda base: started(base(24), k=1.3), r"k \(saved 1.5, here 1.3\).*start without"),
+        (lambda base: started(base(23)), "data set or the sampler differs"),
+        (lambda base: started(base(4)), "has indices None"),
+        (lambda base: started(SequentialSampler(range(24))), "has no generator here; construct the sampler as it was"),
+        (lambda base: started(RandomSamplerOfTheUser(range(24))), "has no generator here"),
+    ],
+)
+def test_a_state_of_something_else_is_refused_and_nothing_of_it_is_loaded(sampler, words):
+    def base(samples):
+        return RandomSampler(range(samples), generator=seeded())
+
+    state, other = started(base(24)).state_dict(), sampler(base)
+    before = other.state_dict(), torch.get_rng_state().tolist()
+    with pytest.raises(StateError, match=words):
+        other.load_state_dict(state)
+    assert (other.state_dict(), torch.get_rng_state().tolist()) == before
+
+
+def test_a_sampler_that_shuffles_by_the_global_generator_cannot_be_resumed():
+    state, other = (started(RandomSamplerOfTheUser(range(24))) for _ in range(2))
+    before = other.state_dict(), torch.get_rng_state().tolist()
     with pytest.raises(StateError, match=r"shuffles without a generator of its own: give it generator="):
-        make_sampler().load_state_dict(state)
+        other.load_state_dict(state.state_dict())
+    assert (other.state_dict(), torch.get_rng_state().tolist()) == before
 
 
-def test_a_distributed_sampler_of_another_epoch_is_found_out_as_the_loop_begins():
+def test_a_distributed_sampler_of_another_epoch_is_refused_as_the_loop_begins():
     run = Run("immediate", kind="distributed")
     checkpoints = []
     run.train(lambda run, moment: checkpoints.append(run.checkpoint()))
-    resumed = Run("immediate", kind="distributed").load(checkpoints[-4])
-    resumed.base.set_epoch(0)
+    again = Run("immediate", kind="distributed").load(checkpoints[-4])
+    again.base.set_epoch(0)
     with pytest.raises(StateError, match=r"call its set_epoch\(\) as before"):
-        next(iter(resumed.schedule.attend(resumed.loader)))
+        next(iter(again.schedule.attend(again.loader)))
 
 
-# Half of what is needed --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("visits", [1, 2, 4], ids="stopped after {} visits".format)
-def test_the_schedule_s_state_alone_is_not_enough_in_mid_epoch(visits):
+@pytest.mark.parametrize("visits", [1, 2, 4, BATCHES])
+def test_the_schedule_s_state_alone_is_enough_between_epochs_and_not_within_one(visits):
     schedule, _, loader, _ = make("immediate")
-    for _ in schedule.attend(loader):
-        schedule.decide(1.0)
+    run_epoch(schedule, loader)
     for at, _ in enumerate(schedule.attend(loader), start=1):
-        schedule.decide(2.0)
-        if at == visits:
+        schedule.decide(2.0 if at < visits < BATCHES else 1.0)
+        if at == visits < BATCHES:
             break
     state = schedule.state_dict()
     schedule, _, loader, _ = make("immediate")
     schedule.load_state_dict(state)
+    if visits == BATCHES:
+        assert len(run_epoch(schedule, loader)) == BATCHES
+        return
     with pytest.raises(ProtocolError, match=r"load sampler.state_dict\(\), which holds both"):
         next(iter(schedule.attend(loader)))
 
 
-def test_the_schedule_s_state_alone_will_do_between_epochs():
-    schedule, _, loader, _ = make("immediate")
-    for _ in schedule.attend(loader):
-        schedule.decide(1.0)
-    state = schedule.state_dict()
-    schedule, _, loader, _ = make("immediate")
-    schedule.load_state_dict(state)
-    assert sum(1 for _ in schedule.attend(loader) if schedule.decide(1.0)) == BATCHES
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@REPEATS
-def test_a_stateful_loader_s_state_alone_is_refused(repeats, workers):
-    schedule, _, loader, _ = make(repeats, loader_class=StatefulDataLoader, num_workers=workers)
-    for at, _ in enumerate(schedule.attend(loader)):
-        schedule.decide(1.0)
-        if at == 3:
-            break
-    state = loader.state_dict()
-    schedule, _, loader, _ = make(repeats, loader_class=StatefulDataLoader, num_workers=workers)
-    loader.load_state_dict(state)
-    with pytest.raises(
-        StateError, match=r"Save the sampler's state_dict\(\) beside loader.state_dict\(\), and load both"
-    ):
-        next(iter(schedule.attend(loader)))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_s_state_asked_for_before_the_first_epoch_is_found_out(workers):
-    schedule, _, loader, _ = make("immediate", loader_class=StatefulDataLoader, num_workers=workers)
-    loader.state_dict()
-    with pytest.raises(ProtocolError, match=r"a StatefulDataLoader that is asked for its state before the epoch"):
-        next(iter(schedule.attend(loader)))
-
-
-def test_a_stateful_loader_that_takes_a_snapshot_only_now_and_then_is_refused():
-    schedule, _, loader, _ = make("immediate", loader_class=StatefulDataLoader, snapshot_every_n_steps=2)
-    with pytest.raises(ProtocolError, match=r"snapshot_every_n_steps=2.*leave it at 1"):
-        next(iter(schedule.attend(loader)))
-
-
-def test_an_iterator_from_before_a_load_is_stale():
+def test_an_epoch_that_was_loaded_and_abandoned_starts_again():
     schedule, sampler, loader, _ = make("immediate")
-    iterator = iter(schedule.attend(loader))
-    next(iterator)
-    schedule.decide(1.0)
-    sampler.load_state_dict(sampler.state_dict())
-    with pytest.raises(ProtocolError, match="a state was loaded since"):
-        next(iterator)
-    assert sum(1 for _ in schedule.attend(loader) if schedule.decide(1.0)) == BATCHES - 1
-    assert schedule.last_summary.batches == BATCHES
+    sampler.load_state_dict(started(RandomSampler(range(24), generator=seeded())).state_dict())
+    schedule.abandon_epoch()
+    assert sampler.state_dict()["position"] == 0
+    assert len(run_epoch(schedule, loader)) == BATCHES
+
+
+class Pairs(Sampler):
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter([[(0, 1)], [(1, 0)]])
 
 
 def test_indices_that_json_cannot_hold_are_refused_as_they_are_saved():
-    class Pairs(Sampler):
-        def __len__(self):
-            return 2
-
-        def __iter__(self):
-            yield [(0, 1)]
-            yield [(1, 0)]
-
-    schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(Pairs(), schedule=schedule)
-    loader = DataLoader({(0, 1): 1, (1, 0): 2}, batch_sampler=sampler)
-    next(iter(schedule.attend(loader)))
+    sampler = BatchAttentionSampler(Pairs())
+    next(iter(sampler.schedule.attend(DataLoader({(0, 1): 1, (1, 0): 2}, batch_sampler=sampler))))
     with pytest.raises(StateError, match="only whole numbers and strings can be saved"):
         sampler.state_dict()
 
 
 @REPEATS
 def test_string_indices_are_visited_and_saved(repeats):
-    schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(["a", "b", "c"], 2, schedule=schedule, repeats=repeats)
-    loader = DataLoader({"a": 1, "b": 2, "c": 3}, batch_sampler=sampler)
-    next(iter(schedule.attend(loader)))
+    sampler = BatchAttentionSampler(["a", "b", "c"], 2, repeats=repeats)
+    loader = DataLoader({"a": 1, "b": 2, "c": 3}, batch_sampler=sampler, collate_fn=torch.tensor)
+    next(iter(sampler.schedule.attend(loader)))
     sampler.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
     seen = []
-    for batch in schedule.attend(loader):
+    for batch in sampler.schedule.attend(loader):
         seen.append(batch.tolist())
-        schedule.decide(1.0)
+        sampler.schedule.decide(1.0)
     assert seen == [[1, 2], [3]]

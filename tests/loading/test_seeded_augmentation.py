@@ -1,8 +1,9 @@
 """Augmentation that follows from the visit alone: the same after a resume, with any workers; other at other visits."""
 
+import itertools
+import json
 import random
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -19,18 +20,13 @@ from torch.utils.data import (
 )
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention, SeededDataset
 from batch_sampler_attn.errors import BatchAttentionWarning
-from batch_sampler_attn.loading.seeded import SeededDataset
-from tests.loading.helpers import (
-    FORKING_IS_FINE,
-    TORCHDATA_IS_FINE,
-    LooksAhead,
-    no_deadlock,  # noqa: F401  (a fixture of every test here)
-)
-from tests.loading.test_resume import check_every_resume
+from tests.loading.helpers import FORKING_IS_FINE, REPEATS, TORCHDATA_IS_FINE, LooksAhead, no_deadlock
+from tests.loading.test_resume import WITH_WORKERS, check_resumes
 
 pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
+__all__ = ["no_deadlock"]
 
 SAMPLES = 12
 
@@ -70,26 +66,26 @@ def check_all_differ(draws):
         assert len(set(drawn)) == len(draws)
 
 
-@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_draws_are_those_of_the_visit_whoever_makes_it(repeats):
-    torch.manual_seed(1)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 0, "repeats": "deferred"},
+        {"num_workers": 1},
+        {"num_workers": 3, "persistent_workers": True, "repeats": "deferred"},
+        {"num_workers": 1, "repeats": "deferred", "wrap": LooksAhead},
+        pytest.param(
+            {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=str,
+)
+def test_draws_are_those_of_the_visit_in_any_process(options):
     expected = run(Draws())
     assert len(expected) == 3 * SAMPLES + 2 * 2 * 2 * 3
     check_all_differ(expected)
-    for options in (
-        {"num_workers": 0},
-        {"num_workers": 1},
-        {"num_workers": 3, "persistent_workers": True},
-        {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True},
-    ):
-        assert run(Draws(), repeats=repeats, **options) == expected
-    assert run(DrawsInBatches(), repeats=repeats) == expected
-    other = run(Draws(), repeats=repeats, seed=1)
-    assert not {*other.values()} & {*expected.values()}
-
-
-def test_a_wrapper_around_the_loader_changes_no_draw():
-    assert run(Draws(), repeats="deferred", wrap=LooksAhead, num_workers=1) == run(Draws())
+    assert run(Draws(), **options) == expected
+    assert run(DrawsInBatches(), **options) == expected
+    assert not {*run(Draws(), **{**options, "seed": 1}).values()} & {*expected.values()}
 
 
 def test_two_passes_within_one_window_draw_otherwise():
@@ -98,44 +94,39 @@ def test_two_passes_within_one_window_draw_otherwise():
     check_all_differ(draws)
 
 
-def test_the_global_generators_of_the_training_process_do_not_notice():
-    def states():
-        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+def states():
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
 
-    dataset = SeededDataset(Draws(), 3)
-    schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule)
-    loader = DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator())
-    before = states()
-    for _ in schedule.attend(loader):
-        assert states() == before
-        schedule.decide(1.0)
 
-    class Breaks(Draws):
-        def __getitem__(self, index):
-            super().__getitem__(index)
-            raise LookupError
+class Breaks(Draws):
+    def __getitem__(self, index):
+        return super().__getitem__(index) if index < 6 else [][index]
 
+
+def test_the_global_generators_of_the_training_process_do_not_change():
     sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3)
     loader = DataLoader(SeededDataset(Breaks()), batch_sampler=sampler, generator=torch.Generator())
-    with pytest.raises(LookupError):
-        next(iter(sampler.schedule.attend(loader)))
+    batches, before = iter(sampler.schedule.attend(loader)), states()
+    for _ in range(2):
+        next(batches)
+        assert states() == before
+        sampler.schedule.decide(1.0)
+    with pytest.raises(IndexError):
+        next(batches)
     assert states() == before
 
 
-def test_batches_of_no_visit_are_drawn_as_ever():
+def test_batches_of_no_visit_draw_from_the_global_generators():
     torch.manual_seed(2)
     expected = [Draws()[index][1] for index in range(SAMPLES)]
-    for loader in (
-        DataLoader(SeededDataset(Draws()), batch_size=3, generator=torch.Generator()),
-        DataLoader(
-            SeededDataset(Draws()),
-            batch_sampler=BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3),
-            generator=torch.Generator(),
-        ),
-    ):
+    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3)
+    for options in ({"batch_size": 3}, {"batch_sampler": sampler}):
         torch.manual_seed(2)
+        loader = DataLoader(SeededDataset(Draws()), generator=torch.Generator(), **options)
         assert [drawn for batch in loader for drawn in batch[:, 1]] == expected
+
+
+# Inside another data set ----------------------------------------------------------------------------------------
 
 
 class Wrapped(Dataset):
@@ -154,25 +145,14 @@ class Wrapped(Dataset):
 
 
 class Parts(Wrapped):
-    """One that holds others in a dictionary."""
+    """One that keeps others in collections."""
 
     def __init__(self, inside):
         super().__init__(None)
-        self.base = {"images": inside}
+        self.parts = {"first": inside, "second": inside}
 
     def __getitem__(self, index):
-        return self.base["images"][index]
-
-
-class Hidden(Wrapped):
-    """One whose inside cannot be seen."""
-
-    def __init__(self, inside):
-        super().__init__(None)
-        self.get = inside.__getitem__
-
-    def __getitem__(self, index):
-        return self.get(index)
+        return self.parts["first"][index]
 
 
 WRAPPERS = {
@@ -187,90 +167,98 @@ WRAPPERS = {
 
 
 def attended(dataset, **options):
-    schedule = BatchAttentionSchedule()
-    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule)
-    for batch in schedule.attend(DataLoader(dataset, batch_sampler=sampler, **options)):
-        schedule.decide(1.0)
+    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3)
+    for batch in sampler.schedule.attend(DataLoader(dataset, batch_sampler=sampler, **options)):
+        sampler.schedule.decide(1.0)
         yield batch
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_a_seeded_data_set_inside_another_one_is_told_to_go_around_it(wrap, workers):
+def test_a_seeded_data_set_inside_another_one_warns_and_around_it_has_its_effect(wrap):
     words = r"SeededDataset inside a \w+ has no effect.*SeededDataset\(Subset\("
     with pytest.warns(BatchAttentionWarning, match=words):
-        list(attended(wrap(SeededDataset(Draws())), num_workers=workers))
+        list(attended(wrap(SeededDataset(Draws()))))
 
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_around_other_data_sets_draws_are_those_of_the_visit(wrap, workers):
     def draws(workers):
         return [str(batch) for batch in attended(SeededDataset(wrap(Draws())), num_workers=workers)]
 
-    assert draws(0) == draws(workers)
+    assert draws(0) == draws(1)
 
 
-WARN = """
-from torch.utils.data import DataLoader
-from batch_sampler_attn import BatchAttentionSchedule, SeededDataset
-from tests.loading.test_seeded_augmentation import Draws, Hidden, attended
-if {is_hidden}:
-    list(attended(Hidden(SeededDataset(Draws())), num_workers=1))
-else:
-    schedule = BatchAttentionSchedule()
-    for batch in schedule.attend(DataLoader(SeededDataset(Draws()), batch_size=3, num_workers=1)):
-        schedule.decide(1.0)
-"""
+class Hidden(Dataset):
+    """One in which a data set cannot be found; its items are the warnings that come as they are read."""
+
+    def __init__(self, inside):
+        self.get = lambda index: inside[index]
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            self.get(index)
+        return [str(warning.message) for warning in said]
 
 
-@pytest.mark.parametrize("is_hidden", [True, False])
-def test_a_worker_says_that_a_seeded_data_set_has_no_effect(is_hidden):
-    # In a process of its own, since pytest keeps the warnings of a forked worker in that worker.
-    command = [sys.executable, "-c", WARN.format(is_hidden=is_hidden)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.count("a SeededDataset has no effect on the batches of a worker") == 1
+def test_a_worker_warns_that_a_seeded_data_set_has_no_effect():
+    batches = [*attended(Hidden(SeededDataset(Draws())), num_workers=1, collate_fn=list)]
+    for warned in itertools.chain(*batches):
+        assert len(warned) == 1
+        assert warned[0].startswith(
+            "a SeededDataset has no effect on the batches of a worker. It must be the data set of"
+        )
 
 
-def test_data_sets_without_a_seeded_one_are_as_ever():
+def test_data_sets_without_a_seeded_one_are_read_without_a_warning():
     list(attended(Wrapped(Draws())))
     list(attended(ConcatDataset([TensorDataset(torch.zeros(SAMPLES, 1)), Subset(Draws(), [0])])))
 
 
-@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
-@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_a_run_with_augmentation_in_workers_goes_on_bit_for_bit_from_every_moment(repeats, loader_class):
-    options = {"samples": 12, "num_workers": 2, "prefetch_factor": 1, "generators": "shared"}
-    options = {**options, "is_augmented": True, "is_seeded": True, "loader_class": loader_class}
-    check_every_resume({"repeats": repeats, **options}, every=2)
+# After a resume -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader_class", [DataLoader, pytest.param(StatefulDataLoader, marks=pytest.mark.slow)])
+@REPEATS
+def test_a_run_with_augmentation_in_workers_resumes_bit_for_bit(repeats, loader_class):
+    options = {**WITH_WORKERS, "is_augmented": True, "is_seeded": True, "loader_class": loader_class}
+    check_resumes({"repeats": repeats, **options}, every=11)
+
+
+def in_windows(repeats):
+    schedule = BatchAttentionSchedule(1.0, epoch_length=3, epoch_loss="last")
+    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule, repeats=repeats)
+
+    def report(batch):
+        schedule.decide(1.5 if schedule.batch_index == 2 and schedule.visits < 1 else 1.0)
+
+    return sampler, schedule.attend, report
+
+
+def to_samples():
+    attention = SampleAttention(SAMPLES, 3, k=1.2, updates=5)
+    return attention, attention.attend, lambda batch: attention.report([1.0 + index % 4 for index in attention.indices])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
-def test_a_stream_in_windows_goes_on_with_the_same_draws(repeats, workers):
-    def make():
-        schedule = BatchAttentionSchedule(1.0, epoch_length=3, epoch_loss="last")
-        sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 3, schedule=schedule, repeats=repeats)
-        return schedule, sampler, DataLoader(SeededDataset(Draws()), batch_sampler=sampler, num_workers=workers)
+@pytest.mark.parametrize(
+    "build",
+    [lambda: in_windows("immediate"), lambda: in_windows("deferred"), to_samples],
+    ids=["immediate", "deferred", "samples"],
+)
+def test_a_resumed_run_has_the_same_draws_in_windows_and_with_attention_to_samples(build, workers):
+    def passes(sampler, attend, report, number):
+        loader = DataLoader(SeededDataset(Draws()), batch_sampler=sampler, num_workers=workers)
+        for _ in range(number):
+            for batch in attend(loader):
+                report(batch)
+                yield batch.tolist(), json.dumps(sampler.state_dict())
 
-    def go_on(schedule, loader, passes, note):
-        for _ in range(passes):
-            for batch in schedule.attend(loader):
-                schedule.decide(1.5 if schedule.batch_index == 2 and schedule.visits < 1 else 1.0)
-                note(batch.tolist())
-
-    schedule, sampler, loader = make()
-    drawn, states = [], []
-
-    def note(batch):
-        drawn.append(batch)
-        states.append(sampler.state_dict())
-
-    go_on(schedule, loader, 5, note)
-    for done, state in enumerate(states[: len(states) // 2], start=1):
-        schedule, sampler, loader = make()
-        sampler.load_state_dict(state)
-        again = []
-        go_on(schedule, loader, 2, again.append)
+    drawn, states = zip(*passes(*build(), 5), strict=True)
+    assert len({str(item) for batch in drawn for item in batch}) == 3 * len(drawn)
+    for done in (1, 4, 8):
+        sampler, attend, report = build()
+        sampler.load_state_dict(json.loads(states[done - 1]))
+        again = [batch for batch, _ in passes(sampler, attend, report, 2)]
         assert len(again) >= SAMPLES // 3
-        assert again == drawn[done : done + len(again)]
+        assert again == [*drawn[done : done + len(again)]]
