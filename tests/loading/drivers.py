@@ -60,14 +60,14 @@ class Samples:
 class Backwards:
     """A sampler of the user's: another stretch of the data in each pass, last sample first."""
 
-    def __init__(self):
-        self.passes = 0
+    def __init__(self, samples=SAMPLES):
+        self.samples, self.passes = samples, 0
 
     def set_epoch(self, epoch):
         self.passes = epoch
 
     def __len__(self):
-        return SAMPLES - 4
+        return self.samples - 4
 
     def __iter__(self):
         first = self.passes % 5

@@ -61,9 +61,11 @@ class SampleOracle:
     each sample by batch, ``made`` how often each went out in the epoch.
     """
 
-    def __init__(self, samples, batch_size, updates, first_full_epoch=None, **options):
+    def __init__(
+        self, samples, batch_size, updates, first_full_epoch=None, *, sampler=None, rank=0, world_size=1, **options
+    ):
         self.samples, self.batch_size, self.updates = samples, batch_size, updates
-        self.first_full_epoch = first_full_epoch
+        self.first_full_epoch, self.sampler, self.rank, self.ranks = first_full_epoch, sampler, rank, world_size
         self.k, self.prune_probability, self.weighted = options["k"], options["prune_probability"], options["weighted"]
         self.max_visits, self.floor, self.seed = options["max_visits"], options["floor"], options["seed"]
         self.remember_loss, self.select = options["remember_loss"], options.get("select", "loss")
@@ -116,16 +118,22 @@ class SampleOracle:
         return self.limit is not None and sample in self.last and self.last[sample] < self.limit
 
     def begin_pass(self):
-        text = f"{self.seed}, pass {self.passes}"
+        text = f"{self.seed}, pass {self.passes}" + (f", rank {self.rank}" if self.ranks > 1 else "")
+        if self.sampler is not None:
+            self.sampler.set_epoch(self.passes)
+        own = range(self.samples) if self.sampler is None else self.sampler
+        own = [sample for sample in own if sample % self.ranks == self.rank]
         self.passes += 1
         self.limit = None
         if self.prune_probability and self.mean() is not None and not self.is_full():
             self.limit = one_lower(brief(self.mean()))
-        order = shuffled(self.samples, text)
-        others = shuffled(self.samples, f"{text}, pruned") if self.select == "random" else order
-        self.order = [(sample, other, draw) for (sample, _), (other, draw) in zip(order, others, strict=True)]
+        order = shuffled(len(own), text)
+        if self.sampler is not None:
+            order = [(place, draw) for place, (_, draw) in enumerate(order)]
+        others = shuffled(len(own), f"{text}, pruned") if self.select == "random" else order
+        self.order = [(own[place], own[other], draw) for (place, _), (other, draw) in zip(order, others, strict=True)]
         self.has_kept = False
-        share = 1 - self.prune_probability * sum(map(self.is_fitted, range(self.samples))) / self.samples
+        share = 1 - self.prune_probability * sum(map(self.is_fitted, own)) / len(own)
         self.weights = [share, share / (1 - self.prune_probability)] if self.weighted else [1.0, 1.0]
 
     def report(self, losses):

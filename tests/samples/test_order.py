@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -32,7 +33,7 @@ def whole(size, text):
     return [element for elements in stretches for element in elements]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25)
 @given(some.integers(1, 6000), some.text(max_size=9))
 def test_each_order_has_every_element_once_and_is_the_same_without_numpy(size, text):
     assert sorted(whole(size, text)) == [*range(size)]
@@ -42,7 +43,7 @@ def test_each_order_has_every_element_once_and_is_the_same_without_numpy(size, t
         assert stretch(size, text, last) == with_numpy
 
 
-@pytest.mark.parametrize("size", [20_000_000, 2**25 + 1, 10**8, 2**33])
+@pytest.mark.parametrize("size", [20_000_000, 2**33])
 def test_an_order_of_many_elements_is_the_same_without_numpy_and_has_none_twice(size):
     numbers = [0, 7, size // STRETCH // 2, (size - 1) // STRETCH]
     found = [stretch(size, "0, pass 3", number) for number in numbers]
@@ -57,9 +58,7 @@ def is_even(counts):
     return stats.chisquare(numpy.asarray(counts).ravel()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("size", "orders"), [(5, 12_000), (7, 4000), (40, 1500), (1000, 300), (1001, 300), (5000, 100)]
-)
+@pytest.mark.parametrize(("size", "orders"), [(7, 3000), (40, 1000), (1000, 100), (1001, 200), (5000, 50)])
 def test_positions_neighbours_and_draws_are_even(size, orders):
     cells = min(size, 20)
     places, neighbours, steps = (numpy.zeros(shape) for shape in ((cells, cells), (cells, cells), size))
@@ -79,12 +78,9 @@ def test_positions_neighbours_and_draws_are_even(size, orders):
     assert is_even(places)
 
 
-def test_every_order_of_five_elements_comes_as_often():
-    found = {}
-    for seed in range(24_000):
-        key = tuple(whole(5, f"{seed}, pass 0"))
-        found[key] = found.get(key, 0) + 1
-    assert len(found) == math.factorial(5)
+def test_every_order_of_four_elements_comes_as_often():
+    found = Counter(tuple(whole(4, f"{seed}, pass 0")) for seed in range(6000))
+    assert len(found) == math.factorial(4)
     assert is_even([*found.values()])
 
 
@@ -139,7 +135,7 @@ def test_numbers_are_gathered_and_counted(has_numpy):
 # Suspects ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
+@pytest.mark.filterwarnings("ignore:a loss of .* is not finite")
 def test_suspects_are_those_with_the_highest_mean_loss_with_ties_in_their_order():
     attention = SampleAttention(12, 4, prune_probability=0.0)
     losses = [1.0, 5.0, 2.0, math.nan, 5.0, math.inf, -1.0, 0.0, 2.0, 2.0, 3.0, 5.0]

@@ -1,5 +1,6 @@
 """The rule of attention to samples, against an oracle that keeps the whole history."""
 
+import itertools
 import json
 import math
 import random
@@ -10,6 +11,7 @@ import pytest
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
 from batch_sampler_attn.samples import order
+from tests.loading.drivers import Backwards
 from tests.samples.oracle import SampleOracle
 from tests.samples.runs import LooksAhead
 
@@ -48,20 +50,26 @@ class Checked:
             yield indices
 
 
-@pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
-@pytest.mark.parametrize("has_numpy", [True, False], ids=["NumPy", "without"])
-@pytest.mark.parametrize("seed", range(25))
-def test_every_batch_weight_and_mean_is_the_oracles(seed, has_numpy, monkeypatch):
-    if not has_numpy:
+NONFINITE_IS_FINE = pytest.mark.filterwarnings("ignore:a loss of .* is not finite")
+
+
+@NONFINITE_IS_FINE
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 120))])
+def test_every_batch_weight_and_mean_is_the_oracles(seed, monkeypatch):
+    rng = random.Random(seed)
+    if seed % 3 == 0:
         monkeypatch.setattr(order, "numpy_or_none", lambda: None)
         order.stretch.cache_clear()
-    rng = random.Random(seed)
     options, ahead = options_of(seed), rng.choice([0, 1, 3, 7])
     # Above 1000 samples, the order is computed.
-    samples, batch_size, updates = rng.choice([(20, 4, 5), (23, 3, 11), (12, 12, 3), (17, 2, 4), (1100, 275, 5)])
+    sizes = (1100, 275, 5) if seed % 10 == 9 else rng.choice([(20, 4, 5), (23, 3, 11), (12, 6, 3), (17, 2, 4)])
+    samples, batch_size, updates = sizes
+    options |= rng.choice([{}, {"rank": 1, "world_size": 2}, {"sampler": Backwards(samples)}])
     full = rng.choice([None, 6])
     epochs = None if full is None else 8
-    ours = SampleAttention(samples, batch_size, updates=updates, epochs=epochs, final_full_share=0.25, **options)
+    ours = SampleAttention(
+        samples, batch_size, updates=updates, epochs=epochs, final_full_share=0.25, ranks=None, **options
+    )
     oracle = SampleOracle(samples, batch_size, updates, first_full_epoch=full, **options)
     visits = Counter()
     for _ in range(8):
@@ -77,20 +85,17 @@ def test_every_batch_weight_and_mean_is_the_oracles(seed, has_numpy, monkeypatch
         assert mean is None or mean == pytest.approx(oracle.mean(), rel=1e-12, abs=1e-12)
     assert oracle.pruned == sum(ours.doses["pruned"])
     averages, suspects = oracle.averages(), ours.suspects(samples)
-    assert {suspect.sample: suspect.visits for suspect in suspects} == {
-        i: visits for i, (_, visits) in averages.items()
-    }
+    assert {suspect.sample: suspect.visits for suspect in suspects} == {i: made for i, (_, made) in averages.items()}
     for suspect in suspects:
         assert suspect.mean_loss == pytest.approx(averages[suspect.sample][0], rel=0.02)
     assert suspects == sorted(suspects, key=lambda suspect: (-suspect.mean_loss, suspect.sample))
 
 
-@pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
-@pytest.mark.parametrize("seed", range(15))
-def test_a_run_saved_anywhere_goes_on_to_the_very_same_end(seed):
-    rng = random.Random(seed)
+@NONFINITE_IS_FINE
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 40))])
+def test_a_run_saved_anywhere_resumes_to_the_very_same_end(seed):
+    rng, total = random.Random(seed), 60
     options, ahead = options_of(seed), rng.choice([0, 2, 5])
-    stop, total = rng.randrange(0, 55), 60
 
     def make():
         return SampleAttention(23, 3, updates=8, epochs=8, final_full_share=0.25, **options)
@@ -109,12 +114,12 @@ def test_a_run_saved_anywhere_goes_on_to_the_very_same_end(seed):
 
     whole, stopped = make(), make()
     expected = run(whole, 0, total)
-    run(stopped, 0, stop)
-    packed = json.loads(json.dumps(stopped.state_dict(), allow_nan=False))
-    resumed = make()
-    resumed.load_state_dict(packed)
-    assert run(resumed, stop, total) == expected[stop:]
-    assert resumed.state_dict() == whole.state_dict()
+    for begin, stop in itertools.pairwise([0, *sorted(rng.sample(range(1, 55), 8))]):
+        run(stopped, begin, stop)
+        resumed = make()
+        resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict(), allow_nan=False)))
+        assert run(resumed, stop, total) == expected[stop:]
+        assert resumed.state_dict() == whole.state_dict()
 
 
 def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
@@ -126,7 +131,7 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
     def measured(weighted):
         attention = SampleAttention(40, 4, prune_probability=0.5, weighted=weighted, updates=200, seed=1)
         means = []
-        for epoch in range(40):
+        for epoch in range(15):
             for indices in attention.attend():
                 weights = attention.report([losses[index] for index in indices])
                 if epoch:
@@ -140,7 +145,7 @@ def test_the_expected_gradient_is_that_of_all_data_and_is_not_without_weights():
     mean, error = measured(weighted=True)
     assert abs(mean - of_all) < 4 * error
     mean, error = measured(weighted=False)
-    assert abs(mean - of_all) > 20 * error
+    assert abs(mean - of_all) > 12 * error
 
 
 @pytest.mark.parametrize("select", ["loss", "random"])
@@ -186,7 +191,7 @@ def test_the_last_share_of_training_sees_every_sample_just_once_an_epoch():
             assert seen == Counter(range(20))
 
 
-@pytest.mark.filterwarnings("ignore:a loss of .* is not finite:batch_sampler_attn.errors.BatchAttentionWarning")
+@NONFINITE_IS_FINE
 def test_losses_that_are_not_finite_are_counted_and_never_pooled_or_remembered():
     attention = SampleAttention(8, 4, k=0.1, prune_probability=0.0, max_visits=9)
     for _ in range(3):
@@ -232,11 +237,10 @@ def test_the_256th_visit_to_a_sample_is_still_counted_as_too_many():
     assert attention.last_summary.extra_updates < 900 - 2
 
 
-@pytest.mark.parametrize("select", ["loss", "random"])
-@pytest.mark.parametrize("ahead", [0, 1, 5])
+@pytest.mark.parametrize(("select", "ahead"), [("loss", 0), ("loss", 5), ("random", 1)])
 def test_no_visit_from_the_pool_is_beyond_max_visits(select, ahead):
     pooled = 0
-    for seed in range(20):
+    for seed in range(5):
         rng = random.Random(seed)
         max_visits = rng.choice([2, 3])
         attention = SampleAttention(30, 3, k=0.7, max_visits=max_visits, select=select, updates=25, seed=seed)
@@ -250,7 +254,7 @@ def test_no_visit_from_the_pool_is_beyond_max_visits(select, ahead):
                     if attention.summary.extra_updates > before:
                         pooled += 1
                         assert seen[index] <= max_visits
-    assert pooled > 500
+    assert pooled > 150
 
 
 # Controls -----------------------------------------------------------------------------------------------------
@@ -327,9 +331,3 @@ def test_doses_are_part_of_a_state():
     resumed.load_state_dict(json.loads(json.dumps(attention.state_dict())))
     assert resumed.doses == doses
     assert doses_of(resumed, 2) == doses_of(attention, 2)
-
-
-@pytest.mark.parametrize("select", [None, 3, [], {}, {"pruned": [1]}, {"pruned": [1], "pooled": [-1]}, "doses", "all"])
-def test_what_is_no_selection_is_refused(select):
-    with pytest.raises(OptionError, match="select is"):
-        SampleAttention(60, 6, select=select)
