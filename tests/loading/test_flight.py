@@ -251,7 +251,7 @@ def test_a_wrapper_of_a_loader_of_persistent_workers_is_refused_by_the_end_of_th
 
 @WORKERS
 @KINDS
-def test_a_stateful_loader_s_state_alone_is_refused_and_beside_the_sampler_s_it_is_loaded(kind, workers):
+def test_a_stateful_loader_s_state_is_refused_alone_and_not_needed_beside_the_sampler_s(kind, workers):
     driver, states = DRIVERS[kind](), []
     loader = load(driver, StatefulDataLoader, num_workers=workers)
     whole = train(driver, loader, on_report=lambda: states.append((saved(driver), loader.state_dict())))
@@ -263,10 +263,12 @@ def test_a_stateful_loader_s_state_alone_is_refused_and_beside_the_sampler_s_it_
             StateError, match=re.escape("Save the sampler's state_dict() beside loader.state_dict(), and")
         ):
             next(iter(alone.attend(loader)))
-        twin = resumed(kind, states[done - 1][0])
-        loader = load(twin, StatefulDataLoader, num_workers=workers)
-        loader.load_state_dict(states[done - 1][1])
-        assert train(twin, loader) == whole[done:]
+        for is_loaded_too in (True, False):
+            twin = resumed(kind, states[done - 1][0])
+            loader = load(twin, StatefulDataLoader, num_workers=workers)
+            if is_loaded_too:
+                loader.load_state_dict(states[done - 1][1])
+            assert train(twin, loader) == whole[done:]
 
 
 @KINDS

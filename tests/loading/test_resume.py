@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import os
+import pickle
+import random
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision, SeededDataset
 from batch_sampler_attn.errors import ProtocolError, StateError
 from tests.loading.drivers import DRIVERS, MORE_DRIVERS, load, resumed, saved, train
 from tests.loading.helpers import (
@@ -26,7 +29,6 @@ from tests.loading.helpers import (
     run_epoch,
     seeded,
 )
-from tests.loading.training import KILLED_RUN, SAMPLERS, Run
 
 pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
 __all__ = ["no_deadlock"]
@@ -57,7 +59,7 @@ def test_the_state_after_any_visit_resumes_to_the_same_end(kind, how):
     loader = loader_of(driver)
     whole = train(driver, loader, on_report=lambda: states.append(saved(driver)))
     end = saved(driver)
-    for done in range(1, len(whole) + 1, 11 if how == 1 else 1):
+    for done in range(1, len(whole) + 1, 15 if how == 1 else 1):
         twin = resumed(kind, states[done - 1])
         assert saved(twin) == states[done - 1]
         assert train(twin, loader_of(twin)) == whole[done:]
@@ -96,20 +98,78 @@ def test_a_state_that_is_saved_after_its_loop_was_left_is_resumed(kind):
         assert train(twin, load(twin)) == whole[done:]
 
 
-# A model in training ----------------------------------------------------------------------------------------
+# Torch's generators -----------------------------------------------------------------------------------------
 
 MOMENTS = ("between epochs", "before the visit", "after the decision")
+SAMPLERS = {
+    "random": lambda generator: RandomSampler(range(20), generator=generator),
+    "with replacement": lambda generator: RandomSampler(
+        range(20), replacement=True, num_samples=31, generator=generator
+    ),
+    "sequential": lambda generator: SequentialSampler(range(20)),
+    "distributed": lambda generator: DistributedSampler(range(20), num_replicas=1, rank=0, seed=4),
+}
 
 
-def checkpoints_of(options, moments=MOMENTS):
-    """The run in one go, and a checkpoint, with the visits done by then, of every moment."""
-    checkpoints = []
+class Run:
+    """Training with dropout: it draws from torch's global generator, as DataLoaders do, and samplers without their own.
 
-    def save(run, moment):
-        if moment in moments:
-            checkpoints.append((len(run.history), run.checkpoint()))
+    ``generators`` is "own" if the sampler makes one, "explicit" if the user does, "shared" if the loader has it too.
+    ``augments`` puts something around a dataset whose draws are compared. ``seed`` only matters to what is not loaded.
+    """
 
-    return Run(**options).train(save), checkpoints
+    def __init__(
+        self,
+        repeats,
+        *,
+        generators="own",
+        kind="random",
+        loader_class=DataLoader,
+        augments=None,
+        seed=0,
+        **loader_options,
+    ):
+        torch.manual_seed(seed)
+        generator = None if generators == "own" else seeded(seed)
+        if generators == "shared":
+            loader_options["generator"] = generator
+        self.augments, self.history = augments, []
+        self.schedule = BatchAttentionSchedule(0.9, max_visits=4)
+        self.sampler = BatchAttentionSampler(SAMPLERS[kind](generator), 4, schedule=self.schedule, repeats=repeats)
+        dataset = [(index, 0) for index in range(20)] if augments is None else augments(Numbered())
+        self.loader = loader_class(dataset, batch_sampler=self.sampler, **loader_options)
+
+    def train(self, save=lambda run, moment: None):
+        """To the end; ``save`` is called at every moment at which a state may be taken."""
+        save(self, "between epochs")
+        while self.schedule.epoch < 3:
+            self.sampler.set_epoch(self.schedule.epoch)
+            for indices, draws in self.schedule.attend(self.loader):
+                save(self, "before the visit")
+                visit = self.schedule.epoch, self.schedule.visits, indices.tolist()
+                dropout = torch.rand(()).item()
+                loss = random.Random(str(visit)).lognormvariate(0, 0.5) + 0.1 * dropout
+                decision, threshold = self.schedule.decide(loss), self.schedule.threshold
+                self.history.append((*visit, loss, threshold, decision, *(draws.tolist() if self.augments else ())))
+                save(self, "after the decision")
+            save(self, "between epochs")
+        return self
+
+    def checkpoint(self):
+        """All that a user would save; the sampler's state as JSON text."""
+        saved = {"sampler": json.dumps(self.sampler.state_dict(), allow_nan=False), "random": torch.get_rng_state()}
+        if self.history and hasattr(self.loader, "state_dict"):
+            saved["loader"] = pickle.dumps(self.loader.state_dict())
+        return saved
+
+    def load(self, saved):
+        """Resume from a checkpoint in these new objects."""
+        self.sampler.set_epoch(json.loads(saved["sampler"])["schedule"]["state"]["epoch"])
+        if "loader" in saved:
+            self.loader.load_state_dict(pickle.loads(saved["loader"]))
+        self.sampler.load_state_dict(json.loads(saved["sampler"]))
+        torch.set_rng_state(saved["random"])
+        return self
 
 
 def final_generators(run):
@@ -117,114 +177,87 @@ def final_generators(run):
 
 
 def check_resumes(options, moments=MOMENTS, *, every=1):
-    whole, checkpoints = checkpoints_of(options, moments)
+    checkpoints = []
+
+    def save(run, moment):
+        if moment in moments:
+            checkpoints.append((len(run.history), run.checkpoint()))
+
+    whole = Run(**options).train(save)
     generators = final_generators(whole)
-    assert [visit[3] for visit in whole.history].count("repeat") >= 4
+    assert len(whole.history) > 3 * len(whole.sampler) + 4
     for done, checkpoint in checkpoints[::every]:
         again = Run(**options, seed=1).load(checkpoint).train()
         assert again.history == whole.history[done:]
         assert final_generators(again) == generators
 
 
+GENERATORS = ("own", "explicit", "shared")
+LOADERS = (DataLoader, StatefulDataLoader)
+EVERY_RUN = [*itertools.product(("immediate", "deferred"), GENERATORS, SAMPLERS, LOADERS)]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("repeats", "generators", "kind", "loader_class"),
     [
-        {"repeats": "immediate"},
-        {"repeats": "deferred", "generators": "explicit", "loader_class": StatefulDataLoader},
-        {
-            "repeats": "immediate",
-            "generators": "shared",
-            "loader_class": StatefulDataLoader,
-            "kind": "with replacement",
-        },
-        {"repeats": "deferred", "generators": "shared", "kind": "distributed"},
+        ("immediate", "own", "random", DataLoader),
+        ("deferred", "explicit", "random", StatefulDataLoader),
+        ("immediate", "shared", "with replacement", StatefulDataLoader),
+        ("deferred", "shared", "distributed", DataLoader),
+        *(pytest.param(*run, marks=pytest.mark.slow) for run in EVERY_RUN),
     ],
-    ids=str,
 )
-def test_without_workers_a_run_is_resumed(options):
-    check_resumes(options, every=5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", SAMPLERS)
-@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
-@pytest.mark.parametrize("generators", ["own", "explicit", "shared"])
-@REPEATS
-def test_without_workers_every_moment_of_a_run_can_be_resumed(repeats, generators, loader_class, kind):
-    check_resumes({"repeats": repeats, "generators": generators, "loader_class": loader_class, "kind": kind})
+def test_without_workers_every_moment_of_a_run_can_be_resumed(repeats, generators, kind, loader_class):
+    check_resumes({"repeats": repeats, "generators": generators, "kind": kind, "loader_class": loader_class})
 
 
 @REPEATS
 def test_augmentation_drawn_in_this_process_is_resumed_too(repeats):
     # Saved before a visit, what the batch was augmented with has been drawn already.
-    check_resumes({"repeats": repeats, "is_augmented": True}, ("between epochs", "after the decision"), every=5)
+    check_resumes({"repeats": repeats, "augments": lambda dataset: dataset}, ("between epochs", "after the decision"))
 
 
-WITH_WORKERS = {"samples": 12, "num_workers": 2, "prefetch_factor": 1, "generators": "shared"}
+WITH_WORKERS = {"num_workers": 2, "prefetch_factor": 1, "generators": "shared", "timeout": 60}
 
 
 @pytest.mark.parametrize(
-    ("options", "moments"),
+    ("options", "moments", "every"),
     [
-        ({"repeats": "immediate"}, MOMENTS),
-        ({"repeats": "deferred", "loader_class": StatefulDataLoader, "prefetch_factor": 3}, MOMENTS),
-        ({"repeats": "deferred", "generators": "explicit", "persistent_workers": True}, MOMENTS),
+        ({"repeats": "immediate", "augments": SeededDataset}, MOMENTS, 25),
+        ({"repeats": "deferred", "generators": "explicit", "persistent_workers": True}, MOMENTS, 25),
+        (
+            {
+                "repeats": "deferred",
+                "augments": SeededDataset,
+                "loader_class": StatefulDataLoader,
+                "prefetch_factor": 3,
+            },
+            MOMENTS,
+            25,
+        ),
         # Persistent workers keep the seed that they were started with.
-        ({"repeats": "immediate", "persistent_workers": True}, MOMENTS[:1]),
-        ({"repeats": "deferred", "persistent_workers": True, "loader_class": StatefulDataLoader}, MOMENTS[:1]),
+        ({"repeats": "immediate", "persistent_workers": True}, MOMENTS[:1], 1),
+        ({"repeats": "deferred", "persistent_workers": True, "loader_class": StatefulDataLoader}, MOMENTS[:1], 1),
+        *(
+            pytest.param({"repeats": repeats, "loader_class": loader_class, **more}, MOMENTS, 2, marks=pytest.mark.slow)
+            for repeats, loader_class, more in itertools.product(
+                ("immediate", "deferred"),
+                LOADERS,
+                ({}, {"generators": "explicit"}, {"persistent_workers": True}, {"augments": SeededDataset}),
+            )
+        ),
     ],
     ids=str,
 )
-def test_with_workers_a_run_is_resumed(options, moments):
-    check_resumes({**WITH_WORKERS, **options}, moments, every=1 if moments == MOMENTS[:1] else 11)
+def test_with_workers_a_run_can_be_resumed(options, moments, every):
+    check_resumes({**WITH_WORKERS, **options}, moments, every=every)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more", [{}, {"prefetch_factor": 3}, {"generators": "explicit"}, {"persistent_workers": True}], ids=str
-)
-@pytest.mark.parametrize("loader_class", [DataLoader, StatefulDataLoader])
-@REPEATS
-def test_with_workers_every_moment_of_a_run_can_be_resumed(repeats, loader_class, more):
-    check_resumes(
-        {"repeats": repeats, "loader_class": loader_class, **WITH_WORKERS, **more}, every=1 if not more else 3
-    )
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
-def test_with_immediate_repeats_a_run_may_resume_with_another_number_of_workers(before, after):
-    options = {"repeats": "immediate", "generators": "shared"}
-    whole, checkpoints = checkpoints_of({**options, "num_workers": before})
-    for done, checkpoint in checkpoints[::17]:
-        again = Run(**options, num_workers=after, seed=1).load(checkpoint).train()
-        assert again.history == whole.history[done:]
-        assert final_generators(again) == final_generators(whole)
-
-
-def test_torch_s_global_generator_need_not_be_saved_once_the_first_epoch_has_begun():
-    options = {"repeats": "immediate", "dropout": 0.0}
-    whole, checkpoints = checkpoints_of(options, ["after the decision"])
-    for done, checkpoint in checkpoints[::3]:
-        del checkpoint["random"]
-        assert Run(**options, seed=1).load(checkpoint).train().history == whole.history[done:]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@REPEATS
-def test_a_stateful_loader_s_own_state_is_not_needed(repeats, workers):
-    options = {"repeats": repeats, "loader_class": StatefulDataLoader, "num_workers": workers}
-    whole, checkpoints = checkpoints_of(options)
-    for done, checkpoint in checkpoints[:: 23 if workers else 5]:
-        checkpoint.pop("loader", None)
-        assert Run(**options, seed=1).load(checkpoint).train().history == whole.history[done:]
-
-
-@pytest.mark.parametrize(("repeats", "first_workers"), [("immediate", 1), ("deferred", 0)])
-def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_workers):
-    # With workers at first, batches are in flight that the lives without workers hand out one by one.
+@pytest.mark.parametrize("repeats", ["immediate", "deferred"])
+def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats):
     options = {"repeats": repeats, "generators": "shared"}
-    whole, _ = checkpoints_of({**options, "num_workers": first_workers}, [])
-    run, checkpoint, history = Run(**options, num_workers=first_workers), None, []
+    whole = Run(**options).train()
+    generators, run, history = final_generators(whole), Run(**options), []
 
     def stop(run, moment):
         if moment == "after the decision":
@@ -232,21 +265,35 @@ def test_a_run_that_is_stopped_after_every_visit_is_the_same_run(repeats, first_
 
     while len(history) < len(whole.history):
         with pytest.raises(KeyboardInterrupt):
-            (run if checkpoint is None else run.load(checkpoint)).train(stop)
+            run.train(stop)
         history += run.history
-        checkpoint = run.checkpoint()
-        run = Run(**options, seed=len(history))
+        run = Run(**options, seed=len(history)).load(run.checkpoint())
     assert history == whole.history
-    assert run.load(checkpoint).train().history == []
-    assert final_generators(run) == final_generators(whole)
+    assert run.train().history == []
+    assert final_generators(run) == generators
+
+
+KILLED_RUN = {"repeats": "immediate", "generators": "shared", "num_workers": 1}
+
+
+def run_until_killed(path):
+    """Save between two visits of a batch in the second epoch, and die of SIGKILL, in a process of its own."""
+
+    def save_and_die(run, moment):
+        if moment == "after the decision" and run.schedule.epoch == 1 and run.schedule.visits:
+            torch.save({**run.checkpoint(), "done": len(run.history)}, path)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run(**KILLED_RUN).train(save_and_die)
 
 
 def test_a_run_that_is_killed_between_two_visits_of_one_batch_is_resumed_in_another_process(tmp_path):
-    command = [sys.executable, "-m", "tests.loading.training", str(tmp_path / "checkpoint.pt")]
-    assert subprocess.run(command, timeout=100, check=False).returncode == -signal.SIGKILL
-    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    path = str(tmp_path / "checkpoint.pt")
+    script = f"from tests.loading.test_resume import run_until_killed; run_until_killed({path!r})"
+    assert subprocess.run([sys.executable, "-c", script], timeout=100, check=False).returncode == -signal.SIGKILL
+    checkpoint = torch.load(path, weights_only=False)
     whole = Run(**KILLED_RUN).train().history
-    assert whole[checkpoint["done"] - 1][3] == "repeat"
+    assert whole[checkpoint["done"] - 1][5] is Decision.REPEAT
     assert Run(**KILLED_RUN, seed=1).load(checkpoint).train().history == whole[checkpoint["done"] :]
 
 
@@ -304,11 +351,10 @@ def test_a_sampler_that_shuffles_by_the_global_generator_cannot_be_resumed():
 
 
 def test_a_distributed_sampler_of_another_epoch_is_refused_as_the_loop_begins():
-    run = Run("immediate", kind="distributed")
     checkpoints = []
-    run.train(lambda run, moment: checkpoints.append(run.checkpoint()))
+    Run("immediate", kind="distributed").train(lambda run, moment: checkpoints.append(run.checkpoint()))
     again = Run("immediate", kind="distributed").load(checkpoints[-4])
-    again.base.set_epoch(0)
+    again.sampler.set_epoch(0)
     with pytest.raises(StateError, match=r"call its set_epoch\(\) as before"):
         next(iter(again.schedule.attend(again.loader)))
 

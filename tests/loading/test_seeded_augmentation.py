@@ -18,14 +18,12 @@ from torch.utils.data import (
     TensorDataset,
     random_split,
 )
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention, SeededDataset
 from batch_sampler_attn.errors import BatchAttentionWarning
-from tests.loading.helpers import FORKING_IS_FINE, REPEATS, TORCHDATA_IS_FINE, LooksAhead, no_deadlock
-from tests.loading.test_resume import WITH_WORKERS, check_resumes
+from tests.loading.helpers import FORKING_IS_FINE, LooksAhead, no_deadlock
 
-pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE, pytest.mark.usefixtures("one_thread")]
+pytestmark = [*FORKING_IS_FINE, pytest.mark.usefixtures("one_thread")]
 __all__ = ["no_deadlock"]
 
 SAMPLES = 12
@@ -216,13 +214,6 @@ def test_data_sets_without_a_seeded_one_are_read_without_a_warning():
 
 
 # After a resume -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loader_class", [DataLoader, pytest.param(StatefulDataLoader, marks=pytest.mark.slow)])
-@REPEATS
-def test_a_run_with_augmentation_in_workers_resumes_bit_for_bit(repeats, loader_class):
-    options = {**WITH_WORKERS, "is_augmented": True, "is_seeded": True, "loader_class": loader_class}
-    check_resumes({"repeats": repeats, **options}, every=11)
 
 
 def in_windows(repeats):

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import OptionError, ProtocolError, RanksDivergedError, StateError
+from batch_sampler_attn.errors import ProtocolError, RanksDivergedError, StateError
 from tests.distributed.threads import on_threads
 from tests.loading.helpers import REPEATS, seeded
 
@@ -56,11 +56,6 @@ def test_a_rank_takes_every_third_index_of_a_batch_sampler_of_torch_and_every_th
     theirs = [batches[rank], batches[rank + 3], batches[6 + rank] if rank < 2 else batches[0]]
     for base in (batches, OwnBatches(SequentialSampler(range(22)), 3, False)):
         assert [*make(rank, 3, batch_size=None, base=base)] == theirs
-
-
-def test_a_sampler_that_shards_already_is_refused_a_second_time():
-    with pytest.raises(OptionError, match="DistributedSampler is for rank 1 of 2 already"):
-        make(0, 2, base=DistributedSampler(range(9), 2, 1))
 
 
 # Ranks that train together --------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import random
-from collections import Counter
 
 import numpy
 import pytest
@@ -16,7 +14,6 @@ from torch.utils.data import (
     RandomSampler,
     Subset,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -175,25 +172,6 @@ def test_losses_too_large_to_be_added_up_leave_a_state_that_is_plain_json():
     twin.load_state_dict(json.loads(json.dumps(attention.state_dict(), allow_nan=False)))
 
 
-def test_gradients_that_are_accumulated_are_those_of_plain_training():
-    torch.manual_seed(0)
-    data = TensorDataset(torch.randn(24, 3), torch.randn(24))
-    model = nn.Linear(3, 1)
-    attention, order, accumulated = SampleAttention(len(data), 4, prune_probability=0.0), [], []
-    for x, y in attention.attend(DataLoader(data, batch_sampler=attention)):
-        order += attention.indices
-        (attention.weighted_mean((model(x)[:, 0] - y) ** 2) / 2).backward()
-        if attention.updates % 2 == 0:
-            accumulated.append(model.weight.grad.clone())
-            model.zero_grad()
-    assert len(accumulated) == 3
-    for number, gradient in enumerate(accumulated):
-        x, y = data[order[number * 8 : number * 8 + 8]]
-        model.zero_grad()
-        ((model(x)[:, 0] - y) ** 2).mean().backward()
-        assert torch.allclose(model.weight.grad, gradient)
-
-
 # Options -----------------------------------------------------------------------------------------------------
 
 
@@ -290,16 +268,6 @@ def test_samples_of_a_subset_are_numbered_as_in_the_subset():
             attention.loss_of(outside)
 
 
-def test_every_batch_is_full_and_no_sample_falls_behind_where_the_batch_size_does_not_divide_the_data():
-    attention, seen = make(prune_probability=0.0, k=None), Counter()
-    for _ in range(11):
-        for batch in run_epoch(attention):
-            assert len(batch) == BATCH_SIZE
-            seen.update(batch)
-        assert max(seen.values()) - min(seen.get(index, 0) for index in range(SAMPLES)) <= 2
-    assert seen == Counter([*range(SAMPLES)] * 12)
-
-
 def test_a_plain_pass_over_the_loader_has_every_sample_once_and_changes_nothing():
     attention = make()
     before = attention.state_dict()
@@ -321,15 +289,6 @@ def test_an_epoch_takes_as_many_updates_as_plain_training_in_the_sampler_s_order
     attention = make(sampler=sampler)
     assert len(attention) == updates == len(DataLoader(range(SAMPLES), BATCH_SIZE, sampler=sampler))
     assert len(run_epoch(attention)) == updates
-
-
-def test_a_sampler_of_the_user_s_sets_the_order_of_each_pass():
-    sampler = DistributedSampler(range(SAMPLES), num_replicas=1, rank=0, shuffle=True)
-    attention = make(k=None, prune_probability=0.0, sampler=sampler, updates=11)
-    seen = [*itertools.chain(*run_epoch(attention))]
-    for number in range(2):
-        sampler.set_epoch(number)
-        assert seen[number * SAMPLES : (number + 1) * SAMPLES] == list(sampler)
 
 
 @pytest.mark.parametrize(
@@ -396,24 +355,6 @@ def test_a_report_that_is_left_out_is_refused_also_on_the_last_batch(reports):
     with pytest.raises(ProtocolError, match="the next batch was requested before"):
         train()
     assert (attention.epoch, attention.updates, len(attention)) == (0, reports, 6)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loop_that_is_left_resumes_its_epoch_with_the_current_batch(workers):
-    attention, whole, rng = make(), make(), random.Random(0)
-    expected, seen, times_left = [run_epoch(whole) for _ in range(2)], [], 0
-    assert [*run_epoch(attention)] == expected[0]
-    loader = load(attention, num_workers=workers)
-    while attention.epoch == 1:
-        times_left += 1
-        for indices in attention.attend(None if workers and times_left % 2 else loader):
-            if rng.random() < 0.3:
-                break
-            seen.append(indices)
-            attention.report([0.2 + index % 3 for index in indices])
-    assert times_left > 1
-    assert workers or seen == expected[1]
-    assert (attention.epoch, len(seen)) == (2, 6)
 
 
 def test_a_summary_asked_for_after_a_loop_that_was_left_explains_itself():

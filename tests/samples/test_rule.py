@@ -179,31 +179,6 @@ def test_no_sample_is_forgotten_however_well_it_is_fitted():
     assert longest < 40
 
 
-def test_the_last_share_of_training_sees_every_sample_just_once_an_epoch():
-    attention = SampleAttention(20, 4, k=0.5, prune_probability=0.5, epochs=10, final_full_share=0.3)
-    for epoch in range(10):
-        seen = Counter()
-        for indices in attention.attend():
-            attention.report([float(index % 3) for index in indices])
-            seen.update(indices)
-        assert attention.last_summary.is_full == (epoch >= 7)
-        if epoch >= 7:
-            assert seen == Counter(range(20))
-
-
-@NONFINITE_IS_FINE
-def test_losses_that_are_not_finite_are_counted_and_never_pooled_or_remembered():
-    attention = SampleAttention(8, 4, k=0.1, prune_probability=0.0, max_visits=9)
-    for _ in range(3):
-        for indices in attention.attend():
-            attention.report([math.nan if index == 0 else math.inf if index == 1 else 1.0 for index in indices])
-    assert math.isnan(attention.loss_of(0))
-    assert math.isnan(attention.loss_of(1))
-    assert attention.loss_of(2) == 1.0
-    # All of its updates were of pooled samples, so that the mean stays that of the epoch before.
-    assert (attention.last_summary.extra_updates, attention.threshold) == (2, 0.1)
-
-
 # At the edges -------------------------------------------------------------------------------------------------
 
 
@@ -235,26 +210,6 @@ def test_the_256th_visit_to_a_sample_is_still_counted_as_too_many():
     # Both were pooled as often as allowed; then only the base order brings them, each as often.
     assert {*seen.values()} == {450}
     assert attention.last_summary.extra_updates < 900 - 2
-
-
-@pytest.mark.parametrize(("select", "ahead"), [("loss", 0), ("loss", 5), ("random", 1)])
-def test_no_visit_from_the_pool_is_beyond_max_visits(select, ahead):
-    pooled = 0
-    for seed in range(5):
-        rng = random.Random(seed)
-        max_visits = rng.choice([2, 3])
-        attention = SampleAttention(30, 3, k=0.7, max_visits=max_visits, select=select, updates=25, seed=seed)
-        for _ in range(6):
-            seen = Counter()
-            for indices in attention.attend(LooksAhead(attention, ahead)):
-                before = attention.summary.extra_updates
-                attention.report([rng.lognormvariate(index % 3, 1.0) for index in indices])
-                for index in indices:
-                    seen[index] += 1
-                    if attention.summary.extra_updates > before:
-                        pooled += 1
-                        assert seen[index] <= max_visits
-    assert pooled > 150
 
 
 # Controls -----------------------------------------------------------------------------------------------------
