@@ -228,7 +228,8 @@ WITH_WORKERS = {"num_workers": 2, "prefetch_factor": 1, "generators": "shared", 
         ({"repeats": "deferred", "augments": SeededDataset, "loader_class": StatefulDataLoader}, MOMENTS, 25),
         # Persistent workers keep the seed that they were started with.
         ({"repeats": "immediate", "persistent_workers": True}, MOMENTS[:1], 1),
-        ({"repeats": "deferred", "persistent_workers": True, "loader_class": StatefulDataLoader}, MOMENTS[:1], 1),
+        # Where an epoch has ended, a StatefulDataLoader makes one iterator too many.
+        ({"repeats": "deferred", "loader_class": StatefulDataLoader}, MOMENTS[:1], 1),
         *(
             pytest.param({"repeats": repeats, "loader_class": loader_class, **more}, MOMENTS, 2, marks=pytest.mark.slow)
             for repeats, loader_class, more in itertools.product(

@@ -120,7 +120,7 @@ def test_ranks_that_differ_are_refused_with_what_differs():
 def test_ranks_that_loaded_different_states_in_mid_epoch_are_refused_as_they_resume():
     def on_rank(rank, transport):
         apart, together = make(rank, updates=2), make(rank, transport, updates=2)
-        train(together, 1)
+        train(together, 1, stop=1)
         train(apart, 2, stop=1)
         together.load_state_dict(apart.state_dict())
         train(together)
