@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from tests.loading.helpers import seeded
+from tests.samples.runs import Backwards
 
 SAMPLES, EPOCHS = 18, 3
 
@@ -57,23 +58,6 @@ class Samples:
         self.sampler.report([random.Random(f"{place} {i}").lognormvariate(-i % 3, 0.6) for i in indices])
 
 
-class Backwards:
-    """A sampler of the user's: another stretch of the data in each pass, last sample first."""
-
-    def __init__(self, samples=SAMPLES):
-        self.samples, self.passes = samples, 0
-
-    def set_epoch(self, epoch):
-        self.passes = epoch
-
-    def __len__(self):
-        return self.samples - 4
-
-    def __iter__(self):
-        first = self.passes % 5
-        return reversed(range(first, first + len(self)))
-
-
 DRIVERS = {
     "immediate": lambda: Batches("immediate"),
     "deferred": lambda: Batches("deferred"),
@@ -87,7 +71,7 @@ MORE_DRIVERS = DRIVERS | {
     "deferred, in order": lambda: Batches("deferred", lambda: SequentialSampler(range(SAMPLES))),
     "samples at random": lambda: Samples(k=0.8, select="random", max_visits=9, floor=-0.5, updates=4, seed=5),
     "samples, then plain": lambda: Samples(k=0.8, epochs=4, final_full_share=0.5, updates=4),
-    "samples of an order": lambda: Samples(k=1.0, weighted=True, sampler=Backwards()),
+    "samples of an order": lambda: Samples(k=1.0, weighted=True, sampler=Backwards(SAMPLES)),
     "samples, all alike": lambda: Samples(prune_probability=0.0, updates=9),
     "samples of a rank": lambda: Samples(k=1.0, weighted=True, rank=1, world_size=2, updates=5),
 }

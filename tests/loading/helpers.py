@@ -1,6 +1,5 @@
 """Data, loaders and marks that the tests of loading share."""
 
-import collections
 import signal
 
 import pytest
@@ -9,6 +8,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.recorders import MemoryRecorder
+from tests.samples.runs import LooksAhead
+
+__all__ = ["LooksAhead"]
 
 # Four workers on two cores are on purpose; and forking while torch's own threads run is DataLoader's default on Linux.
 FORKING_IS_FINE = [
@@ -55,24 +57,6 @@ class Numbered(Dataset):
 
     def __getitem__(self, index):
         return index, torch.rand(())
-
-
-class LooksAhead:
-    """Reads a loader ahead, as loaders of accelerate do, and those that stage batches on a device."""
-
-    def __init__(self, loader, batches=1):
-        self.loader, self.batches = loader, batches
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        waiting = collections.deque()
-        for batch in self.loader:
-            waiting.append(batch)
-            if len(waiting) > self.batches:
-                yield waiting.popleft()
-        yield from waiting
 
 
 def make(repeats, *, dataset=None, seed=0, loader_class=DataLoader, k=1.5, **loader_options):

@@ -11,9 +11,8 @@ import pytest
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, StateError
 from batch_sampler_attn.samples import order
-from tests.loading.drivers import Backwards
 from tests.samples.oracle import SampleOracle
-from tests.samples.runs import LooksAhead
+from tests.samples.runs import Backwards, LooksAhead
 
 CHOICES = {
     "k": [None, 0.9, 1.2],
