@@ -52,7 +52,7 @@ class Interrupted:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
+            self.lines.append((frame.f_code.co_name, frame.f_lineno))
             if len(self.lines) == self.after:
                 raise KeyboardInterrupt
         return self.trace
@@ -80,11 +80,24 @@ def moments(lines, seed):
     ],
 )
 def test_after_an_interrupt_at_any_bytecode_a_run_resumes_exactly(kind, how, seed):
+    check_interrupts(kind, how, lambda lines: moments(lines, seed))
+
+
+@pytest.mark.parametrize("kind", ["deferred", "samples"])
+def test_after_an_interrupt_as_a_batch_is_handed_out_a_run_resumes_exactly(kind):
+    def soon_after_each_line(lines):
+        firsts = {line: number for number, line in reversed([*enumerate(lines, start=1)]) if line[0] == "hand_out"}
+        return [first + later for first in firsts.values() for later in range(2, 50, 12)]
+
+    check_interrupts(kind, ONE_BY_ONE, soon_after_each_line)
+
+
+def check_interrupts(kind, how, moments_of):
     torch.manual_seed(0)
     whole = Interrupted(kind, how)
     end = saved(whole.driver)
     assert len(whole.lines) > 10_000
-    for after in moments(whole.lines, seed):
+    for after in moments_of(whole.lines):
         torch.manual_seed(0)
         run = Interrupted(kind, how, after)
         done = len(run.seen)
