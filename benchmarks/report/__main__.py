@@ -1,27 +1,44 @@
-"""Tables, figures and verdicts from the records of ``python -m benchmarks.cifar``, and from nothing else.
+"""Tables, figures and verdicts from folders of records of one kind, and from nothing else.
 
     python -m benchmarks.report runs/resnet34-cifar10
     python -m benchmarks.report FOLDER FOLDER FOLDER --out report
 
-Writes report.md with its figures as PNG, and report.html, one page with everything in it.
+The records are of ``benchmarks.cifar`` or of ``benchmarks.selection``. Writes report.md with its figures, and
+report.html, one page with everything in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.report.claims import Finding, judge_claims
-from benchmarks.report.page import write_report
-from benchmarks.report.results import read_experiments
-from benchmarks.text import visible
+from benchmarks.errors import BenchmarkError, RecordsError
+from benchmarks.report.cifar import report_cifar
+from benchmarks.report.document import Report
+from benchmarks.report.results import read_folders, tabulate
+from benchmarks.report.selection import report_selection
+from benchmarks.schema import SelectionConfiguration
+
+
+def make_report(folders: Sequence[Path], epoch_loss: str = "first") -> Report:
+    """The report on folders of records.
+
+    Raises:
+        RecordsError: If they cannot be read, have no finished run, or are not of one kind.
+    """
+    read = read_folders(folders)
+    studies = {getattr(records.configuration, "study", "cifar") for records in read}
+    if len(studies) > 1:
+        raise RecordsError(
+            f"the folders are of {', '.join(sorted(studies))}; a report is on one of these, so give its own"
+        )
+    if isinstance(read[0].configuration, SelectionConfiguration):
+        return report_selection(read)
+    return report_cifar(tabulate(read), epoch_loss)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,23 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        experiments = read_experiments(options.folders)
-        page = write_report(experiments, options.out or options.folders[0] / "report", options.epoch_loss)
+        report = make_report(options.folders, options.epoch_loss)
+        page = report.write(options.out or options.folders[0] / "report")
     except BenchmarkError as error:
         sys.exit(f"error: {error}")
-    reduced = {experiment.name for experiment in experiments if experiment.reductions}
-    _print_claims(judge_claims(experiments, options.epoch_loss), reduced, console)
-    console.print(visible(f"report: {page}"), highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_claims(findings: Sequence[Finding], reduced: Collection[str], console: Console) -> None:
-    table = Table(title="Claims")
-    for column in ("claim", "experiment", "verdict", "numbers"):
-        table.add_column(column)
-    for finding in findings:
-        note = " (reduced)" if finding.experiment in reduced else ""
-        table.add_row(finding.claim, escape(finding.experiment + note), finding.verdict.value, finding.numbers)
-    console.print(table)
+    for line in [*report.summary, f"report: {page}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

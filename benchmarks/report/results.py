@@ -1,257 +1,234 @@
-"""The runs of a few folders of records, by what is compared: arms with the same seed, labels and configuration."""
+"""The finished runs of folders of records as tables: a row a run, and a row for each two runs that are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
-from benchmarks.reading import read_records
-from benchmarks.report import paper
-from benchmarks.report.naming import base_name, tell_apart
-from benchmarks.report.statistics import Sample, sample
-from benchmarks.schema import Arm, Configuration, Epoch, EpochLoss, Run, RunName, Surroundings
-from benchmarks.text import visible
+from benchmarks.reading import Records, read_records
+from benchmarks.report.statistics import Sample, accuracy_error, sample, variance_error
+from benchmarks.schema import Configuration, Epoch, Run
 
-At = Literal["best", "last"]
-Measure = Callable[[Sequence[Epoch]], float]
-
-
-class Condition(NamedTuple):
-    """What the arms that are compared have in common.
-
-    Attributes:
-        epoch_loss: The attention run's reading.
-        label_noise: How many labels of every 32 were redrawn.
-    """
-
-    epoch_loss: EpochLoss
-    label_noise: int
+READINGS = ("-", "first", "last", "all")
+ARMS = ("baseline", "attention", "random", "longer")
+# The baseline has nearly converged from the first epoch on that reaches this share of its best accuracy.
+NEARLY_CONVERGED = 0.95
+_LOSSES_COMPARED = 50
+# Where configurations differ in one of these, they differ in others too, or a reader would not see by what.
+_UNSAID = {"schema_version", "parameters", "classes", "sha256", "channels_last"}
+_GAINS = ("accuracy", "best_accuracy", "macro_f1", "best_macro_f1")
 
 
-class Experiment(NamedTuple):
-    """All finished runs of one configuration.
+class Cifar(NamedTuple):
+    """The records of ``benchmarks.cifar``.
 
     Attributes:
-        configuration: What they have in common.
-        runs: By name.
-        epochs: Of each run, in order.
-        unfinished: How many runs were left out because they are not finished.
-        apart: What tells it from another configuration of the same model and data in one report; empty without one.
+        configurations: By the name of the experiment.
+        unfinished: How many runs are left out because they are not finished.
+        runs: A row a run.
+        pairs: A row for each run of attention and run of another arm with the same seed: attention minus the other.
     """
 
-    configuration: Configuration
-    runs: dict[RunName, Run]
-    epochs: dict[RunName, list[Epoch]]
-    unfinished: int
-    apart: str = ""
-
-    @property
-    def name(self) -> str:
-        """Model and data, and what tells it from others, as a title."""
-        apart = f" ({self.apart})" if self.apart else ""
-        return base_name(self.configuration) + apart
-
-    @property
-    def slug(self) -> str:
-        """The same, as the begin of a file's name."""
-        return f"{self.configuration.model}-{self.configuration.data.name}".lower().replace("/", "-").replace(" ", "-")
-
-    @property
-    def reductions(self) -> list[str]:
-        """In what this is less than, or other than, what the paper did; empty where it is the same."""
-        configuration, data = self.configuration, self.configuration.data
-        theirs = paper.EXPERIMENTS.get(configuration.model)
-        said: list[str] = []
-        if theirs is None or theirs.data != data.name:
-            said.append(f"{configuration.model} on {data.name}, which the paper has not")
-        options = configuration.model_options
-        smaller = [] if theirs is None else [each for each in options.items() if each[0] != "img_size"]
-        said += [f"{name} {value}" for name, value in smaller if theirs and theirs.options.get(name) != value]
-        compared = [
-            (data.train_images != paper.TRAIN_IMAGES, f"{data.train_images:,} training images"),
-            (data.test_images != paper.TEST_IMAGES, f"{data.test_images:,} test images"),
-            (configuration.epochs != paper.EPOCHS, f"{configuration.epochs} epochs"),
-            (configuration.batch_size != paper.BATCH_SIZE, f"batches of {configuration.batch_size}"),
-            (configuration.learning_rate != paper.LEARNING_RATE, f"learning rate {configuration.learning_rate:g}"),
-            (theirs is not None and configuration.k != theirs.k, f"K {configuration.k:g}"),
-            (
-                theirs is not None and configuration.pretrained != theirs.pretrained,
-                "with ImageNet weights" if configuration.pretrained else "without ImageNet weights",
-            ),
-            (configuration.precision in ("bf16", "fp16"), configuration.precision),
-            (any(place.device == "cpu" for place in self._places()), "on a CPU"),
-        ]
-        said += [text for is_other, text in compared if is_other]
-        capped = sum(epoch.capped_batches for epochs in self.epochs.values() for epoch in epochs)
-        if capped:
-            said.append(f"{capped:,} batches left at max_visits, where the paper has no limit")
-        return said
-
-    @property
-    def machines(self) -> list[str]:
-        """What the runs ran on, a line each."""
-        return sorted({one_line(place.environment) for place in self._places()})
-
-    def _places(self) -> list[Surroundings]:
-        return [place for run in self.runs.values() for place in run.surroundings]
-
-    def conditions(self) -> list[Condition]:
-        """Those that there are attention runs for, by label noise."""
-        found = {
-            Condition(run.epoch_loss, run.label_noise)
-            for run in self.runs
-            if run.arm == "attention" and run.epoch_loss is not None
-        }
-        order = get_args(EpochLoss)
-        return sorted(found, key=lambda condition: (condition.label_noise, order.index(condition.epoch_loss)))
-
-    def label_noises(self) -> list[int]:
-        """The levels of label noise."""
-        return sorted({run.label_noise for run in self.runs})
-
-    def seeds(self, arms: Sequence[Arm], condition: Condition) -> list[int]:
-        """The seeds for which there are finished runs of all these arms."""
-        of_arms = [{run.seed for run in self.runs if run == _name(arm, condition, run.seed)} for arm in arms]
-        return sorted(set.intersection(*of_arms))
-
-    def epochs_of(self, arm: Arm, condition: Condition, seed: int) -> list[Epoch]:
-        """The epochs of one run."""
-        return self.epochs[_name(arm, condition, seed)]
-
-    def run_of(self, arm: Arm, condition: Condition, seed: int) -> Run:
-        """One run."""
-        return self.runs[_name(arm, condition, seed)]
-
-    def measure(self, arm: Arm, condition: Condition, measure: Measure) -> Sample:
-        """A number from each run of an arm."""
-        return sample([measure(self.epochs_of(arm, condition, seed)) for seed in self.seeds([arm], condition)])
-
-    def differences(self, condition: Condition, other: Arm, measure: Measure) -> Sample:
-        """Attention's number less that of another arm, paired by seed."""
-        seeds = self.seeds(["attention", other], condition)
-        return sample(
-            [
-                measure(self.epochs_of("attention", condition, seed)) - measure(self.epochs_of(other, condition, seed))
-                for seed in seeds
-            ]
-        )
-
-    def is_timed(self, arms: Sequence[Arm], condition: Condition) -> bool:
-        """Whether seconds may be compared: no run of these arms shared its device, and all had the same."""
-        names = [_name(arm, condition, seed) for arm in arms for seed in self.seeds(arms, condition)]
-        is_shared = any(epoch.shared_device for name in names for epoch in self.epochs[name])
-        places = {
-            (place.device, one_line({**place.environment, "date": ""}))
-            for name in names
-            for place in self.runs[name].surroundings
-        }
-        return not is_shared and len(places) == 1
+    configurations: dict[str, Configuration]
+    unfinished: Counter[str]
+    runs: pd.DataFrame
+    pairs: pd.DataFrame
 
 
-def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
-    """Read folders of records; those of the same configuration are put together.
+def read_folders(folders: Sequence[Path]) -> list[Records]:
+    """Records, with those of the same configuration one after another.
 
     Raises:
-        RecordsError: If a folder cannot be read, or if two folders have the same run.
+        RecordsError: If a folder cannot be read, or two folders have the same run.
     """
-    found: dict[str, Experiment] = {}
-    names: dict[str, str] = {}
+    found: dict[str, list[Records]] = {}
     for folder in folders:
         records = read_records(folder)
-        finished = {name: run for name, run in records.runs.items() if run.is_finished}
-        new = Experiment(
-            records.configuration,
-            finished,
-            {name: records.epochs[name] for name in finished},
-            len(records.runs) - len(finished),
-        )
-        digest = records.configuration.digest()
-        if digest in found:
-            new = _join(found[digest], new, folder)
-        found[digest] = new
-        names.setdefault(digest, folder.resolve().name)
-    shown = [_with_visible_names(experiment) for experiment in found.values()]
-    told = tell_apart([experiment.configuration for experiment in shown], [*map(visible, names.values())])
-    named = [experiment._replace(apart=apart) for experiment, apart in zip(shown, told, strict=True)]
-    experiments = sorted(named, key=lambda experiment: experiment.name)
-    for experiment in experiments:
-        if not experiment.runs:
-            raise RecordsError(
-                f"no run of {experiment.name} is finished; give its benchmarks.cifar command again first"
-            )
-    return experiments
+        others = found.setdefault(records.configuration.digest(), [])
+        if twice := sorted({str(name) for each in others for name in each.runs.keys() & records.runs.keys()}):
+            raise RecordsError(f"{folder} has {', '.join(twice[:3])}, and so has another folder; give each run once")
+        others.append(records)
+    return [records for each in found.values() for records in each]
 
 
-def accuracy(at: At) -> Measure:
-    """Test accuracy, in per cent, at the best epoch or at the last."""
-    return lambda epochs: 100 * (epochs[-1].accuracy if at == "last" else max(epoch.accuracy for epoch in epochs))
+def tabulate(read: Sequence[Records]) -> Cifar:
+    """The tables; records of the same configuration are put together.
+
+    Raises:
+        RecordsError: If no run of a configuration is finished.
+    """
+    groups = [[*each] for _, each in itertools.groupby(read, key=lambda records: records.configuration.digest())]
+    configurations = [each[0].configuration for each in groups]
+    names = name_experiments(configurations)  # type: ignore[arg-type]
+    unfinished: Counter[str] = Counter()
+    rows = []
+    for name, records in zip(names, groups, strict=True):
+        runs = [(run, each.epochs[key]) for each in records for key, run in each.runs.items()]
+        finished = [(run, epochs) for run, epochs in runs if run.is_finished]
+        if not finished:
+            raise RecordsError(f"no run of {name} is finished; give its benchmarks.cifar command again")
+        unfinished[name] = len(runs) - len(finished)
+        rows += [{"experiment": name, **_measure(run, epochs)} for run, epochs in finished]
+    runs_frame = pd.DataFrame(rows)
+    for column, order in (("arm", ARMS), ("reading", READINGS), ("experiment", sorted(names))):
+        runs_frame[column] = pd.Categorical(runs_frame[column], order, ordered=True)
+    runs_frame = runs_frame.sort_values(["experiment", "noise", "reading", "arm", "seed"], ignore_index=True)
+    by_name: dict[str, Configuration] = dict(sorted(zip(names, configurations, strict=True)))  # type: ignore[arg-type]
+    return Cifar(by_name, unfinished, runs_frame, _pair(runs_frame, by_name))
 
 
-def macro_f1(at: At) -> Measure:
-    """Macro-F1, in per cent, at the epoch where it is best, as in the paper's Table 1, or at the last."""
-    return lambda epochs: 100 * (epochs[-1].macro_f1 if at == "last" else max(epoch.macro_f1 for epoch in epochs))
+def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
+    """A run as a row: per cent at the last epoch, and where they are best."""
+    losses = [math.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
+    assert run.best is not None  # the reader has checked it
+    assert run.last is not None
+    wrong, best_wrong = wrong_predictions(run.last.confusion), wrong_predictions(run.best.confusion)
+    places = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
+    return {
+        "arm": run.arm,
+        "reading": run.epoch_loss or "-",
+        "noise": run.label_noise,
+        "seed": run.seed,
+        "run": run,
+        "epochs": epochs,
+        "places": places,
+        "is_shared": any(epoch.shared_device for epoch in epochs),
+        "accuracy": 100 * epochs[-1].accuracy,
+        "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),
+        "macro_f1": 100 * epochs[-1].macro_f1,
+        "best_macro_f1": 100 * max(epoch.macro_f1 for epoch in epochs),
+        "test_loss": losses[-1],
+        "best_test_loss": min((loss for loss in losses if not math.isnan(loss)), default=math.nan),
+        "repeats": repeats_percent(epochs),
+        "wrong": wrong,
+        "best_wrong": best_wrong,
+        "variance": float(np.var(wrong)),
+        "best_variance": float(np.var(best_wrong)),
+    }
 
 
-def test_loss(at: At) -> Measure:
-    """Test loss at the epoch where it is least, as in Table 1, or at the last; NaN where it is not finite."""
+def _pair(runs: pd.DataFrame, configurations: dict[str, Configuration]) -> pd.DataFrame:
+    """Every run of attention with every other run of the same experiment, noise and seed, and reading if it has one."""
+    is_attention = runs["arm"] == "attention"
+    pairs = runs[is_attention].merge(runs[~is_attention], on=["experiment", "noise", "seed"], suffixes=("", "_other"))
+    pairs = pairs[(pairs["reading_other"] == pairs["reading"]) | (pairs["reading_other"] == "-")]
+    for name in _GAINS:
+        pairs[name] -= pairs[f"{name}_other"]
+    rows = [(row, row.epochs, row.epochs_other) for row in pairs.itertuples()]
+    images = {name: configuration.data.test_images for name, configuration in configurations.items()}
+    return pairs.assign(
+        other=pairs["arm_other"],
+        # A lower variance is the gain.
+        variance=pairs["variance_other"] - pairs["variance"],
+        best_variance=pairs["best_variance_other"] - pairs["best_variance"],
+        variance_error=[math.hypot(variance_error(row.wrong), variance_error(row.wrong_other)) for row, *_ in rows],
+        error=[
+            accuracy_error([100 * ours[-1].accuracy, 100 * theirs[-1].accuracy], images[str(row.experiment)])
+            for row, ours, theirs in rows
+        ],
+        same_loss=[gain_at_same_loss(ours, theirs) for _, ours, theirs in rows],
+        same_updates=[gain_at_same_cost(ours, theirs, "updates") for _, ours, theirs in rows],
+        same_seconds=[gain_at_same_cost(ours, theirs, "seconds") for _, ours, theirs in rows],
+        more_seconds=[100 * (_seconds(ours) / _seconds(theirs) - 1) for _, ours, theirs in rows],
+        early_repeats=[repeats_before_convergence(ours, theirs) for _, ours, theirs in rows],
+    )
 
-    def measure(epochs: Sequence[Epoch]) -> float:
-        losses = [float("nan") if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
-        return losses[-1] if at == "last" else float(np.nanmin(losses)) if not np.isnan(losses).all() else float("nan")
 
-    return measure
+def gain(runs: pd.DataFrame, arm: str, other: str, measure: str) -> Sample:
+    """An arm's measure minus another's, paired by seed."""
+    values = runs.pivot(index="seed", columns="arm", values=measure).reindex(columns=[arm, other])
+    return sample([*(values[arm] - values[other]).dropna()])
 
 
-def overhead_percent(epochs: Sequence[Epoch]) -> float:
-    """Repeats in per cent of base batches, over all epochs."""
+def is_timed(pairs: pd.DataFrame) -> bool:
+    """Whether the seconds of these pairs may be compared: one machine, and nothing else on it."""
+    places = set().union(*pairs["places"], *pairs["places_other"])
+    return len(places) == 1 and not (pairs["is_shared"] | pairs["is_shared_other"]).any()
+
+
+def repeats_percent(epochs: Sequence[Epoch]) -> float:
+    """Repeats in per cent of base batches."""
     return 100 * sum(epoch.repeats for epoch in epochs) / sum(epoch.batches for epoch in epochs)
 
 
-def wrong_predictions(run: Run, at: At) -> NDArray[np.int64]:
+def repeats_before_convergence(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
+    """Attention's repeats, in per cent of batches, in the epochs before the baseline has nearly converged.
+
+    Without the first epoch, in which nothing can repeat; NaN where no epoch is left.
+    """
+    converged = NEARLY_CONVERGED * max(epoch.accuracy for epoch in baseline)
+    first = next(index for index, epoch in enumerate(baseline) if epoch.accuracy >= converged)
+    return repeats_percent(attention[1:first]) if attention[1:first] else math.nan
+
+
+def gain_at_same_loss(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
+    """The gain in accuracy, in points: the mean over training losses that both went through.
+
+    Accuracy is interpolated between epochs, sorted by loss; NaN where the arms have no loss in common.
+    """
+    curves = [
+        sorted((epoch.train_loss, epoch.accuracy) for epoch in epochs if epoch.train_loss is not None)
+        for epochs in (attention, baseline)
+    ]
+    if not all(curves):
+        return math.nan
+    low, high = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    losses = np.linspace(low, high, _LOSSES_COMPARED)
+    ours, theirs = (np.interp(losses, *np.transpose(curve)) for curve in curves)
+    return float(100 * np.mean(ours - theirs)) if low <= high else math.nan
+
+
+def gain_at_same_cost(attention: Sequence[Epoch], baseline: Sequence[Epoch], cost: str) -> float:
+    """Accuracy at attention's last epoch within the baseline's whole cost, minus the baseline's last, in points.
+
+    That is the paper's comparison of a curve that is shifted by the overhead. ``cost`` is "seconds" or "updates".
+    """
+    budget = sum(getattr(epoch, cost) for epoch in baseline)
+    spent = itertools.accumulate(getattr(epoch, cost) for epoch in attention)
+    in_time = [epoch for epoch, total in zip(attention, spent, strict=True) if total <= budget]
+    return 100 * (in_time[-1].accuracy - baseline[-1].accuracy) if in_time else math.nan
+
+
+def wrong_predictions(confusion: Sequence[Sequence[int]]) -> list[int]:
     """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
-    matrix = confusion(run, at)
-    return np.asarray(matrix.sum(axis=0) - matrix.diagonal())
+    matrix = np.asarray(confusion)
+    return [*map(int, matrix.sum(axis=0) - matrix.diagonal())]
 
 
-def confusion(run: Run, at: At) -> NDArray[np.int64]:
-    """Test images by true class (row) and predicted class (column)."""
-    return np.asarray(run.best.confusion if at == "best" else run.last.confusion)
+def name_experiments(configurations: Sequence[Configuration]) -> list[str]:
+    """Model and data of each; where several have the same, what differs, and the digest where that is not enough."""
+    fields = []
+    for configuration in configurations:
+        own = configuration.model_dump()
+        own |= own.pop("data") | own.pop("model_options")
+        fields.append({name: value for name, value in own.items() if name not in _UNSAID and value is not None})
+    names = [f"{own['model']} on {own['name']}" for own in fields]
+    whole = []
+    for name, own in zip(names, fields, strict=True):
+        alike = [each for other, each in zip(names, fields, strict=True) if other == name]
+        said = [_in_words(key, own[key]) for key in own if any(each.get(key) != own[key] for each in alike)]
+        whole.append(" ".join(f"{name} ({', '.join(said)})".split()) if said else " ".join(name.split()))
+    taken = Counter(whole)
+    return [
+        f"{name} [{configuration.digest()}]" if taken[name] > 1 else name
+        for name, configuration in zip(whole, configurations, strict=True)
+    ]
 
 
-def variance(counts: Sequence[int] | NDArray[np.int64]) -> float:
-    """The population variance, which is what the paper's Table 2 gives."""
-    return float(np.var(counts))
+def _in_words(key: str, value: Any) -> str:
+    if key.endswith("images"):
+        return f"{value:,} {key.removeprefix('train_').replace('_', ' ')}"
+    return f"{'K' if key == 'k' else key.replace('_', ' ')} {value}"
 
 
-def _name(arm: Arm, condition: Condition, seed: int) -> RunName:
-    return RunName(arm, None if arm == "baseline" else condition.epoch_loss, condition.label_noise, seed)
-
-
-def _with_visible_names(experiment: Experiment) -> Experiment:
-    """The experiment as it can be shown: its names go to a terminal, into figures, and into names of files."""
-    fields = _visible(experiment.configuration.model_dump())
-    return experiment._replace(configuration=Configuration.model_validate(fields))
-
-
-def _visible(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, list):
-        return [_visible(each) for each in value]
-    if isinstance(value, dict):
-        return {_visible(name): _visible(each) for name, each in value.items()}
-    return value
-
-
-def _join(one: Experiment, other: Experiment, folder: Path) -> Experiment:
-    if twice := sorted(map(str, set(one.runs) & set(other.runs))):
-        raise RecordsError(f"{folder} has {', '.join(twice[:3])}, and so has another folder; give each run once")
-    return Experiment(
-        one.configuration, one.runs | other.runs, one.epochs | other.epochs, one.unfinished + other.unfinished
-    )
+def _seconds(epochs: Sequence[Epoch]) -> float:
+    return sum(epoch.seconds for epoch in epochs)

@@ -1,39 +1,42 @@
-"""Means, spreads and intervals of a few runs, and what they say about a claim."""
+"""Means and intervals of a few runs, what they say of a claim, and what remains after a correction."""
 
 from __future__ import annotations
 
 import enum
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
+SIGNIFICANCE = 1 - CONFIDENCE
 # Fewer runs have an interval too, but it rests on one or two differences.
 LEAST_RUNS = 3
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Verdict(enum.Enum):
-    """What the runs say about a claim."""
+    """What the runs say of a claim, or of an arm."""
 
-    HOLDS = "holds"
-    DOES_NOT_HOLD = "does not hold"
-    CANNOT_BE_TOLD = "cannot be told"
-    HARDLY_ANY_REPEATS = "hardly any repeats"
-    NOT_ENOUGH_RUNS = "not enough runs"
+    HOLDS = "holds", "✓"
+    DOES_NOT_HOLD = "does not hold", "✗"
+    PAYS = "pays", "✓"
+    HARMS = "harms", "✗"
+    NO_DIFFERENCE = "no significant difference", "?"
+    INCONCLUSIVE = "inconclusive", "?"
+    HARDLY_ANY_REPEATS = "hardly any repeats", "∅"
+    NOT_ENOUGH_RUNS = "not enough runs", "…"
+    CONTROL = "control", ""
 
-    @property
-    def symbol(self) -> str:
-        """For those who do not see colours."""
-        return {"holds": "✓", "does not hold": "✗", "cannot be told": "?", "hardly any repeats": "∅"}.get(
-            self.value, "…"
-        )
+    def __init__(self, text: str, symbol: str) -> None:
+        self.text, self.symbol = text, symbol
 
 
 class Sample(NamedTuple):
-    """One number from each of a few runs, paired or not."""
+    """One number from each of a few runs, or a difference of two."""
 
     values: tuple[float, ...]
 
@@ -49,36 +52,50 @@ class Sample(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of a sample (n - 1); NaN with fewer than two runs, or where one is NaN."""
-        if self.n < 2 or any(map(math.isnan, self.values)):
-            return math.nan
-        return statistics.stdev(self.values)
+        """The standard deviation (n - 1); NaN with fewer than two runs, or where one is NaN."""
+        return math.nan if self.n < 2 or any(map(math.isnan, self.values)) else statistics.stdev(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % t interval of the mean; infinite with fewer than two runs."""
         if self.n < 2:
             return -math.inf, math.inf
-        if len(set(self.values)) == 1:
-            return self.mean, self.mean
-        low, high = stats.t.interval(CONFIDENCE, self.n - 1, self.mean, stats.sem(self.values))
-        return float(low), float(high)
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.deviation / math.sqrt(self.n)
+        return self.mean - reach, self.mean + reach
 
     def reach(self, sampling_error: float = 0.0) -> float:
         """How far a verdict's interval reaches to either side of the mean: at least as far as the sampling error."""
         return max(self.interval[1] - self.mean, sampling_error)
 
+    def p(self, limit: float = 0.0) -> float:
+        """Of a two-sided t-test against a limit; NaN with fewer than two runs."""
+        if self.n < 2:
+            return math.nan
+        if len(set(self.values)) == 1:
+            return 1.0 if self.mean == limit else 0.0
+        return float(stats.ttest_1samp(self.values, limit).pvalue)
+
 
 def sample(values: Sequence[float]) -> Sample:
     """A sample of these values."""
-    return Sample(tuple(values))
+    return Sample(tuple(map(float, values)))
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """The p-values, adjusted by Holm's method over all of them; NaN is none of them, and is left out."""
+    tested = {name: p for name, p in p_values.items() if not math.isnan(p)}
+    return (
+        dict(zip(tested, map(float, multipletests([*tested.values()], method="holm")[1]), strict=True))
+        if tested
+        else {}
+    )
 
 
 def accuracy_error(accuracies: Sequence[float], images: int) -> float:
     """The standard error, in points, that a test set of so many images leaves on a difference of two accuracies.
 
-    As if each were measured on images of its own: which images both get right is not recorded. Seeds do not lower it,
-    since they share the test set.
+    As if each were measured on images of its own: which images both get right is not recorded. More seeds do not
+    lower it, since they share the test set.
 
     Args:
         accuracies: In per cent.
@@ -93,49 +110,46 @@ def variance_error(counts: Sequence[int]) -> float:
     return math.sqrt(sum((2 * (count - mean) / len(counts)) ** 2 * count for count in counts))
 
 
-def judge_above(differences: Sample, *, least_gain: float, sampling_error: float = 0.0) -> Verdict:
-    """Is something gained? It holds if the interval is above 0, and does not if it is below ``least_gain``.
+class Judged(NamedTuple):
+    """A verdict, and the p-value of the limit that it rests on; NaN where it rests on no test."""
+
+    verdict: Verdict
+    p: float = math.nan
+
+
+def judge_gain(gains: Sample, *, fails_below: float, sampling_error: float = 0.0, is_claim: bool = False) -> Judged:
+    """Is something gained? It holds if the interval is above 0, and does not hold if it is below a limit.
 
     Args:
-        differences: Of paired runs.
-        least_gain: What a gain would have to be to be worth having.
+        gains: Of paired runs.
+        fails_below: The limit: what a gain has to be to be worth having, or what is claimed.
         sampling_error: Of the test set, in the same unit; the interval reaches at least as far.
+        is_claim: Whether a gain that is above 0 and below the limit does not hold.
     """
-    return _judge(differences, sampling_error, fails_below=least_gain)
+    if gains.n < LEAST_RUNS:
+        return Judged(Verdict.NOT_ENOUGH_RUNS)
+    reach = gains.reach(sampling_error)
+    holds, fails = gains.mean - reach > 0, gains.mean + reach < fails_below
+    if fails and (is_claim or not holds):
+        return Judged(Verdict.DOES_NOT_HOLD, gains.p(fails_below))
+    return Judged(Verdict.HOLDS if holds else Verdict.NO_DIFFERENCE, gains.p())
 
 
-def judge_gain(differences: Sample, *, claimed: float, sampling_error: float = 0.0) -> Verdict:
-    """Is so much gained? It holds if the interval is above 0 and reaches ``claimed``, and does not if it ends below."""
-    return _judge(differences, sampling_error, fails_below=claimed, is_failure_first=True)
-
-
-def judge_at_most(values: Sample, *, most: float) -> Verdict:
-    """Is it at most so much? It holds if the interval ends there, and does not if it begins above."""
+def judge_at_most(values: Sample, *, most: float) -> Judged:
+    """Is it at most so much? It holds if the interval ends there, and does not hold if it begins above."""
     low, high = values.interval
     if values.n < LEAST_RUNS:
-        return Verdict.NOT_ENOUGH_RUNS
-    if high <= most:
-        return Verdict.HOLDS
-    return Verdict.DOES_NOT_HOLD if low > most else Verdict.CANNOT_BE_TOLD
+        return Judged(Verdict.NOT_ENOUGH_RUNS)
+    is_below, is_above = high <= most, low > most
+    verdict = Verdict.HOLDS if is_below else Verdict.DOES_NOT_HOLD if is_above else Verdict.INCONCLUSIVE
+    return Judged(verdict, values.p(most))
 
 
-def judge_range(values: Sample, *, least: float, most: float, widest: float) -> Verdict:
-    """Is it in a range? It does not hold if the interval misses it, and does if that is at most ``widest`` wide."""
+def judge_range(values: Sample, *, least: float, most: float, widest: float) -> Judged:
+    """Is it in a range? It does not hold if the interval misses it, and holds if that is at most ``widest`` wide."""
     low, high = values.interval
     if values.n < LEAST_RUNS:
-        return Verdict.NOT_ENOUGH_RUNS
+        return Judged(Verdict.NOT_ENOUGH_RUNS)
     if high < least or low > most:
-        return Verdict.DOES_NOT_HOLD
-    return Verdict.HOLDS if high - low <= widest else Verdict.CANNOT_BE_TOLD
-
-
-def _judge(
-    differences: Sample, sampling_error: float, *, fails_below: float, is_failure_first: bool = False
-) -> Verdict:
-    if differences.n < LEAST_RUNS:
-        return Verdict.NOT_ENOUGH_RUNS
-    reach = differences.reach(sampling_error)
-    holds, fails = differences.mean - reach > 0, differences.mean + reach < fails_below
-    if fails and (is_failure_first or not holds):
-        return Verdict.DOES_NOT_HOLD
-    return Verdict.HOLDS if holds else Verdict.CANNOT_BE_TOLD
+        return Judged(Verdict.DOES_NOT_HOLD, values.p(least if high < least else most))
+    return Judged(Verdict.HOLDS if high - low <= widest else Verdict.INCONCLUSIVE)

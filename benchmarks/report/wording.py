@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from benchmarks.report.statistics import Sample, Verdict
+from benchmarks.report.statistics import Sample
 
 
-def show(values: Sample, unit: str, digits: int = 2, *, sign: bool = True) -> str:
+@dataclass
+class Gain:
+    """A cell of a table: a mean difference with its interval.
+
+    Attributes:
+        values: Of paired runs.
+        digits: Behind the point.
+        p: Adjusted for the number of comparisons; None where it is not to be shown.
+    """
+
+    values: Sample
+    digits: int = 2
+    p: float | None = None
+
+    def __str__(self) -> str:
+        p = "" if self.p is None or math.isnan(self.p) else f", {show_p(self.p)}"
+        return show(self.values, digits=self.digits, with_n=False) + p if self.values.n else "-"
+
+
+def show(values: Sample, unit: str = "", digits: int = 2, *, sign: bool = True, with_n: bool = True) -> str:
     """A mean with its interval and n, as text."""
     if not values.n:
         return "no runs"
     plus = "+" if sign else ""
     low, high = values.interval
     interval = "" if math.isinf(low) else f" ({low:{plus}.{digits}f} to {high:{plus}.{digits}f})"
-    return f"{values.mean:{plus}.{digits}f}{unit}{interval}, n = {values.n}"
+    return f"{values.mean:{plus}.{digits}f}{unit}{interval}" + (f", n = {values.n}" if with_n else "")
+
+
+def show_p(p: float) -> str:
+    """A p-value, as text."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def mean_and_deviation(values: Sample, digits: int) -> str:
@@ -23,9 +48,6 @@ def mean_and_deviation(values: Sample, digits: int) -> str:
     return f"{values.mean:.{digits}f}{spread}"
 
 
-def what_would_have_shown(verdict: Verdict, values: Sample, sampling_error: float, unit: str, digits: int = 2) -> str:
-    """For what cannot be told: the difference that would have been told apart with as many runs."""
-    if verdict is not Verdict.CANNOT_BE_TOLD:
-        return ""
-    least = f"{values.reach(sampling_error):.{digits}f}{unit}"
-    return f"; cannot be told apart with n = {values.n}, a difference of {least} would have shown"
+def noise_in_words(noise: int) -> str:
+    """How many labels of every 32 were redrawn."""
+    return f"{noise} of 32" if noise else "none"

@@ -7,8 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import markdown
-from benchmarks.report.document import Table
+from benchmarks.report.document import render as render  # for the tables beside this module
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -24,10 +23,8 @@ def find_newest(name: str) -> Path:
 
 def read_newest(name: str) -> list[dict[str, Any]]:
     """Its JSON lines."""
-    lines: list[dict[str, Any]] = []
-    for path in sorted(find_newest(name).glob("*.jsonl")):
-        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return lines
+    paths = sorted(find_newest(name).glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def quartiles(values: list[float], unit: str) -> str:
@@ -36,8 +33,3 @@ def quartiles(values: list[float], unit: str) -> str:
     digits = 0 if unit == "ns" else 2
     median = f"{statistics.median(values):.{digits}f} {unit}".rstrip()
     return f"{median} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def render(table: Table) -> str:
-    """A table as Markdown."""
-    return markdown.render_block(table)

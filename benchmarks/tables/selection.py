@@ -1,66 +1,54 @@
-"""The findings of benchmarks.selection, from its newest records."""
+"""The findings of ``benchmarks.selection``, from its newest records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from functools import cache
 
 from benchmarks.environment import one_line
-from benchmarks.report.document import Document, Table
-from benchmarks.selection import report
-from benchmarks.selection.findings import ARMS, SETTINGS
-from benchmarks.selection.judging import LEAST_SEEDS_TO_PAY, Finding, Results, Verdict, judge
-from benchmarks.selection.kinds import report as kinds
-from benchmarks.tables.newest import find_newest, render
+from benchmarks.reading import Records
+from benchmarks.report.document import Report, Table, render
+from benchmarks.report.results import read_folders
+from benchmarks.report.selection import LEAST_SEEDS_TO_PAY, Results, glance, read_results, report_selection
+from benchmarks.tables.newest import find_newest
 
-_SYMBOLS = {Verdict.PAYS: "✓", Verdict.HARMS: "✗", Verdict.CANNOT_BE_TOLD: "?", Verdict.NOT_ENOUGH_RUNS: "…"}
+_MARKS = (
+    f"✓ pays: with {LEAST_SEEDS_TO_PAY} seeds the 95 % interval is above 0, over the control too; ✗ harms: it is "
+    "below 0; ? no significant difference; … not enough seeds; - not run; *: does not survive Holm's correction."
+)
 
-_PAPERS = "repeated"
+
+@cache
+def _read(name: str) -> list[Records]:
+    return read_folders([find_newest(name)])
+
+
+def _glance(name: str, results: Results, before: str, after: str = "") -> str:
+    environment = next(iter(_read(name)[0].runs.values())).surroundings[0].environment
+    return render(Table(*glance(results), f"{before}, paired by seed. {_MARKS}{after} {one_line(environment)}."))
 
 
 def selection_at_a_glance() -> str:
-    """What each arm with all seeds, and the paper's rule, gain in each setting, most telling first."""
-    runs = report.read([find_newest("selection")])
-    compared = [finding for finding in judge(Results(runs)) if finding.verdict is not Verdict.CONTROL]
-    of_arm = {arm: {each.setting: each for each in compared if each.arm == arm} for arm in ARMS}
-    settings = [setting for setting in SETTINGS if any(each.setting == setting for each in compared)]
-    shown = [arm for arm, found in of_arm.items() if arm == _PAPERS or any(map(_has_all_seeds, found.values()))]
-    alone = [arm for arm in shown if "+" not in arm]
-    arms = sorted(alone, key=lambda arm: -_count(of_arm[arm].values(), Verdict.PAYS))
-    rows = [[f"{ARMS[arm]} ({arm})", *(_shown(of_arm[arm].get(each)) for each in settings)] for arm in arms]
-    updates = runs[0].updates
-    caption = (
-        f"Points of accuracy over plain training, paired by seed; {updates:,} updates each. ✓ pays: with "
-        f"{LEAST_SEEDS_TO_PAY} seeds the 95 % interval is above 0, over its control too: as many chosen at random, or "
-        "plain training at its cost where it looks at more samples; ✗ harms: it is below 0; ? cannot be told; "
-        "… too few seeds; - not run."
-    )
-    head = ["what is trained on", *(SETTINGS[setting] for setting in settings)]
-    return render(Table(head, rows, f"{caption} {one_line(runs[0].environment)}."))
-
-
-def _has_all_seeds(finding: Finding) -> bool:
-    return finding.gain.n >= LEAST_SEEDS_TO_PAY
-
-
-def _count(findings: Iterable[Finding], verdict: Verdict) -> int:
-    return sum(each.verdict is verdict for each in findings)
-
-
-def _shown(finding: Finding | None) -> str:
-    return "-" if finding is None else f"{finding.gain.mean:+.2f} {_SYMBOLS[finding.verdict]}"
-
-
-def selection_report(to: Path) -> Document:
-    """The report, with its figure drawn into ``to``."""
-    return report.compose(report.read([find_newest("selection")]), to)
+    """What each arm with all seeds, and the paper's rule, gain in each setting of images."""
+    (results,) = read_results(_read("selection"))
+    updates = f"{int(results.frame['updates'].min()):,} updates each"
+    return _glance("selection", results, f"Points of accuracy over plain training, {updates}")
 
 
 def selection_kinds() -> str:
     """What each form of leaving samples out gains on each kind of data."""
-    return render(kinds.glance(kinds.read(find_newest("selection-kinds"))))
+    planned, *added = read_results(_read("selection-kinds"))
+    again = [
+        f"{each.setting} {each.gain.values.mean:+.2g} {each.verdict.symbol}{'' if each.survives else '*'}"
+        for results in added
+        for each in results.findings
+        if each.arm == "left_out" and each.gain.values.n >= LEAST_SEEDS_TO_PAY
+    ]
+    before = "Gain over plain training, each arm at its own learning rate: points of accuracy, for text nats of loss"
+    return _glance(
+        "selection-kinds", planned, before, f" left_out with seeds added later: {', '.join(again) or 'none'}."
+    )
 
 
-def selection_kinds_report() -> Document:
-    """The report on the kinds of data."""
-    return kinds.compose(kinds.read(find_newest("selection-kinds")))
+def selection_report(name: str) -> Report:
+    """The report on the newest records of "selection" or "selection-kinds"."""
+    return report_selection(_read(name))

@@ -1,93 +1,127 @@
-"""The report as Markdown and as a page, and what it says."""
+"""The report as Markdown and as a page."""
+
+import re
+from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
 
-from benchmarks.report.__main__ import main
-from benchmarks.report.claims import judge_claims
-from benchmarks.report.results import read_experiments
-from benchmarks.report.statistics import Verdict
-from tests.benchmarks.cifar_helpers import run_benchmark
-from tests.benchmarks.report.pages import (
-    PLAIN,
-    Page,
-    inline_tokens,
-    make_report,
-    name_on_github,
-    read_links,
-    read_markdown,
-)
+from benchmarks.report.document import Table, render
+from tests.benchmarks.report_records import EXACT, ODD, Setting
 
 
-def test_the_page_holds_every_figure_and_asks_for_nothing_from_elsewhere(written):
-    page, text = ((written / name).read_text() for name in ("report.html", "report.md"))
-    figures = [token.attrs["src"] for token in inline_tokens(text) if token.type == "image"]
-    assert len(figures) == 8
+class Page(HTMLParser):
+    """The elements of a page, and the text in each kind of them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.inside, self.texts = [], [], {}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.inside.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self.inside):
+            self.texts[tag][-1] += data
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_page_holds_every_figure_and_asks_for_nothing_from_elsewhere(report, tmp_path):
+    text = report(EXACT._replace(noises=(0, 3), readings=("first", "last")))
+    page = (tmp_path / "report" / "report.html").read_text()
+    figures = re.findall(r"\]\((.+\.png)\)", text)
     assert figures[0] == "forest.png"
-    for name in figures:
-        assert (written / name).read_bytes().startswith(b"\x89PNG")
-    sources = Page(page).values("img", "src")
-    assert len(sources) == 8
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http://" not in page
-    assert "https://" not in page
-    assert page.count("<table>") == sum(token.type == "table_open" for token in read_markdown(text))
+    assert len(figures) == 7
+    assert all((tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG") for name in figures)
+    sources = [attributes["src"] for tag, attributes in Page(page).elements if tag == "img"]
+    assert len(sources) == 7
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert "http" not in page
 
 
-def test_the_page_fits_a_small_screen(hostile):
-    page = Page((hostile / "report.html").read_text())
-    viewports = [attributes["content"] for tag, attributes in page.elements if attributes.get("name") == "viewport"]
-    assert viewports == ["width=device-width, initial-scale=1"]
+@pytest.mark.usefixtures("drawn")
+def test_odd_names_stay_text(report, tmp_path, capsys):
+    odd = f"{ODD}\n[bold]"
+    text = report(EXACT._replace(data=odd, classes=("<b>", "*c*\n", "$d|e$")))
+    name = "small_resnet on " + " ".join(odd.split())
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert not {"u", "b", "a"} & {tag for tag, _ in page.elements}
+    assert {*page.texts["code"]} == {"baseline", "attention", "random", "longer"}
+    assert len(page.texts["em"]) == 1  # the paper's title
+    assert {f"Claims: {name}", name} <= set(page.texts["summary"])
+    assert name in page.texts["td"]
+    assert {"<b>", "*c*", "$d|e$"} <= {each.strip() for each in page.texts["th"]}
+    alternatives = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert all(alternative.endswith(name) for alternative in alternatives[1:])
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    cells = ["".join(each.content for each in token.children) for token in tokens if token.type == "inline"]
+    assert cells.count(name) >= 8
+    assert name in capsys.readouterr().out
 
 
-def test_every_link_of_the_pages_contents_leads_to_a_title_and_every_title_has_one(hostile):
-    page = Page((hostile / "report.html").read_text())
-    titles = [attributes["id"] for tag, attributes in page.elements if tag in ("h2", "h3")]
-    assert page.values("a", "href") == [f"#{title}" for title in titles]
-    assert len(set(titles)) == len(titles) >= 10
+def test_a_table_leaves_out_columns_without_a_cell_and_sets_numbers_to_the_right():
+    rows = [["a", "-", "+1.5 (-1.0 to +2.0), p = 0.010", ""], ["3 of 32", "", "-", "-"]]
+    assert render(Table(["name", "none", "number", "empty"], rows)).splitlines()[:3] == [
+        "| name | number |",
+        "| --- | ---: |",
+        "| a | +1.5 (-1.0 to +2.0), p = 0.010 |",
+    ]
 
 
-def test_every_link_of_the_markdown_leads_to_a_title_as_github_names_it(written):
-    titles, links, _ = read_links((written / "report.md").read_text())
-    assert len(titles) >= 10
-    assert links == [f"#{name_on_github(title)}" for title in titles]
+def test_the_summary_says_how_often_attention_is_ahead_of_what_remains_and_by_how_much_in_each_condition(report):
+    text = report(EXACT._replace(noises=(0, 3), readings=("first", "all")), EXACT._replace(model="worse", gain=-0.01))
+    assert "| small_resnet on two | none | first | random | 3 |" in text.replace("\\", "")
+    said = [line for line in text.splitlines() if line.startswith("> ")]
+    assert "ahead in 4, behind in 1 of 5 conditions (-1.00 to +2.40 points at the last epoch)" in said[1]
+    assert "over 15 comparisons of accuracy, p < 0.05 remains for small_resnet on two, first over baseline" in said[
+        4
+    ].replace("\\", "")
+    noisy = "all, label noise 3 of 32: +1.20 over baseline"
+    assert [noisy in line for line in said if "small" in line][-1]
+    assert "2 at reduced size" in said[0]
 
 
-def test_a_reduced_experiment_says_so_above_its_claims(written):
-    text = (written / "report.md").read_text()
-    claims = text[text.index("### Claims: ") : text.index("### What a verdict takes")]
-    said = "Reduced: small_resnet on digits, which the paper has not, 140 training images, 60 test images, 2 epochs, "
-    assert said in claims
-    assert "on a CPU" in claims[claims.index(said) : claims.index("| verdict |")]
+def test_an_experiment_with_too_few_repeats_or_seeds_is_not_judged_in_the_summary(report):
+    text = report(EXACT._replace(model="idle", repeated=0), EXACT._replace(model="few", seeds=(0, 1)))
+    assert "hardly any repeats in 1, not enough runs in 1 of 2 conditions" in text
 
 
-def test_a_claim_without_records_has_no_verdict(written):
-    text = (written / "report.md").read_text()
-    claim = "Accuracy is up, by less, on CIFAR-100 (section 4.3)"
-    assert f"| {claim} | - |\n" in text
-    assert text.count(claim) == 1
+@pytest.mark.parametrize(("falls", "is_said"), [(0.0199, False), (0.0201, True)])
+def test_it_says_that_a_network_is_overfitted_where_accuracy_falls_by_2_points(report, falls, is_said):
+    text = report(EXACT._replace(falls=falls, rise=9, gain=0.01))
+    assert text.count("overfitted network") == 2 * is_said
+    assert ("test accuracy falls from its best epoch to its last, 45 to 43 %" in text) is is_said
 
 
-def test_a_report_of_a_baseline_alone_has_its_table_and_no_verdict(digits, tmp_path):
-    alone = run_benchmark(digits, tmp_path / "out", "--arms", "baseline", "--epochs", "1")
-    main([str(alone)])
-    text = (alone / "report" / "report.md").read_text()
-    assert "| small_resnet on digits | none | baseline | 3 |" in text
-    assert not [verdict.value for verdict in Verdict if f"**{verdict.value}**" in text]
-    assert not list((alone / "report").glob("*.png"))
+def test_the_papers_table_stands_beside_ours_and_full_size_is_not_called_reduced(report):
+    theirs = Setting("resnet34", images=(50_000, 10_000), epochs=100, k=1.2, is_paper=True, jitter=0, seeds=(0, 1, 2))
+    text = report(theirs._replace(arms=("baseline", "attention")))
+    assert "3 at reduced" not in text
+    assert "at the paper's own size and settings." in text
+    assert "At the paper's size and settings." in text
+    rows = [
+        line
+        for line in text.splitlines()
+        if "resnet34 on cifar10 | " in line and ("paper: " in line or "ours: " in line)
+    ]
+    assert rows[0].startswith("| paper: resnet34 on cifar10 | 0.925596 | 0.856234 | 73.7586 | 75.3712 | +1.61 |")
+    assert rows[1].startswith("| ours: resnet34 on cifar10 | 1.8")
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_test_loss_that_is_not_finite_at_last_is_shown_as_that(tmp_path):
-    # The records have no test loss of the baselines' third epoch.
-    text = make_report(tmp_path, PLAIN._replace(epochs=3, repeats_from=3))
-    assert "| baseline | 3 |" in text
-    assert " nan | " in text
+def test_a_report_of_a_baseline_alone_has_its_table_and_no_verdict(report, tmp_path):
+    text = report(EXACT._replace(arms=("baseline",)))
+    assert "| small_resnet on two | none | baseline | 3 |" in text
+    assert "forest" not in text
+    assert not list((tmp_path / "report").glob("*.png"))
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_command_says_of_every_finding_of_a_reduced_experiment_that_it_is_reduced(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "400")
-    make_report(tmp_path, PLAIN)
-    said = capsys.readouterr().out
-    assert "Claims" in said
-    assert said.count("(reduced)") == len(judge_claims(read_experiments([tmp_path / "0"])))
+def test_a_test_loss_that_is_not_finite_at_last_is_shown_as_that(report):
+    # The records have no test loss in the third epoch.
+    assert " nan | " in report(EXACT._replace(epochs=3))

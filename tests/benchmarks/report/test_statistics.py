@@ -1,19 +1,18 @@
-"""Intervals, sampling errors, and what they say about a claim."""
+"""Intervals, corrections, sampling errors, and what they say about a claim."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.report import paper
-from benchmarks.report.results import variance
 from benchmarks.report.statistics import (
     Verdict,
     accuracy_error,
-    judge_above,
+    holm,
     judge_at_most,
     judge_gain,
     judge_range,
@@ -21,113 +20,91 @@ from benchmarks.report.statistics import (
     variance_error,
 )
 
-# Of points, not so small that their squares are 0.
 NUMBERS = st.lists(st.floats(-1e3, 1e3).map(lambda number: round(number, 12)), min_size=2, max_size=8)
+HOLDS, FAILS, FEW = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.NOT_ENOUGH_RUNS
+NEITHER, INCONCLUSIVE = Verdict.NO_DIFFERENCE, Verdict.INCONCLUSIVE
 
 
-@given(NUMBERS)
-def test_the_interval_is_that_of_scipys_paired_t_test(values):
+@given(NUMBERS, st.floats(-10, 10))
+def test_the_interval_and_p_are_those_of_scipys_paired_t_test(values, limit):
     differences = sample(values)
-    low, high = differences.interval
     if differences.deviation < 1e-9:
-        assert (low, high) == (pytest.approx(values[0], abs=1e-6), pytest.approx(values[0], abs=1e-6))
+        assert differences.interval == pytest.approx((values[0], values[0]), abs=1e-6)
+        assert sample([2.0, 2.0]).p(2.0) == 1
+        assert sample([2.0, 2.0]).p(1.0) == 0
         return
-    expected = stats.ttest_rel(values, [0.0] * len(values)).confidence_interval(0.95)
-    assert (low, high) == (
-        pytest.approx(expected.low, rel=1e-6, abs=1e-9),
-        pytest.approx(expected.high, rel=1e-6, abs=1e-9),
-    )
+    expected = stats.ttest_rel(values, [limit] * len(values))
+    interval = stats.ttest_rel(values, [0.0] * len(values)).confidence_interval(0.95)
+    assert differences.interval == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+    assert differences.p(limit) == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+
+
+@settings(max_examples=20)  # statsmodels collects garbage at every call
+@given(st.dictionaries(st.integers(), st.floats(0, 1) | st.just(math.nan), max_size=8))
+def test_holm_multiplies_the_least_p_by_how_many_there_are_and_the_next_by_one_less(p_values):
+    tested = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
+    expected, before = {}, 0.0
+    for rank, (p, name) in enumerate(tested):
+        expected[name] = before = max(before, min(1.0, p * (len(tested) - rank)))
+    assert holm(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "above", "claimed"),
+    [
+        ([2.0, 2.5, 3.0], 0.0, HOLDS, HOLDS),
+        ([0.9, 1.0, 1.1], 0.0, HOLDS, FAILS),
+        ([-0.1, 0.0, 0.1], 0.0, FAILS, FAILS),
+        ([-3.0, -2.0, -1.0], 0.0, FAILS, FAILS),
+        ([-2.0, 1.0, 4.0], 0.0, NEITHER, NEITHER),
+        ([2.5, 2.6], 0.0, FEW, FEW),
+        ([], 0.0, FEW, FEW),
+        ([2.0, 2.5, 3.0], 2.6, NEITHER, NEITHER),
+        ([2.0, 2.5, 3.0], 2.4, HOLDS, HOLDS),
+        ([1.5, 1.5, 1.5], 0.49, HOLDS, FAILS),
+        ([1.5, 1.5, 1.5], 0.51, HOLDS, HOLDS),
+        ([0.0, 0.0, 0.0], 0.51, NEITHER, FAILS),
+    ],
+)
+def test_a_gain_is_judged_by_an_interval_that_reaches_as_far_as_the_sampling_error(values, error, above, claimed):
+    assert judge_gain(sample(values), fails_below=0.5, sampling_error=error).verdict is above
+    assert judge_gain(sample(values), fails_below=2.0, sampling_error=error, is_claim=True).verdict is claimed
+
+
+def test_the_p_value_is_of_the_limit_that_the_verdict_rests_on():
+    values = sample([0.9, 1.0, 1.1])
+    assert judge_gain(values, fails_below=0.5).p == values.p(0)
+    assert judge_gain(values, fails_below=2.0, is_claim=True).p == values.p(2)
+    assert judge_range(values, least=15, most=20, widest=10).p == values.p(15)
+    assert judge_range(values, least=-2, most=-1, widest=10).p == values.p(-1)
+    assert math.isnan(judge_range(values, least=0, most=5, widest=10).p)
+    assert judge_at_most(values, most=5).p == values.p(5)
+
+
+@pytest.mark.parametrize(
+    ("values", "in_range", "at_most"),
+    [
+        ([17.0, 18.0, 19.0], HOLDS, FAILS),
+        ([12.0, 13.0, 14.0], HOLDS, FAILS),
+        ([11.0, 11.1, 11.2], FAILS, FAILS),
+        ([30.0, 31.0, 32.0], FAILS, FAILS),
+        ([5.0, 17.0, 30.0], INCONCLUSIVE, INCONCLUSIVE),
+        ([3.0, 3.5, 4.0], FAILS, HOLDS),
+        ([6.9, 8.9, 10.9], FAILS, INCONCLUSIVE),
+        ([17.0], FEW, FEW),
+    ],
+)
+def test_a_range_and_a_limit_are_judged_by_the_interval(values, in_range, at_most):
+    assert judge_range(sample(values), least=15, most=20, widest=10).verdict is in_range
+    assert judge_at_most(sample(values), most=5).verdict is at_most
+
+
+def test_sampling_errors_are_the_spread_over_test_sets():
+    rng, counts = np.random.default_rng(0), [300, 500, 400, 900]
+    drawn = rng.binomial(2000, [0.9, 0.6], (40_000, 2)) / 20
+    assert accuracy_error([90.0, 60.0], 2000) == pytest.approx(np.std(drawn[:, 1] - drawn[:, 0]), rel=0.02)
+    assert variance_error(counts) == pytest.approx(np.std(rng.poisson(counts, (40_000, 4)).var(axis=1)), rel=0.02)
 
 
 def test_the_papers_own_variances_come_from_its_counts():
-    assert [variance(row.wrong_predictions) for row in paper.TABLE_2] == pytest.approx([11144.36, 9163.96], abs=1e-9)
-    assert [row.variance for row in paper.TABLE_2] == [11144.36, 9163.96]
-
-
-@pytest.mark.parametrize(
-    ("values", "above", "gain"),
-    [
-        ([2.0, 2.5, 3.0], "holds", "holds"),
-        ([0.9, 1.0, 1.1], "holds", "does not hold"),
-        ([-0.1, 0.0, 0.1], "does not hold", "does not hold"),
-        ([-3.0, -2.0, -1.0], "does not hold", "does not hold"),
-        ([-2.0, 1.0, 4.0], "cannot be told", "cannot be told"),
-        ([2.5, 2.6], "not enough runs", "not enough runs"),
-        ([], "not enough runs", "not enough runs"),
-    ],
-)
-def test_a_claim_of_a_gain_is_judged_by_its_interval(values, above, gain):
-    assert judge_above(sample(values), least_gain=0.5) is Verdict(above)
-    assert judge_gain(sample(values), claimed=2.0) is Verdict(gain)
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ([17.0, 18.0, 19.0], "holds"),
-        ([12.0, 13.0, 14.0], "holds"),
-        ([11.0, 11.1, 11.2], "does not hold"),
-        ([30.0, 31.0, 32.0], "does not hold"),
-        ([5.0, 17.0, 30.0], "cannot be told"),
-        ([17.0], "not enough runs"),
-    ],
-)
-def test_a_claim_of_a_range_is_judged_by_its_interval(values, said):
-    assert judge_range(sample(values), least=15, most=20, widest=10) is Verdict(said)
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ([3.0, 3.5, 4.0], "holds"),
-        ([0.0, 0.0, 0.0], "holds"),
-        ([6.9, 8.9, 10.9], "cannot be told"),
-        ([20.0, 21.0, 22.0], "does not hold"),
-        ([1.0, 1.0], "not enough runs"),
-    ],
-)
-def test_a_claim_of_at_most_so_much_is_judged_by_its_interval(values, said):
-    assert judge_at_most(sample(values), most=5) is Verdict(said)
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "above", "gain"),
-    [
-        ([2.0, 2.5, 3.0], 2.6, "cannot be told", "cannot be told"),
-        ([2.0, 2.5, 3.0], 2.4, "holds", "holds"),
-        ([1.5, 1.5, 1.5], 0.49, "holds", "does not hold"),
-        ([1.5, 1.5, 1.5], 0.51, "holds", "holds"),
-        ([0.0, 0.0, 0.0], 0.49, "does not hold", "does not hold"),
-        ([0.0, 0.0, 0.0], 0.51, "cannot be told", "does not hold"),
-        ([2.0, 2.5], 0.0, "not enough runs", "not enough runs"),
-    ],
-)
-def test_the_interval_that_is_judged_reaches_at_least_as_far_as_the_sampling_error(values, error, above, gain):
-    assert judge_above(sample(values), least_gain=0.5, sampling_error=error) is Verdict(above)
-    assert judge_gain(sample(values), claimed=2.0, sampling_error=error) is Verdict(gain)
-
-
-def test_an_interval_that_is_wider_than_the_sampling_error_is_judged_as_it_is():
-    values = sample([-2.0, 1.0, 4.0])
-    assert values.reach(1.0) == pytest.approx(stats.t.ppf(0.975, 2) * 3 / math.sqrt(3))
-    assert values.reach(9.0) == 9.0
-
-
-@given(st.integers(20, 1977), st.integers(3, 50))
-def test_three_of_2000_test_images_more_never_hold_however_many_seeds_agree(right, seeds):
-    accuracies = [right / 20, (right + 3) / 20]
-    error = accuracy_error(accuracies, 2000)
-    difference = sample([accuracies[1] - accuracies[0]] * seeds)
-    assert judge_above(difference, least_gain=0.5, sampling_error=error) is not Verdict.HOLDS
-    assert judge_gain(difference, claimed=2.0, sampling_error=error) is not Verdict.HOLDS
-
-
-def test_the_sampling_error_of_accuracy_is_the_spread_over_test_sets():
-    drawn = np.random.default_rng(0).binomial(2000, [0.9, 0.6], (40_000, 2)) / 20
-    assert accuracy_error([90.0, 60.0], 2000) == pytest.approx(np.std(drawn[:, 1] - drawn[:, 0]), rel=0.02)
-
-
-def test_the_sampling_error_of_the_variance_is_the_spread_over_test_sets():
-    counts = [300, 500, 400, 900]
-    drawn = np.random.default_rng(0).poisson(counts, (40_000, 4)).var(axis=1)
-    assert variance_error(counts) == pytest.approx(np.std(drawn), rel=0.02)
+    assert [np.var(counts) for counts, *_ in paper.TABLE_2.values()] == pytest.approx([11144.36, 9163.96], abs=1e-9)

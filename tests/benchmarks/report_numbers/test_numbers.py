@@ -1,188 +1,227 @@
-"""Every number in the tables of a benchmark report, computed a second time from the raw records, in the obvious way."""
+"""The numbers of the reports on the recorded runs, computed a second time from the raw lines, in the obvious way."""
 
 import collections
+import html
 import itertools
-import re
+import json
+import math
+import statistics
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-from sklearn.metrics import f1_score
+from matplotlib.figure import Figure
+from scipy import stats
 
-from benchmarks.report import figures
-from benchmarks.report.__main__ import main
-from tests.benchmarks.report_numbers.box import ALL, numbers_in_box, ranges_over_all
-from tests.benchmarks.report_numbers.folders import Folder, read_folder
-from tests.benchmarks.report_numbers.measures import total
-from tests.benchmarks.report_numbers.tables import TABLE_2_BEST, compute_tables, how_reduced
-from tests.benchmarks.report_records import CASES, write_case
+from benchmarks.report.__main__ import make_report
+from tests.benchmarks.report_records import Setting, write_records
 
-RECORDED = sorted(
-    path.parent
-    for path in (Path(__file__).parents[3] / "benchmarks" / "records").glob("*/epochs.jsonl")
-    if (path.parent / "runs.jsonl").exists()
-)
+RECORDS = Path(__file__).parents[3] / "benchmarks" / "records"
+CIFAR = sorted(path.parent for path in RECORDS.glob("*/configuration.json") if (path.parent / "visits.jsonl").exists())
+CIFAR.append(RECORDS / "2026-11-23-cifar10-small")
+# One with label noise, and one with many classes.
+QUICK = ("2026-11-28-cifar10-resnet34-noise", "2026-11-25-cifar100-lite0")
+FOLDERS = [pytest.param(path, marks=[] if path.name in QUICK else pytest.mark.slow, id=path.name) for path in CIFAR]
+MADE_UP = Setting(noises=(0, 3), readings=("first", "all"), seeds=(0, 1, 2, 9), is_shared=False, slower=1.2)
+READINGS, OTHERS = ("first", "last", "all"), ("baseline", "random", "longer")
 
 
-class Report(NamedTuple):
-    folders: list[Folder]
-    asked: str
-    shown: dict[str, list[list[list[str]]]]
-    paragraphs: dict[str, list[str]]
-    right: dict[str, list[list[int]]]
-    computed: dict[str, list[list[list]]]
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=[*CASES, *RECORDED], ids=lambda case: getattr(case, "name", case))
-def report(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    is_made = request.param in CASES
-    paths = write_case(request.param, folder) if is_made else [request.param]
-    asked = CASES[request.param][1] if is_made else "first"
-    with pytest.MonkeyPatch.context() as patch:
-        # Figures take most of a report's time, and no number is read from them here.
-        patch.setattr(figures, "draw_all", lambda *arguments: {})
-        main([*map(str, paths), "--out", str(folder / "out"), "--epoch-loss", asked])
-    folders = sorted(map(read_folder, paths), key=lambda each: each.name)
-    text = (folder / "out" / "report.md").read_text(encoding="utf-8")
-    return Report(folders, asked, *parse(text), compute_tables(folders, asked))
+def tables_of(text):
+    """Rows of cells by the titles above them: of sections, and of what is folded."""
+    tables, title = collections.defaultdict(list), ""
+    for line in html.unescape(text.replace("\\", "")).splitlines():
+        if line.startswith(("## ", "<details>")):
+            title = line.removeprefix("## ").removeprefix("<details><summary>").removesuffix("</summary>")
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            tables[title].append(line.strip("| ").split(" | "))
+    return tables
 
 
-def parse(text: str) -> tuple[dict[str, list[list[list[str]]]], dict[str, list[str]], dict[str, list[list[int]]]]:
-    """Below each title, the tables, the paragraphs, and which columns are set to the right, as they are on GitHub.
-
-    What stands before the first title is that of "".
-    """
-    tables, paragraphs, right = (collections.defaultdict(list) for _ in range(3))
-    title = ""
-    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
-    for before, token in itertools.pairwise(tokens):
-        if before.type == "heading_open" and before.tag != "h1":
-            title = read_inline(token)
-        elif before.type == "paragraph_open":
-            paragraphs[title].append(read_inline(token))
-        elif before.type == "table_open":
-            tables[title].append([])
-            right[title].append([])
-        elif before.type == "tr_open":
-            tables[title][-1].append([])
-        elif before.type in ("th_open", "td_open"):
-            if before.type == "th_open" and before.attrs.get("style") == "text-align:right":
-                right[title][-1].append(len(tables[title][-1][-1]))
-            tables[title][-1][-1].append(read_inline(token))
-    return dict(tables), dict(paragraphs), dict(right)
+def interval(values):
+    reach = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - reach, statistics.fmean(values) + reach
 
 
-def read_inline(token: Token) -> str:
-    """What is bold is marked so; what is anything else but plain text is not hidden."""
-    marks = {"strong_open": "**", "strong_close": "**"}
-    parts = token.children or []
-    return "".join(
-        marks.get(part.type, part.content if part.type == "text" else f"<{part.type} {part.content}>") for part in parts
+def shown(values, digits=2):
+    low, high = interval(values) if len(values) > 1 else (math.nan, math.nan)
+    return f"{statistics.fmean(values):+.{digits}f}" + (
+        f" ({low:+.{digits}f} to {high:+.{digits}f})" if low == low else ""
     )
 
 
-def test_the_tables_are_those_that_are_computed_here(report):
-    sizes, computed_sizes = (
-        {title: [[len(row) for row in table] for table in tables] for title, tables in each.items()}
-        for each in (report.shown, report.computed)
+def spread(values, digits):
+    deviation = (
+        f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and not any(map(math.isnan, values)) else ""
     )
-    assert list(sizes.items()) == list(computed_sizes.items())
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
-def test_every_cell_is_what_the_records_give(report):
-    wrong = []
-    for title, tables in report.shown.items():
-        for table, expected_table in zip(tables, report.computed[title], strict=True):
-            for row, expected_row in zip(table, expected_table, strict=True):
-                for head, cell, expected in zip(table[0], row, expected_row, strict=True):
-                    if cell not in ({expected} if isinstance(expected, str) else expected):
-                        wrong.append(f"{title}: {row[:4]} {head}: {cell!r}, not {expected!r}")
-    assert wrong == []
+def with_holm(families):
+    """Cells with intervals and the p-values of all of these, adjusted by Holm's method."""
+    raw = [
+        math.nan
+        if len(values) < 2
+        else (1.0 if values[0] == 0 else 0.0)
+        if len(set(values)) == 1
+        else stats.ttest_1samp(values, 0).pvalue
+        for values in families
+    ]
+    order, adjusted, least = sorted((p, place) for place, p in enumerate(raw) if p == p), {}, 0.0
+    for rank, (p, place) in enumerate(order):
+        adjusted[place] = least = max(least, min(1.0, (len(order) - rank) * p))
+    words = {place: ", p < 0.001" if p < 0.001 else f", p = {p:.3f}" for place, p in adjusted.items()}
+    return [shown(values) + words.get(place, "") for place, values in enumerate(families)]
 
 
-def test_columns_of_numbers_and_no_others_are_set_to_the_right(report):
-    # With a deviation, or an interval and the number of runs; a dash stands for what there is not.
-    number = r"[-+]?[\d,.]+"
-    is_number = re.compile(rf"-|{number}( ± {number}|( \({number} to {number}\))?, n = \d+)?")
-    for title, tables in report.shown.items():
-        for (head, *rows), right in zip(tables, report.right[title], strict=True):
-            columns = list(zip(*rows, strict=True))
-            are_numbers = [all(map(is_number.fullmatch, cells)) and set(cells) != {"-"} for cells in columns]
-            assert right == [place for place, each in enumerate(are_numbers) if each], (title, head)
+class Folder:
+    """Finished runs with their epochs, by arm, reading, label noise and seed."""
+
+    def __init__(self, path):
+        self.configuration = json.loads((path / "configuration.json").read_text())
+        self.runs = {}
+        for run in read_lines(path / "runs.jsonl"):
+            self.runs[run["arm"], run["epoch_loss"], run["label_noise"], run["seed"]] = run | {"epochs": []}
+        for epoch in read_lines(path / "epochs.jsonl"):
+            self.runs[epoch["arm"], epoch["epoch_loss"], epoch["label_noise"], epoch["seed"]]["epochs"].append(epoch)
+
+    def conditions(self):
+        return [
+            (noise, reading)
+            for noise, reading in itertools.product(sorted({key[2] for key in self.runs}), READINGS)
+            if any(key[:3] == ("attention", reading, noise) for key in self.runs)
+        ]
+
+    def of(self, arm, noise, reading):
+        """Runs by seed."""
+        wanted = (arm, None if arm == "baseline" else reading, noise)
+        return {key[3]: run for key, run in sorted(self.runs.items(), key=lambda item: item[0][3]) if key[:3] == wanted}
+
+    def pairs(self, other, noise, reading):
+        ours, theirs = self.of("attention", noise, reading), self.of(other, noise, reading)
+        return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
 
-def test_every_experiment_says_how_it_is_reduced(report):
-    for folder in report.folders:
-        assert report.paragraphs[f"Claims: {folder.name}"] == [how_reduced(folder)]
+def measure(run, field, at):
+    values = [math.nan if epoch[field] is None else epoch[field] for epoch in run["epochs"]]
+    best = min if field == "test_loss" else max
+    value = values[-1] if at == "last" else best((each for each in values if each == each), default=math.nan)
+    return value if field == "test_loss" else 100 * value
 
 
-def test_the_numbers_in_the_box_are_those_that_are_computed_here(report):
-    box = report.paragraphs[""][:5]
-    for sentence, expected in itertools.zip_longest(box, numbers_in_box(report.folders, report.asked)):
-        assert any(text in sentence for text in expected), (sentence, expected)
+def wrong(run, at):
+    matrix = run[at]["confusion"]
+    return [
+        sum(matrix[true][predicted] for true in range(len(matrix)) if true != predicted)
+        for predicted in range(len(matrix))
+    ]
 
 
-def test_the_box_names_the_condition_that_it_judges_and_gives_the_range_over_all(report):
-    judging = report.paragraphs[""][1:4]
-    for sentence, expected in zip(judging, ranges_over_all(report.folders, report.asked), strict=True):
-        assert f'with clean labels and epoch_loss="{report.asked}"' in sentence
-        assert any(text in sentence for text in expected) if expected else ALL not in sentence, (sentence, expected)
+def repeats(run):
+    return 100 * sum(epoch["repeats"] for epoch in run["epochs"]) / sum(epoch["batches"] for epoch in run["epochs"])
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    return write_records(tmp_path_factory.mktemp("made up") / "records", MADE_UP)
+
+
+@pytest.fixture(scope="module", params=["made up", *FOLDERS])
+def both(request):
+    """A folder as it is read here, and the tables of its report."""
+    path = request.getfixturevalue("made_up") if request.param == "made up" else request.param
+    return Folder(path), tables_of(make_report([path]).markdown)
+
+
+def test_gains_are_the_paired_differences_with_their_intervals_and_adjusted_p_values(both):
+    folder, tables = both
+    groups = [(c, other) for c in folder.conditions() for other in OTHERS if folder.pairs(other, *c)]
+    gains = {
+        (field, at): [
+            [measure(ours, field, at) - measure(theirs, field, at) for ours, theirs in folder.pairs(other, *c)]
+            for c, other in groups
+        ]
+        for field, at in itertools.product(("accuracy", "macro_f1"), ("best", "last"))
+    }
+    assert [row[-1] for row in tables["The gains as a table"][1:]] == with_holm(gains.pop(("accuracy", "last")))
+    columns = zip(gains["accuracy", "best"], gains["macro_f1", "last"], gains["macro_f1", "best"], strict=True)
+    expected = with_holm([values for row in columns for values in row])
+    assert [cell for row in tables["The gains at the best epoch, and of macro-F1"][1:] for cell in row[-3:]] == expected
+
+
+def test_the_papers_tables_have_means_and_deviations_over_seeds(both):
+    folder, tables = both
+    arms = [(noise, "first", "baseline") for noise in sorted({key[2] for key in folder.runs if key[0] == "baseline"})]
+    arms += [
+        (noise, reading, arm) for noise, reading in folder.conditions() for arm in ("attention", "random", "longer")
+    ]
+    arms = [(noise, reading, arm) for noise, reading, arm in arms if folder.of(arm, noise, reading)]
+    arms.sort(key=lambda key: (key[0], key[2] != "baseline"))
+    one, two = [], {"best": [], "last": []}
+    for noise, reading, arm in arms:
+        runs = [*folder.of(arm, noise, reading).values()]
+        columns = itertools.product(("best", "last"), ("test_loss", "macro_f1", "accuracy"))
+        digits = {"test_loss": 3}
+        one.append(
+            [str(len(runs)), *(spread([measure(run, f, at) for run in runs], digits.get(f, 2)) for at, f in columns)]
+        )
+        for at, rows in two.items():
+            counts = zip(*(wrong(run, at) for run in runs), strict=True)
+            variances = [float(statistics.pvariance(wrong(run, at))) for run in runs]
+            rows.append([*(f"{statistics.fmean(column):.1f}" for column in counts), spread(variances, 0)])
+    assert [row[3:] for row in tables["All arms"][1:]] == one
+    if len(folder.configuration["data"]["classes"]) <= 20:
+        for at, rows in two.items():
+            found = [row for row in tables[f"At the {at} epoch"][1:] if not row[0].startswith("paper")]
+            assert [row[4 : 4 + len(rows[0])] for row in found] == rows
+
+
+def test_the_overhead_is_repeats_in_per_cent_of_batches_and_seconds_where_they_can_be_compared(both):
+    folder, tables = both
+    found = [row[3] for row in tables["Extra updates and seconds"][1:]]
+    expected = [[repeats(run) for run in folder.of("attention", *c).values()] for c in folder.conditions()]
+    assert found == [f"{shown(values, 1).replace('+', '')}, n = {len(values)}" for values in expected]
+    if "extra seconds, %" in tables["Extra updates and seconds"][0]:
+        for row, c in zip(tables["Extra updates and seconds"][1:], folder.conditions(), strict=True):
+            seconds = [
+                [sum(e["seconds"] for e in run["epochs"]) for run in pair] for pair in folder.pairs("baseline", *c)
+            ]
+            assert row[4] == f"{shown([100 * (a / b - 1) for a, b in seconds], 1).replace('+', '')}, n = {len(seconds)}"
 
 
 @pytest.mark.parametrize("at", ["best", "last"])
-def test_confusion_gives_the_recorded_accuracy_and_macro_f1(report, at):
-    for folder in report.folders:
-        for name, run in folder.runs.items():
-            confusion = np.array(run[at]["confusion"])
-            true, predicted = (labels.ravel() for labels in np.indices(confusion.shape))
-            images = confusion.ravel()
-            epoch = run["epochs"][run[at]["epoch"] - 1]
-            classes = {"labels": range(len(confusion)), "average": "macro", "zero_division": 0}
-            f1 = f1_score(true, predicted, sample_weight=images, **classes)
-            assert images.sum() == folder.configuration["data"]["test_images"]
-            assert images[true == predicted].sum() / images.sum() == pytest.approx(epoch["accuracy"], rel=1e-12), name
-            assert f1 == pytest.approx(epoch["macro_f1"], rel=1e-12), name
+def test_confusion_gives_the_recorded_accuracy_of_the_epoch_that_it_is_of(both, at):
+    for run in both[0].runs.values():
+        matrix, accuracies = run[at]["confusion"], [epoch["accuracy"] for epoch in run["epochs"]]
+        right = sum(matrix[label][label] for label in range(len(matrix)))
+        assert right / sum(map(sum, matrix)) == pytest.approx(accuracies[run[at]["epoch"] - 1], rel=1e-12)
+        assert run[at]["epoch"] == (1 + accuracies.index(max(accuracies)) if at == "best" else len(accuracies))
 
 
-def test_the_best_epoch_is_the_first_of_the_highest_accuracy_and_the_last_is_the_last(report):
-    for run in itertools.chain(*(folder.runs.values() for folder in report.folders)):
-        accuracies = [epoch["accuracy"] for epoch in run["epochs"]]
-        assert [epoch["epoch"] for epoch in run["epochs"]] == list(range(1, len(accuracies) + 1))
-        assert run["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
-        assert run["last"]["epoch"] == len(accuracies)
+@pytest.mark.parametrize("study", ["selection", "selection-kinds"])
+def test_gains_of_selection_are_paired_with_plain_training(study):
+    (path,) = RECORDS.glob(f"????-??-??-{study}")
+    lines, field = read_lines(path / "runs.jsonl"), "accuracy" if study == "selection" else "score"
+    runs = {(line["setting"], line["arm"], line["seed"], line.get("rate")): line[field] for line in lines}
+    rates = {line.get("rate") for line in lines}
+    expected = collections.Counter()
+    for setting, arm in {key[:2] for key in runs}:
+        for own, plain, part in itertools.product(rates, rates, (range(8), range(8, 99))):
+            keys = [((setting, arm, seed, own), (setting, "plain", seed, plain)) for seed in part]
+            gains = [runs[ours] - runs[theirs] for ours, theirs in keys if ours in runs and theirs in runs]
+            expected[shown(gains, 4 if setting == "text" else 2) if gains else ""] += 1
+    tables = tables_of(make_report([path]).markdown)
+    rows = [row for title, table in tables.items() if not title.startswith("Secondary") for row in table[1:]]
+    gains = [row[4 if study == "selection-kinds" else 3] for row in rows if row[0] != "plain"]
+    assert len(gains) == {"selection": 58, "selection-kinds": 40}[study]
+    assert [gain for gain in gains if gain.partition(", p")[0] not in expected] == []
 
 
-def test_the_updates_of_an_epoch_are_its_visits(report):
-    for run in itertools.chain(*(folder.runs.values() for folder in report.folders)):
-        for epoch in run["epochs"]:
-            assert epoch["updates"] == epoch["batches"] + epoch["repeats"]
-            if epoch["batches_by_visits"] is not None:
-                counted = {int(visits): n["batches"] for visits, n in epoch["batches_by_visits"].items()}
-                assert sum(counted.values()) == epoch["batches"]
-                assert sum(visits * batches for visits, batches in counted.items()) == epoch["updates"]
-                assert max(counted) == epoch["most_visits"]
-
-
-def test_controls_make_the_visits_and_the_updates_of_their_attention_run(report):
-    for folder in report.folders:
-        for condition in folder.conditions():
-            for longer, attention in folder.find(condition, "longer", "attention"):
-                assert total(longer["epochs"], "updates") == total(attention["epochs"], "updates")
-            for pair in folder.find(condition, "random", "attention"):
-                random, attention = ([visit_counts(epoch) for epoch in run["epochs"]] for run in pair)
-                assert random == attention
-
-
-def visit_counts(epoch: dict) -> dict[str, int]:
-    return {visits: numbers["batches"] for visits, numbers in epoch["batches_by_visits"].items()}
-
-
-def test_the_papers_variances_are_those_of_its_counts(report):
-    rows = [row for row in report.shown.get(TABLE_2_BEST, [[]])[0] if row[0].startswith("paper")]
-    for row in rows:
-        assert f"{np.var(list(map(int, row[4:14]))):.2f}" == row[-3]
-    assert len(rows) == 2 * any(folder.configuration["data"]["name"] == "cifar10" for folder in report.folders)
+@pytest.fixture(autouse=True, scope="module")
+def undrawn():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Figure, "savefig", lambda figure, path, **options: None)
+    yield
+    patch.undo()
