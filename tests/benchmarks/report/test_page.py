@@ -77,6 +77,7 @@ def test_a_table_leaves_out_columns_without_a_cell_and_sets_numbers_to_the_right
 
 def test_the_summary_says_how_often_attention_is_ahead_of_what_remains_and_by_how_much_in_each_condition(report):
     text = report(EXACT._replace(noises=(0, 3), readings=("first", "all")), EXACT._replace(model="worse", gain=-0.01))
+    assert "| small_resnet on two | none | first | random | 3 |" in text.replace("\\", "")
     said = [line for line in text.splitlines() if line.startswith("> ")]
     assert "ahead in 4, behind in 1 of 5 conditions (-1.00 to +2.40 points at the last epoch)" in said[1]
     assert "over 15 comparisons of accuracy, p < 0.05 remains for small_resnet on two, first over baseline" in said[
