@@ -34,7 +34,7 @@ from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, Reco
         *({"recorders": [recorder]} for recorder in (MemoryRecorder, JsonLinesRecorder, Recorder)),
         *({"ranks": ranks} for ranks in ("mean", 3, BatchAttentionSchedule)),
     ],
-    ids=str,
+    ids=lambda options: str(options).split(" object at")[0],
 )
 def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
     ((name, value),) = options.items()
