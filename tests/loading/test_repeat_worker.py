@@ -216,7 +216,7 @@ def run(context, persistent, end):
         iterator = iter(loader)
         for batch in iterator:
             if schedule.visits == 1:
-                print("repeat", context, persistent, end, flush=True)
+                os.write(1, f"repeat {context} {persistent} {end}\\n".encode())  # in one piece
                 if end == "by an error":
                     raise SystemExit(3)
                 if end == "with the iterator kept":
@@ -236,7 +236,7 @@ if __name__ == "__main__":
         pids[pid] = case
     else:
         for pid, case in pids.items():
-            print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 ENDS = {"at the end": 0, "in mid-epoch": 0, "by an error": 3, "with the iterator kept": 0}
 
