@@ -162,8 +162,7 @@ class BatchAttention(Callback):
         if not self._replay.is_in_epoch:
             self._replay.begin_epoch(_windows_of(trainer), at=loop.batch_idx // trainer.accumulate_grad_batches)
         self._replay.hold(args)
-        output = train(*args)
-        self._note(trainer, output, args)
+        output, _ = self._visit(trainer, train, args)
         return output
 
     def _update(self, trainer: Any, train: Any, update: Any, optimizer: Any, closure: Any, **kwargs: Any) -> Any:
@@ -191,7 +190,7 @@ class BatchAttention(Callback):
         """Do what Lightning's closure does, without its counting and logging."""
         module = trainer.lightning_module
         with torch.enable_grad():
-            loss = self._note(trainer, train(*args), args)
+            _, loss = self._visit(trainer, train, args)
             if is_first:
                 for callback in trainer.callbacks:
                     callback.on_before_zero_grad(trainer, module, optimizer)
@@ -205,12 +204,15 @@ class BatchAttention(Callback):
             trainer.strategy.backward(loss, optimizer)
             return value
 
-    def _note(self, trainer: Any, output: Any, args: Any) -> Any:
+    def _visit(self, trainer: Any, train: Any, args: Any) -> tuple[Any, Any]:
+        """Call the user's step, and note its loss; what it returned, and the loss."""
+        is_weighted = trainer.accumulate_grad_batches > 1 or trainer.world_size > 1
+        # Counted first: the step may take the batch apart.
+        samples = self._samples(args[0]) if is_weighted else 1
+        output = train(*args)
         loss = output.get("loss") if isinstance(output, Mapping) else output
-        if loss is not None:
-            is_weighted = trainer.accumulate_grad_batches > 1 or trainer.world_size > 1
-            self._replay.note(loss, self._samples(args[0]) if is_weighted else 1)
-        return loss
+        self._replay.note(loss, samples)
+        return output, loss
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         """Skip a window if the module's ``optimizer_step`` made no update of it."""

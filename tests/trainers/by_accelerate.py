@@ -12,17 +12,8 @@ from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
-from tests.trainers import plain_loop, sample_loop
-from tests.trainers.cases import (
-    EPOCHS,
-    Case,
-    Numbered,
-    Points,
-    cross_entropy,
-    make_loader,
-    make_network,
-    make_optimizer,
-)
+from tests.trainers import cases, plain_loop, sample_loop
+from tests.trainers.cases import EPOCHS, Case, Points, cross_entropy, make_loader, make_network, make_optimizer
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
@@ -107,7 +98,7 @@ def checkpoint(folder, windows, visits=0):
 
 def by_hand(case, folder=None, *, is_resumable=False):
     """The plain loop's, without accelerate, but for the order of batches."""
-    return plain_loop.by_hand(case, Numbered(make_prepared()[1]) if is_resumable else make_loader())
+    return plain_loop.by_hand(case, cases.Numbered(make_prepared()[1]) if is_resumable else make_loader())
 
 
 # On two ranks

@@ -9,18 +9,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from batch_sampler_attn.trainers.lightning import BatchAttention, SampleAttentionCallback
-from tests.trainers import plain_loop, sample_loop
-from tests.trainers.cases import (
-    EPOCHS,
-    Case,
-    Numbered,
-    Points,
-    Resumable,
-    cross_entropy,
-    make_loader,
-    make_network,
-    make_optimizer,
-)
+from tests.trainers import cases, plain_loop, sample_loop
+from tests.trainers.cases import Case, Points, cross_entropy, make_loader, make_network, make_optimizer
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
@@ -70,7 +60,7 @@ def make_trainer(case=None, package=PACKAGE, **options):
     elif case.precision == "bf16":
         options["precision"] = "bf16-mixed"
     defaults = {
-        "max_epochs": EPOCHS,
+        "max_epochs": case.epochs,
         "accelerator": "cpu",
         "devices": 1,
         "logger": False,
@@ -102,8 +92,6 @@ def train(
     step=None,
     end_epoch_at=None,
     stop_at=None,
-    max_steps=-1,
-    epochs=EPOCHS,
     loader=None,
     resume=None,
     saves=False,
@@ -118,15 +106,20 @@ def train(
     if stop_at is not None:
         callbacks.append(Stop(stop_at))
     if saves:
-        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1))
-        options["enable_checkpointing"] = True
-    epochs = -1 if max_steps != -1 else epochs
-    trainer = make_trainer(case, package, callbacks=callbacks, max_epochs=epochs, max_steps=max_steps, **options)
+        callbacks.append(saving(folder))
+    if "max_steps" in options:
+        options["max_epochs"] = -1
+    trainer = make_trainer(case, package, callbacks=callbacks, enable_checkpointing=saves, **options)
     if loader is None:
-        loader = Resumable() if saves or resume else make_loader()
+        loader = cases.Resumable() if saves or resume else make_loader()
     torch.manual_seed(6)
     trainer.fit(module, loader, ckpt_path=resume)
     return finish(schedule, recorder, module.network, module.rates), trainer
+
+
+def saving(folder, steps=1):
+    """A callback that saves each so many steps."""
+    return ModelCheckpoint(folder, "{step}", every_n_train_steps=steps, save_top_k=-1)
 
 
 def checkpoint(folder, steps):
@@ -135,7 +128,7 @@ def checkpoint(folder, steps):
 
 def by_hand(case, folder=None, *, is_resumable=False, loader=None, **options):
     if loader is None:
-        loader = Numbered(Resumable()) if is_resumable else make_loader()
+        loader = cases.Numbered(cases.Resumable()) if is_resumable else make_loader()
     return plain_loop.by_hand(case, loader, divisor=lambda window: case.accumulation, **options)
 
 
@@ -193,7 +186,7 @@ def train_samples(case, folder=None, *, attention=None, resume=None, saves=False
     module = module or SampleModule(attention, case)
     callbacks = [SampleAttentionCallback(attention), *callbacks]
     if saves:
-        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1))
+        callbacks.append(saving(folder))
     trainer = make_trainer(case, callbacks=callbacks, enable_checkpointing=saves)
     torch.manual_seed(6)
     evaluated = DataLoader(Points(), 16, generator=torch.Generator())

@@ -7,13 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.transformers import BatchAttentionMixin, SampleAttentionMixin, sequence_losses
@@ -97,7 +91,7 @@ def make_arguments(case, folder, **arguments):
             "use_cpu": True,
             "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": case.accumulation,
-            "num_train_epochs": EPOCHS,
+            "num_train_epochs": case.epochs,
             "max_grad_norm": case.clip or 0.0,
             "bf16": case.precision == "bf16",
             "optim": {"adam": "adamw_torch", "sgd": "sgd"}[case.optimizer],
@@ -183,14 +177,12 @@ def train(
     schedule=None,
     callbacks=(),
     options=None,
-    epochs=EPOCHS,
     **arguments,
 ):
     """The run, and the trainer."""
     schedule, recorder = schedule or make_schedule(**case.options)
     if saves:
         arguments.update(save_strategy="steps", save_steps=1)
-    arguments["num_train_epochs"] = epochs
     trainer = make_trainer(case, folder, trainer_class, arguments, schedule=schedule, **(options or {}))
     trainer.step, trainer.loader = step, loader
     stops = {"should_training_stop": stop_at, "should_epoch_stop": end_epoch_at}

@@ -26,34 +26,22 @@ SAMPLES, BATCHES = 52, 7
 
 @dataclass
 class Case:
-    """How to train.
+    """How to train."""
 
-    Attributes:
-        accumulation: Batches in a window.
-        precision: "fp32", "bf16", or "scaler" for float16 with a gradient scaler.
-        scale: Where the gradient scaler begins; 2**15 overflows, and skips updates.
-        clip: The gradients' greatest norm.
-        model: "network"; in transformers also "gpt2", whose losses are divided by the window's tokens, or "counted",
-            which receives their number and takes the mean over the batch.
-        optimizer: "adam" or "sgd".
-        dropout: Its probability.
-        batch_norm: Whether the network has one.
-        workers: Of the loader.
-        options: Of the schedule, or of the attention to samples.
-        trainer: Further options of the trainer.
-    """
-
-    accumulation: int = 1
-    precision: str = "fp32"
-    scale: float = 2.0**4
+    accumulation: int = 1  # batches in a window
+    precision: str = "fp32"  # or "bf16", or "scaler" for float16 with a gradient scaler
+    scale: float = 2.0**4  # where the scaler begins; 2**15 overflows, and skips updates
     clip: float | None = None
+    # In transformers also "gpt2", whose losses are divided by the window's tokens, or "counted", which receives their
+    # number and takes the mean over the batch.
     model: str = "network"
-    optimizer: str = "adam"
+    optimizer: str = "adam"  # or "sgd"
     dropout: float = 0.2
     batch_norm: bool = False
     workers: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
+    epochs: float = EPOCHS
+    options: dict[str, Any] = field(default_factory=dict)  # of the schedule, or of the attention to samples
+    trainer: dict[str, Any] = field(default_factory=dict)  # further options of the trainer
 
     def __str__(self):
         changed = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -89,10 +77,9 @@ class Points(Dataset):
         return self.inputs[index], self.targets[index]
 
 
-def make_loader(case=None, dataset=None):
+def make_loader():
     """A loader with a generator of its own, so that it draws none of the random numbers of dropout."""
-    generator = torch.Generator().manual_seed(4)
-    return DataLoader(dataset or Points(), 8, shuffle=True, generator=generator)
+    return DataLoader(Points(), 8, shuffle=True, generator=torch.Generator().manual_seed(4))
 
 
 def make_network(case=None):

@@ -22,50 +22,29 @@ SAMPLES = 52 if BACKEND == "torch" else 56
 
 @dataclass
 class Case:
-    """How to train.
+    """How to train."""
 
-    Attributes:
-        dtype: Keras's policy.
-        optimizer: "adam" or "sgd", or "fancy" for AdamW with clipping and an average of weights.
-        rate: "constant", "cosine" or "steps".
-        batch_norm: Whether the network has one.
-        weights: None, "sample" or "class".
-        data: "arrays", "stream" for a generator without a length, or "loader" for torch's.
-        workers: Of a loader.
-        accumulation: Keras's own.
-        compiled: Options of ``compile``.
-        options: Of the schedule, or of the attention to samples.
-    """
-
-    dtype: str = "float32"
-    optimizer: str = "adam"
-    rate: str = "constant"
+    dtype: str = "float32"  # Keras's policy
+    optimizer: str = "adam"  # or "sgd", or "fancy" for AdamW with clipping and an average of weights
+    rate: str = "constant"  # or "cosine" or "steps"
     batch_norm: bool = False
-    weights: str | None = None
-    data: str = "arrays"
-    workers: int = 0
-    accumulation: int | None = None
-    compiled: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None  # "sample" or "class"
+    data: str = "arrays"  # or "stream" for a generator without a length, or "loader" for torch's
+    workers: int = 0  # of a loader
+    accumulation: int | None = None  # Keras's own
+    compiled: dict[str, Any] = field(default_factory=dict)  # options of compile
+    options: dict[str, Any] = field(default_factory=dict)  # of the schedule, or of the attention to samples
 
 
 @dataclass
 class Run:
-    """The result of a training.
+    """The result of a training."""
 
-    Attributes:
-        visits: As the schedule's recorder has them, or the batches of an attention to samples.
-        epochs: Repeats and threshold of each, or the samples that it pruned.
-        iterations: By the optimizer's count.
-        weights: Of the model.
-        threshold: In force at the end.
-    """
-
-    visits: list[tuple]
-    epochs: list
-    iterations: int
+    visits: list[tuple]  # as the schedule's recorder has them, or the batches of an attention to samples
+    epochs: list  # repeats and threshold of each, or the samples that it pruned
+    iterations: int  # by the optimizer's count
     weights: bytes
-    threshold: float | None = None
+    threshold: float | None = None  # in force at the end
 
 
 def make_schedule(**options):

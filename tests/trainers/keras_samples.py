@@ -8,6 +8,7 @@ import pytest
 
 from batch_sampler_attn.errors import LossError, ProtocolError
 from batch_sampler_attn.trainers.keras import fit_samples
+from tests.trainers import keras_runs
 from tests.trainers.keras_runs import (
     BACKEND,
     BATCHES,
@@ -15,17 +16,9 @@ from tests.trainers.keras_runs import (
     SAMPLES,
     SIZE,
     Case,
-    finish_samples,
     make_attention,
     make_data,
-    make_loader,
-    make_loss,
     make_model,
-    make_network,
-    make_rows,
-    samples_by_hand,
-    samples_by_keras,
-    weights_of,
 )
 
 pytestmark = [
@@ -61,8 +54,8 @@ QUICK = {
 )
 def test_a_fit_is_the_loop_by_hand(name):
     case = CASES[name]
-    run, attention = samples_by_keras(case)
-    expected, by_loop = samples_by_hand(case)
+    run, attention = keras_runs.samples_by_keras(case)
+    expected, by_loop = keras_runs.samples_by_hand(case)
     assert run == expected
     assert (attention.epoch, attention.updates) == (EPOCHS, 0)
     assert attention.last_summary == by_loop.last_summary
@@ -104,21 +97,21 @@ def test_a_run_that_was_stopped_resumes_exactly(updates, at_end, tmp_path):
                 layer.rate = 0.0  # Keras saves no seeds
         return model
 
-    whole, _ = samples_by_keras(case, make(), epochs=3)
+    whole, _ = keras_runs.samples_by_keras(case, make(), epochs=3)
     attention, before = make_attention(**case.options)
     saving = Saving(attention, tmp_path, updates, at_end=at_end)
     with pytest.raises(KeyboardInterrupt):
-        fit_samples(make(), attention, make_rows(case, attention), epochs=3, verbose=0, callbacks=saving)
+        fit_samples(make(), attention, keras_runs.make_rows(case, attention), epochs=3, verbose=0, callbacks=saving)
     attention, after = make_attention(**case.options)
     attention.load_state_dict(json.loads((tmp_path / "attention.json").read_text()))
-    model, rows = keras.saving.load_model(tmp_path / "model.keras"), make_rows(case, attention)
+    model, rows = keras.saving.load_model(tmp_path / "model.keras"), keras_runs.make_rows(case, attention)
     if 0 < attention.updates < BATCHES:
         with pytest.raises(ProtocolError, match=rf"{attention.updates} of 7 updates .* epochs=initial_epoch \+ 1"):
             fit_samples(model, attention, rows, epochs=3, verbose=0)
         epoch = attention.epoch
         fit_samples(model, attention, rows, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
     fit_samples(model, attention, rows, initial_epoch=-(-updates // BATCHES), epochs=3, verbose=0)
-    assert finish_samples(before + after, whole.epochs, model) == whole
+    assert keras_runs.finish_samples(before + after, whole.epochs, model) == whole
 
 
 # What is refused, and what is not
@@ -127,26 +120,26 @@ def test_a_run_that_was_stopped_resumes_exactly(updates, at_end, tmp_path):
 def refused(words, model=None, attention=None, data=None, **options):
     """A fit that stops before an update, and leaves the model as it was."""
     attention, model = attention or make_attention()[0], model or make_model(Case())
-    before, train_step = weights_of(model), model.train_step
+    before, train_step = keras_runs.weights_of(model), model.train_step
     with pytest.raises(ProtocolError, match=words):
-        fit_samples(model, attention, data or make_rows(Case(), attention), verbose=0, **options)
-    assert np.array_equal(weights_of(model), before)
+        fit_samples(model, attention, data or keras_runs.make_rows(Case(), attention), verbose=0, **options)
+    assert np.array_equal(keras_runs.weights_of(model), before)
     assert (attention.epoch, attention.updates) == (0, 0)
     assert model.train_step == train_step
     assert "compute_metrics" not in vars(model)
 
 
 def test_losses_that_samples_cannot_be_compared_by_are_refused():
-    by_weights = make_loss(reduction="mean_with_sample_weight")
-    for loss in ("sparse_categorical_crossentropy", [make_loss()], by_weights):
-        model = make_network(Case())
+    by_weights = keras_runs.make_loss(reduction="mean_with_sample_weight")
+    for loss in ("sparse_categorical_crossentropy", [keras_runs.make_loss()], by_weights):
+        model = keras_runs.make_network(Case())
         model.compile("sgd", loss)
         refused("compile with a Loss that divides by the batch size alone", model)
 
 
 def test_epochs_of_another_length_and_other_loaders_are_refused():
     refused("in place of steps_per_epoch=n, give SampleAttention updates=n", steps_per_epoch=3)
-    refused("has another batch sampler", data=make_loader())
+    refused("has another batch sampler", data=keras_runs.make_loader())
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras itself refuses it on torch, and reads nothing ahead")
@@ -157,7 +150,7 @@ def test_batches_drawn_before_the_losses_are_refused(kind, monkeypatch):
         monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     attention, batches = make_attention()
     with pytest.raises(ProtocolError, match="the next batch was requested before"):
-        fit_samples(model, attention, make_rows(Case(), attention), verbose=0)
+        fit_samples(model, attention, keras_runs.make_rows(Case(), attention), verbose=0)
     assert batches == []
 
 
@@ -171,7 +164,7 @@ def test_a_step_without_metrics_reports_nothing():
 
     attention, batches = make_attention()
     with pytest.raises(LossError):
-        fit_samples(make_model(Case(), Silent), attention, make_rows(Case(), attention), verbose=0)
+        fit_samples(make_model(Case(), Silent), attention, keras_runs.make_rows(Case(), attention), verbose=0)
     assert batches == []
 
 
@@ -183,16 +176,16 @@ def test_evaluations_in_mid_epoch_and_at_its_end_change_nothing():
                 self.model.evaluate(*make_data(), batch_size=SIZE, verbose=0)
 
     case = Case(options=BOTH)
-    expected, _ = samples_by_keras(case, epochs=2)
+    expected, _ = keras_runs.samples_by_keras(case, epochs=2)
     options = {"validation_data": make_data(), "validation_batch_size": 20, "callbacks": [Evaluating()]}
-    assert samples_by_keras(case, epochs=2, **options)[0] == expected
+    assert keras_runs.samples_by_keras(case, epochs=2, **options)[0] == expected
 
 
 @slow_on_jax
 def test_the_batch_that_builds_a_model_comes_again():
     x, y = make_data()
     model = keras.Sequential([keras.layers.Dense(2)])
-    model.compile(keras.optimizers.SGD(0.1), make_loss())
+    model.compile(keras.optimizers.SGD(0.1), keras_runs.make_loss())
     drawn, (attention, batches) = [], make_attention()
     fit_samples(model, attention, lambda rows: (drawn.append([*rows]), (x[rows], y[rows]))[1], epochs=2, verbose=2)
     assert drawn[0] == drawn[1]
@@ -229,7 +222,7 @@ def test_an_epoch_left_early_is_resumed_and_plain_fits_before_and_after_are_as_e
 
     (x, y), (attention, batches), model = make_data(), make_attention(), make_model(Case())
     model.fit(x, y, batch_size=SIZE, verbose=0)
-    rows = make_rows(Case(), attention)
+    rows = keras_runs.make_rows(Case(), attention)
     fit_samples(model, attention, rows, verbose=0, callbacks=[Stopping()])
     assert (attention.epoch, attention.updates) == (0, 3)
     fit_samples(model, attention, rows, verbose=0)

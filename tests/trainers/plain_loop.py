@@ -1,40 +1,28 @@
 """The loop that a trainer is compared with: written by hand, around ``decide``; nothing of it is the package's."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
 from batch_sampler_attn.recorders import MemoryRecorder
-from tests.trainers.cases import EPOCHS, Case, Points, cross_entropy, make_network, make_optimizer
+from tests.trainers.cases import Points, cross_entropy, make_network, make_optimizer
 
 
 @dataclass
 class Run:
-    """The result of a training.
+    """The result of a training."""
 
-    Attributes:
-        visits: Each: epoch, position of the window, visit, loss, decision.
-        weights: All parameters and buffers, one after the other.
-        threshold: In force at the end.
-        epochs: Repeats and threshold of each.
-        rates: The learning rate of each update.
-    """
-
-    visits: list[tuple]
-    weights: torch.Tensor
-    threshold: float | None
-    epochs: list[tuple]
-    rates: list[float] = field(default_factory=list)
+    visits: list[tuple]  # of each: epoch, position of the window, visit, loss, decision
+    weights: torch.Tensor  # all parameters and buffers, one after the other
+    threshold: float | None  # in force at the end
+    epochs: list[tuple]  # repeats and threshold of each
+    rates: list[float]  # of each update
 
     def __eq__(self, other):
-        mine = (self.visits, self.threshold, self.epochs, self.rates)
-        return mine == (other.visits, other.threshold, other.epochs, other.rates) and torch.equal(
-            self.weights, other.weights
-        )
+        return all(map(is_equal, vars(self).values(), vars(other).values()))
 
     @property
     def repeats(self):
@@ -50,7 +38,11 @@ class Run:
         return sorted({visit[1] for visit in self.visits if visit[0] == epoch})
 
 
-def make_schedule(**options) -> tuple[BatchAttentionSchedule, MemoryRecorder]:
+def is_equal(one, other):
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def make_schedule(**options):
     """A schedule that repeats often, and its recorder."""
     recorder = MemoryRecorder()
     options = {"k": 0.97, "max_visits": 4, "ranks": None, **options}
@@ -61,43 +53,29 @@ def weights_of(model):
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
 
 
-def finish(schedule, recorder, model, rates=()) -> Run:
-    """The run, once it is over."""
+def finish(schedule, recorder, model, rates=()):
     visits = [tuple(visit[:5]) for visit in recorder.visits]
     epochs = [(summary.repeats, summary.threshold) for summary in recorder.summaries]
     return Run(visits, weights_of(model), schedule.threshold, epochs, list(rates))
 
 
 def plain_loop(
-    model: torch.nn.Module,
-    loss_of: Callable[..., torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    lr_scheduler: Any,
-    loader: Iterable[Any],
-    case: Case,
+    model,
+    loss_of,  # the mean loss of a batch; with items_of, it also receives the window's items and divides by them
+    optimizer,
+    lr_scheduler,  # stepped once a window
+    loader,
+    case,
     *,
-    divisor: Callable[[list[Any]], float] = len,
-    samples_of: Callable[[Any], int] = lambda batch: len(batch[0]),
-    items_of: Callable[[Any], Any] | None = None,
-    max_windows: int | None = None,
-) -> Run:
-    """Train as trainers do, and repeat each window while the decision is REPEAT.
-
-    Args:
-        model: In training mode.
-        loss_of: The mean loss of a batch; with ``items_of``, it also receives the window's items and divides by them.
-        optimizer: Of the model.
-        lr_scheduler: Stepped once a window.
-        loader: Gone through once an epoch.
-        case: Accumulation, precision, clipping, and the options of the schedule.
-        divisor: What a window's losses are divided by.
-        samples_of: How many samples a batch has.
-        items_of: How many items a batch has, if the window's loss is the sum of its batches'.
-        max_windows: Stop after so many in all, without ending the epoch.
-    """
+    divisor=len,  # what a window's losses are divided by
+    samples_of=lambda batch: len(batch[0]),
+    items_of=None,  # how many items a batch has, if the window's loss is the sum of its batches'
+    max_windows=None,  # stop after so many in all, without ending the epoch
+):
+    """Train as trainers do, and repeat each window while the decision is REPEAT."""
     schedule, recorder = make_schedule(**case.options)
     scaler, rates, windows = case.scaler(), [], 0
-    for _ in range(EPOCHS):
+    for _ in range(math.ceil(case.epochs)):
         batches = list(loader)
         for begin in range(0, len(batches), case.accumulation):
             window = batches[begin : begin + case.accumulation]
@@ -126,7 +104,7 @@ def plain_loop(
     return finish(schedule, recorder, model, rates)
 
 
-def mean_of(losses: list[tuple[float, int]]) -> float:
+def mean_of(losses):
     """Over samples, in double precision, in order."""
     if len(losses) == 1:
         return losses[0][0]
@@ -137,7 +115,7 @@ def mean_of(losses: list[tuple[float, int]]) -> float:
     return total / samples
 
 
-def check_tail(whole: Run, resumed: Run, where: tuple[int, ...]) -> None:
+def check_tail(whole, resumed, where):
     """Check that a run which resumed at an epoch, a window and a visit is the tail of the whole one."""
     tail = len(resumed.visits)
     assert 0 < tail < len(whole.visits)
@@ -149,7 +127,7 @@ def check_tail(whole: Run, resumed: Run, where: tuple[int, ...]) -> None:
     assert torch.equal(resumed.weights, whole.weights)
 
 
-def by_hand(case: Case, loader: Iterable[Any], *, step: Any = None, dtype: Any = None, **options: Any) -> Run:
+def by_hand(case, loader, *, step=None, dtype=None, **options):
     """The plain loop's run of the network; ``step`` is what a user's step does to a batch."""
     network = make_network(case).to(dtype)
     optimizer, lr_scheduler = make_optimizer(network, case)
@@ -165,6 +143,6 @@ def by_hand(case: Case, loader: Iterable[Any], *, step: Any = None, dtype: Any =
     )
 
 
-def in_one_process(case: Case, _: Any = None, **options: Any) -> Run:
+def in_one_process(case, _=None, **options):
     """The run of one process on the batches that two ranks have between them, in double precision."""
     return by_hand(case, DataLoader(Points(56, torch.float64), 8), dtype=torch.float64, **options)

@@ -2,9 +2,7 @@
 
 import os
 import socket
-import sys
-import time
-import traceback
+from multiprocessing import get_context
 
 import torch
 
@@ -17,34 +15,19 @@ def on_ranks(function, *arguments, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [_fork(rank, port, folder, function, arguments) for rank in range(RANKS)]
-    end = time.monotonic() + LIMIT_SECONDS
-    codes = {}
-    while len(codes) < RANKS and not any(codes.values()) and time.monotonic() < end:
-        for child in children:
-            if child not in codes and (done := os.waitpid(child, os.WNOHANG))[0]:
-                codes[child] = os.waitstatus_to_exitcode(done[1])
-        time.sleep(0.01)
-    for child in set(children) - set(codes):
-        os.kill(child, 9)
-        codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert [codes[child] for child in children] == [0] * RANKS
+    process = get_context("fork").Process
+    children = [process(target=on_a_rank, args=(rank, port, folder, function, arguments)) for rank in range(RANKS)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(LIMIT_SECONDS)
+        child.kill()
+    assert [child.exitcode for child in children] == [0] * RANKS
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 
-def _fork(rank, port, folder, function, arguments):
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            environment = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}
-            os.environ.update({name: str(value) for name, value in environment.items()}, TORCHELASTIC_RUN_ID="here")
-            torch.save(function(rank, *arguments), folder / f"rank{rank}.pt")
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return child
+def on_a_rank(rank, port, folder, function, arguments):
+    environment = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "GROUP_RANK": 0}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "here"}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.save(function(rank, *arguments), folder / f"rank{rank}.pt")

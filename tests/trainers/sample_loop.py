@@ -1,7 +1,7 @@
 """The loop that attention to samples is compared with, written by hand around ``weighted_mean``."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.distributed import MeanOverRanks
 from tests.trainers.cases import EPOCHS, SAMPLES, Points, cross_entropy, make_network, make_optimizer
-from tests.trainers.plain_loop import weights_of
+from tests.trainers.plain_loop import is_equal, weights_of
 from tests.trainers.ranks import RANKS
 
 
@@ -35,29 +35,17 @@ def make_attention(size=8, **options):
 
 @dataclass
 class SampleRun:
-    """The result of a training.
+    """The result of a training."""
 
-    Attributes:
-        batches: Those that ``Noted`` noted.
-        rates: The learning rate of each update.
-        weights: All parameters and buffers, one after the other.
-        last: The summary of the last epoch.
-        doses: How often each sample was pruned, and pooled.
-        logs: The trainer's; not compared.
-    """
-
-    batches: list[tuple]
-    rates: list[float]
-    weights: torch.Tensor
-    last: dict[str, Any]
-    doses: dict[str, Any]
-    logs: Any = field(default_factory=list)
+    batches: list[tuple]  # those that Noted noted
+    rates: list[float]  # of each update
+    weights: torch.Tensor  # all parameters and buffers, one after the other
+    last: dict[str, Any]  # the summary of the last epoch
+    doses: dict[str, Any]  # how often each sample was pruned, and pooled
+    logs: Any  # the trainer's; not compared
 
     def __eq__(self, other):
-        mine = (self.batches, self.rates, self.last, self.doses)
-        return mine == (other.batches, other.rates, other.last, other.doses) and torch.equal(
-            self.weights, other.weights
-        )
+        return all(is_equal(value, getattr(other, name)) for name, value in vars(self).items() if name != "logs")
 
 
 def finish_samples(attention, rates, model, logs=()):
@@ -102,10 +90,10 @@ def check_sample_tail(whole, resumed, behind):
     assert (resumed.last, resumed.doses) == (whole.last, whole.doses)
 
 
-def make_sample_loader(attention, case, dataset=None):
+def make_sample_loader(attention, case):
     """A loader with a generator of its own, so that it draws none of the random numbers of dropout."""
     return DataLoader(
-        dataset or Points(),
+        Points(),
         batch_sampler=attention,
         num_workers=case.workers,
         multiprocessing_context="fork" if case.workers else None,

@@ -4,7 +4,6 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
-from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.distributed import MeanOverRanks
@@ -46,8 +45,7 @@ def make_quiet(state=None, **options):
     return schedule
 
 
-@pytest.mark.parametrize("does_dispatch", [False, True])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("size", "does_dispatch"), [(1, False), (2, True)])
 def test_a_resumed_loop_is_the_loop_of_the_saved_run(accelerate, size, does_dispatch):
     accelerator, loader = accelerate.make_prepared(dispatch_batches=does_dispatch)
     schedule = make_quiet()
@@ -111,32 +109,26 @@ def test_a_loader_that_skips_other_batches_than_those_behind_is_refused(accelera
         next(iter(accelerate.attend(resumed, accelerator, accelerator.skip_first_batches(loader, 3), 2)))
 
 
-def refusal(accelerate, loader=None, accelerator=None):
-    with pytest.raises(ProtocolError) as error:
-        accelerate.attend(
-            BatchAttentionSchedule(), accelerator or accelerate.make_accelerator(), loader or make_loader(), 2
-        )
-    return str(error.value)
-
-
-def test_a_loader_that_keeps_its_own_position_is_refused(accelerate):
-    loader = make_loader()
-    loader.use_stateful_dataloader = True  # as accelerate's loader says it
-    assert "attend() resumes by itself" in refusal(accelerate, loader)
-
-
-def test_accumulation_by_accelerate_or_by_an_engine_is_refused(accelerate):
-    text = refusal(accelerate, accelerator=accelerate.make_accelerator(gradient_accumulation_steps=3))
-    assert "Leave out gradient_accumulation_steps and give attend() size=n" in text
-    # As DeepSpeed's, which is not installed.
-    text = refusal(accelerate, accelerator=SimpleNamespace(gradient_accumulation_steps=lambda: 2))
-    assert "around a DeepSpeed engine, use schedule.attend(accumulate(loader, n))" in text
-
-
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
-def test_updates_that_are_made_elsewhere_are_refused(accelerate, kind):
-    accelerator = SimpleNamespace(gradient_accumulation_steps=1, distributed_type=SimpleNamespace(name=kind))
-    assert f"{kind} was not tried" in refusal(accelerate, accelerator=accelerator)
+def test_what_would_repeat_or_count_otherwise_is_refused(accelerate):
+    stateful = make_loader()
+    stateful.use_stateful_dataloader = True  # as accelerate's loader says it
+    accumulating = accelerate.make_accelerator(gradient_accumulation_steps=3)
+    # As DeepSpeed's and Megatron's, which are not installed.
+    engine = SimpleNamespace(gradient_accumulation_steps=lambda: 2)
+    megatron = SimpleNamespace(gradient_accumulation_steps=1, distributed_type=SimpleNamespace(name="MEGATRON_LM"))
+    sampler = BatchAttentionSampler(range(52), 8, schedule=BatchAttentionSchedule())
+    for accelerator, loader, words in (
+        (accumulating, make_loader(), r"Leave out gradient_accumulation_steps and give attend\(\) size=n"),
+        (engine, make_loader(), r"around a DeepSpeed engine, use schedule.attend\(accumulate\(loader, n\)\)"),
+        (megatron, make_loader(), "MEGATRON_LM was not tried"),
+        (accelerate.make_accelerator(), stateful, r"attend\(\) resumes by itself"),
+        (accelerate.make_accelerator(), sharded(sampler), "holds BatchAttentionSampler"),
+        (accelerate.make_accelerator(), sharded(SampleAttention(52, 8, epochs=4)), "holds SampleAttention"),
+    ):
+        with pytest.raises(ProtocolError, match=words):
+            accelerate.attend(BatchAttentionSchedule(), accelerator, loader, 2)
+    with pytest.raises(OptionError, match="size is 0"):
+        accelerate.attend(BatchAttentionSchedule(), accelerate.make_accelerator(), make_loader(), 0)
 
 
 def test_ranks_without_the_option_are_refused(accelerate, monkeypatch):
@@ -146,30 +138,19 @@ def test_ranks_without_the_option_are_refused(accelerate, monkeypatch):
         next(iter(accelerate.attend(BatchAttentionSchedule(), accelerator, loader, 2)))
 
 
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_a_loader_of_this_package_is_refused(accelerate, is_sharded):
-    schedule = BatchAttentionSchedule()
-    samplers = BatchAttentionSampler(range(52), 8, schedule=schedule), SampleAttention(52, 8, epochs=4)
-    for sampler in samplers:
-        loader = sharded(sampler) if is_sharded else DataLoader(Points(), batch_sampler=sampler)
-        text = refusal(accelerate, loader)
-        assert type(sampler).__name__ in text
-        assert "batch_size=..., shuffle=..." in text
-    assert "AttendedLoader" in refusal(accelerate, BatchAttentionSchedule().attend(make_loader()))
-    if is_sharded:
-        with pytest.raises(ProtocolError, match="no loader to accelerate's prepare"):
-            next(iter(schedule.attend(sharded(samplers[0]))))
-
-
-def test_a_size_that_is_none_is_refused(accelerate):
-    with pytest.raises(OptionError, match="size is 0"):
-        accelerate.attend(BatchAttentionSchedule(), accelerate.make_accelerator(), make_loader(), 0)
+def test_a_loader_that_prepare_sharded_is_refused_with_how_to_shard(accelerate):
+    schedule, attention = BatchAttentionSchedule(), make_attention(rank=0, world_size=2, ranks=MeanOverRanks())
+    with pytest.raises(ProtocolError, match="no loader to accelerate's prepare"):
+        next(iter(schedule.attend(sharded(BatchAttentionSampler(range(52), 8, schedule=schedule)))))
+    words = r"a BatchSamplerShard around this Noted.* rank= and world_size=, and no loader to accelerate's prepare\(\)"
+    with pytest.raises(ProtocolError, match=words):
+        attention.attend(sharded(attention))
 
 
 # Attention to samples
 
 
-class LooksAhead:
+class ReadsAhead:
     """Reads one batch ahead, as a prepared loader does."""
 
     def __init__(self, loader):
@@ -184,18 +165,9 @@ class LooksAhead:
         yield ahead
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_samples_of_a_prepared_loader_are_those_of_a_loop_that_reads_ahead(accelerate, workers, tmp_path):
-    case = Case(2, workers=workers, options={"k": 1.0, "updates": 6})
+def test_samples_of_a_prepared_loader_are_those_of_a_loop_that_reads_ahead(accelerate, tmp_path):
+    case = Case(2, options={"k": 1.0, "updates": 6})
     run = accelerate.train_samples(case, tmp_path, is_prepared=True, saves=True)
-    assert run == accelerate.samples_by_hand(case, wrap=LooksAhead)
+    assert run == accelerate.samples_by_hand(case, wrap=ReadsAhead)
     resumed = accelerate.train_samples(case, is_prepared=True, resume=accelerate.checkpoint(tmp_path, 4))
     check_sample_tail(run, resumed, 8)
-
-
-def test_a_loader_of_samples_that_is_sharded_is_refused(accelerate):
-    attention = make_attention(rank=0, world_size=2, ranks=MeanOverRanks())
-    with pytest.raises(ProtocolError) as error:
-        attention.attend(sharded(attention))
-    assert "a BatchSamplerShard around this Noted" in str(error.value)
-    assert "give it rank= and world_size=, and no loader to accelerate's prepare()" in str(error.value)

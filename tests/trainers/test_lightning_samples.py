@@ -51,25 +51,21 @@ def test_a_training_is_the_loop_by_hand(lightning, trainer, methods):
     assert run.logs == {name: run.last[name] for name in ("pruned", "extra_updates")}
 
 
-def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, **options):
+def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, callbacks=(), **options):
     module = type("Mine", (lightning.SampleModule,), methods or {})(attention)
-    callbacks = [lightning.SampleAttentionCallback(attention), *options.pop("callbacks", [])]
+    callbacks = [lightning.SampleAttentionCallback(attention), *callbacks]
     trainer = lightning.make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks)
     loader = attention.attend(make_sample_loader(attention, Case())) if loader is None else loader
     trainer.fit(module, loader, DataLoader(Points(), 16), ckpt_path=ckpt_path)
-    return trainer, module
+    return trainer
 
 
 def plain(module):
-    """The class that ``fit`` has added methods to."""
+    """The class that has had methods added to it."""
     return type(module).__base__
 
 
 # A user's methods
-
-
-def unreported(self, batch, batch_idx):
-    return cross_entropy(self.network, batch)
 
 
 def twice(self, batch, batch_idx):
@@ -78,64 +74,60 @@ def twice(self, batch, batch_idx):
 
 
 def not_the_last(self, batch, batch_idx):
-    return (unreported if batch_idx == BATCHES - 1 else plain(self).training_step)(self, batch, batch_idx)
+    if batch_idx == BATCHES - 1:
+        return cross_entropy(self.network, batch)
+    return plain(self).training_step(self, batch, batch_idx)
 
 
 def iterating(self, dataloader_iter):
     return plain(self).training_step(self, next(dataloader_iter)[0], 0)
 
 
-EVALUATING = {"validation_step": lambda self, batch, batch_idx: self.training_step(batch, batch_idx) and None}
-SKIPPING_THE_REST = {"on_train_batch_start": lambda self, batch, batch_idx: -1 if batch_idx == 3 else None}
-
-# Loaders in place of the attention's own
+def evaluating(self, batch, batch_idx):
+    self.training_step(batch, batch_idx)
 
 
-def beside(batches, mode):
-    def loader(lightning, attention):
-        own = attention.attend(make_sample_loader(attention, Case()))
-        combined = import_module("lightning.pytorch.utilities").CombinedLoader
-        return combined({"own": own, "other": DataLoader(range(batches))}, mode)
-
-    return loader
-
-
-def plain_loader(lightning, attention):
-    return DataLoader(Points(), 8)
+def skipping_the_rest(self, batch, batch_idx):
+    return -1 if batch_idx == 3 else None
 
 
 NO_BATCH = "was used with no current batch of attention.attend"
 NOT_ITS_OWN = "Give it attention.attend"
 REFUSALS = {
-    # a module's methods, a loader, options of the trainer, what the message says, and the losses that were reported
-    "no losses of a plain loader": ({"training_step": unreported}, plain_loader, {}, NOT_ITS_OWN, 0),
-    "longer loader beside": ({}, beside(13, "max_size_cycle"), {}, "at batch 0 of 13, and .* at 0 of 7", 0),
-    "shorter loader beside": ({}, beside(3, "min_size"), {}, "at batch 0 of 3, and", 0),
-    "some batches": ({}, None, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
-    "twice": ({"training_step": twice}, None, {}, NO_BATCH, 1),
-    "not the last": ({"training_step": not_the_last}, None, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
-    "evaluation in mid-epoch": (
-        EVALUATING,
-        None,
-        {"num_sanity_val_steps": 0, "val_check_interval": 2},
-        NO_BATCH,
-        2,
-    ),
-    "rest of an epoch skipped": (SKIPPING_THE_REST, None, {}, "at batch 0 of 7, and SampleAttention at 3 of 7", 3),
-    "dataloader_iter": ({"training_step": iterating}, None, {}, NOT_ITS_OWN, 1),
-    "repeats beside": ({}, None, {"repeats": True}, "holds AttendedSamples", 0),
+    # a module's methods, options of the trainer, what the message says, and the losses that were reported
+    "some batches": ({}, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
+    "twice": ({"training_step": twice}, {}, NO_BATCH, 1),
+    "not the last": ({"training_step": not_the_last}, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
+    "evaluation": ({"validation_step": evaluating}, {"num_sanity_val_steps": 0, "val_check_interval": 2}, NO_BATCH, 2),
+    "rest skipped": ({"on_train_batch_start": skipping_the_rest}, {}, "at batch 0 of 7, and .* at 3 of 7", 3),
+    "dataloader_iter": ({"training_step": iterating}, {}, NOT_ITS_OWN, 1),
 }
 
 
 @pytest.mark.filterwarnings("ignore:(You are using|Found) (the )?`dataloader_iter`")
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_exact_is_refused(lightning, name):
-    methods, loader, options, words, reported = REFUSALS[name]
-    options = {"callbacks": [lightning.BatchAttention()]} if options.get("repeats") else options
+    methods, options, words, reported = REFUSALS[name]
     attention = make_attention()
     with pytest.raises((ProtocolError, LossError), match=words):
-        fit(lightning, attention, loader and loader(lightning, attention), methods=methods, **options)
+        fit(lightning, attention, methods=methods, **options)
     assert (attention.epoch, attention.updates) == (0, reported)
+
+
+def test_other_loaders_and_another_attention_are_refused(lightning):
+    combined = import_module("lightning.pytorch.utilities").CombinedLoader
+    attention = make_attention()
+    own = attention.attend(make_sample_loader(attention, Case()))
+    with pytest.raises(ProtocolError, match=NOT_ITS_OWN):
+        fit(lightning, attention, DataLoader(Points(), 8))
+    for batches, mode in ((13, "max_size_cycle"), (3, "min_size")):
+        with pytest.raises(ProtocolError, match=f"at batch 0 of {batches}, and SampleAttention at 0 of 7"):
+            fit(lightning, attention, combined({"own": own, "other": DataLoader(range(batches))}, mode))
+    with pytest.raises(ProtocolError, match="holds AttendedSamples"):
+        fit(lightning, attention, callbacks=[lightning.BatchAttention()])
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        fit(lightning, attention, callbacks=[lightning.SampleAttentionCallback(attention)])
+    assert (attention.epoch, attention.updates) == (0, 0)
 
 
 # Checkpoints, and trials
@@ -143,8 +135,8 @@ def test_what_cannot_be_exact_is_refused(lightning, name):
 
 def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_path):
     attention = make_attention()
-    steps = lightning.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=10)
-    fit(lightning, attention, max_steps=10, callbacks=[steps], enable_checkpointing=True)
+    callbacks = [lightning.saving(tmp_path, steps=10)]
+    fit(lightning, attention, max_steps=10, callbacks=callbacks, enable_checkpointing=True)
     checkpoint = lightning.checkpoint(tmp_path, 10)
     with pytest.raises(ProtocolError, match="at batch 0 of 7, and SampleAttention at 3 of 7"):
         fit(lightning, attention)
@@ -164,7 +156,7 @@ def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_pat
     trainer.validate(lightning.SampleModule(other), DataLoader(Points(), 16), ckpt_path=checkpoint, verbose=False)
     assert other.state_dict() == make_attention(seed=9).state_dict()
     resumed = make_attention()
-    trainer, _ = fit(lightning, resumed, ckpt_path=checkpoint)
+    trainer = fit(lightning, resumed, ckpt_path=checkpoint)
     assert (trainer.global_step, resumed.epoch, len(resumed.batches)) == (2 * BATCHES, 2, 4)
 
 
@@ -180,9 +172,3 @@ def test_trials_train_as_they_do_without_attention(lightning, tmp_path, monkeypa
     fit(lightning, expected)
     assert attention.batches[10][:2] == expected.batches[0][:2]
     assert (attention.epoch, attention.updates, len(attention.batches)) == (2, 0, 10 + 2 * BATCHES)
-
-
-def test_two_attentions_in_a_trainer_are_refused(lightning):
-    callbacks = [lightning.SampleAttentionCallback(make_attention()) for _ in range(2)]
-    with pytest.raises(RuntimeError, match="more than one stateful callback"):
-        lightning.make_trainer(callbacks=callbacks)

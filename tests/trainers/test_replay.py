@@ -21,7 +21,7 @@ from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, 
 from batch_sampler_attn.recorders import MemoryRecorder
 from batch_sampler_attn.trainers.replay import Replay, standing_in
 
-WINDOWS = 6
+WINDOWS = 4
 
 
 def make_schedule(**options):
@@ -36,8 +36,60 @@ def make_replay(state=None, **options):
     return Replay(schedule), recorder
 
 
-def loss_at(epoch, position, visit):
-    return random.Random(f"{epoch} {position} {visit}").uniform(0.5, 1.5)
+def loss_at(epoch, position, visit, batch):
+    return random.Random(f"{epoch} {position} {visit} {batch}").uniform(0.5, 1.5)
+
+
+def train(replay, epochs, windows=WINDOWS, at=0, says_last=True):
+    """A trainer's epochs, the first from a window on; after each decision, where a run resumes, and the state."""
+    saved = []
+    for epoch in epochs:
+        replay.begin_epoch(windows, at=at)
+        for position in range(at, WINDOWS):
+            for batch in range(2):
+                replay.hold([position, batch])
+                replay.note(loss_at(epoch, position, replay.schedule.visits + 1, batch), batch + 1)
+            for window in replay.repeats(is_last=says_last and position == WINDOWS - 1):
+                saved.append((epoch, position, replay.schedule.state_dict()))
+                assert window == [[position, batch] for batch in range(2)]
+                for batch in range(2):
+                    replay.note(loss_at(epoch, position, replay.schedule.visits + 1, batch), batch + 1)
+            # As trainers write it, before any hook at the epoch's end.
+            saved.append((*divmod(epoch * WINDOWS + position + 1, WINDOWS), replay.schedule.state_dict()))
+        replay.end_epoch(finished=True)
+        at = 0
+    return saved
+
+
+def around_attend(epochs, **options):
+    """The visits and the epochs of a loop around ``attend``."""
+    schedule, recorder = make_schedule(**options)
+    for epoch in range(epochs):
+        for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
+            losses = [loss_at(epoch, window[0][0], schedule.visits + 1, batch) for batch in range(2)]
+            schedule.decide((losses[0] + losses[1] * 2) / 3)
+    return recorder.visits, recorder.summaries, schedule.threshold
+
+
+OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"epoch_length": 3}, {"max_visits": 1}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("windows", "says_last"), [(WINDOWS, True), (WINDOWS, False), (None, True)])
+def test_a_run_is_that_of_a_loop_around_attend_also_resumed_from_any_state(options, windows, says_last):
+    whole, recorder = make_replay(**options)
+    saved = train(whole, range(4), windows, says_last=says_last)
+    assert (recorder.visits, recorder.summaries, whole.schedule.threshold) == around_attend(4, **options)
+    assert any(visit.visit > 1 for visit in recorder.visits) == (options.get("max_visits") != 1)
+    for visits, (epoch, position, state) in enumerate(saved[:-1], 1):
+        resumed, tail = make_replay(state, **options)
+        train(resumed, range(epoch, 4), windows, position, says_last)
+        assert tail.visits == recorder.visits[visits:]
+        assert tail.summaries == recorder.summaries[len(recorder.summaries) - len(tail.summaries) :]
+        assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+# States
 
 
 def begin_window(replay, loss, batch="batch"):
@@ -58,112 +110,6 @@ def train_windows(replay, *losses):
     """Windows that are not repeated, to the end of an epoch."""
     for position, loss in enumerate(losses, 1):
         train_window(replay, [loss], is_last=position == len(losses))
-
-
-def train_epoch(replay, epoch, first=0, last=WINDOWS, size=2, says_last=True):
-    """A trainer's epoch, or the part of it from one window to another."""
-    for position in range(first, last):
-        visit = 1
-        for batch in range(size):
-            replay.hold([position, batch])
-            replay.note(loss_at(epoch, position, (visit, batch)), batch + 1)
-        for window in replay.repeats(is_last=says_last and position == WINDOWS - 1):
-            visit += 1
-            assert window == [[position, batch] for batch in range(size)]
-            for batch in range(size):
-                replay.note(loss_at(epoch, position, (visit, batch)), batch + 1)
-
-
-def expected(epochs, **options):
-    """The visits and the epochs of a loop around ``attend``."""
-    schedule, recorder = make_schedule(**options)
-    for epoch in range(epochs):
-        for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
-            losses = [loss_at(epoch, window[0][0], (schedule.visits + 1, batch)) for batch in range(2)]
-            schedule.decide((losses[0] + losses[1] * 2) / 3)
-    return recorder.visits, recorder.summaries, schedule.threshold
-
-
-OPTIONS = [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"budget": 0.3}, {"epoch_length": 4}, {"max_visits": 1}]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("says_last", [True, False])
-def test_visits_are_those_of_a_loop_around_attend(options, says_last):
-    replay, recorder = make_replay(**options)
-    for epoch in range(4):
-        train_epoch(replay, epoch, says_last=says_last)
-        replay.end_epoch(finished=True)
-    assert (recorder.visits, recorder.summaries, replay.schedule.threshold) == expected(4, **options)
-    assert any(visit.visit > 1 for visit in recorder.visits) == (options.get("max_visits") != 1)
-
-
-# States
-
-
-@pytest.mark.parametrize("position", range(WINDOWS + 1))
-@pytest.mark.parametrize("says_last", [True, False])
-def test_a_run_resumed_after_any_window_has_the_same_tail(position, says_last):
-    def train(replay, epochs):
-        for epoch in epochs:
-            replay.begin_epoch(WINDOWS, at=0)
-            train_epoch(replay, epoch, says_last=says_last)
-            replay.end_epoch(finished=True)
-
-    replay, _ = make_replay()
-    train(replay, range(2))
-    replay.begin_epoch(WINDOWS, at=0)
-    train_epoch(replay, 2, last=position, says_last=says_last)
-    # As in a trainer's checkpoint, before any hook at the epoch's end.
-    replay, recorder = make_replay(replay.schedule.state_dict())
-    if position < WINDOWS:
-        replay.begin_epoch(WINDOWS, at=position)
-        train_epoch(replay, 2, first=position, says_last=says_last)
-        replay.end_epoch(finished=True)
-    train(replay, (3, 4))
-    visits, summaries, threshold = expected(5)
-    assert recorder.visits == [visit for visit in visits if (visit.epoch, visit.batch) >= (2, position)]
-    assert recorder.summaries[-2:] == summaries[-2:]
-    assert replay.schedule.threshold == threshold
-
-
-# Of three windows in each epoch: the first repeats nothing, and in the others the last window repeats twice.
-LOSSES = [[[1.0], [1.0], [1.0]], [[0.5], [1.0], [3.0, 3.0, 2.0]], [[0.5], [0.5], [4.0, 4.0, 3.0]]]
-
-
-@pytest.mark.parametrize("options", [{}, {"epoch_loss": "last"}, {"epoch_loss": "all"}, {"epoch_length": 3}], ids=str)
-@pytest.mark.parametrize("made", [1, 2])
-@pytest.mark.parametrize("windows", [3, None])
-def test_a_repeat_that_is_due_on_the_last_window_of_a_saved_state_is_made(windows, made, options):
-    def train(replay, epochs):
-        for epoch in epochs:
-            replay.begin_epoch(windows, at=0)
-            for position, losses in enumerate(LOSSES[epoch]):
-                train_window(replay, losses, is_last=position == 2)
-            replay.end_epoch(finished=True)
-
-    whole, all_of_it = make_replay(**options)
-    train(whole, range(3))
-    assert [summary.repeats for summary in all_of_it.summaries] == [0, 2, 2]
-    replay, _ = make_replay(**options)
-    train(replay, range(1))
-    replay.begin_epoch(windows, at=0)
-    train_window(replay, LOSSES[1][0])
-    train_window(replay, LOSSES[1][1])
-    begin_window(replay, LOSSES[1][2][0])
-    repeats = replay.repeats(is_last=True)
-    for loss in LOSSES[1][2][1:made]:
-        next(repeats)
-        replay.note(loss)
-    next(repeats)
-    resumed, recorder = make_replay(replay.schedule.state_dict(), **options)
-    resumed.begin_epoch(windows, at=2)
-    train_window(resumed, LOSSES[1][2][made:], is_last=True)
-    resumed.end_epoch(finished=True)
-    train(resumed, [2])
-    assert recorder.visits == all_of_it.visits[5 + made :]
-    assert recorder.summaries == all_of_it.summaries[1:]
-    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
 
 
 def test_a_repeat_that_is_due_is_given_up_where_the_trainer_begins_an_epoch():
@@ -216,15 +162,6 @@ def test_an_epoch_that_was_cut_short_sets_no_threshold_and_begins_again_or_resum
     assert resumed.schedule.threshold == 0.7
     train_windows(replay, 0.8, 0.8)
     assert [summary.mean_loss for summary in recorder.summaries] == [1.0, 0.8]
-
-
-def test_a_schedule_with_epochs_of_its_own_has_them_over_the_trainer_s():
-    replay, _ = make_replay(epoch_length=3)
-    for _ in range(3):
-        replay.begin_epoch(2, at=0)
-        train_windows(replay, 1.0, 1.0)
-        replay.schedule.load_state_dict(replay.schedule.state_dict())
-    assert replay.schedule.epoch == 2
 
 
 def test_batches_and_windows_that_were_not_trained_on_do_not_count():
@@ -317,31 +254,20 @@ def test_decisions_out_of_turn_are_refused():
         replay.hold("batch")
 
 
-class MySampler(BatchAttentionSampler):
-    """A user's."""
-
-
-def own_loaders():
+def test_loaders_of_this_package_are_refused_and_others_are_taken():
     data = TensorDataset(torch.ones(8, 1))
     attention = SampleAttention(8, 2, prune_probability=0.5, epochs=4)
-    sampler = MySampler(range(8), 2, schedule=BatchAttentionSchedule())
-    sharding = type("Sharding", (), {"batch_sampler": sampler})()
-    return {
-        "a sampler's subclass": DataLoader(data, batch_sampler=sampler),
-        "the loader's sampler": DataLoader(data, batch_size=None, sampler=attention),
-        "in accelerate's": DataLoader(data, batch_sampler=sharding),
-        "attended by samples": attention.attend(DataLoader(data, batch_sampler=attention)),
-    }
-
-
-@pytest.mark.parametrize("name", own_loaders())
-def test_a_loader_of_this_package_is_refused(name):
-    with pytest.raises(ProtocolError, match=r"is or holds \w+ of batch_sampler_attn, .*: that repeats"):
-        refuse_own_loader(own_loaders()[name], "that repeats")
-
-
-def test_loaders_of_others_are_taken():
-    data = TensorDataset(torch.ones(8, 1))
+    sampler = type("Mine", (BatchAttentionSampler,), {})(range(8), 2, schedule=BatchAttentionSchedule())
+    for loader in (
+        BatchAttentionSchedule().attend(DataLoader(data)),
+        accumulate(DataLoader(data), 2),
+        attention.attend(DataLoader(data, batch_sampler=attention)),
+        DataLoader(data, batch_sampler=sampler),
+        DataLoader(data, batch_size=None, sampler=attention),
+        DataLoader(data, batch_sampler=type("Sharding", (), {"batch_sampler": sampler})()),  # as accelerate's
+    ):
+        with pytest.raises(ProtocolError, match=r"is or holds \w+ of batch_sampler_attn, .*: that repeats"):
+            refuse_own_loader(loader, "that repeats")
     for loader in (None, [1, 2], DataLoader(data), DataLoader(SeededDataset(data, seed=1), 2), iter([1])):
         refuse_own_loader(loader, "that repeats")
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EqualComputeControl, SampleAttention
-from batch_sampler_attn.accumulation import accumulate
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import visit_counts
-from tests.trainers.cases import BATCHES, EPOCHS, MARKS, SAMPLES, Case
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, Case
 from tests.trainers.plain_loop import make_schedule, weights_of
 
 pytestmark = MARKS
@@ -25,19 +24,13 @@ def trainer(request):
 # Epochs that are cut short, and trainings
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_max_steps_in_mid_epoch_set_no_threshold(trainer, accumulation, tmp_path):
-    case = Case(accumulation)
+@pytest.mark.parametrize("by", ["max_steps", "stop_at"])
+def test_a_training_that_ends_in_mid_epoch_sets_no_threshold(trainer, by, tmp_path):
+    case = Case(2)
     steps = 2 * case.windows + 2
-    run, _ = trainer.train(case, tmp_path, max_steps=steps)
+    run, _ = trainer.train(case, tmp_path, **{by: steps})
     assert run == trainer.by_hand(case, tmp_path, max_windows=steps)
     assert len(run.epochs) == 2
-
-
-def test_early_stopping_in_mid_epoch_sets_no_threshold(trainer, tmp_path):
-    run, _ = trainer.train(Case(), tmp_path, stop_at=BATCHES + 3)
-    assert run == trainer.by_hand(Case(), tmp_path, max_windows=BATCHES + 3)
-    assert len(run.epochs) == 1
 
 
 def test_an_epoch_that_the_user_ends_is_over(trainer, tmp_path):
@@ -46,11 +39,10 @@ def test_an_epoch_that_the_user_ends_is_over(trainer, tmp_path):
     assert len(run.epochs) == EPOCHS
 
 
-@pytest.mark.parametrize("stopped_after", [BATCHES + 3, pytest.param(2 * BATCHES, marks=pytest.mark.slow)])
-def test_max_steps_can_be_raised_in_another_run(trainer, stopped_after, tmp_path):
+def test_max_steps_can_be_raised_in_another_run(trainer, tmp_path):
     case = Case(dropout=0.0)
-    begun, _ = trainer.train(case, tmp_path, max_steps=stopped_after, saves=True)
-    last = trainer.checkpoint(tmp_path, stopped_after)
+    begun, _ = trainer.train(case, tmp_path, max_steps=BATCHES + 3, saves=True)
+    last = trainer.checkpoint(tmp_path, BATCHES + 3)
     resumed, _ = trainer.train(case, tmp_path, max_steps=3 * BATCHES, resume=last)
     whole = trainer.by_hand(case, tmp_path, is_resumable=True, max_windows=3 * BATCHES)
     assert begun.visits + resumed.visits == whole.visits
@@ -71,29 +63,24 @@ def test_an_error_in_mid_epoch_sets_no_threshold_and_leaves_the_trainer_as_it_wa
         trainer.train(Case(), tmp_path, step=failing, schedule=(schedule, recorder))
     assert schedule.epoch == 1
     # Trained again, from the start, it does not resume in mid-epoch.
-    _, fitted = trainer.train(Case(), tmp_path, schedule=(schedule, recorder), epochs=1)
+    _, fitted = trainer.train(Case(epochs=1), tmp_path, schedule=(schedule, recorder))
     assert trainer.is_left_as_it_was(fitted)
     assert (schedule.epoch, schedule.last_summary.batches) == (2, BATCHES)
 
 
-@pytest.mark.parametrize("options", [{"epochs": 1}, {"max_steps": 4}, {"max_steps": 3}], ids=str)
-def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start(trainer, options, tmp_path):
+@pytest.mark.parametrize(("epochs", "options"), [(1, {}), (EPOCHS, {"max_steps": 4}), (EPOCHS, {"max_steps": 3})])
+def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start(trainer, epochs, options, tmp_path):
     def never(batch):
         raise AssertionError
 
     words = r"no batch will be repeated: training ends after .* epochs?, .* warmup_epochs=1\. .*epoch_length=2"
     with pytest.warns(BatchAttentionWarning, match=words), pytest.raises(AssertionError):
-        trainer.train(Case(2), tmp_path, step=never, **options)
-
-
-def test_a_training_that_goes_beyond_its_first_epoch_is_not_warned_of(trainer, tmp_path):
-    run, _ = trainer.train(Case(2), tmp_path, max_steps=5)
-    assert len(run.epochs) == 1
+        trainer.train(Case(2, epochs=epochs), tmp_path, step=never, **options)
 
 
 def test_short_epochs_of_the_schedule_repeat_within_one_of_the_trainer(trainer, tmp_path):
-    case = Case(options={"epoch_length": 2})
-    run, _ = trainer.train(case, tmp_path, epochs=1)
+    case = Case(epochs=1, options={"epoch_length": 2})
+    run, _ = trainer.train(case, tmp_path)
     assert run == trainer.by_hand(case, tmp_path, max_windows=BATCHES)
     assert run.repeats > 0
 
@@ -139,10 +126,8 @@ def test_what_is_taken_out_of_a_batch_is_there_at_its_repeat(trainer, tmp_path):
         batch.clear()
         return taken
 
-    # In a window of several batches, Lightning's callback counts the samples after the step.
-    case = Case(1 if trainer.__name__.endswith("lightning") else 2)
-    run, _ = trainer.train(case, tmp_path, step=take)
-    assert run == trainer.by_hand(case, tmp_path)
+    run, _ = trainer.train(Case(2), tmp_path, step=take)
+    assert run == trainer.by_hand(Case(2), tmp_path)
 
 
 def test_a_schedule_that_never_repeats_leaves_training_as_it_is(trainer, tmp_path):
@@ -162,38 +147,16 @@ def test_the_control_at_equal_compute_runs_in_the_trainer(trainer, tmp_path):
 # Refusals
 
 
-def own_loaders(dataset):
+def test_a_loader_of_this_package_and_ranks_without_the_option_are_refused(trainer, monkeypatch, tmp_path):
     schedule = BatchAttentionSchedule()
-    repeating = BatchAttentionSampler(range(SAMPLES), 8, schedule=BatchAttentionSchedule())
-    attention = SampleAttention(SAMPLES, 8, prune_probability=0.5, epochs=4)
-    return {
-        "AttendedLoader": schedule.attend(DataLoader(dataset, 8)),
-        "AccumulatedLoader": accumulate(DataLoader(dataset, 8), 2),
-        "BatchAttentionSampler": DataLoader(dataset, batch_sampler=repeating),
-        "SampleAttention": DataLoader(dataset, batch_sampler=attention),
-    }
-
-
-@pytest.mark.parametrize("name", own_loaders([None]))
-def test_a_loader_of_this_package_is_refused(trainer, name, tmp_path):
-    text = refusal(trainer, tmp_path, loader=own_loaders(trainer.make_dataset(Case()))[name])
-    assert f"the loader is or holds {name} of batch_sampler_attn" in text
-    assert "Give a plain DataLoader(dataset, batch_size=..., shuffle=...)" in text
-
-
-def test_ranks_without_the_option_are_refused(trainer, monkeypatch, tmp_path):
+    loader = BatchAttentionSchedule().attend(DataLoader(trainer.make_dataset(Case()), 8))
+    words = r"the loader is or holds AttendedLoader .*Give a plain DataLoader\(dataset, batch_size=..., shuffle=...\)"
+    with pytest.raises(ProtocolError, match=words):
+        trainer.train(Case(), tmp_path, schedule=(schedule, None), loader=loader)
     monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
-    schedule, recorder = BatchAttentionSchedule(), make_schedule()[1]
-    assert "ranks=MeanOverRanks()" in refusal(trainer, tmp_path, schedule=(schedule, recorder))
-
-
-def refusal(trainer, folder, **options):
-    """What is raised, before a batch is trained on."""
-    schedule, recorder = options.pop("schedule", None) or make_schedule()
-    with pytest.raises(ProtocolError) as error:
-        trainer.train(Case(), folder, schedule=(schedule, recorder), **options)
-    assert recorder.visits == []
-    return str(error.value)
+    with pytest.raises(ProtocolError, match=r"ranks=MeanOverRanks\(\)"):
+        trainer.train(Case(), tmp_path, schedule=(schedule, None))
+    assert schedule.batches == 0
 
 
 def test_a_schedule_that_is_none_or_a_sampler_s_is_refused(trainer, tmp_path):
@@ -201,9 +164,8 @@ def test_a_schedule_that_is_none_or_a_sampler_s_is_refused(trainer, tmp_path):
     BatchAttentionSampler(range(4), 2, schedule=schedule)
     with pytest.raises(ProtocolError, match="belongs to a BatchAttentionSampler"):
         trainer.train(Case(), tmp_path, schedule=(schedule, None))
-    for given in (BatchAttentionSchedule, 1.2):
-        with pytest.raises(OptionError, match=r"schedule is .*; it must be like BatchAttentionSchedule\(k=1.2\)"):
-            trainer.train(Case(), tmp_path, schedule=(given, None))
+    with pytest.raises(OptionError, match=r"schedule is 1.2; it must be like BatchAttentionSchedule\(k=1.2\)"):
+        trainer.train(Case(), tmp_path, schedule=(1.2, None))
 
 
 def test_a_state_of_other_options_is_refused(trainer, tmp_path):
