@@ -136,14 +136,6 @@ def make_dataset(_):
     return Points()
 
 
-def without_attention(case, folder=None):
-    """The network, trained by Lightning alone."""
-    module = Module(case)
-    torch.manual_seed(6)
-    make_trainer(case).fit(module, make_loader())
-    return module.network
-
-
 def is_left_as_it_was(trainer):
     return not {"training_step", "optimizer_step"} & set(vars(trainer.strategy))
 

@@ -84,8 +84,8 @@ def make_dataset(case, samples=SAMPLES, dtype=torch.float32):
     return Texts(samples) if case.model == "gpt2" else NamedPoints(samples, dtype)
 
 
-def make_arguments(case, folder, **arguments):
-    return TrainingArguments(
+def make_arguments(case, folder, arguments_class=TrainingArguments, **arguments):
+    return arguments_class(
         **{
             "output_dir": str(folder),
             "use_cpu": True,
@@ -234,14 +234,6 @@ def by_hand(case, folder, loss_of=None, *, loader=None, model=None, step=None, i
         samples_of=lambda batch: len(batch["labels"]),
         **options,
     )
-
-
-def without_attention(case, folder):
-    """The model, trained by transformers alone."""
-    trainer = Trainer(model=make_model(case), args=make_arguments(case, folder), train_dataset=make_dataset(case))
-    torch.manual_seed(6)
-    trainer.train()
-    return trainer.model
 
 
 def is_left_as_it_was(trainer):

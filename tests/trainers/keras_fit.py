@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, OptionError, ProtocolError, StateError
+from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
 from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers import keras_runs
 from tests.trainers.keras_runs import BACKEND, BATCHES, EPOCHS, SAMPLES, SIZE, Case, make_data, make_model, weights_of
@@ -25,23 +25,18 @@ slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda test: test
 # It repeats often, and all that remains from one epoch to the next is in it.
 CASE = Case(batch_norm=True, rate="steps")
 CASES = {
-    "adam": Case(),
-    "sgd": Case(optimizer="sgd", batch_norm=True),
     "fancy": Case(optimizer="fancy", rate="steps"),
-    "cosine": Case(rate="cosine"),
-    "steps": Case(rate="steps", optimizer="sgd"),
+    "cosine": Case(rate="cosine", compiled={"run_eagerly": True}),
+    "steps": Case(rate="steps", optimizer="sgd", data="loader"),
     "bfloat16": Case(dtype="mixed_bfloat16", batch_norm=True, rate="steps"),
     "float16": Case(dtype="mixed_float16", rate="steps"),
-    "sample weights": Case(weights="sample"),
+    "sample weights": Case(weights="sample", optimizer="sgd", batch_norm=True),
     "class weights": Case(weights="class", dtype="mixed_bfloat16"),
     "stream": Case(data="stream", rate="steps"),
-    "loader": Case(data="loader"),
-    "eager": Case(compiled={"run_eagerly": True}, rate="steps"),
     "last": Case(options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
     "all": Case(options={"epoch_loss": "all", "max_visits": 2}),
 }
-QUICK = {"torch": ("fancy", "bfloat16", "float16", "sample weights", "class weights", "stream", "loader", "last")}
-QUICK["jax"] = ("float16",)
+QUICK = {"torch": ("fancy", "float16", "sample weights", "class weights", "stream", "last"), "jax": ("float16",)}
 
 
 @pytest.fixture(scope="module")
@@ -231,21 +226,6 @@ def test_a_model_that_keras_puts_back_resumes_with_its_own_state_alone(tmp_path)
 
 
 # Steps of the user's
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="nothing is changed in place on jax")
-def test_a_batch_that_is_changed_in_place_is_not_trained_on_again():
-    class Changing(keras.Model):
-        def train_step(self, data):
-            data[0].mul_(0.5)
-            return super().train_step(data)
-
-    attention, _ = keras_runs.attended(CASE, make_model(CASE, Changing))
-    with (
-        pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
-    ):
-        keras_runs.fit(attention, CASE)
 
 
 @pytest.mark.parametrize("losses", [0, 2])

@@ -9,15 +9,19 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
-from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn import Decision, SampleAttention
 from batch_sampler_attn.trainers.keras import BatchAttention, fit_samples
+from tests.trainers.cases import Points
+from tests.trainers.plain_loop import make_schedule
 
 BACKEND = keras.config.backend()
 EPOCHS, BATCHES, SIZE = 4, 7, 8
 # On torch, the last batch of an epoch has 4; XLA would compile for each size.
 SAMPLES = 52 if BACKEND == "torch" else 56
+SAMPLE_WEIGHTS = np.random.default_rng(5).uniform(0, 3, SAMPLES).astype("float32")
 
 
 @dataclass
@@ -47,26 +51,12 @@ class Run:
     threshold: float | None = None  # in force at the end
 
 
-def make_schedule(**options):
-    recorder = MemoryRecorder()
-    return BatchAttentionSchedule(**{"k": 0.97, "max_visits": 4, **options}, recorders=[recorder]), recorder
-
-
 def make_data():
-    generator = np.random.default_rng(3)
-    inputs = generator.standard_normal((SAMPLES, 6)).astype("float32")
-    targets = (inputs.sum(1) + 1.5 * generator.standard_normal(SAMPLES) > 0).astype("int32")
-    return inputs, targets
-
-
-def sample_weights():
-    return np.random.default_rng(5).uniform(0, 3, SAMPLES).astype("float32")
+    data = Points(SAMPLES)
+    return data.inputs.numpy(), data.targets.numpy().astype("int32")
 
 
 def make_loader(batch_sampler=None, workers=0):
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
     dataset = TensorDataset(*map(torch.from_numpy, make_data()))
     if batch_sampler is None:
         return DataLoader(dataset, SIZE)
@@ -140,7 +130,7 @@ def fit(attention, case, **options):
         stream = (batch for _ in range(EPOCHS + 1) for batch in batches)
         return attention.fit(stream, steps_per_epoch=BATCHES, **options).history
     if case.weights == "sample":
-        options["sample_weight"] = sample_weights()
+        options["sample_weight"] = SAMPLE_WEIGHTS
     if case.weights == "class":
         options["class_weight"] = {0: 0.5, 1: 2.0}
     return attention.fit(x, y, SIZE, **options).history
@@ -161,7 +151,7 @@ def by_hand(case):
     if case.rate != "constant" and BACKEND == "jax":
         rate = sys.modules["jax"].jit(rate)
     x, y = make_data()
-    weights = {"sample": sample_weights(), "class": np.where(y == 0, 0.5, 2.0).astype("float32")}.get(case.weights)
+    weights = {"sample": SAMPLE_WEIGHTS, "class": np.where(y == 0, 0.5, 2.0).astype("float32")}.get(case.weights)
     for epoch in range(EPOCHS):
         for index in range(BATCHES):
             if case.rate != "constant":
@@ -184,8 +174,6 @@ def make_update(model, case):
 
 
 def torch_update(model, optimizer, case):
-    import torch
-
     loss_of, losses_of = make_loss(), make_loss(reduction="none")
 
     def update(*batch):

@@ -131,13 +131,6 @@ def test_what_would_repeat_or_count_otherwise_is_refused(accelerate):
         accelerate.attend(BatchAttentionSchedule(), accelerate.make_accelerator(), make_loader(), 0)
 
 
-def test_ranks_without_the_option_are_refused(accelerate, monkeypatch):
-    monkeypatch.setattr("batch_sampler_attn.ranks.process_group_size", lambda: 2)
-    accelerator, loader = accelerate.make_prepared()
-    with pytest.raises(ProtocolError, match=r"ranks=MeanOverRanks\(\)"):
-        next(iter(accelerate.attend(BatchAttentionSchedule(), accelerator, loader, 2)))
-
-
 def test_a_loader_that_prepare_sharded_is_refused_with_how_to_shard(accelerate):
     schedule, attention = BatchAttentionSchedule(), make_attention(rank=0, world_size=2, ranks=MeanOverRanks())
     with pytest.raises(ProtocolError, match="no loader to accelerate's prepare"):

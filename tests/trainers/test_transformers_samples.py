@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
-from tests.trainers.cases import BATCHES, EPOCHS, MARKS, Case
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, SAMPLES, Case
 from tests.trainers.sample_loop import make_attention
 
 pytestmark = MARKS
@@ -45,11 +45,6 @@ def test_an_evaluation_in_mid_epoch_changes_nothing(transformers, tmp_path):
 
 
 # Refusals; a trainer's methods
-
-
-def get_ordered_dataloader(self):
-    weights = [1.0] * len(self.train_dataset)
-    return DataLoader(self.train_dataset, 8, sampler=WeightedRandomSampler(weights, len(weights)))
 
 
 def repeating_step(self, model, inputs, *arguments):
@@ -93,12 +88,14 @@ def test_what_would_lose_or_mix_up_losses_is_refused(transformers, name, tmp_pat
     assert len(trainer.attention.batches) == (name == "repeats")
 
 
-def test_an_order_and_several_gpus_are_refused(transformers, tmp_path):
-    weighted = type("Weighted", (transformers.Trainer,), {"get_train_dataloader": get_ordered_dataloader})
+def test_an_order_of_the_user_s_and_several_gpus_are_refused(transformers, tmp_path):
+    trainer = make_trainer(transformers, tmp_path, {})
+    sampler = WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)
+    loader = DataLoader(trainer.train_dataset, 8, sampler=sampler)
+    weighted = type("Weighted", (transformers.Trainer,), {"get_train_dataloader": lambda self: loader})
     base = type("Base", (transformers.SampleAttentionMixin, weighted), {})
     with pytest.raises(ProtocolError, match="there is a WeightedRandomSampler"):
         make_trainer(transformers, tmp_path, {}, base=base).train()
-    trainer = make_trainer(transformers, tmp_path, {})
     trainer.args._n_gpu = 2
     with pytest.raises(ProtocolError, match="DataParallel"):
         trainer.train()

@@ -11,7 +11,7 @@ from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Eq
 from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, OptionError, ProtocolError, StateError
 from batch_sampler_attn.recorders import visit_counts
 from tests.trainers.cases import BATCHES, EPOCHS, MARKS, Case
-from tests.trainers.plain_loop import make_schedule, weights_of
+from tests.trainers.plain_loop import make_schedule
 
 pytestmark = MARKS
 
@@ -128,11 +128,6 @@ def test_what_is_taken_out_of_a_batch_is_there_at_its_repeat(trainer, tmp_path):
 
     run, _ = trainer.train(Case(2), tmp_path, step=take)
     assert run == trainer.by_hand(Case(2), tmp_path)
-
-
-def test_a_schedule_that_never_repeats_leaves_training_as_it_is(trainer, tmp_path):
-    run, _ = trainer.train(Case(options={"max_visits": 1}), tmp_path)
-    assert torch.equal(run.weights, weights_of(trainer.without_attention(Case(), tmp_path)))
 
 
 def test_the_control_at_equal_compute_runs_in_the_trainer(trainer, tmp_path):

@@ -27,27 +27,12 @@ def make_trainer(transformers, folder, mixin=None, arguments=None, **options):
     """A trainer with a mixin, or as it is."""
     trl, datasets = import_module("trl"), import_module("datasets")
     bases = (getattr(transformers, mixin), trl.SFTTrainer) if mixin else (trl.SFTTrainer,)
-    given = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": CASE.accumulation,
-        "num_train_epochs": EPOCHS,
-        "learning_rate": 0.02,
-        "max_length": 8,
-        "logging_steps": 1,
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": [],
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        **(arguments or {}),
-    }
     texts = transformers.Texts()
     data = {"input_ids": texts.tokens.tolist(), "labels": texts.labels.tolist()}
+    given = {"learning_rate": 0.02, "max_length": 8, "logging_strategy": "steps", "logging_steps": 1}
     return type("Mine", bases, {})(
         model=transformers.make_model(CASE),
-        args=trl.SFTConfig(**given),
+        args=transformers.make_arguments(CASE, folder, trl.SFTConfig, **{**given, **(arguments or {})}),
         train_dataset=datasets.Dataset.from_dict(data),
         processing_class=make_tokenizer(),
         **options,
