@@ -6,16 +6,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
-from torch.utils.data import DataLoader
 
 from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
-from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
 from tests.trainers import cases, plain_loop, sample_loop
-from tests.trainers.cases import EPOCHS, Case, Points, cross_entropy, make_loader, make_network, make_optimizer
+from tests.trainers.cases import EPOCHS, Case, cross_entropy, make_loader, make_network, make_optimizer
 from tests.trainers.plain_loop import finish, make_schedule
-from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
 
 
@@ -99,28 +96,6 @@ def checkpoint(folder, windows, visits=0):
 def by_hand(case, folder=None, *, is_resumable=False):
     """The plain loop's, without accelerate, but for the order of batches."""
     return plain_loop.by_hand(case, cases.Numbered(make_prepared()[1]) if is_resumable else make_loader())
-
-
-# On two ranks
-
-
-def on_a_rank(_, case, folder):
-    accelerator = make_accelerator(case)
-    assert accelerator.num_processes == RANKS
-    network = make_network(case).double()
-    optimizer, lr_scheduler = make_optimizer(network, case)
-    # accelerate steps a learning-rate schedule once for each rank.
-    lr_scheduler.gamma **= 1 / RANKS
-    loader = DataLoader(Points(56, torch.float64), 4)
-    parts = accelerator.prepare(network, optimizer, lr_scheduler, loader)
-    schedule, recorder = make_schedule(**case.options, ranks=MeanOverRanks(timeout_seconds=60))
-    rates = []
-    for _ in range(EPOCHS):
-        train_epoch(accelerator, schedule, *parts, case, rates)
-    return finish(schedule, recorder, accelerator.unwrap_model(parts[0]), rates)
-
-
-in_one_process = plain_loop.in_one_process
 
 
 # Attention to samples

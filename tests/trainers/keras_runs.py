@@ -5,6 +5,7 @@ Nothing of the loops by hand is the package's but ``decide`` and ``report``.
 
 import sys
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -38,17 +39,6 @@ class Case:
     accumulation: int | None = None  # Keras's own
     compiled: dict[str, Any] = field(default_factory=dict)  # options of compile
     options: dict[str, Any] = field(default_factory=dict)  # of the schedule, or of the attention to samples
-
-
-@dataclass
-class Run:
-    """The result of a training."""
-
-    visits: list[tuple]  # as the schedule's recorder has them, or the batches of an attention to samples
-    epochs: list  # repeats and threshold of each, or the samples that it pruned
-    iterations: int  # by the optimizer's count
-    weights: bytes
-    threshold: float | None = None  # in force at the end
 
 
 def make_data():
@@ -108,10 +98,14 @@ def weights_of(model):
 
 
 def finish(schedule, recorder, model):
-    visits = [tuple(visit[:5]) for visit in recorder.visits]
-    epochs = [(summary.repeats, summary.threshold) for summary in recorder.summaries]
-    iterations = int(model.optimizer.iterations)
-    return Run(visits, epochs, iterations, weights_of(model).tobytes(), schedule.threshold)
+    """Visits, repeats and threshold of each epoch, updates by the optimizer's count, and weights."""
+    return SimpleNamespace(
+        visits=[tuple(visit[:5]) for visit in recorder.visits],
+        epochs=[(summary.repeats, summary.threshold) for summary in recorder.summaries],
+        threshold=schedule.threshold,
+        iterations=int(model.optimizer.iterations),
+        weights=weights_of(model).tobytes(),
+    )
 
 
 def attended(case, model=None, **options):
@@ -218,9 +212,6 @@ def jax_update(model, optimizer, case):
     return update
 
 
-# Attention to samples
-
-
 def make_attention(**options):
     """An attention, and its batches: indices, weights and losses that are reported."""
     attention, batches = SampleAttention(SAMPLES, SIZE, **{"seed": 1, "weighted": True, **options}), []
@@ -242,7 +233,7 @@ def make_rows(case, attention):
 
 
 def finish_samples(batches, pruned, model):
-    return Run(batches, pruned, int(model.optimizer.iterations), weights_of(model).tobytes())
+    return batches, pruned, int(model.optimizer.iterations), weights_of(model).tobytes()
 
 
 def samples_by_keras(case, model=None, **options):

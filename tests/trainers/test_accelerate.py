@@ -97,9 +97,6 @@ def test_on_ranks_the_sampler_of_a_skipping_loader_is_of_the_same_epoch(accelera
         assert epoch_of(accelerate, make_quiet(states[0]), *shard(skipped), 1)[0] == seen[1:]
 
 
-# Refusals
-
-
 @pytest.mark.parametrize("position", [0, 2])
 def test_a_loader_that_skips_other_batches_than_those_behind_is_refused(accelerate, position):
     accelerator, loader = accelerate.make_prepared()
@@ -110,25 +107,26 @@ def test_a_loader_that_skips_other_batches_than_those_behind_is_refused(accelera
 
 
 def test_what_would_repeat_or_count_otherwise_is_refused(accelerate):
-    stateful = make_loader()
-    stateful.use_stateful_dataloader = True  # as accelerate's loader says it
     accumulating = accelerate.make_accelerator(gradient_accumulation_steps=3)
+    with pytest.raises(ProtocolError, match=r"Leave out gradient_accumulation_steps and give attend\(\) size=n"):
+        accelerate.attend(BatchAttentionSchedule(), accumulating, make_loader(), 2)
+    accelerator, stateful = accelerate.make_accelerator(), make_loader()
+    stateful.use_stateful_dataloader = True  # as accelerate's loader says it
     # As DeepSpeed's and Megatron's, which are not installed.
     engine = SimpleNamespace(gradient_accumulation_steps=lambda: 2)
     megatron = SimpleNamespace(gradient_accumulation_steps=1, distributed_type=SimpleNamespace(name="MEGATRON_LM"))
     sampler = BatchAttentionSampler(range(52), 8, schedule=BatchAttentionSchedule())
-    for accelerator, loader, words in (
-        (accumulating, make_loader(), r"Leave out gradient_accumulation_steps and give attend\(\) size=n"),
+    for given, loader, words in (
         (engine, make_loader(), r"around a DeepSpeed engine, use schedule.attend\(accumulate\(loader, n\)\)"),
         (megatron, make_loader(), "MEGATRON_LM was not tried"),
-        (accelerate.make_accelerator(), stateful, r"attend\(\) resumes by itself"),
-        (accelerate.make_accelerator(), sharded(sampler), "holds BatchAttentionSampler"),
-        (accelerate.make_accelerator(), sharded(SampleAttention(52, 8, epochs=4)), "holds SampleAttention"),
+        (accelerator, stateful, r"attend\(\) resumes by itself"),
+        (accelerator, sharded(sampler), "holds BatchAttentionSampler"),
+        (accelerator, sharded(SampleAttention(52, 8, epochs=4)), "holds SampleAttention"),
     ):
         with pytest.raises(ProtocolError, match=words):
-            accelerate.attend(BatchAttentionSchedule(), accelerator, loader, 2)
+            accelerate.attend(BatchAttentionSchedule(), given, loader, 2)
     with pytest.raises(OptionError, match="size is 0"):
-        accelerate.attend(BatchAttentionSchedule(), accelerate.make_accelerator(), make_loader(), 0)
+        accelerate.attend(BatchAttentionSchedule(), accelerator, make_loader(), 0)
 
 
 def test_a_loader_that_prepare_sharded_is_refused_with_how_to_shard(accelerate):
@@ -138,9 +136,6 @@ def test_a_loader_that_prepare_sharded_is_refused_with_how_to_shard(accelerate):
     words = r"a BatchSamplerShard around this Noted.* rank= and world_size=, and no loader to accelerate's prepare\(\)"
     with pytest.raises(ProtocolError, match=words):
         attention.attend(sharded(attention))
-
-
-# Attention to samples
 
 
 class ReadsAhead:

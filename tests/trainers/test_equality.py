@@ -16,8 +16,9 @@ MATRIX = [
     Case(accumulation, precision, clip=clip)
     for accumulation, precision, clip in itertools.product((1, 2, 3), ("fp32", "bf16", "scaler"), (None, 0.5))
 ]
-# Each value with each other at least once.
-QUICK = [0, 3, 5, 7, 8, 10, 13, 14, 17]
+# Each value with each other at least once; a run of transformers takes a second.
+EACH_PAIR = [0, 3, 5, 7, 8, 10, 13, 14, 17]
+QUICK = {"lightning": EACH_PAIR, "transformers": [8, 13, 17], "accelerate": EACH_PAIR}
 OTHERS = [
     Case(2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
     Case(3, options={"epoch_loss": "all", "max_visits": 2}),
@@ -30,15 +31,16 @@ def check(trainer, case, folder):
     run, _ = trainer.train(case, folder)
     assert run == trainer.by_hand(case, folder)
     assert run.repeats > 2
-    assert len(run.first_losses) == EPOCHS * case.windows
+    assert len(run.first_losses) == int(case.epochs * case.windows)
 
 
-# A run of transformers takes a second.
-PAIRS = [
-    (trainer, case)
-    for trainer in TRAINERS
-    for case in [*(MATRIX[index] for index in QUICK[:: 2 if trainer == "transformers" else 1]), *OTHERS]
+PAIRS = [(trainer, case) for trainer in TRAINERS for case in [*(MATRIX[index] for index in QUICK[trainer]), *OTHERS]]
+OF_TRANSFORMERS = [
+    Case(2, model="gpt2"),
+    Case(trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
+    Case(2, epochs=2.5),
 ]
+PAIRS += [("transformers", case) for case in OF_TRANSFORMERS]
 
 
 @pytest.mark.parametrize(("trainer", "case"), PAIRS, ids=str)

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 MODULES = {"torch": ("keras_fit", "keras_samples"), "jax": ("keras_fit", "keras_samples", "jax_checks")}
 
 
-def run_tests(backend, folder, *options):
+@pytest.mark.parametrize("is_slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", MODULES)
+def test_fit_is_the_loop_by_hand_or_refuses(backend, is_slow, tmp_path):
     if backend == "jax":
         pytest.importorskip("jax")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -23,23 +25,12 @@ def run_tests(backend, folder, *options):
         "KERAS_BACKEND": backend,
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     files = [f"tests/trainers/{module}.py" for module in MODULES[backend]]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *options]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *["-m", "slow"] * is_slow]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
-
-
-@pytest.mark.parametrize("backend", MODULES)
-def test_fit_is_the_loop_by_hand_or_refuses(backend, tmp_path):
-    run_tests(backend, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", MODULES)
-def test_every_run_is_that_of_the_loop_by_hand(backend, tmp_path):
-    run_tests(backend, tmp_path, "-m", "slow")

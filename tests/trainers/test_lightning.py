@@ -38,9 +38,6 @@ def test_both_packages_train_as_the_plain_loop_also_where_a_scaler_skips_updates
     assert trainer.global_step == EPOCHS * case.windows
 
 
-# What is logged
-
-
 def test_what_lightning_logs_is_of_first_visits(lightning):
     class Logging(lightning.Callback):
         by_epoch, outputs = [], []
@@ -73,9 +70,6 @@ def test_what_lightning_logs_is_of_first_visits(lightning):
     assert "log" not in vars(module)
 
 
-# Checkpoints
-
-
 def test_a_checkpoint_without_the_callback_s_state_sets_no_threshold_in_mid_epoch(lightning, tmp_path):
     saving = lightning.saving(tmp_path, steps=3)
     trainer = lightning.make_trainer(max_steps=3, callbacks=[saving], enable_checkpointing=True)
@@ -101,9 +95,6 @@ def test_a_checkpoint_that_is_evaluated_is_not_trained_on_from(lightning, tmp_pa
     trainer.fit(Evaluated(), make_loader())
     trainer.test(Evaluated(), make_loader(), ckpt_path=tmp_path / "state.ckpt", verbose=False)
     assert callback.schedule.epoch == 3
-
-
-# Updates and hooks of the user's
 
 
 def test_an_optimizer_step_of_the_user_s_is_made_once_a_window(lightning):
@@ -181,9 +172,6 @@ def test_weights_are_averaged_over_epochs_as_without_repeats(lightning):
     assert int(averaging.n_averaged) == EPOCHS - 1
 
 
-# Ranks
-
-
 def decided_and_own_losses(rank, lightning):
     """What was decided on, and the losses of this rank, whose batches are of 4 samples or of 2."""
     losses = []
@@ -209,9 +197,6 @@ def test_the_mean_over_ranks_is_that_over_their_samples(lightning, tmp_path):
     assert decided == decided_too
     assert len(decided) > 10
     assert decided == pytest.approx([(4 * mine + 2 * other) / 6 for mine, other in zip(first, second, strict=True)])
-
-
-# Refusals
 
 
 def refusal(lightning, loader=None, case=None, methods=None, ranks="auto", **options):

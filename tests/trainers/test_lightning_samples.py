@@ -1,6 +1,5 @@
 """Attention to samples in Lightning: what is refused, and what changes nothing."""
 
-from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -12,8 +11,6 @@ from tests.trainers.cases import BATCHES, MARKS, Case, Points, cross_entropy
 from tests.trainers.sample_loop import make_attention, make_sample_loader
 
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
-
-BOTH = {"k": 1.1, "max_visits": 3}
 
 
 def optimize_by_hand(self, batch, batch_idx):
@@ -33,20 +30,11 @@ MANUAL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("trainer", "methods"),
-    [
-        ({"val_check_interval": 3, "num_sanity_val_steps": 2}, {}),
-        ({"reload_dataloaders_every_n_epochs": 1}, {}),
-        ({}, MANUAL),
-    ],
-    ids=["evaluations in mid-epoch", "loaded again", "manual"],
-)
-def test_a_training_is_the_loop_by_hand(lightning, trainer, methods):
-    case = Case(options=BOTH)
+def test_updates_by_hand_are_those_of_the_loop_and_an_epoch_is_logged(lightning):
+    case = Case(options={"k": 1.1, "max_visits": 3})
     attention = make_attention(**case.options)
-    module = type("Mine", (lightning.SampleModule,), methods)(attention, case)
-    run = lightning.train_samples(replace(case, trainer=trainer), attention=attention, module=module)
+    module = type("Mine", (lightning.SampleModule,), MANUAL)(attention, case)
+    run = lightning.train_samples(case, attention=attention, module=module)
     assert run == lightning.samples_by_hand(case)
     assert run.logs == {name: run.last[name] for name in ("pruned", "extra_updates")}
 
@@ -63,9 +51,6 @@ def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, callbac
 def plain(module):
     """The class that has had methods added to it."""
     return type(module).__base__
-
-
-# A user's methods
 
 
 def twice(self, batch, batch_idx):
@@ -128,9 +113,6 @@ def test_other_loaders_and_another_attention_are_refused(lightning):
     with pytest.raises(RuntimeError, match="more than one stateful callback"):
         fit(lightning, attention, callbacks=[lightning.SampleAttentionCallback(attention)])
     assert (attention.epoch, attention.updates) == (0, 0)
-
-
-# Checkpoints, and trials
 
 
 def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_path):

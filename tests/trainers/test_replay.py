@@ -89,9 +89,6 @@ def test_a_run_is_that_of_a_loop_around_attend_also_resumed_from_any_state(optio
         assert resumed.schedule.state_dict() == whole.schedule.state_dict()
 
 
-# States
-
-
 def begin_window(replay, loss, batch="batch"):
     replay.hold(batch)
     replay.note(loss)
@@ -145,9 +142,6 @@ def test_an_epoch_in_which_the_trainer_is_elsewhere_is_forgotten(behind, at):
     assert replay.schedule.threshold == 1.0
 
 
-# Epochs that are cut short, and windows without an update
-
-
 def test_an_epoch_that_was_cut_short_sets_no_threshold_and_begins_again_or_resumes():
     replay, recorder = make_replay()
     train_windows(replay, 1.0, 1.0)
@@ -181,9 +175,6 @@ def test_batches_and_windows_that_were_not_trained_on_do_not_count():
     replay.end_epoch(finished=True)
     assert [visit.loss for visit in recorder.visits] == [1.0]
     assert replay.schedule.threshold == 1.0
-
-
-# What is repeated
 
 
 def test_what_the_step_puts_into_a_batch_is_not_there_at_its_repeat():
@@ -231,9 +222,6 @@ def test_a_window_that_was_decided_on_is_released_and_may_be_filled_again():
     buffer.add_(1)
     train_window(replay, [2.0, 0.5], batch=[buffer])
     assert replay.schedule.summary.repeats == 1
-
-
-# Refusals
 
 
 def test_decisions_out_of_turn_are_refused():

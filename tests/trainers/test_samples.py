@@ -12,25 +12,29 @@ pytestmark = MARKS
 TRAINERS = ("lightning", "transformers", "accelerate")
 BOTH = {"k": 1.1, "max_visits": 3}
 CASES = {
-    "prunes": Case(),
-    "pools": Case(options={"k": 1.1, "prune_probability": 0.0}),
+    "prunes": Case(options={"weighted": False}, workers=2),
+    "pools": Case(3, options={"k": 1.1, "prune_probability": 0.0}),
     "both, plain at the end": Case(2, clip=0.5, options={**BOTH, "final_full_share": 0.3}),
     "its own epochs, bfloat16": Case(precision="bf16", options={**BOTH, "updates": 5}),
-    "unweighted, workers": Case(3, workers=2, options={"weighted": False, "updates": 6}),
     "scaler": Case(2, "scaler", clip=0.5, options={**BOTH, "updates": 6}),
 }
+QUICK = ("both, plain at the end", "scaler")
+PAIRS = [
+    pytest.param(trainer, case, marks=[pytest.mark.slow] * (trainer != "lightning" and name not in QUICK))
+    for trainer in TRAINERS
+    for name, case in CASES.items()
+]
+ONE_TRAINER_S = [
+    ("lightning", Case(options=BOTH, trainer={"val_check_interval": 3, "num_sanity_val_steps": 2})),
+    ("lightning", Case(options=BOTH, trainer={"reload_dataloaders_every_n_epochs": 1})),
+    ("transformers", Case(2, "bf16", model="counted", options={"weighted": False, "final_full_share": 0})),
+    ("transformers", Case(3, "scaler", model="gpt2", options={"prune_probability": 0, "k": 0.9, "max_visits": 3})),
+    ("transformers", Case(1, model="gpt2", trainer={"max_steps": 17})),
+]
 
 
-@pytest.mark.parametrize(
-    ("trainer", "name"),
-    [
-        pytest.param(trainer, name, marks=[pytest.mark.slow] * ("workers" in name and trainer != "lightning"))
-        for trainer in TRAINERS
-        for name in CASES
-    ],
-)
-def test_a_training_is_the_loop_by_hand(trainer, name, tmp_path):
-    case = CASES[name]
+@pytest.mark.parametrize(("trainer", "case"), PAIRS + ONE_TRAINER_S, ids=str)
+def test_a_training_is_the_loop_by_hand(trainer, case, tmp_path):
     if trainer == "accelerate":
         # It counts windows over the ends of epochs.
         case = replace(case, options={**case.options, "updates": 6})
@@ -42,15 +46,14 @@ def test_a_training_is_the_loop_by_hand(trainer, name, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_resumed_training_is_the_tail_of_the_whole_one(trainer, workers, tmp_path):
+def test_a_resumed_training_is_the_tail_of_the_whole_one(trainer, tmp_path):
     trainer = import_module(f"tests.trainers.by_{trainer}")
     # Lightning saves no random numbers, from which dropout is drawn.
     dropout = 0.0 if trainer.__name__.endswith("lightning") else 0.2
-    case = Case(2, dropout=dropout, workers=workers, options={**BOTH, "updates": 6})
+    case = Case(2, dropout=dropout, options={**BOTH, "updates": 6})
     whole = trainer.train_samples(case, tmp_path, saves=True)
     assert whole == trainer.samples_by_hand(case, tmp_path)
     # In mid-epoch, and after an epoch's last update, of three.
-    for updates in (1, 2 * 3, 2 * 3 + 2, EPOCHS * 3 - 1):
+    for updates in (1, 2 * 3, EPOCHS * 3 - 1):
         resumed = trainer.train_samples(case, tmp_path, resume=trainer.checkpoint(tmp_path, updates))
         check_sample_tail(whole, resumed, 2 * updates)

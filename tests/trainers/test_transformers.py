@@ -29,25 +29,6 @@ def with_methods(transformers, **methods):
     return type("Mine", (transformers.MyTrainer,), methods)
 
 
-# Losses
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(2, model="gpt2"),
-        Case(trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
-        Case(2, epochs=2.5),
-    ],
-    ids=str,
-)
-def test_a_run_is_that_of_the_plain_loop(transformers, case, tmp_path):
-    run, _ = transformers.train(case, tmp_path)
-    windows = int(case.epochs * case.windows) if case.epochs != EPOCHS else None
-    assert run == transformers.by_hand(case, tmp_path, max_windows=windows)
-    assert run.repeats > 0
-
-
 def smoothed(model, batch, items):
     smooth = import_module("transformers.trainer_pt_utils").LabelSmoother(0.1)
     outputs = model(input_ids=batch["input_ids"], num_items_in_batch=items)
@@ -122,9 +103,6 @@ def test_a_step_that_scales_its_loss_in_place_has_it_decided_on_as_it_was(transf
     assert run.repeats > 2
 
 
-# What is counted and logged
-
-
 def test_what_is_logged_is_of_first_visits_with_repeats_and_threshold(transformers, tmp_path):
     schedule, recorder = make_schedule()
     run, trainer = transformers.train(
@@ -176,9 +154,6 @@ def test_callbacks_around_an_update_are_called_at_each_and_others_once_a_window(
     assert transformers.is_left_as_it_was(trainer)
 
 
-# Trainings that begin again, or resume
-
-
 def test_a_smaller_batch_size_begins_the_epoch_again(transformers, tmp_path):
     steps = []
 
@@ -223,9 +198,6 @@ def test_a_checkpoint_without_a_state_or_without_skipped_data_sets_no_threshold(
     assert len(run.epochs) == 1
 
 
-# Ranks
-
-
 def test_ranks_that_divide_by_their_own_tokens_decide_on_the_mean_over_all(transformers, tmp_path):
     options = {"k": 0.9, "max_visits": 4}
     arguments = {"average_tokens_across_devices": False}
@@ -236,9 +208,6 @@ def test_ranks_that_divide_by_their_own_tokens_decide_on_the_mean_over_all(trans
     # Before the first update, of which the ranks make the plain mean, there is no difference.
     expected = transformers.in_one_process(case, tmp_path)
     assert first.visits[0][3] == pytest.approx(expected.visits[0][3], rel=1e-6)
-
-
-# Refusals
 
 
 def refusal(transformers, folder, trainer=None, **methods):

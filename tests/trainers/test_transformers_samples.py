@@ -8,25 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from batch_sampler_attn.errors import LossError, ProtocolError, StateError
-from tests.trainers.cases import BATCHES, EPOCHS, MARKS, SAMPLES, Case
+from tests.trainers.cases import BATCHES, MARKS, SAMPLES, Case
 from tests.trainers.sample_loop import make_attention
 
 pytestmark = MARKS
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(2, "bf16", model="counted", options={"weighted": False, "prune_probability": 0.7, "final_full_share": 0}),
-        Case(3, "scaler", model="gpt2", options={"prune_probability": 0, "k": 0.9, "max_visits": 3}),
-        Case(1, model="gpt2", trainer={"max_steps": 17}),
-    ],
-    ids=str,
-)
-def test_a_training_is_the_loop_by_hand(transformers, case, tmp_path):
-    run = transformers.train_samples(case, tmp_path)
-    assert run == transformers.samples_by_hand(case, tmp_path)
-    assert len(run.rates) == case.trainer.get("max_steps", EPOCHS * case.windows)
 
 
 def test_an_evaluation_in_mid_epoch_changes_nothing(transformers, tmp_path):
@@ -42,9 +27,6 @@ def test_an_evaluation_in_mid_epoch_changes_nothing(transformers, tmp_path):
     for name in ("pruned", "extra_updates"):
         counts = [entry[f"sample_attention/{name}"] for entry in run.logs if "loss" in entry]
         assert [max(counts[begin : begin + BATCHES]) > 0 for begin in (0, 14, 21)] == [False, True, False]
-
-
-# Refusals; a trainer's methods
 
 
 def repeating_step(self, model, inputs, *arguments):

@@ -21,9 +21,6 @@ def trainer(request):
     return import_module(f"tests.trainers.by_{request.param}")
 
 
-# Epochs that are cut short, and trainings
-
-
 @pytest.mark.parametrize("by", ["max_steps", "stop_at"])
 def test_a_training_that_ends_in_mid_epoch_sets_no_threshold(trainer, by, tmp_path):
     case = Case(2)
@@ -46,7 +43,7 @@ def test_max_steps_can_be_raised_in_another_run(trainer, tmp_path):
     resumed, _ = trainer.train(case, tmp_path, max_steps=3 * BATCHES, resume=last)
     whole = trainer.by_hand(case, tmp_path, is_resumable=True, max_windows=3 * BATCHES)
     assert begun.visits + resumed.visits == whole.visits
-    assert torch.equal(resumed.weights, whole.weights)
+    assert resumed.weights == whole.weights
 
 
 def test_an_error_in_mid_epoch_sets_no_threshold_and_leaves_the_trainer_as_it_was(trainer, tmp_path):
@@ -68,7 +65,7 @@ def test_an_error_in_mid_epoch_sets_no_threshold_and_leaves_the_trainer_as_it_wa
     assert (schedule.epoch, schedule.last_summary.batches) == (2, BATCHES)
 
 
-@pytest.mark.parametrize(("epochs", "options"), [(1, {}), (EPOCHS, {"max_steps": 4}), (EPOCHS, {"max_steps": 3})])
+@pytest.mark.parametrize(("epochs", "options"), [(1, {}), (EPOCHS, {"max_steps": 4})])
 def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start(trainer, epochs, options, tmp_path):
     def never(batch):
         raise AssertionError
@@ -83,9 +80,6 @@ def test_short_epochs_of_the_schedule_repeat_within_one_of_the_trainer(trainer, 
     run, _ = trainer.train(case, tmp_path)
     assert run == trainer.by_hand(case, tmp_path, max_windows=BATCHES)
     assert run.repeats > 0
-
-
-# Batches
 
 
 class Stream(IterableDataset):
@@ -137,9 +131,6 @@ def test_the_control_at_equal_compute_runs_in_the_trainer(trainer, tmp_path):
     trainer.train(Case(), tmp_path, schedule=(control, recorder))
     assert control.last_summary.repeats == run.epochs[-1][0]
     assert control.epoch == EPOCHS
-
-
-# Refusals
 
 
 def test_a_loader_of_this_package_and_ranks_without_the_option_are_refused(trainer, monkeypatch, tmp_path):

@@ -69,9 +69,6 @@ def test_the_trainer_repeats_and_is_otherwise_as_it_was(transformers, tmp_path):
     assert logs[0] == {**plain_logs[0], "batch_attention/repeats": 0}
 
 
-# Attention to samples
-
-
 def samples_by_hand(transformers, folder):
     plain, attention = make_trainer(transformers, folder), make_attention()
     given = plain.get_train_dataloader()
