@@ -129,6 +129,7 @@ def test_a_run_that_is_saved_and_resumed_elsewhere_has_the_same_tail(whole, tmp_
     assert (run.threshold, run.weights) == (whole.threshold, whole.weights)
 
 
+@slow_on_jax
 def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
     attention, recorder = keras_runs.attended(CASE)
     words = r"no batch will be repeated: training ends after 1 epoch, .* warmup_epochs=1\. .*epoch_length=2"
@@ -154,6 +155,7 @@ class Stopping(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@slow_on_jax
 def test_an_epoch_that_is_stopped_sets_no_threshold_and_begins_again():
     attention, recorder = keras_runs.attended(CASE)
     keras_runs.fit(attention, CASE, callbacks=[Stopping()])
