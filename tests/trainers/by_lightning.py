@@ -173,12 +173,10 @@ class SampleModule(Module):
         self.log("val", cross_entropy(self.network, batch), sync_dist=True)
 
 
-def train_samples(case, folder=None, *, attention=None, resume=None, saves=False, module=None, callbacks=()):
+def train_samples(case, folder=None, *, attention=None, resume=None, saves=False):
     attention = attention or make_attention(**case.options)
-    module = module or SampleModule(attention, case)
-    callbacks = [SampleAttentionCallback(attention), *callbacks]
-    if saves:
-        callbacks.append(saving(folder))
+    module = SampleModule(attention, case)
+    callbacks = [SampleAttentionCallback(attention), *[saving(folder)] * saves]
     trainer = make_trainer(case, callbacks=callbacks, enable_checkpointing=saves)
     torch.manual_seed(6)
     evaluated = DataLoader(Points(), 16, generator=torch.Generator())

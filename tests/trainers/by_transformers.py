@@ -268,7 +268,7 @@ class MySampleTrainer(NotesRates, SampleAttentionMixin, Trainer):
     pass
 
 
-def train_samples(case, folder, *, attention=None, resume=None, saves=False, callbacks=(), options=None, **arguments):
+def train_samples(case, folder, *, attention=None, resume=None, saves=False, options=None, **arguments):
     attention = attention or make_attention(**case.options)
     if saves:
         arguments.update(save_strategy="steps", save_steps=1)

@@ -13,29 +13,8 @@ from tests.trainers.sample_loop import make_attention, make_sample_loader
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
 
 
-def optimize_by_hand(self, batch, batch_idx):
-    loss = plain(self).training_step(self, batch, batch_idx)
-    optimizer, lr_scheduler = self.optimizers(), self.lr_schedulers()
-    self.rates.append(optimizer.param_groups[0]["lr"])
-    optimizer.zero_grad()
-    self.manual_backward(loss)
-    optimizer.step()
-    lr_scheduler.step()
-
-
-MANUAL = {
-    "automatic_optimization": False,
-    "training_step": optimize_by_hand,
-    "on_before_optimizer_step": lambda self, optimizer: None,
-}
-
-
-def test_updates_by_hand_are_those_of_the_loop_and_an_epoch_is_logged(lightning):
-    case = Case(options={"k": 1.1, "max_visits": 3})
-    attention = make_attention(**case.options)
-    module = type("Mine", (lightning.SampleModule,), MANUAL)(attention, case)
-    run = lightning.train_samples(case, attention=attention, module=module)
-    assert run == lightning.samples_by_hand(case)
+def test_an_epoch_is_logged(lightning, tmp_path):
+    run = lightning.train_samples(Case(options={"k": 1.1, "max_visits": 3}), tmp_path)
     assert run.logs == {name: run.last[name] for name in ("pruned", "extra_updates")}
 
 
