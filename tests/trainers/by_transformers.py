@@ -1,6 +1,7 @@
 """Trainings in transformers' Trainer, and the same by hand."""
 
 import logging
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -205,7 +206,7 @@ class Given:
         trainer = Trainer(model=model, args=make_arguments(case, folder), train_dataset=make_dataset(case))
         trainer.create_optimizer_and_scheduler(case.trainer.get("max_steps", EPOCHS * case.windows))
         self.model, self.loader = model.train(), Numbered(trainer.get_train_dataloader())
-        self.optimizer, self.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
+        self.optimizers = trainer.optimizer, trainer.lr_scheduler
 
 
 def tokens_in(batch):
@@ -223,17 +224,10 @@ def by_hand(case, folder, loss_of=None, *, loader=None, model=None, step=None, i
             named = {} if items is None else {"num_items_in_batch": items}
             return model(**(step(batch) if step else batch), **named)["loss"]
 
+    options["samples_of"] = lambda batch: len(batch["labels"])
+    loader = given.loader if loader is None else loader
     torch.manual_seed(6)
-    return plain_loop(
-        given.model,
-        lambda batch, *items: loss_of(given.model, batch, *items),
-        given.optimizer,
-        given.lr_scheduler,
-        given.loader if loader is None else loader,
-        case,
-        samples_of=lambda batch: len(batch["labels"]),
-        **options,
-    )
+    return plain_loop(given.model, partial(loss_of, given.model), given.optimizers, loader, case, **options)
 
 
 def is_left_as_it_was(trainer):
@@ -290,14 +284,5 @@ def samples_by_hand(case, folder, *, attention=None, is_on_ranks=False):
 
     loader = DataLoader(make_dataset(case), batch_sampler=attention, num_workers=case.workers)
     torch.manual_seed(6)
-    return sample_loop(
-        attention,
-        model,
-        losses_of,
-        given.optimizer,
-        given.lr_scheduler,
-        loader,
-        case,
-        divisor=lambda window: window,
-        updates=case.trainer.get("max_steps"),
-    )
+    options = {"divisor": lambda window: window, "updates": case.trainer.get("max_steps")}
+    return sample_loop(attention, model, losses_of, given.optimizers, loader, case, **options)

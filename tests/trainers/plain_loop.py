@@ -55,8 +55,7 @@ def finish(schedule, recorder, model, rates=()):
 def plain_loop(
     model,
     loss_of,  # the mean loss of a batch; with items_of, it also receives the window's items and divides by them
-    optimizer,
-    lr_scheduler,  # stepped once a window
+    optimizers,  # and the learning-rate schedule, which is stepped once a window
     loader,
     case,
     *,
@@ -67,7 +66,7 @@ def plain_loop(
 ):
     """Train as trainers do, and repeat each window while the decision is REPEAT."""
     schedule, recorder = make_schedule(**case.options)
-    scaler, rates, windows = case.scaler(), [], 0
+    (optimizer, lr_scheduler), scaler, rates, windows = optimizers, case.scaler(), [], 0
     if case.epochs % 1:
         max_windows = int(case.epochs * case.windows)
     for _ in range(math.ceil(case.epochs)):
@@ -125,17 +124,13 @@ def check_tail(whole, resumed, where):
 def by_hand(case, loader, *, step=None, dtype=None, **options):
     """The plain loop's run of the network; ``step`` is what a user's step does to a batch."""
     network = make_network(case).to(dtype)
-    optimizer, lr_scheduler = make_optimizer(network, case)
+    optimizers = make_optimizer(network, case)
+
+    def loss_of(batch):
+        return cross_entropy(network, step(batch) if step else batch)
+
     torch.manual_seed(6)
-    return plain_loop(
-        network,
-        lambda batch: cross_entropy(network, step(batch) if step else batch),
-        optimizer,
-        lr_scheduler,
-        loader,
-        case,
-        **options,
-    )
+    return plain_loop(network, loss_of, optimizers, loader, case, **options)
 
 
 def in_one_process(case, _=None, **options):

@@ -50,9 +50,9 @@ def finish_samples(attention, rates, model, logs=()):
     return SampleRun(attention.batches, list(rates), weights_of(model), last, attention.doses, logs)
 
 
-def sample_loop(attention, model, losses_of, optimizer, lr_scheduler, loader, case, *, divisor, updates=None):
+def sample_loop(attention, model, losses_of, optimizers, loader, case, *, divisor, updates=None):
     """Train on the attention's batches; the divisor is that of a window's losses, from its length."""
-    rates, scaler = [], case.scaler()
+    (optimizer, lr_scheduler), rates, scaler = optimizers, [], case.scaler()
     network = getattr(model, "module", model)
     for _ in range(EPOCHS):
         length = len(attention)
@@ -101,20 +101,15 @@ def make_sample_loader(attention, case):
 def samples_by_hand(case, _=None, *, attention=None, is_on_ranks=False, wrap=lambda loader: loader):
     """The loop's run of the network, whose windows are divided by their full length."""
     attention, network = attention or make_attention(**case.options), make_network(case)
-    optimizer, lr_scheduler = make_optimizer(network, case)
+    optimizers = make_optimizer(network, case)
     model = DistributedDataParallel(network) if is_on_ranks else network
     loader = wrap(make_sample_loader(attention, case))
+
+    def losses_of(model, batch):
+        return cross_entropy(model, batch, "none")
+
     torch.manual_seed(6)
-    return sample_loop(
-        attention,
-        model,
-        lambda model, batch: cross_entropy(model, batch, "none"),
-        optimizer,
-        lr_scheduler,
-        loader,
-        case,
-        divisor=lambda window: case.accumulation,
-    )
+    return sample_loop(attention, model, losses_of, optimizers, loader, case, divisor=lambda _: case.accumulation)
 
 
 def samples_on_a_rank(rank, trainer, case, folder, resumed_after):

@@ -79,9 +79,9 @@ def samples_by_hand(transformers, folder):
         outputs = model(**batch, use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.sum(1) / outputs.label_mask.sum(1)
 
-    parts = plain.model.train(), losses_of, plain.optimizer, plain.lr_scheduler, loader, CASE
+    optimizers = plain.optimizer, plain.lr_scheduler
     torch.manual_seed(6)
-    return sample_loop(attention, *parts, divisor=lambda window: window)
+    return sample_loop(attention, plain.model.train(), losses_of, optimizers, loader, CASE, divisor=lambda size: size)
 
 
 def test_a_training_on_samples_is_the_loop_by_hand(transformers, tmp_path):
