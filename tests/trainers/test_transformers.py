@@ -17,8 +17,6 @@ from tests.trainers.ranks import on_ranks
 
 pytestmark = MARKS
 
-CONSTANT = {"lr_scheduler_type": "constant"}
-
 
 def train(transformers, case, folder, options=None, **methods):
     """The run, and the trainer, which has some methods of its own."""
@@ -285,11 +283,10 @@ def test_a_batch_whose_samples_cannot_be_counted_is_refused_with_how_to_count_th
         rows = torch.tensor(inputs["rows"])
         return model(rows, torch.zeros(len(rows), dtype=torch.long))["loss"]
 
-    methods = computing(loss_of, passes_items=False)
     loader = DataLoader([{"rows": [[0.0] * 6] * 8}] * BATCHES, batch_size=None)
+    mine = with_methods(transformers, **computing(loss_of, passes_items=False))
     with pytest.raises(OptionError, match="samples=lambda batch"):
-        transformers.train(Case(2), tmp_path, with_methods(transformers, **methods), loader=loader)
+        transformers.train(Case(2), tmp_path, mine, loader=loader)
     options = {"samples": lambda batch: len(batch["rows"])}
-    mine = with_methods(transformers, **methods)
     _, trainer = transformers.train(Case(2), tmp_path, mine, loader=loader, options=options)
     assert trainer.schedule.epoch == EPOCHS
