@@ -5,19 +5,9 @@ import random
 import pytest
 import torch
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.device import DeviceLoop
-from tests.device.helpers import (
-    DROPOUT_SEED,
-    add_noise,
-    are_equal,
-    make_data,
-    make_loop,
-    make_model,
-    thinned,
-    train_naively,
-    without_reads,
-)
+from tests.device.helpers import are_equal, make_data, make_loop, make_model, thinned, train, train_naively
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +25,7 @@ OPTIONS = {
 }
 UPDATES = {
     "plain": dict,
-    "noisy": lambda: {"prepare": add_noise},
+    "noisy": lambda: {"prepare": lambda inputs: inputs + 0.1 * torch.rand(inputs.shape)},
     "bfloat16": lambda: {"autocast": torch.bfloat16},
     "scaled": lambda: {"scaler": torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=3)},
 }
@@ -54,34 +44,37 @@ def test_losses_thresholds_summaries_and_weights_equal_those_of_a_naive_loop(cas
     options["k"] = random.Random(number).uniform(0.8, 1.5)
     schedule = BatchAttentionSchedule(**options)
     loop = make_loop(*data, losses=losses, schedule=schedule, optimizer=optimizer, **ours)
-    torch.manual_seed(DROPOUT_SEED)
-    summaries, visits = [], []
-    for _ in range(5):
-        summaries.append(without_reads(loop.run_epoch()))
-        visits.append(loop.visit_counts)
-    torch.manual_seed(DROPOUT_SEED)
-    naive = BatchAttentionSchedule(**options)
-    expected = train_naively(naive, *data, 5, optimizer=optimizer, **theirs)
-    assert losses == expected.losses
-    assert summaries == expected.summaries
-    if schedule.options.epoch_length is None:  # otherwise a position is one of the schedule's epoch, not of the data's
-        assert visits == expected.visits
+    trained, naive = train(loop, 5), BatchAttentionSchedule(**options)
+    expected, expected_losses, model = train_naively(naive, *data, 5, optimizer=optimizer, **theirs)
+    assert losses == expected_losses
+    if schedule.options.epoch_length is not None:  # then a position is one of the schedule's epoch, not of the data's
+        trained, expected = [summary for summary, _ in trained], [summary for summary, _ in expected]
+    assert trained == expected
     assert schedule.threshold == naive.threshold
     assert loop.updates == len(losses)
-    assert are_equal(loop.model, expected.model)
+    assert are_equal(loop.model, model)
     if "scaler" in ours:
         assert ours["scaler"].get_scale() == theirs["scaler"].get_scale() > 2.0**4
 
 
 def test_without_a_schedule_it_is_plain_training():
     loop = make_loop(*make_data(50))
-    torch.manual_seed(DROPOUT_SEED)
-    summaries = [loop.run_epoch() for _ in range(3)]
-    torch.manual_seed(DROPOUT_SEED)
-    expected = train_naively(BatchAttentionSchedule(max_visits=1), *make_data(50), 3)
-    assert are_equal(loop.model, expected.model)
-    assert [summary.mean_loss for summary in summaries] == [summary["mean_loss"] for summary in expected.summaries]
-    assert all(summary.repeats == 0 and summary.threshold is None for summary in summaries)
+    trained = train(loop, 3)
+    expected, _, model = train_naively(BatchAttentionSchedule(max_visits=1, warmup_epochs=9), *make_data(50), 3)
+    assert trained == expected
+    assert are_equal(loop.model, model)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_control_trains_on_the_device_as_in_a_naive_loop(seed):
+    rng = random.Random(seed)
+    planned = [[rng.choice([1, 1, 1, 2, 5]) for _ in range(7)] for _ in range(4)]
+    loop = make_loop(*make_data(50), schedule=EqualComputeControl(planned, seed=seed))
+    trained = train(loop, 4)
+    expected, _, model = train_naively(EqualComputeControl(planned, seed=seed), *make_data(50), 4)
+    assert trained == expected
+    assert [sorted(visits) for _, visits in trained] == [sorted(visits) for visits in planned]
+    assert are_equal(loop.model, model)
 
 
 def test_without_a_generator_orders_are_drawn_from_torchs_default():
@@ -110,9 +103,8 @@ def test_a_host_continues_with_the_schedule_of_a_loop():
 def test_the_order_says_which_samples_were_in_which_batch():
     inputs, targets = make_data(50)
     seen, loop = [], make_loop(inputs, targets)
-    hook = loop.model.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
+    loop.model.register_forward_hook(lambda module, args, output: seen.append(args[0].clone()))
     loop.run_epoch()
-    hook.remove()
     assert torch.equal(torch.cat(seen), inputs[loop.order])
 
 

@@ -1,11 +1,8 @@
 """What is refused before anything is trained, with what to do."""
 
 import pytest
-import torch
-from torch import nn
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError
 from tests.device.helpers import make_data, make_loop
@@ -33,14 +30,6 @@ def test_a_schedule_that_a_device_cannot_follow_is_refused():
     for schedule in (BatchAttentionSchedule(nonfinite="raise"), belonging, of_ranks):
         with pytest.raises(OptionError, match="has ranks=, nonfinite='raise' or a BatchAttentionSampler; leave them"):
             make_loop(*make_data(48), schedule=schedule)
-
-
-def test_a_loss_that_is_not_one_number_is_refused_by_torch():
-    model = nn.Linear(6, 3)
-    optimizer = torch.optim.SGD(model.parameters())
-    loop = DeviceLoop(model, optimizer, nn.CrossEntropyLoss(reduction="none"), *make_data(48), 8)
-    with pytest.raises(RuntimeError, match="scalar"):
-        loop.run_epoch()
 
 
 def test_a_loop_shows_what_is_documented():

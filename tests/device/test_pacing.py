@@ -84,14 +84,6 @@ def test_enqueue_says_how_many_updates_were_certainly_needed():
     assert loop.synchronize() is None
 
 
-def test_updates_stop_where_they_are_asked_to_or_at_the_end_of_the_epoch():
-    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
-    assert loop.run_updates(3) is None
-    assert (loop.updates, loop.schedule.batches) == (3, 3)
-    assert loop.run_updates(100).visits == 7
-    assert loop.updates == 7
-
-
 def test_an_interrupt_in_an_update_leaves_a_loop_that_can_continue():
     calls = []
 

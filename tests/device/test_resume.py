@@ -9,7 +9,7 @@ import torch
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.errors import ProtocolError, StateError
-from tests.device.helpers import DROPOUT_SEED, make_data, make_loop, make_model, same, thinned, without_reads
+from tests.device.helpers import DROPOUT_SEED, make_data, make_loop, same, thinned, train, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,10 +34,8 @@ def new_loop(schedule="threshold", optimizer="adam", **options):
 
 @functools.cache
 def uninterrupted(schedule, optimizer):
-    torch.manual_seed(DROPOUT_SEED)
     loop = new_loop(schedule, optimizer)
-    epochs = [(without_reads(loop.run_epoch()), loop.visit_counts) for _ in range(5)]
-    return epochs, loop.state_dict()
+    return train(loop, 5), loop.state_dict()
 
 
 @pytest.mark.parametrize("case", thinned(STOPS))
@@ -134,17 +132,6 @@ def test_a_state_of_another_schedule_or_version_or_object_is_refused():
     damaged = copy.deepcopy(state)
     damaged["schedule"]["state"]["repeats"] += 1
     refused(loop, damaged, "changed or damaged")
-
-
-def test_a_state_of_another_model_or_optimizer_is_refused_by_torch():
-    loop = new_loop()
-    loop.run_epoch()
-    state = loop.state_dict()
-    with pytest.raises(RuntimeError, match="Missing key"):
-        new_loop(model=torch.nn.Sequential(*make_model(), torch.nn.Linear(3, 3))).load_state_dict(state)
-    state["optimizer"]["param_groups"] *= 2
-    with pytest.raises(ValueError, match="parameter groups"):
-        loop.load_state_dict(state)
 
 
 def test_a_gradient_scaler_is_saved_with_its_scale():
