@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import random
 
 import pytest
 from hypothesis import settings
@@ -29,42 +28,6 @@ OPTIONS = st.fixed_dictionaries(
     }
 )
 LOSSES = st.floats(0.0, 10.0) | st.sampled_from([math.inf, -math.inf, math.nan])
-
-
-def random_options(rng):
-    return {
-        "k": rng.choice([0.8, 1.0, 1.2, 1.5]),
-        "warmup_epochs": rng.choice([1, 1, 2, 3]),
-        "epoch_loss": rng.choice(["first", "last", "all"]),
-        "max_visits": rng.choice([None, 1, 2, 3, 10]),
-        "epoch_length": rng.choice([None, None, 1, 4]),
-        "budget": rng.choice([None, None, 0.05, 0.5, 1.0]),
-        "floor": rng.choice([0.0, 0.0, -0.5, 0.25]),
-    }
-
-
-def random_loss(rng):
-    return rng.choice([math.nan, math.inf, -math.inf]) if rng.random() < 0.05 else rng.lognormvariate(0.0, 0.5)
-
-
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_decisions_thresholds_and_summaries_equal_the_oracles_on_random_traces():
-    rng = random.Random(0)
-    for _ in range(300):
-        options = random_options(rng)
-        schedule, oracle = BatchAttentionSchedule(**options), Oracle(**options)
-        for _ in range(rng.randrange(5, 60)):
-            loss = random_loss(rng)
-            assert schedule.decide(loss).value == oracle.decide(loss)
-            assert schedule.threshold == oracle.threshold()
-            assert schedule.epoch == len(oracle.ended)
-            assert schedule.visits == len(oracle.current)
-            assert schedule.batches == len(oracle.finished)
-            assert schedule.state_dict()["state"]["strictness"] == oracle.strictness()
-            assert schedule.summary.as_dict() == oracle.summary()
-            if options["epoch_length"] is None and oracle.finished and not oracle.current and rng.random() < 0.2:
-                assert schedule.end_epoch().as_dict() == oracle.end_epoch()
-                assert schedule.threshold == oracle.threshold()
 
 
 class ScheduleAgainstOracle(RuleBasedStateMachine):
@@ -102,6 +65,8 @@ class ScheduleAgainstOracle(RuleBasedStateMachine):
 
     @invariant()
     def agree(self):
+        finished, current = self.oracle.finished, self.oracle.current
+        assert (self.schedule.batches, self.schedule.visits) == (len(finished), len(current))
         assert self.schedule.summary.as_dict() == self.oracle.summary()
         assert self.schedule.threshold == self.oracle.threshold()
         assert self.schedule.state_dict()["state"]["strictness"] == self.oracle.strictness()
@@ -110,22 +75,13 @@ class ScheduleAgainstOracle(RuleBasedStateMachine):
 TestScheduleAgainstOracle = pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")(
     ScheduleAgainstOracle.TestCase
 )
-TestScheduleAgainstOracle.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestScheduleAgainstOracle.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 
 
 def test_a_loss_at_the_threshold_advances_and_one_above_repeats():
     options, state = Options(), State(epoch=1, threshold=2.0)
     assert step(options, state, 2.0)[1] is Decision.ADVANCE
     assert step(options, state, math.nextafter(2.0, 3.0))[1] is Decision.REPEAT
-
-
-def test_the_threshold_is_k_times_the_mean_of_the_epoch_before():
-    schedule = BatchAttentionSchedule(1.5)
-    for loss in (1.0, 2.0, 6.0):
-        assert schedule.decide(loss) is Decision.ADVANCE
-    assert schedule.threshold is None
-    assert schedule.end_epoch().mean_loss == 3.0
-    assert schedule.threshold == 4.5
 
 
 @pytest.mark.parametrize(
@@ -166,15 +122,6 @@ def test_an_epoch_that_was_warned_of_before_it_was_saved_is_not_warned_of_again(
     resumed.load_state_dict(before)
     with pytest.warns(BatchAttentionWarning, match="in epoch 0"):
         resumed.decide(math.nan)
-
-
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_an_epoch_without_a_finite_loss_sets_no_threshold():
-    schedule = schedule_with_threshold()
-    schedule.decide(math.nan)
-    assert schedule.end_epoch().mean_loss is None
-    assert schedule.threshold is None
-    assert schedule.decide(1e9) is Decision.ADVANCE
 
 
 def test_a_loss_too_large_to_be_added_up_is_kept_out_of_the_mean_and_the_state_stays_plain_json():

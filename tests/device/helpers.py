@@ -36,23 +36,12 @@ def make_loop(
     model=None,
     optimizer=make_adam,
     loss_fn=nn.functional.cross_entropy,
-    losses=None,
-    order_seed=ORDER_SEED,
     **options,
 ):
-    """A loop that appends its losses to ``losses``; ``optimizer`` makes one of parameters."""
+    """A loop whose optimizer is made of parameters by ``optimizer``."""
     model = make_model() if model is None else model
-
-    def noting(outputs, targets):
-        loss = loss_fn(outputs, targets)
-        if losses is not None:
-            losses.append(loss.item())
-        return loss
-
-    generator = torch.Generator().manual_seed(order_seed)
-    return DeviceLoop(
-        model, optimizer(model.parameters()), noting, inputs, targets, batch_size, generator=generator, **options
-    )
+    options = {"generator": torch.Generator().manual_seed(ORDER_SEED), **options}
+    return DeviceLoop(model, optimizer(model.parameters()), loss_fn, inputs, targets, batch_size, **options)
 
 
 def train(loop, epochs):
@@ -86,6 +75,16 @@ def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, pre
             schedule.decide(losses[-1])
         trained.append((without_reads(schedule.last_summary if schedule.epoch else schedule.summary), visits))
     return trained, losses, model
+
+
+def take_turns(loops, epochs, most):
+    """The summaries of each loop; as in the guide, all loops have work before one of them is waited for."""
+    summaries = {loop: [] for loop in loops}
+    while running := [loop for loop in loops if len(summaries[loop]) < epochs]:
+        for loop in [loop for loop in running if loop.enqueue(most) < most]:
+            if (summary := loop.synchronize()) is not None:
+                summaries[loop].append(without_reads(summary))
+    return list(summaries.values())
 
 
 def thinned(options):
