@@ -150,7 +150,7 @@ def mended(**options):
     """Captures that fail, and work once what was wrong is mended: at first, of the shorter batch, after a new rate."""
     asking = Asking()
     loop, optimizer = make_loop(prepare=asking, **options)
-    breaks, failed = {0: {"most": 0}, 3: {"least": BATCH_SIZE}, 6: {"most": 0}}, 0
+    breaks, failed = {0: {"most": 0}, 2: {"least": BATCH_SIZE}, 6: {"most": 0}}, 0
     for epoch in range(9):
         vars(asking).update(breaks.get(epoch, {}))
         if epoch == 6:
