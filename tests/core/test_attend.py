@@ -284,14 +284,6 @@ def test_end_epoch_is_refused_while_a_repeat_is_due_and_where_a_length_ends_epoc
         BatchAttentionSchedule(epoch_length=3).end_epoch()
 
 
-def test_an_epoch_of_fixed_length_spans_passes():
-    schedule = BatchAttentionSchedule(1.0, epoch_length=3)
-    run_epoch(schedule, [1, 2], [1.0, 2.0])
-    assert schedule.epoch == 0
-    run_epoch(schedule, [1, 2], [3.0, 1.0])
-    assert (schedule.epoch, schedule.threshold, schedule.batches) == (1, 2.0, 1)
-
-
 @pytest.mark.parametrize("leave", ["break", "error in the loop", "error in the loader"])
 def test_a_loop_left_early_abandons_its_epoch_and_sets_no_threshold(leave):
     def batches():

@@ -44,11 +44,6 @@ def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
     assert "must be" in str(error.value)
 
 
-def test_options_other_than_k_are_keyword_only():
-    with pytest.raises(TypeError):
-        BatchAttentionSchedule(1.2, 1)
-
-
 @pytest.mark.parametrize(
     ("name", "given", "plain"),
     [
@@ -116,7 +111,11 @@ NOT_LOSSES = [
 
 @pytest.mark.parametrize(
     ("loss", "said"),
-    [*((loss, "a loss is one real number") for loss in NOT_LOSSES), *((loss, "masked loss") for loss in MASKED)],
+    [
+        *((loss, "a loss is one real number") for loss in NOT_LOSSES),
+        *((loss, "masked loss") for loss in MASKED),
+        (torch.zeros(32), r"shape \(32,\).*loss\.mean\(\)"),
+    ],
     ids=lambda loss: f"{type(loss).__name__}-{str(loss)[:12]}",
 )
 def test_anything_else_is_refused_and_the_schedule_stays_as_it_was(loss, said):
@@ -126,11 +125,6 @@ def test_anything_else_is_refused_and_the_schedule_stays_as_it_was(loss, said):
     with pytest.raises(LossError, match=said):
         schedule.decide(loss)
     assert schedule.state_dict() == before
-
-
-def test_a_vector_is_refused_with_how_to_reduce_it():
-    with pytest.raises(LossError, match=r"shape \(32,\).*loss\.mean\(\)"):
-        BatchAttentionSchedule().decide(torch.zeros(32))
 
 
 def test_an_error_of_another_library_s_stays_as_it_is():

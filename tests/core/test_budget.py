@@ -51,14 +51,6 @@ def test_the_budget_goes_to_the_worst_batches_and_is_used_up():
     assert worst[len(worst) // 2] > 1.3 * all_repeated[len(all_repeated) // 2]
 
 
-def test_the_threshold_is_above_the_floor_by_k_times_what_the_mean_is():
-    schedule = BatchAttentionSchedule(1.5, floor=2.0)
-    schedule.decide(3.0)
-    schedule.end_epoch()
-    assert schedule.threshold == 3.5
-    assert [schedule.decide(loss).value for loss in (3.6, 3.5)] == ["repeat", "advance"]
-
-
 @pytest.mark.parametrize(("options", "loss"), [({"floor": 1.0}, 0.5), ({}, -1.0)])
 def test_a_mean_below_the_floor_is_warned_of(options, loss):
     schedule = BatchAttentionSchedule(**options)

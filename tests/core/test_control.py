@@ -40,14 +40,6 @@ def test_repeats_follow_at_once_and_are_drawn_alike_for_the_same_seed():
     assert first[0] != first[1]
 
 
-def test_losses_are_averaged_and_decide_nothing():
-    control = EqualComputeControl([[2]])
-    for loss in (1e9, 0.0):
-        control.decide(loss)
-    summary = control.end_epoch()
-    assert (summary.repeats, summary.mean_loss, summary.threshold) == (1, 1e9, None)
-
-
 def test_it_is_saved_and_resumed_like_a_schedule():
     epochs = [[1, 3, 2], [2, 2, 1]]
     stopped, resumed = EqualComputeControl(epochs, seed=3), EqualComputeControl(epochs, seed=3)

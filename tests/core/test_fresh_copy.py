@@ -274,16 +274,11 @@ def test_a_batch_that_was_changed_in_place_is_not_repeated_and_its_epoch_is_aban
     "wrap", [*OBJECTS, lambda tensor: tensor, lambda tensor: {"a": [tensor]}, lambda tensor: (torch.ones(1), tensor)]
 )
 def test_changes_in_place_are_found_wherever_the_tensor_is(wrap):
-    tensor = torch.ones(3)
-    with pytest.raises(BatchChangedError, match=r"\(3,\)"):
-        change_in_place(schedule_with_threshold(), [wrap(tensor)], lambda _: tensor.add_(1))
-
-
-def test_a_second_visit_that_changes_in_place_is_found_too():
-    schedule = schedule_with_threshold()
-    with pytest.raises(BatchChangedError):
-        change_in_place(schedule, [torch.ones(1)], at_visit=2)
-    assert schedule.visits == 2
+    for at_visit in (1, 2):
+        schedule, tensor = schedule_with_threshold(), torch.ones(3)
+        with pytest.raises(BatchChangedError, match=r"\(3,\)"):
+            change_in_place(schedule, [wrap(tensor)], lambda _, tensor=tensor: tensor.add_(1), at_visit=at_visit)
+        assert schedule.visits == at_visit
 
 
 def test_a_loop_that_changes_in_place_is_warned_at_its_first_batch_and_continues_until_a_repeat():

@@ -40,17 +40,6 @@ def test_two_calls_are_one(epochs, options):
     assert made[0] == made[1]
 
 
-def test_two_calls_in_a_hand_written_loop():
-    schedule = BatchAttentionSchedule()
-    schedule.report(1.0)
-    assert schedule.decide() is Decision.ADVANCE
-    schedule.end_epoch()
-    schedule.report(9.0, samples=4)
-    assert schedule.decide() is Decision.REPEAT
-    with pytest.raises(ProtocolError, match="the last decision was REPEAT"):
-        schedule.end_epoch()
-
-
 @pytest.mark.parametrize(
     ("calls", "words"),
     [

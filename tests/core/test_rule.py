@@ -6,9 +6,6 @@ import math
 import random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleSummary
 from batch_sampler_attn.errors import BatchAttentionWarning
@@ -17,115 +14,57 @@ from batch_sampler_attn.rule import State, skip, step
 from tests.core.helpers import schedule_with_threshold
 from tests.core.oracle import Oracle
 
-OPTIONS = st.fixed_dictionaries(
-    {
-        "k": st.floats(0.5, 2.0),
-        "warmup_epochs": st.integers(1, 3),
-        "epoch_loss": st.sampled_from(["first", "last", "all"]),
-        "max_visits": st.none() | st.integers(1, 6),
-        "epoch_length": st.none() | st.integers(1, 4),
-        "budget": st.none() | st.floats(0.01, 1.0),
-        "floor": st.sampled_from([0.0, -0.5, 0.25]),
-    }
-)
-LOSSES = st.floats(0.0, 10.0) | st.sampled_from([math.inf, -math.inf, math.nan])
-
 
 def random_options(rng):
     return {
-        "k": rng.choice([0.8, 1.0, 1.2, 1.5]),
+        "k": rng.uniform(0.5, 2.0),
         "warmup_epochs": rng.choice([1, 1, 2, 3]),
         "epoch_loss": rng.choice(["first", "last", "all"]),
         "max_visits": rng.choice([None, 1, 2, 3, 10]),
         "epoch_length": rng.choice([None, None, 1, 4]),
-        "budget": rng.choice([None, None, 0.05, 0.5, 1.0]),
+        "budget": rng.choice([None, None, 1.0, rng.uniform(0.01, 1.0)]),
         "floor": rng.choice([0.0, 0.0, -0.5, 0.25]),
     }
 
 
-def random_loss(rng):
-    return rng.choice([math.nan, math.inf, -math.inf]) if rng.random() < 0.05 else rng.lognormvariate(0.0, 0.5)
+def random_loss(rng, threshold):
+    if rng.random() < 0.1:
+        return rng.choice([math.nan, math.inf, -math.inf, 0.0, threshold or 1.0])
+    return rng.lognormvariate(0.0, 0.5)
 
 
+@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_decisions_thresholds_and_summaries_equal_the_oracles_on_random_traces():
-    rng = random.Random(0)
-    for _ in range(300):
+def test_everything_that_may_be_done_to_a_schedule_in_any_order_has_the_outcome_of_the_oracle(seed):
+    rng = random.Random(seed)
+    for _ in range(50):
         options = random_options(rng)
         schedule, oracle = BatchAttentionSchedule(**options), Oracle(**options)
         for _ in range(rng.randrange(5, 60)):
-            loss = random_loss(rng)
+            loss = random_loss(rng, oracle.threshold())
             assert schedule.decide(loss).value == oracle.decide(loss)
-            assert schedule.threshold == oracle.threshold()
-            assert schedule.epoch == len(oracle.ended)
-            assert schedule.visits == len(oracle.current)
-            assert schedule.batches == len(oracle.finished)
-            assert schedule.state_dict()["state"]["strictness"] == oracle.strictness()
-            assert schedule.summary.as_dict() == oracle.summary()
             if options["epoch_length"] is None and oracle.finished and not oracle.current and rng.random() < 0.2:
-                assert schedule.end_epoch().as_dict() == oracle.end_epoch()
-                assert schedule.threshold == oracle.threshold()
-
-
-class ScheduleAgainstOracle(RuleBasedStateMachine):
-    """Everything that may be done to a schedule, in any order, beside the oracle."""
-
-    @initialize(options=OPTIONS)
-    def begin(self, options):
-        self.options = options
-        self.schedule, self.oracle = BatchAttentionSchedule(**options), Oracle(**options)
-
-    @rule(loss=LOSSES)
-    def decide(self, loss):
-        assert self.schedule.decide(loss).value == self.oracle.decide(loss)
-
-    @precondition(
-        lambda self: self.options["epoch_length"] is None and self.oracle.finished and not self.oracle.current
-    )
-    @rule()
-    def end_epoch(self):
-        summary = self.schedule.end_epoch()
-        assert summary.as_dict() == self.oracle.end_epoch()
-        assert self.schedule.last_summary is summary
-
-    @rule()
-    def abandon_epoch(self):
-        self.schedule.abandon_epoch()
-        self.oracle.abandon_epoch()
-
-    @rule()
-    def save_and_load(self):
-        successor = BatchAttentionSchedule(**self.options)
-        successor.load_state_dict(self.schedule.state_dict())
-        assert successor.state_dict() == self.schedule.state_dict()
-        self.schedule = successor
-
-    @invariant()
-    def agree(self):
-        assert self.schedule.summary.as_dict() == self.oracle.summary()
-        assert self.schedule.threshold == self.oracle.threshold()
-        assert self.schedule.state_dict()["state"]["strictness"] == self.oracle.strictness()
-
-
-TestScheduleAgainstOracle = pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")(
-    ScheduleAgainstOracle.TestCase
-)
-TestScheduleAgainstOracle.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+                summary = schedule.end_epoch()
+                assert summary.as_dict() == oracle.end_epoch()
+                assert schedule.last_summary is summary
+            if rng.random() < 0.05:
+                schedule.abandon_epoch()
+                oracle.abandon_epoch()
+            if rng.random() < 0.1:
+                state, schedule = schedule.state_dict(), BatchAttentionSchedule(**options)
+                schedule.load_state_dict(state)
+                assert schedule.state_dict() == state
+            assert schedule.threshold == oracle.threshold()
+            assert schedule.summary.as_dict() == oracle.summary()
+            assert (schedule.epoch, schedule.batches) == (len(oracle.ended), len(oracle.finished))
+            assert schedule.visits == len(oracle.current)
+            assert schedule.state_dict()["state"]["strictness"] == oracle.strictness()
 
 
 def test_a_loss_at_the_threshold_advances_and_one_above_repeats():
     options, state = Options(), State(epoch=1, threshold=2.0)
     assert step(options, state, 2.0)[1] is Decision.ADVANCE
     assert step(options, state, math.nextafter(2.0, 3.0))[1] is Decision.REPEAT
-
-
-def test_the_threshold_is_k_times_the_mean_of_the_epoch_before():
-    schedule = BatchAttentionSchedule(1.5)
-    for loss in (1.0, 2.0, 6.0):
-        assert schedule.decide(loss) is Decision.ADVANCE
-    assert schedule.threshold is None
-    assert schedule.end_epoch().mean_loss == 3.0
-    assert schedule.threshold == 4.5
 
 
 @pytest.mark.parametrize(
@@ -166,15 +105,6 @@ def test_an_epoch_that_was_warned_of_before_it_was_saved_is_not_warned_of_again(
     resumed.load_state_dict(before)
     with pytest.warns(BatchAttentionWarning, match="in epoch 0"):
         resumed.decide(math.nan)
-
-
-@pytest.mark.filterwarnings("ignore::batch_sampler_attn.errors.BatchAttentionWarning")
-def test_an_epoch_without_a_finite_loss_sets_no_threshold():
-    schedule = schedule_with_threshold()
-    schedule.decide(math.nan)
-    assert schedule.end_epoch().mean_loss is None
-    assert schedule.threshold is None
-    assert schedule.decide(1e9) is Decision.ADVANCE
 
 
 def test_a_loss_too_large_to_be_added_up_is_kept_out_of_the_mean_and_the_state_stays_plain_json():

@@ -1,7 +1,6 @@
 """Small loops and their naive twins, for the tests of this folder."""
 
 import itertools
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -29,10 +28,6 @@ def make_adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2)
 
 
-def add_noise(inputs):
-    return inputs + 0.1 * torch.rand(inputs.shape)
-
-
 def make_loop(
     inputs,
     targets,
@@ -41,41 +36,28 @@ def make_loop(
     model=None,
     optimizer=make_adam,
     loss_fn=nn.functional.cross_entropy,
-    losses=None,
-    order_seed=ORDER_SEED,
     **options,
 ):
-    """A loop that appends its losses to ``losses``; ``optimizer`` makes one of parameters."""
+    """A loop whose optimizer is made of parameters by ``optimizer``."""
     model = make_model() if model is None else model
-
-    def noting(outputs, targets):
-        loss = loss_fn(outputs, targets)
-        if losses is not None:
-            losses.append(loss.item())
-        return loss
-
-    generator = torch.Generator().manual_seed(order_seed)
-    return DeviceLoop(
-        model, optimizer(model.parameters()), noting, inputs, targets, batch_size, generator=generator, **options
-    )
+    options = {"generator": torch.Generator().manual_seed(ORDER_SEED), **options}
+    return DeviceLoop(model, optimizer(model.parameters()), loss_fn, inputs, targets, batch_size, **options)
 
 
-class Trained(NamedTuple):
-    """The outcome of a hand-written loop; ``visits`` are those to each batch, by epoch."""
-
-    summaries: list
-    losses: list
-    visits: list
-    model: nn.Module
+def train(loop, epochs):
+    """The summary of each epoch, and the visits to each batch."""
+    torch.manual_seed(DROPOUT_SEED)
+    return [(without_reads(loop.run_epoch()), loop.visit_counts) for _ in range(epochs)]
 
 
 def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, prepare=None, autocast=None, scaler=None):
-    """The training of ``make_loop`` in a hand-written loop."""
+    """What ``train`` returns for ``make_loop``, all losses, and the model, of a hand-written loop."""
+    torch.manual_seed(DROPOUT_SEED)
     model = make_model()
     optimizer = optimizer(model.parameters())
     generator = torch.Generator().manual_seed(ORDER_SEED)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    trained = Trained([], [], [], model)
+    trained, losses = [], []
     for _ in range(epochs):
         order = torch.randperm(len(inputs), generator=generator)
         batches = [(inputs[batch], targets[batch]) for batch in order.split(8)]
@@ -88,12 +70,21 @@ def train_naively(schedule, inputs, targets, epochs, *, optimizer=make_adam, pre
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            trained.losses.append(loss.item())
+            losses.append(loss.item())
             visits[schedule.batch_index] += 1
-            schedule.decide(trained.losses[-1])
-        trained.visits.append(visits)
-        trained.summaries.append(without_reads(schedule.last_summary if schedule.epoch else schedule.summary))
-    return trained
+            schedule.decide(losses[-1])
+        trained.append((without_reads(schedule.last_summary if schedule.epoch else schedule.summary), visits))
+    return trained, losses, model
+
+
+def take_turns(loops, epochs, most):
+    """The summaries of each loop; as in the guide, all loops have work before one of them is waited for."""
+    summaries = {loop: [] for loop in loops}
+    while running := [loop for loop in loops if len(summaries[loop]) < epochs]:
+        for loop in [loop for loop in running if loop.enqueue(most) < most]:
+            if (summary := loop.synchronize()) is not None:
+                summaries[loop].append(without_reads(summary))
+    return list(summaries.values())
 
 
 def thinned(options):

@@ -20,6 +20,7 @@ OPTIONS = {
     "threshold": [None, 1.0],
     "budget": [None, 0.1, 1.0],
     "floor": [0.0, -1.0, 0.5],
+    "is_random": [False, True],
 }
 
 
@@ -34,31 +35,19 @@ def random_loss(rng):
 def test_the_counters_equal_the_rule_after_every_visit(case):
     number, options = case
     rng, state = random.Random(number), State(epoch=3, threshold=options.pop("threshold"))
-    options = Options(**options)
+    is_random, options, drawn = options.pop("is_random"), Options(**options), None
     criterion = criterion_of(options)
-    counters, visits = Counters(options, torch.device("cpu"), 100), [0] * 100
-    counters.write(state, 0, visits)
+    if is_random:
+        criterion = RandomVisits([[1]] * 3 + [[rng.choice([1, 1, 2, 5]) for _ in range(100)]], seed=number)
+        drawn = criterion.draw(3)
+    counters, visits = Counters(options, torch.device("cpu"), 100, is_random=is_random), [0] * 100
+    counters.write(state, 0, visits, drawn)
     for _ in range(100):
         loss = random_loss(rng)
         before, visits[state.batches] = state, visits[state.batches] + 1
         state, _ = visit(options, criterion, state, loss.item(), state.batches)
         counters.visit(loss)
         assert counters.read(before) == (state, state.batches, visits)
-
-
-@pytest.mark.parametrize("epoch_loss", ["first", "last", "all"])
-def test_random_visits_equal_the_rule_after_every_visit(epoch_loss):
-    rng, state = random.Random(0), State(epoch=1)
-    options = Options(epoch_loss=epoch_loss, max_visits=None)
-    criterion = RandomVisits([[1], [rng.choice([1, 1, 2, 5]) for _ in range(30)]], seed=3)
-    counters = Counters(options, torch.device("cpu"), 30, is_random=True)
-    counters.write(state, 0, [0] * 30, criterion.draw(1))
-    while state.batches < 30:
-        loss, before = random_loss(rng), state
-        state, _ = visit(options, criterion, state, loss.item(), state.batches)
-        counters.visit(loss)
-        assert counters.read(before)[:2] == (state, state.batches)
-    assert counters.read(state)[2] == criterion.draw(1)
 
 
 def test_losses_that_make_the_sum_infinite_do_not_count():

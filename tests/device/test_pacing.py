@@ -8,24 +8,10 @@ import torch
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.errors import ProtocolError
-from tests.device.helpers import are_equal, make_data, make_loop, without_reads
+from tests.device.helpers import DROPOUT_SEED, are_equal, make_data, make_loop, take_turns, train, without_reads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def scripted_loop(losses, batches, **options):
-    """A loop whose losses come from a script, one for each visit, and still have gradients."""
-    model, script = nn.Linear(2, 1), iter(losses)
-    schedule = BatchAttentionSchedule(1.0, **options)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    inputs, targets = torch.randn(2 * batches, 2), torch.zeros(2 * batches)
-
-    def loss_fn(outputs, targets):
-        return outputs.sum() * 0.0 + next(script)
-
-    return DeviceLoop(model, optimizer, loss_fn, inputs, targets, 2, schedule=schedule)
 
 
 def reads_by_the_rule(repeated):
@@ -46,8 +32,13 @@ def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
     repeated = []
     while repeated.count(False) < batches:
         repeated.append(rng.random() < share)
-    losses = [1.0] * batches + [2.0 if again else 0.5 for again in repeated]
-    loop = scripted_loop(losses, batches, max_visits=None)
+    losses = iter([1.0] * batches + [2.0 if again else 0.5 for again in repeated])
+    loop = make_loop(
+        *make_data(2 * batches),
+        2,
+        loss_fn=lambda outputs, targets: outputs.sum() * 0.0 + next(losses),
+        schedule=BatchAttentionSchedule(1.0, max_visits=None),
+    )
     loop.run_epoch()
     summary = loop.run_epoch()
     assert summary.repeats == repeated.count(True)
@@ -56,20 +47,16 @@ def test_host_reads_grow_with_the_logarithm_of_the_batches(share, batches):
 
 
 @pytest.mark.parametrize("epoch_length", [2, 3, 4])
-def test_updates_that_are_enqueued_bit_by_bit_do_not_run_past_the_end_of_an_epoch(epoch_length):
-    def make():
-        schedule = BatchAttentionSchedule(1.0, max_visits=3, epoch_length=epoch_length)
-        return make_loop(*make_data(50), schedule=schedule)
-
-    loop, expected = make(), make()
-    for each in (loop, expected):
-        torch.manual_seed(0)
-        for _ in range(4):
-            summary = None
-            while summary is None:
-                # Never more than one update is in flight.
-                each.enqueue(1 if each is loop else None)
-                summary = each.synchronize()
+def test_updates_that_are_made_one_by_one_are_those_of_whole_epochs(epoch_length):
+    loop, expected = (
+        make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0, max_visits=3, epoch_length=epoch_length))
+        for _ in range(2)
+    )
+    train(expected, 4)
+    torch.manual_seed(DROPOUT_SEED)
+    for _ in range(4):
+        while loop.run_updates(1) is None:
+            pass
     assert loop.schedule.state_dict()["state"] == expected.schedule.state_dict()["state"]
     assert are_equal(loop.model, expected.model)
 
@@ -82,14 +69,6 @@ def test_enqueue_says_how_many_updates_were_certainly_needed():
     assert [loop.enqueue(4), loop.enqueue(4)] == [1, 0]
     assert loop.synchronize().visits == 7
     assert loop.synchronize() is None
-
-
-def test_updates_stop_where_they_are_asked_to_or_at_the_end_of_the_epoch():
-    loop = make_loop(*make_data(50), schedule=BatchAttentionSchedule(1.0))
-    assert loop.run_updates(3) is None
-    assert (loop.updates, loop.schedule.batches) == (3, 3)
-    assert loop.run_updates(100).visits == 7
-    assert loop.updates == 7
 
 
 def test_an_interrupt_in_an_update_leaves_a_loop_that_can_continue():
@@ -144,16 +123,10 @@ def test_loops_that_take_turns_have_the_results_that_each_has_alone():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
             model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-        return make_loop(*make_data(50, index), model=model, order_seed=index, schedule=BatchAttentionSchedule(1.0))
+        return make_loop(*make_data(50, index), model=model, schedule=BatchAttentionSchedule(1.0))
 
     alone = [make(index) for index in range(3)]
     expected = [[without_reads(loop.run_epoch()) for _ in range(4)] for loop in alone]
     together = [make(index) for index in range(3)]
-    # As in the guide: all loops have work before one of them is waited for.
-    summaries = {loop: [] for loop in together}
-    while running := [loop for loop in together if len(summaries[loop]) < 4]:
-        for loop in [loop for loop in running if loop.enqueue(3) < 3]:
-            if (summary := loop.synchronize()) is not None:
-                summaries[loop].append(without_reads(summary))
-    assert list(summaries.values()) == expected
+    assert take_turns(together, 4, most=3) == expected
     assert all(are_equal(ours.model, theirs.model) for ours, theirs in zip(together, alone, strict=True))

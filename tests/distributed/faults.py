@@ -1,5 +1,6 @@
 """What goes wrong on one rank of two, with the error on each: rows of the table in docs/ranks.md."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,6 +86,11 @@ class Fault(NamedTuple):
     act: Callable[..., Any]
     errors: tuple[type[Exception], type[Exception]]
     words: str
+
+    def check(self, raised):
+        # A rank that waited in vain would have raised RankTimeoutError.
+        assert tuple(map(type, raised)) == self.errors
+        assert re.search(self.words, str(raised[0]))
 
 
 DIVERGED = (RanksDivergedError, RanksDivergedError)

@@ -1,7 +1,6 @@
 """Ranks as real processes, and the result of each."""
 
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +15,9 @@ import torch.multiprocessing as mp
 # Far more than ranks need on a busy machine: reached only if they wait for each other forever.
 SECONDS = 900
 
+# Of an exchange: no rank waits so long, however slow the machine is.
+PATIENCE_SECONDS = 600.0
+
 # Ranks are forked from a process that has imported these, which takes longer than most of them run.
 multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp"])
 
@@ -23,12 +25,7 @@ multiprocessing.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp
 def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *arguments: Any, may_end: bool = False) -> list:
     """The result of ``function(rank, *arguments)`` on each of several gloo ranks; an error there is raised here.
 
-    Args:
-        function: Defined at the top of a module.
-        ranks: The number of ranks.
-        folder: An empty folder.
-        arguments: Further arguments.
-        may_end: Whether a rank may end without a result, which is None then.
+    The function is at the top of a module, ``folder`` is empty. If a rank ``may_end``, its result is None.
     """
     context = mp.start_processes(
         _run, (function, ranks, str(folder), arguments), nprocs=ranks, join=False, start_method="forkserver"
@@ -63,21 +60,3 @@ def _run(rank, function, ranks, folder, arguments):
     torch.save((result, raised), f"{folder}/{rank}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def attempt(call: Callable[[], Any]) -> Any:
-    """What a call returned or raised."""
-    try:
-        return call()
-    except Exception as error:
-        return error
-
-
-def outcome(call: Callable[[], Any]) -> tuple[Any]:
-    """A tuple of ``attempt(call)`` alone, as older tests take it."""
-    return (attempt(call),)
-
-
-def end_at_once() -> None:
-    """End this process as if it was killed."""
-    os._exit(3)

@@ -1,13 +1,78 @@
-"""The process groups that exchanges have of their own: among others, after others, and as a rank ends."""
+"""MeanOverRanks: in one process, and its own process groups among others, after others, and as a rank ends."""
+
+import pickle
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from batch_sampler_attn import Decision
-from batch_sampler_attn.errors import ProtocolError, RankLostError
-from tests.distributed.groups import through_a_run
-from tests.distributed.processes import run_ranks
+from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.distributed import MeanOverRanks
+from batch_sampler_attn.errors import OptionError, ProtocolError, RankLostError
+from batch_sampler_attn.ranks import MessageKind, RankMessage
+from tests.core.helpers import COPIES
+from tests.distributed.processes import PATIENCE_SECONDS, run_ranks
+from tests.distributed.threads import attempt
 
 RANKS = 3
+
+
+def make_schedule(group=None):
+    return BatchAttentionSchedule(1.0, max_visits=2, ranks=MeanOverRanks(group, timeout_seconds=PATIENCE_SECONDS))
+
+
+def train(schedule, loss_of):
+    """An epoch of two batches; the decisions, and the threshold afterwards."""
+    decisions = []
+    for batch in schedule.attend(range(2)):
+        schedule.report(loss_of(batch))
+        decisions.append(schedule.decide().value)
+    return decisions, schedule.threshold
+
+
+def side_by_side(rank):
+    one, other = make_schedule(), make_schedule()
+    for batch, _ in zip(one.attend(range(2)), other.attend(range(2)), strict=True):
+        one.report(1.0 + rank + batch)
+        other.report(10.0 * (1.0 + rank + batch))
+        other.decide()
+        one.decide()
+    return one.threshold, other.threshold
+
+
+def ended_during_the_comparison(rank):
+    """Rank 1 notices together with rank 0 that they differ, and ends before it says how."""
+    if rank:
+        ranks = MeanOverRanks(timeout_seconds=PATIENCE_SECONDS)
+        return ranks.start(RankMessage(MessageKind.BEGIN, 0, 0, 0, digest=12345))()
+    schedule = make_schedule()
+    return [attempt(lambda: train(schedule, float)), attempt(lambda: schedule.decide(1.0))]
+
+
+def through_a_run(rank, folder):
+    def loss_of(batch):
+        return 1.0 + rank + batch
+
+    pair = dist.new_group([1, 2])
+    outcomes = {"schedules side by side": side_by_side(rank)}
+    schedule = make_schedule()
+    outcomes["all ranks"] = train(schedule, loss_of)
+    outcomes["a copy of a schedule in use"] = train(pickle.loads(pickle.dumps(schedule)), loss_of)
+    if rank:
+        outcomes["a pair of them"] = train(make_schedule(pair), loss_of), MeanOverRanks(pair).rank
+
+    dist.destroy_process_group()
+    by_hand = BatchAttentionSchedule(1.0, max_visits=2)
+    by_hand.decide(1.0)
+    by_hand.decide(1.0)
+    by_hand.end_epoch()
+    name, rank_now, ranks = ("alone", 0, 1) if rank == 2 else ("again", rank, 2)
+    dist.init_process_group("gloo", f"file://{folder}/{name}", rank=rank_now, world_size=ranks)
+    outcomes["by hand"] = attempt(lambda: by_hand.decide(1.5))
+    outcomes["fewer ranks after another init_process_group"] = train(schedule, lambda batch: 1.0 + rank + 2 * batch)
+    if rank < 2:
+        outcomes["ended"] = ended_during_the_comparison(rank)
+    return outcomes
 
 
 @pytest.fixture(scope="module")
@@ -16,25 +81,23 @@ def results(tmp_path_factory):
     return run_ranks(through_a_run, RANKS, folder, str(folder))
 
 
-def test_ranks_of_a_group_decide_alike_while_all_ranks_do(results):
-    # Losses of 1 + rank + batch, in two batches.
-    assert [result["whole"] for result in results] == [(["advance"] * 2, 2.5)] * RANKS
-    assert [result["pair"] for result in results[1:]] == [((["advance"] * 2, 3.0), rank) for rank in (0, 1)]
+# Of losses of 1 + rank + batch in two batches, against a threshold of 2.5 where there is one.
+DECIDED = {
+    "all ranks": [(["advance"] * 2, 2.5)] * RANKS,
+    "a pair of them": [None, ((["advance"] * 2, 3.0), 0), ((["advance"] * 2, 3.0), 1)],
+    "a copy of a schedule in use": [(["advance", "repeat", "advance"], 2.5)] * RANKS,
+    "schedules side by side": [(2.5, 25.0)] * RANKS,
+    # Of 1 + rank + 2 * batch.
+    "fewer ranks after another init_process_group": [
+        *[(["advance", "repeat", "advance"], 2.5)] * 2,
+        (["repeat", "advance", "repeat", "advance"], 4.0),
+    ],
+}
 
 
-def test_a_copy_of_a_schedule_in_use_has_a_group_of_its_own(results):
-    # Losses of 1 + rank + batch, against 2.5.
-    assert [result["twin"] for result in results] == [(["advance", "repeat", "advance"], 2.5)] * RANKS
-
-
-def test_schedules_side_by_side_do_not_mix_their_losses(results):
-    assert [result["side by side"] for result in results] == [(2.5, 25.0)] * RANKS
-
-
-def test_a_schedule_continues_with_the_ranks_of_another_init_process_group(results):
-    # Losses of 1 + rank + 2 * batch, against 2.5.
-    assert [result["fewer ranks"] for result in results[:2]] == [(["advance", "repeat", "advance"], 2.5)] * 2
-    assert results[2]["fewer ranks"] == (["repeat", "advance", "repeat", "advance"], 4.0)
+@pytest.mark.parametrize("name", DECIDED)
+def test_ranks_of_a_group_decide_by_the_losses_of_their_schedule(results, name):
+    assert [result.get(name) for result in results] == DECIDED[name]
 
 
 def test_a_loop_by_hand_that_began_before_there_were_ranks_is_refused_among_them(results):
@@ -48,3 +111,41 @@ def test_if_a_rank_ends_as_options_are_compared_every_call_of_the_other_is_an_er
     for error in results[0]["ended"]:
         assert type(error) is RankLostError
         assert "the comparison of options" in str(error)
+
+
+# One process ----------------------------------------------------------------------------------------------
+
+
+def train_alone(schedule, loss_type=torch.tensor):
+    return [
+        train(schedule, lambda batch, losses=losses: loss_type(losses[batch] / 2**schedule.visits))
+        for losses in ([1.0, 2.0], [4.0, 1.0], [1.0, 1.0])
+    ]
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_without_a_process_group_it_changes_nothing(framework):
+    loss_type = torch.tensor if framework == "torch" else pytest.importorskip("jax.numpy").float32
+    made = train_alone(BatchAttentionSchedule(ranks=MeanOverRanks()), loss_type)
+    assert made == train_alone(BatchAttentionSchedule())
+    assert "repeat" in made[1][0]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copied_schedule_has_messages_of_its_own(copied):
+    ranks = MeanOverRanks(timeout_seconds=7)
+    schedule = BatchAttentionSchedule(ranks=ranks)
+    twin_schedule, twin = copied((schedule, ranks))
+    assert twin is not ranks
+    assert twin.timeout_seconds == 7
+    with pytest.raises(OptionError, match="belongs to another schedule"):
+        BatchAttentionSchedule(ranks=twin)
+    assert train_alone(twin_schedule) == train_alone(schedule)
+
+
+def test_a_limit_or_a_group_of_another_kind_is_refused():
+    for seconds in (0, float("inf"), "1", 0.0001, 1e10):
+        with pytest.raises(OptionError, match="timeout_seconds"):
+            MeanOverRanks(timeout_seconds=seconds)
+    with pytest.raises(OptionError, match="'gloo'; it must be None, or a process group that this rank is in"):
+        MeanOverRanks("gloo")

@@ -1,10 +1,8 @@
 """Ranks decide alike or raise errors at once, whatever carries their messages; here, threads without torch."""
 
-import copy
 import functools
 import math
 import operator
-import pickle
 import sys
 import types
 
@@ -15,8 +13,9 @@ from hypothesis import strategies as st
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, RanksDivergedError, StateError
 from batch_sampler_attn.ranks import MessageKind, Shard, shard_of, unpack_shard
+from tests.core.helpers import COPIES
 from tests.distributed.faults import FAULTS, begin_again, make_schedule, train
-from tests.distributed.threads import OverThreads, on_threads
+from tests.distributed.threads import on_threads
 
 OPTIONS = st.fixed_dictionaries(
     {
@@ -27,12 +26,6 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 # The option ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ranks", ["mean", 3, print, BatchAttentionSchedule, OverThreads])
-def test_what_cannot_carry_messages_is_refused(ranks):
-    with pytest.raises(OptionError, match=r"ranks is .*MeanOverRanks\(\)"):
-        BatchAttentionSchedule(ranks=ranks)
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -54,17 +47,21 @@ class Echo:
 
     rank, ranks = 0, 1
 
+    def __init__(self):
+        self.kinds = []
+
     def claim(self):
         pass
 
     def start(self, message):
+        self.kinds.append(message.kind)
         return lambda: [message]
 
     def gather(self, value):
         return [value]
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("call", ["report", "skip"])
 def test_a_copy_has_no_messages_on_their_way_and_reports_a_loss_again(call, copied):
     schedule = BatchAttentionSchedule(ranks=Echo())
@@ -82,19 +79,13 @@ def test_a_copy_has_no_messages_on_their_way_and_reports_a_loss_again(call, copi
 
 
 def test_ranks_are_compared_once_an_epoch_by_hand():
-    kinds = []
-
-    class Counting(Echo):
-        def start(self, message):
-            kinds.append(message.kind)
-            return super().start(message)
-
-    schedule = BatchAttentionSchedule(ranks=Counting())
+    ranks = Echo()
+    schedule = BatchAttentionSchedule(ranks=ranks)
     for _ in range(2):
         for loss in (1.0, 0.5):
             schedule.decide(loss)
         schedule.end_epoch()
-    assert kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
+    assert ranks.kinds == [MessageKind.BEGIN, *[MessageKind.VISIT] * 2, MessageKind.END] * 2
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -184,26 +175,18 @@ def test_the_mean_is_by_samples_and_a_rank_without_samples_weighs_nothing(batch,
     assert on_threads(len(batch), on_rank) == [mean] * len(batch)
 
 
-def test_epochs_of_fixed_length_end_alike():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(epoch_length=2, ranks=transport)
-        for _ in schedule.attend(range(5)):
-            schedule.decide(1.0 + rank)
-        return schedule.threshold, schedule.epoch, schedule.state_dict()["state"]["batches"]
+@pytest.mark.parametrize(
+    "make",
+    [functools.partial(BatchAttentionSchedule, epoch_length=3), functools.partial(EqualComputeControl, [[1, 3, 1, 2]])],
+    ids=["epochs of fixed length", "a control"],
+)
+def test_other_schedules_decide_on_ranks_as_one_on_the_mean(make):
+    def train(schedule, loss):
+        made = [(batch, schedule.decide(loss)) for batch in schedule.attend(range(4))]
+        return made, schedule.last_summary, schedule.batches
 
-    assert on_threads(2, on_rank) == [(pytest.approx(1.8), 2, 1)] * 2
-
-
-def test_a_control_repeats_alike():
-    def on_rank(rank, transport):
-        schedule = EqualComputeControl([[1, 3, 1, 2]], ranks=transport)
-        made = [(batch, schedule.decide(1.0 + rank)) for batch in schedule.attend(range(4))]
-        return made, schedule.last_summary.mean_loss
-
-    (made, mean), other = on_threads(2, on_rank)
-    assert other == (made, mean)
-    assert len(made) == 7
-    assert mean == 1.5
+    expected = train(make(), 1.5)
+    assert on_threads(2, lambda rank, transport: train(make(ranks=transport), 1.0 + rank)) == [expected] * 2
 
 
 # Ranks that differ ---------------------------------------------------------------------------------------
@@ -211,12 +194,7 @@ def test_a_control_repeats_alike():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_on_one_rank_is_an_error_on_both(name):
-    act, errors, words = FAULTS[name]
-    raised = on_threads(2, act)
-    # A rank that waited in vain would have raised RankTimeoutError.
-    assert tuple(map(type, raised)) == errors
-    with pytest.raises(errors[0], match=words):
-        raise raised[0]
+    FAULTS[name].check(on_threads(2, FAULTS[name].act))
 
 
 def differ(on_rank, ranks=2):
@@ -253,6 +231,7 @@ def test_a_visit_skipped_on_one_rank_is_an_error_on_all_that_names_it(ranks, pla
 
     for message in differ(on_rank, ranks):
         assert "rank 1: epoch {}, batch {}, visit {}, skipped".format(*place) in message
+        assert f"{'rank 0' if ranks == 2 else 'ranks 0, 2'}: epoch" in message
         assert "Call skip() on all ranks or on none" in message
 
 
@@ -285,16 +264,6 @@ def test_ranks_train_again_after_a_skip_on_one_of_them(leaving):
         return [schedule.decide(1.0) for _ in schedule.attend(range(3))]
 
     assert on_threads(2, on_rank) == [[Decision.ADVANCE] * 3] * 2
-
-
-def test_every_rank_at_a_place_is_named():
-    def on_rank(rank, transport):
-        schedule = BatchAttentionSchedule(ranks=transport)
-        for _ in schedule.attend(iter(range(2 + (rank == 3)))):
-            schedule.decide(1.0)
-
-    for message in differ(on_rank, 6):
-        assert "ranks 0, 1, 2, 4, 5: ended epoch 0 after 2 batches; rank 3: epoch 0, has a batch 2" in message
 
 
 # Saved on one rank, loaded on all ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Ranks as threads of one process, which need no torch."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from batch_sampler_attn.errors import RankTimeoutError
 
@@ -37,19 +38,16 @@ class OverThreads:
         return wait
 
 
+def attempt(call):
+    """What a call returned or raised."""
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
 def on_threads(ranks, work):
     """What ``work(rank, transport)`` returned, or raised, for each rank."""
-    sent, condition, results = [[] for _ in range(ranks)], threading.Condition(), [None] * ranks
-
-    def run(rank):
-        try:
-            results[rank] = work(rank, OverThreads(rank, sent, condition))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    sent, condition = [[] for _ in range(ranks)], threading.Condition()
+    with ThreadPoolExecutor(ranks) as pool:
+        return [*pool.map(lambda rank: attempt(lambda: work(rank, OverThreads(rank, sent, condition))), range(ranks))]

@@ -7,22 +7,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from tests.device.replay.generators import Generator
 from tests.device.replay.memory import RUBBISH, Block, DeviceTensor, no_modes
-from tests.device.replay.operators import Shape, called_with, changed_by, is_view, shapes_of
-from tests.device.replay.streams import Stream
+from tests.device.replay.streams import Generator, Stream
 
 
 class Machine:
     """A device, with its streams.
 
-    Args:
-        at_once: The numbers of the streams that do their work as soon as they can; the caller's is 0, others follow in
-            the order in which they are made. The others do nothing before they are waited for.
-
-    Attributes:
-        waits: How often the host waited.
-        enqueued: How much it was given to do.
+    The streams with the numbers ``at_once`` do their work as soon as they can; the caller's is 0, others follow in the
+    order in which they are made. The others do nothing before they are waited for. ``waits`` counts how often the host
+    waited.
     """
 
     # The second of two: what is taken for the first shows.
@@ -68,16 +62,12 @@ class Machine:
 
     # Memory ---------------------------------------------------------------------------------------------------
 
-    def place(self, inside):
-        """A tensor of the device around memory that nothing else has."""
-        return DeviceTensor(inside, Block(self, inside.untyped_storage()))
-
     def make(self, like):
         """Memory for a tensor of this shape and layout, with rubbish in it."""
         with no_modes():
             inside = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="cpu")
             torch.tensor([], dtype=torch.uint8).set_(inside.untyped_storage()).fill_(RUBBISH)
-        return self.place(inside)
+        return DeviceTensor(inside, Block(self, inside.untyped_storage()))
 
     def upload(self, source):
         made = self.make(source)
@@ -135,7 +125,7 @@ class Machine:
                 args, kwargs = tree_unflatten(inside, spec)
                 return tree_map(lambda each: DeviceTensor(each, leaves[0].block), func(*args, **kwargs))
         draw = self._draw(func)
-        outputs = self._outputs(func, args, kwargs, leaves, spec)
+        outputs = self._outputs(func, args, kwargs)
         mine = [None if not isinstance(out, DeviceTensor) else out.inside for out in tree_leaves(outputs)]
         changed = {id(leaf) for leaf in inside if isinstance(leaf, Tensor)}
 
@@ -167,15 +157,16 @@ class Machine:
         count = state.take_in_capture()
         return lambda first: state.at(first + count)
 
-    def _outputs(self, func, args, kwargs, leaves, spec):
+    def _outputs(self, func, args, kwargs):
         """What an operator returns: arguments that it changes, or memory that it will fill."""
         returns = func._schema.returns
         if not returns:
             return None
         if all(each.alias_info is not None and each.alias_info.is_write for each in returns):
             return changed_by(func, args, kwargs)
-        shapes = shapes_of(func, spec, tuple(map(Shape.of, leaves)), tuple(map(type, leaves)))
-        return tree_map(lambda each: self.make(each) if isinstance(each, Tensor) else each, shapes)
+        return tree_map(
+            lambda each: self.make(each) if isinstance(each, Tensor) else each, shapes_of(func, args, kwargs)
+        )
 
 
 def quietly(work):
@@ -184,3 +175,46 @@ def quietly(work):
             work(first)
 
     return run
+
+
+def is_view(func):
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+
+
+def changed_by(func, args, kwargs):
+    """The arguments that an operator changes in place and returns."""
+    changed = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs[argument.name]
+            changed[frozenset(argument.alias_info.before_set)] = value
+    found = tuple(changed[frozenset(each.alias_info.before_set)] for each in func._schema.returns)
+    return found[0] if len(found) == 1 else found
+
+
+def shapes_of(func, args, kwargs):
+    """What an operator returns, on the device that has shapes alone."""
+
+    def as_meta(leaf):
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
+
+    with no_modes():
+        has_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+        args, kwargs = tree_map(as_meta, (args, kwargs))
+        return func(*args, **kwargs) if has_tensors else func(*args, **kwargs, device="meta")
+
+
+def called_with(generator, func, args, kwargs):
+    """What an operator returns that draws from this generator, whether it takes one or not, or draws nothing."""
+    if generator is None:
+        return func(*args, **kwargs)
+    if any(argument.name == "generator" for argument in func._schema.arguments):
+        return func(*args, **{**kwargs, "generator": generator})
+    before = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch.set_rng_state(before)

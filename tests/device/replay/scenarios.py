@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
-from batch_sampler_attn.device import DeviceLoop
 from batch_sampler_attn.errors import DeviceLoopError
-from tests.device.helpers import without_reads
+from tests.device import helpers
+from tests.device.helpers import take_turns, without_reads
 
 # Three full batches and a shorter one.
-SAMPLES, FEATURES, CLASSES, BATCH_SIZE = 14, 5, 3, 4
+SAMPLES, BATCH_SIZE = 14, 4
 
 
 def shift(inputs):
@@ -27,40 +27,29 @@ class Scale:
         return inputs * (1 + 0.1 * self.epoch)
 
 
-def make_model(index):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(index)
-        layers = nn.Linear(FEATURES, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, CLASSES)
-        return nn.Sequential(*layers)
-
-
 def moved(model):
     """A model whose parameters and buffers are put on the device, in place."""
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(parameter.detach().cuda())
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.cuda()
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(parameter.detach().cuda()))
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, buffer.cuda())
     return model
-
-
-def make_loop(index=0, *, optimizer=None, schedule=None, model=None, loss_fn=nn.functional.cross_entropy, **options):
-    """A loop and its optimizer, which ``optimizer`` makes of parameters."""
-    generator = torch.Generator().manual_seed(index)
-    inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
-    targets = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
-    torch.cuda.manual_seed_all(index)
-    model = moved(make_model(index) if model is None else model)
-    made = (optimizer or momentum)(model.parameters())
-    schedule = schedule or BatchAttentionSchedule(1.0, max_visits=4)
-    data = inputs.cuda(), targets.cuda(), BATCH_SIZE
-    return DeviceLoop(model, made, loss_fn, *data, schedule=schedule, generator=generator, **options), made
 
 
 def momentum(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def make_loop(index=0, *, optimizer=momentum, schedule=None, **options):
+    """A loop and its optimizer, which ``optimizer`` makes of parameters."""
+    torch.cuda.manual_seed_all(index)
+    model = moved(helpers.make_model(index))
+    made, schedule = optimizer(model.parameters()), schedule or BatchAttentionSchedule(1.0, max_visits=4)
+    data = [each.cuda() for each in helpers.make_data(SAMPLES, index)]
+    generator = torch.Generator().manual_seed(index)
+    options = {"model": model, "optimizer": lambda _: made, "schedule": schedule, "generator": generator, **options}
+    return helpers.make_loop(*data, BATCH_SIZE, **options), made
 
 
 def weights_of(loop):
@@ -72,19 +61,23 @@ def run(loop, epochs):
     return [without_reads(loop.run_epoch()) for _ in range(epochs)]
 
 
+def trained(loop, epochs):
+    for _ in range(epochs):
+        yield run(loop, 1)
+        yield loop.visit_counts
+    yield weights_of(loop)
+
+
 # Each yields what is compared.
 
 
 def visited(**options):
     """With numbers drawn in every visit, and another learning rate from the fifth epoch on."""
     loop, optimizer = make_loop(prepare=shift, **options)
-    for epoch in range(6):
-        if epoch == 4:
-            optimizer.param_groups[0]["lr"] *= 0.3
-        yield run(loop, 1)
-        yield loop.visit_counts
-        yield loop.order.cpu()
-    yield weights_of(loop)
+    yield from trained(loop, 4)
+    optimizer.param_groups[0]["lr"] *= 0.3
+    yield from trained(loop, 2)
+    yield loop.order.cpu()
 
 
 def rate_as_a_tensor(**options):
@@ -111,19 +104,7 @@ def resumed(**options):
     yield run(loop, 2)
     loop.load_state_dict(state)
     yield weights_of(loop)
-    yield run(loop, 5)
-    yield loop.visit_counts
-    yield weights_of(loop)
-
-
-def begun_again(**options):
-    """A state from before the first update: the optimizer's tensors are others afterwards."""
-    loop, _ = make_loop(**options)
-    state = loop.state_dict()
-    yield run(loop, 5)
-    loop.load_state_dict(state)
-    yield run(loop, 5)
-    yield weights_of(loop)
+    yield from trained(loop, 5)
 
 
 def replaced(**options):
@@ -144,54 +125,41 @@ def random(**options):
     """Repeats that are drawn, other ones in each epoch."""
     visits = [[1, 3, 1, 2], [2, 1, 1, 4], [1, 1, 3, 1], [3, 1, 1, 2], [1, 2, 4, 1], [1, 1, 1, 3]]
     loop, _ = make_loop(schedule=EqualComputeControl(visits), **options)
-    for _ in visits:
-        yield run(loop, 1)
-        yield loop.visit_counts
-    yield weights_of(loop)
+    yield from trained(loop, len(visits))
 
 
 def budgeted(**options):
     """Epochs of a fixed length that end in mid-epoch of the data, a budget, and a floor."""
     schedule = BatchAttentionSchedule(0.8, budget=0.5, floor=0.3, epoch_length=6)
     loop, _ = make_loop(schedule=schedule, **options)
-    for _ in range(10):
-        yield run(loop, 1)
-        yield loop.visit_counts
+    yield from trained(loop, 10)
     yield schedule.threshold
-    yield weights_of(loop)
 
 
-class Asking(nn.Module):
+class Asking:
     """Reads a value on the host in batches of more than ``most`` samples, and fewer than ``least``."""
 
     least, most = 0, SAMPLES
 
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.linear = nn.Linear(FEATURES, CLASSES)
-        self.dropout = nn.Dropout(0.3)
-
-    def forward(self, inputs):
-        outputs = self.linear(self.dropout(inputs))
-        is_asking = not self.least <= len(inputs) <= self.most
-        return outputs * 2 if is_asking and outputs.sum().item() > 1e9 else outputs
+    def __call__(self, inputs):
+        shifted, is_asking = shift(inputs), not self.least <= len(inputs) <= self.most
+        return shifted * 2 if is_asking and shifted.sum().item() > 1e9 else shifted
 
 
 def mended(**options):
     """Captures that fail, and work once what was wrong is mended: at first, of the shorter batch, after a new rate."""
-    loop, optimizer = make_loop(model=Asking(), prepare=shift, **options)
-    breaks, failed = {0: {"most": 0}, 3: {"least": BATCH_SIZE}, 6: {"most": 0}}, 0
+    asking = Asking()
+    loop, optimizer = make_loop(prepare=asking, **options)
+    breaks, failed = {0: {"most": 0}, 2: {"least": BATCH_SIZE}, 6: {"most": 0}}, 0
     for epoch in range(9):
-        vars(loop.model).update(breaks.get(epoch, {}))
+        vars(asking).update(breaks.get(epoch, {}))
         if epoch == 6:
             optimizer.param_groups[0]["lr"] *= 0.5
         try:
             yield run(loop, 1)
         except DeviceLoopError:
             failed += 1
-            loop.model.least, loop.model.most = 0, SAMPLES
+            asking.least, asking.most = 0, SAMPLES
             yield run(loop, 1)
     assert failed == (0 if options else 3)
     yield weights_of(loop)
@@ -200,16 +168,11 @@ def mended(**options):
 def by_turns(**options):
     """Two loops that take turns, as in the guide."""
     loops = [make_loop(1, prepare=shift, **options)[0], make_loop(2, **options)[0]]
-    summaries = {loop: [] for loop in loops}
-    while running := [loop for loop in loops if len(summaries[loop]) < 5]:
-        for loop in [loop for loop in running if loop.enqueue(2) < 2]:
-            if (summary := loop.synchronize()) is not None:
-                summaries[loop].append(without_reads(summary))
-    yield list(summaries.values())
+    yield take_turns(loops, 5, most=2)
     yield from map(weights_of, loops)
 
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (visited, rate_as_a_tensor, resumed, begun_again, replaced, random, budgeted, mended, by_turns)
+    for scenario in (visited, rate_as_a_tensor, resumed, replaced, random, budgeted, mended, by_turns)
 }

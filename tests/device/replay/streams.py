@@ -1,7 +1,11 @@
-"""Streams, events and graphs that do what they are given late, or at once, but always in order."""
+"""Streams, events and graphs that do what they are given late, or at once, but always in order; and generators."""
 
 from collections import deque
 
+import torch
+
+# That another may stand in for.
+HOST_GENERATOR = torch.Generator
 # A host that takes rubbish for a number may enqueue forever.
 MOST_ENQUEUED = 20_000
 
@@ -106,12 +110,6 @@ class Graph:
         self.machine.enqueued += len(work)
         self.machine.current.enqueue(run)
 
-    def begin(self, state):
-        self.state, state.captured = state, 0
-
-    def end(self):
-        self.draws, self.state.captured = self.state.captured, None
-
 
 class Capturing:
     """``torch.cuda.graph``: what is called inside is kept, and not done."""
@@ -122,7 +120,8 @@ class Capturing:
     def __enter__(self):
         self.machine.synchronize()
         self.before, self.machine.current = self.machine.current, self.stream
-        self.graph.begin(self.machine.default_generator.state)
+        self.graph.state = self.machine.default_generator.state
+        self.graph.state.captured = 0
         self.machine.capturing = self.graph
 
     def __exit__(self, kind, error, trace):
@@ -131,4 +130,70 @@ class Capturing:
         if self.graph.is_broken:
             raise RuntimeError("the capture was invalidated")
         if kind is None:  # otherwise the generators stay in capture, as CUDA's do
-            self.graph.end()
+            self.graph.draws, self.graph.state.captured = self.graph.state.captured, None
+
+
+# Generators draw by seed and count, so that a replay draws what an eager update would have drawn -------------------
+
+
+class State:
+    """Where a generator is. The object is what a graph keeps: a generator may be given another one."""
+
+    def __init__(self):
+        self.seed, self.count = 0, 0
+        # The draws of a capture so far; None outside of one.
+        self.captured = None
+
+    def take(self, draws=1):
+        """The number of the next draw, which is made later."""
+        if self.captured is not None:
+            raise RuntimeError("a generator is drawn from after a capture that failed")
+        self.count += draws
+        return self.count - draws
+
+    def take_in_capture(self):
+        self.captured += 1
+        return self.captured - 1
+
+    def at(self, count):
+        """What makes the draw of this number."""
+        return HOST_GENERATOR().manual_seed(hash((self.seed, count)) % 2**62)
+
+
+class Generator:
+    """A generator on the device."""
+
+    def __init__(self, machine):
+        self.machine, self.state = machine, State()
+
+    def manual_seed(self, seed):
+        self.machine.refuse_in_capture("seeding a generator")
+        self.state.seed, self.state.count = seed, 0
+        return self
+
+    def get_state(self):
+        self.machine.refuse_in_capture("asking for a generator's state")
+        return torch.tensor([self.state.seed, self.state.count]).view(torch.uint8)
+
+    def set_state(self, state):
+        self.machine.refuse_in_capture("setting a generator's state")
+        self.state.seed, self.state.count = state.clone().view(torch.int64).tolist()
+        return self
+
+    def graphsafe_get_state(self):
+        other = Generator(self.machine)
+        other.state = self.state
+        return other
+
+    def graphsafe_set_state(self, other):
+        self.state = other.state
+
+
+def generators_on(machine):
+    """What stands in for ``torch.Generator``; a class, since modules that torch loads late name it as a type."""
+
+    class Either(HOST_GENERATOR):
+        def __new__(cls, device="cpu"):
+            return HOST_GENERATOR() if torch.device(device).type == "cpu" else Generator(machine)
+
+    return Either

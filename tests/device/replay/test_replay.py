@@ -1,5 +1,6 @@
 """Captured updates on a device that does everything late, by the addresses of the capture; what a GPU would punish."""
 
+import functools
 import weakref
 
 import pytest
@@ -14,37 +15,28 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Which streams do their work at once, while the others do it when it is waited for. The caller's is 0; those of loops
 # follow, in the order in which they are made.
-PACES = {
-    "all late": (),
-    "the first of the others at once": (1,),
-    "the caller at once": (0,),
-    "the second at once": (2,),
-}
+PACES = [
+    pytest.param((), id="all late"),
+    pytest.param((1,), id="the first of the others at once"),
+    pytest.param((0,), id="the caller at once", marks=pytest.mark.slow),
+    pytest.param((2,), id="the second at once", marks=pytest.mark.slow),
+]
 ALL_AT_ONCE = range(10)
 
 
-@pytest.fixture(scope="module")
-def expected():
-    """A scenario's outcome with eager updates, on a device that does everything at once."""
-    outcomes = {}
-
-    def find(name):
-        if name not in outcomes:
-            with switched_on(ALL_AT_ONCE):
-                outcomes[name] = list(SCENARIOS[name](graph=False))
-        return outcomes[name]
-
-    return find
+@functools.cache
+def outcome_of_eager_updates(name):
+    """On a device that does everything at once."""
+    with switched_on(ALL_AT_ONCE):
+        return list(SCENARIOS[name](graph=False))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize(
-    "pace",
-    [pace if number < 2 else pytest.param(pace, marks=pytest.mark.slow) for number, pace in enumerate(PACES)],
-)
-def test_late_replays_have_the_outcome_of_eager_updates(expected, name, pace):
-    with switched_on(PACES[pace]):
-        assert same(list(SCENARIOS[name]()), expected(name))
+@pytest.mark.parametrize("at_once", PACES)
+def test_late_replays_have_the_outcome_of_eager_updates(name, at_once):
+    expected = outcome_of_eager_updates(name)
+    with switched_on(at_once):
+        assert same(list(SCENARIOS[name]()), expected)
 
 
 def test_in_a_captured_epoch_the_host_waits_for_nothing_but_the_cursor():
@@ -83,50 +75,18 @@ def test_graphs_are_dropped_once_their_replays_are_done():
         assert left == [0]
 
 
-def test_the_numbers_of_a_state_are_there_when_it_is_returned():
-    with switched_on() as machine:
-        loop, _ = make_loop()
-        run(loop, 1)
-        model = {name: value.cpu() for name, value in loop.state_dict()["model"].items()}
-        machine.synchronize()
-        assert same(model, weights_of(loop))
-
-
-def test_a_state_that_lies_on_the_device_is_there_for_the_caller_once_it_is_loaded():
+def test_a_state_is_there_for_the_caller_once_it_is_returned_and_once_it_is_loaded():
     with switched_on() as machine:
         loop, _ = make_loop()
         run(loop, 1)
         state = loop.state_dict()
+        saved = {name: value.cpu() for name, value in state["model"].items()}
+        machine.synchronize()
+        assert same(saved, weights_of(loop))
         run(loop, 1)
         machine.synchronize()
         loop.load_state_dict(state)
-        assert same(weights_of(loop), {name: value.cpu() for name, value in state["model"].items()})
-
-
-# The machine itself -------------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_there_before_it_is_waited_for_nor_once_its_memory_is_freed():
-    with switched_on() as machine:
-        numbers = torch.ones(3, device="cuda")
-        inside = numbers.inside
-        assert inside.isnan().all()
-        assert numbers.tolist() == [1.0] * 3
-        assert numbers.device == machine.device
-        del numbers
-        machine.synchronize()
-        assert inside.isnan().all()
-
-
-def test_a_stream_sees_what_it_waited_for():
-    with switched_on() as machine:
-        numbers, other = torch.zeros(3, device="cuda"), machine.make_stream()
-        machine.synchronize()
-        numbers.add_(1)
-        with torch.cuda.stream(other):
-            assert numbers.tolist() == [0.0] * 3
-            other.wait_stream(machine.streams[0])
-            assert numbers.tolist() == [1.0] * 3
+        assert same(saved, weights_of(loop))
 
 
 @pytest.mark.parametrize(
