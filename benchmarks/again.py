@@ -25,7 +25,7 @@ from benchmarks import cifar
 from benchmarks.errors import BenchmarkError, PlanError, RecordsError
 from benchmarks.models import REDUCED
 from benchmarks.reading import Records, read_records
-from benchmarks.schema import Configuration, Epoch, RunName
+from benchmarks.schema import Configuration, RunName
 
 # Fields that differ between two runs of the same computation.
 _OF_THE_MACHINE = {"configuration", "seconds", "evaluation_seconds", "finished_at", "shared_device"}
@@ -40,7 +40,7 @@ def make_again(
     epochs: int = 3,
     record: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Make epochs of a run again, and return what differs in each.
+    """Make epochs of a run again, and return what differs in each. The help is made of this text.
 
     Args:
         folder: Of the records.
@@ -54,12 +54,10 @@ def make_again(
     names = {str(name): name for name in recorded.runs}
     if run not in names:
         raise RecordsError(f"{folder} has no run {run}; it has {', '.join(names)}")
-    name = names[run]
-    if not 1 <= epochs <= len(recorded.epochs[name]):
-        raise PlanError(
-            f"--epochs is {epochs}; it must be 1 to {len(recorded.epochs[name])}, as the record has of {run}"
-        )
-    options = replace(options_of(recorded, name), epochs=epochs, data=data, data_dir=data_dir)
+    most = len(recorded.epochs[names[run]])
+    if not 1 <= epochs <= most:
+        raise PlanError(f"--epochs is {epochs}; it must be 1 to {most}, as the record has of {run}")
+    options = replace(options_of(recorded, names[run]), epochs=epochs, data=data, data_dir=data_dir)
     # A folder of images may have another name.
     old, new = (
         configuration.model_dump(exclude={"epochs": True, "data": {"name"}})
@@ -72,16 +70,18 @@ def make_again(
         )
     with tempfile.TemporaryDirectory() as out:
         made = read_records(cifar.run(replace(options, out=Path(out)), Console(stderr=True)))
+    old_place, new_place = (records.runs[names[run]].surroundings[0].environment for records in (recorded, made))
     about = {
         "records": folder.name,
         "model": options.model,
         "data": recorded.configuration.model_dump()["data"]["name"],
-        "run": run,
-        "recorded": recorded.runs[name].surroundings[0].environment,
-        "environment": made.runs[name].surroundings[0].environment,
     }
-    pairs = zip(recorded.epochs[name], made.epochs[name], strict=False)
-    lines = [{**about, "epoch": ours.epoch, "differs": _compare(theirs, ours)} for theirs, ours in pairs]
+    about |= {"run": run, "recorded": old_place, "environment": new_place}
+    lines = []
+    for theirs, ours in zip(recorded.epochs[names[run]], made.epochs[names[run]], strict=False):
+        old, new = (epoch.model_dump(mode="json", exclude=_OF_THE_MACHINE) for epoch in (theirs, ours))
+        differs = {name: [old[name], new[name]] for name in old if old[name] != new[name]}
+        lines.append({**about, "epoch": ours.epoch, "differs": differs})
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         with record.open("a", encoding="utf-8") as file:
@@ -109,12 +109,6 @@ def options_of(records: Records, name: RunName) -> cifar.Options:
         device="cpu" if place.device == "cpu" else "cuda",
         threads=place.threads,
     )
-
-
-def _compare(recorded: Epoch, made: Epoch) -> dict[str, list[Any]]:
-    """Each field that differs, with the value recorded and the value made again."""
-    old, new = (epoch.model_dump(mode="json", exclude=_OF_THE_MACHINE) for epoch in (recorded, made))
-    return {name: [old[name], new[name]] for name in old if old[name] != new[name]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -81,14 +81,10 @@ class Training(Protocol):
 
 
 def make_run(job: Job) -> None:
-    """Make a run, from its start or from the state that was kept last; return when it is finished.
+    """Make a run, from its start or from the state that was kept last; a finished run is left as it is.
 
-    Any process on any machine that sees ``job.folder`` may call this. A finished run is left as it is.
-
-    Raises:
-        RunIsBeingMade: If another process makes the run.
-        Stopped: If the command told its runs to stop.
-        BenchmarkError: If the run cannot be made; what was saved before is intact.
+    Any process on any machine that sees ``job.folder`` may call this. It raises ``RunIsBeingMade`` if another one makes
+    the run, ``Stopped`` if the command told its runs to stop, and other ``BenchmarkError`` otherwise.
     """
     storage = Storage(job.folder)
     with storage.locked(job.run), _settings(job, storage):
@@ -111,11 +107,7 @@ def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
+    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
     losses = losses_of(network(inputs), targets)
@@ -150,12 +142,13 @@ class _Run:
             trained = self._training.train_epoch(self._check)
             middle = time.monotonic()
             tested = self._training.evaluate()
-            self._add(trained, tested, middle - start, time.monotonic() - middle)
+            end = time.monotonic()
+            self._add(trained, tested, middle - start, end - middle)
             if self._training.is_finished:
                 break
-            if time.monotonic() - self._kept >= self._job.checkpoint_seconds:
+            if end - self._kept >= self._job.checkpoint_seconds:
                 self._storage.save(self._file, self._training.state_dict())
-                self._kept = time.monotonic()
+                self._kept = end
             else:
                 self._storage.write_record(self._file)
         if self._job.keeps_state:

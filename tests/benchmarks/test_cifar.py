@@ -263,7 +263,7 @@ def test_the_options_of_every_record_that_is_kept_give_its_configuration(folder)
     recorded = records.configuration
     recipe = {"pretrained": options.pretrained, "reduced": options.reduced}
     assert (
-        find_recipe(options.model, recorded.data.height, recorded.data.width, **recipe).options
+        find_recipe(options.model, recorded.data.height, recorded.data.width, **recipe).model_options
         == recorded.model_options
     )
     assert {"k", "precision", "channels_last", "learning_rate"} <= vars(options).keys()

