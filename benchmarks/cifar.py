@@ -130,6 +130,11 @@ def _baseline_of(run: RunName) -> RunName:
     return run._replace(arm="baseline", epoch_loss=None)
 
 
+def full_path(data: str) -> str:
+    """The data as workers elsewhere find it."""
+    return data if data in CIFAR else str(Path(data).resolve())
+
+
 def find_device(options: Options) -> torch.device:
     """The device to train on; that of other machines is not known here."""
     try:
@@ -313,7 +318,7 @@ def run(options: Options, console: Console) -> Path:
             Job(
                 folder=folder,
                 run=name,
-                data=options.data if options.data in CIFAR else str(Path(options.data).resolve()),
+                data=full_path(options.data),
                 data_dir=options.data_dir.resolve(),
                 device=str(device),
                 threads=options.threads,

@@ -34,7 +34,7 @@ _LITE0_WEIGHTS = (
 )
 _TNT = {"patch_size": 4, "first_stride": 1}
 # Of 12 blocks 4, and of 16 pixels of a patch 4.
-REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
+_REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
 
 
 class ModelRecipe(NamedTuple):
@@ -96,9 +96,9 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
     patch, as many as in the original; reduced, it has 4 of its 12 blocks, and sees patches of 8x8 pixels as 2x2.
     ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
     """
-    if reduced and model not in REDUCED:
+    if reduced and model not in _REDUCED:
         raise PlanError(
-            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(REDUCED)}"
+            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(_REDUCED)}"
         )
     if pretrained and model in ("tnt", SMALL_RESNET):
         raise PlanError(f"there are no weights of {model} for these images; leave --pretrained out")
@@ -111,7 +111,7 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
         raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; {hint}")
     if model != "tnt":
         return ModelRecipe(model, architecture, {}, pretrained)
-    options: dict[str, Any] = {"img_size": height, **(REDUCED[model] if reduced else _TNT)}
+    options: dict[str, Any] = {"img_size": height, **(_REDUCED[model] if reduced else _TNT)}
     if height != width or height % options["patch_size"]:
         raise PlanError(
             f"tnt takes square images whose side is a multiple of {options['patch_size']} pixels, and these are "
