@@ -263,9 +263,7 @@ class ImageTraining:
     def evaluate(self) -> Tested:
         """Evaluate on the test images."""
         classes = len(self._configuration.data.classes)
-        result = evaluate(self._loop.model, self._test, self._test_labels, classes, self._numerics)
-        fields = {"test_loss": result.loss, "accuracy": result.accuracy, "macro_f1": result.macro_f1}
-        return Tested(fields, result.confusion.tolist())
+        return Tested(*evaluate(self._loop.model, self._test, self._test_labels, classes, self._numerics))
 
     def describe(self) -> dict[str, Any]:
         """How many labels are wrong."""

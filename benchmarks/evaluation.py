@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.schema import Precision
+from benchmarks.schema import ConfusionMatrix, Precision
 
 # As many as a thousand of CIFAR's images have; some operations sum in another order for other numbers of images.
 _PIXELS_AT_ONCE = 1000 * 32 * 32
@@ -76,17 +75,13 @@ def measure_numerics(images: Tensor, precision: Precision, channels_last: bool) 
     return Numerics(mean, deviation, precision, channels_last)
 
 
-class Evaluation(NamedTuple):
-    """Results on the test set."""
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, classes: int, numerics: Numerics
+) -> tuple[dict[str, float | None], ConfusionMatrix]:
+    """Evaluate on uint8 images, on the model's device, and leave the model in evaluation mode.
 
-    loss: float | None  # mean cross-entropy; None where it is not finite
-    accuracy: float
-    macro_f1: float
-    confusion: NDArray[np.int64]  # images by true class (row) and predicted class (column)
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, numerics: Numerics) -> Evaluation:
-    """Evaluate on uint8 images, on the model's device, and leave the model in evaluation mode."""
+    The results are fields of ``schema.Epoch``; the loss is None where it is not finite.
+    """
     model.eval()
     loss_sum, predictions = torch.zeros((), dtype=torch.float64, device=images.device), []
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
@@ -101,5 +96,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, num
     right = confusion.diagonal()
     # A class that is neither there nor predicted has an F1 of 0.
     f1 = 2 * right / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
-    accuracy, macro_f1 = float(right.sum() / len(images)), float(f1.mean())
-    return Evaluation(loss if math.isfinite(loss) else None, accuracy, macro_f1, confusion)
+    results = {
+        "test_loss": loss if math.isfinite(loss) else None,
+        "accuracy": float(right.sum() / len(images)),
+        "macro_f1": float(f1.mean()),
+    }
+    return results, confusion.tolist()

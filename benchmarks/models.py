@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -106,9 +105,7 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
     if architecture == SMALL_RESNET:
         return ModelRecipe(model, architecture, {"width": 16}, pretrained)
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(model, [*MODELS, *timm.list_models()], n=5)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; {hint}")
+        raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; timm.list_models() lists them")
     if model != "tnt":
         return ModelRecipe(model, architecture, {}, pretrained)
     options: dict[str, Any] = {"img_size": height, **(_REDUCED[model] if reduced else _TNT)}
