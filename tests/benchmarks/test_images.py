@@ -35,7 +35,7 @@ def test_a_folder_is_read_pixel_by_pixel_in_the_order_of_its_names(tmp_path):
 def test_other_images_are_converted_to_rgb(tmp_path):
     folder = write_digits(tmp_path / "digits", classes=2, train_per_class=2, test_per_class=1, size=28)
     picture = Image.open(folder / "test" / "digit 1" / "002.png").convert("P")
-    picture.save(folder / "test" / "digit 1" / "003.gif")
+    picture.save(folder / "test" / "digit 1" / "003.tiff")
     loaded = load(folder)
     assert loaded.train.images.shape == (4, 3, 28, 28)
     assert (loaded.test.images[2] == np.asarray(picture.convert("RGB")).transpose(2, 0, 1)).all()
