@@ -2,8 +2,8 @@
 
     python -m benchmarks.again RECORDS/...-cifar10-resnet34 --data CIFAR10 --run attention-first-noise0-seed0
 
-Everything but the data and where to compute is taken from the record. On the same kind of machine the epochs are equal
-bit for bit; another processor's kernels round differently, and the table shows how far that takes them apart.
+On the same kind of machine the epochs are equal bit for bit; another processor's kernels round differently, and the
+table shows how far that takes them apart.
 """
 
 from __future__ import annotations
@@ -12,117 +12,92 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from batch_sampler_attn.errors import BatchAttentionError
-from benchmarks import cifar
+from benchmarks.cifar import full_path, needs
 from benchmarks.errors import BenchmarkError, PlanError, RecordsError
-from benchmarks.models import REDUCED
-from benchmarks.reading import Records, read_records
-from benchmarks.schema import Configuration, Epoch, RunName
+from benchmarks.reading import read_records
+from benchmarks.schema import Configuration
+from benchmarks.storage import Storage
+from benchmarks.training import Job, make_run
 
 # Fields that differ between two runs of the same computation.
 _OF_THE_MACHINE = {"configuration", "seconds", "evaluation_seconds", "finished_at", "shared_device"}
 
 
-def make_again(
-    folder: Annotated[Path, tyro.conf.Positional],
-    *,
-    run: str = "baseline-noise0-seed0",
-    data: str = "cifar10",
-    data_dir: Path = Path("data"),
-    epochs: int = 3,
-    record: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Make epochs of a run again, and return what differs in each.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; the help is made of the comments."""
 
-    Args:
-        folder: Of the records.
-        run: Its name, as in the records' folder work.
-        data: As of benchmarks.cifar.
-        data_dir: Downloaded data.
-        epochs: How many of its first.
-        record: Gets a JSON line an epoch, after those that it has.
-    """
-    recorded = read_records(folder)
+    folder: tyro.conf.Positional[Path]  # Of the records.
+    run: str = "baseline-noise0-seed0"  # Its name, as in the records' folder work.
+    data: str = "cifar10"  # As of benchmarks.cifar.
+    data_dir: Path = Path("data")  # Downloaded data.
+    epochs: int = 3  # How many of its first.
+    record: Path | None = None  # Gets a JSON line an epoch, after those that it has.
+
+
+def make_again(options: Options) -> list[dict[str, Any]]:
+    """Make epochs of a run again, and return what differs in each."""
+    recorded = read_records(options.folder)
     names = {str(name): name for name in recorded.runs}
-    if run not in names:
-        raise RecordsError(f"{folder} has no run {run}; it has {', '.join(names)}")
-    name = names[run]
-    if not 1 <= epochs <= len(recorded.epochs[name]):
-        raise PlanError(
-            f"--epochs is {epochs}; it must be 1 to {len(recorded.epochs[name])}, as the record has of {run}"
-        )
-    options = replace(options_of(recorded, name), epochs=epochs, data=data, data_dir=data_dir)
-    # A folder of images may have another name.
-    old, new = (
-        configuration.model_dump(exclude={"epochs": True, "data": {"name"}})
-        for configuration in (recorded.configuration, cifar.configure(options))
-    )
-    if apart := [field for field in old if old[field] != new[field]]:
-        raise RecordsError(
-            f"{', '.join(apart)} differ from those of {folder}. Give the same --data, and install the versions that "
-            "runs.jsonl names"
-        )
+    if options.run not in names:
+        raise RecordsError(f"{options.folder} has no run {options.run}; it has {', '.join(names)}")
+    run, configuration = names[options.run], recorded.configuration
+    if run.arm == "longer" or not isinstance(configuration, Configuration):
+        raise PlanError(f"{run} takes all of attention's epochs, or is not of benchmarks.cifar; give another --run")
+    if not 1 <= options.epochs <= len(recorded.epochs[run]):
+        raise PlanError(f"--epochs is {options.epochs}; it must be 1 to {len(recorded.epochs[run])}, as recorded")
+    place = recorded.runs[run].surroundings[0]
     with tempfile.TemporaryDirectory() as out:
-        made = read_records(cifar.run(replace(options, out=Path(out)), Console(stderr=True)))
+        storage = Storage(Path(out), configuration.model_copy(update={"epochs": options.epochs}))
+        with storage.opened():
+            for each in (*needs(run), run):
+                make_run(
+                    Job(
+                        folder=Path(out),
+                        run=each,
+                        data=full_path(options.data),
+                        data_dir=options.data_dir.resolve(),
+                        device="cpu" if place.device == "cpu" else "cuda",
+                        threads=place.threads,
+                    )
+                )
+        made = storage.collect()[run]
     about = {
-        "records": folder.name,
-        "model": options.model,
-        "data": recorded.configuration.model_dump()["data"]["name"],
-        "run": run,
-        "recorded": recorded.runs[name].surroundings[0].environment,
-        "environment": made.runs[name].surroundings[0].environment,
+        "records": options.folder.name,
+        "model": configuration.model,
+        "data": configuration.data.name,
+        "run": options.run,
+        "recorded": place.environment,
+        "environment": made.run.surroundings[0].environment,
     }
-    pairs = zip(recorded.epochs[name], made.epochs[name], strict=False)
-    lines = [{**about, "epoch": ours.epoch, "differs": _compare(theirs, ours)} for theirs, ours in pairs]
-    if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    lines = []
+    for theirs, ours in zip(recorded.epochs[run], made.epochs, strict=False):
+        old, new = (epoch.model_dump(mode="json", exclude=_OF_THE_MACHINE) for epoch in (theirs, ours))
+        differs = {name: [old[name], new[name]] for name in old if old[name] != new[name]}
+        lines.append({**about, "epoch": ours.epoch, "differs": differs})
     return lines
-
-
-def options_of(records: Records, name: RunName) -> cifar.Options:
-    """The options by which a run was made."""
-    configuration, place = records.configuration, records.runs[name].surroundings[0]
-    if name.arm == "longer" or not isinstance(configuration, Configuration):
-        raise PlanError(f"{name} takes all of attention's epochs, or is not of benchmarks.cifar; give another --run")
-    reduced = REDUCED.get(configuration.model)
-    shared = {field.name for field in fields(cifar.Options)} & set(Configuration.model_fields) - {"data", "max_visits"}
-    return cifar.Options(
-        **{field: getattr(configuration, field) for field in shared},
-        max_visits=configuration.max_visits or 0,
-        images=configuration.data.train_images,
-        test_images=configuration.data.test_images,
-        reduced=reduced is not None and reduced.items() <= configuration.model_options.items(),
-        arms=(name.arm,),
-        epoch_loss=(name.epoch_loss or "first",),
-        label_noise=(name.label_noise,),
-        seeds=(name.seed,),
-        device="cpu" if place.device == "cpu" else "cuda",
-        threads=place.threads,
-    )
-
-
-def _compare(recorded: Epoch, made: Epoch) -> dict[str, list[Any]]:
-    """Each field that differs, with the value recorded and the value made again."""
-    old, new = (epoch.model_dump(mode="json", exclude=_OF_THE_MACHINE) for epoch in (recorded, made))
-    return {name: [old[name], new[name]] for name in old if old[name] != new[name]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; its exit status is 1 if an epoch differs, or if there is an error, which is one line."""
+    options = tyro.cli(Options, prog="python -m benchmarks.again", description=__doc__, args=arguments)
     try:
-        lines = tyro.cli(make_again, prog="python -m benchmarks.again", description=__doc__, args=arguments)
+        lines = make_again(options)
     except (BenchmarkError, BatchAttentionError) as error:
         sys.exit(f"error: {error}")
+    if options.record is not None:
+        options.record.parent.mkdir(parents=True, exist_ok=True)
+        with options.record.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
     table = Table("epoch", "differs", "recorded", "made again")
     for line in lines:
         for name, values in line["differs"].items() or [("nothing", ("", ""))]:

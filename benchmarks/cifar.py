@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import tyro
@@ -53,89 +53,54 @@ from benchmarks.training import Job, Tested, Trained
 _UPDATES_BETWEEN_CHECKS = 64
 
 
-def _unless_given(says: str) -> object:
-    """The help's text in place of a default of None."""
-    return tyro.conf.arg(help_behavior_hint=f"(default: {says})")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of the command. The help is made of this text.
+    """The options of the command; the help is made of the comments."""
 
-    Attributes:
-        model: resnet34, tnt, efficientnet_b7, efficientnet_lite0, small_resnet, or any of timm's.
-        data: cifar10, cifar100, or a folder with train/<class>/ and test/<class>/.
-        data_dir: Downloaded data.
-        images: Train and test on so many each, always the same ones.
-        test_images: Test on so many; 0 for all of them.
-        arms: Of those above.
-        seeds: Of the initial weights, the orders, and the labels drawn again; at least 0.
-        epochs: Of every arm but longer.
-        k: Batches are repeated above so many times the last epoch's mean loss.
-        epoch_loss: Which visits that mean is over.
-        label_noise: Labels drawn again of every 32.
-        max_visits: To one batch; 0 for no limit.
-        batch_size: Images in a batch.
-        learning_rate: Adam's.
-        pretrained: Start from ImageNet weights: timm's, or a package's for Lite0.
-        reduced: A smaller form for a CPU, recorded as that; tnt has one.
-        precision: The default is PyTorch's own.
-        channels_last: Lay out images with their channels last.
-        deterministic: Ask PyTorch for deterministic algorithms.
-        device: cpu, or cuda, or cuda:1 and so on.
-        at_once: Runs at once.
-        executor: What makes them: processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
-        executor_options: KEY=VALUE for it, such as slurm_partition=gpu.
-        threads: CPU threads of a run; sums depend on it.
-        checkpoint_seconds: Least time between states kept, at the end of an epoch; 0 for every epoch.
-        out: Folder of the records.
-    """
-
-    model: str = "resnet34"
-    data: str = "cifar10"
-    data_dir: Path = Path("data")
-    images: Annotated[int | None, _unless_given("all")] = None
-    test_images: Annotated[int | None, _unless_given("as --images")] = None
-    arms: tuple[str, ...] = ARMS
-    seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 100
-    k: Annotated[float | None, _unless_given("1.2; 1.5 with 100 classes")] = None
-    epoch_loss: tuple[EpochLoss, ...] = ("first",)
-    label_noise: tuple[int, ...] = (0,)
-    max_visits: int = DEFAULT_MAX_VISITS
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    pretrained: bool = False
-    reduced: bool = False
-    precision: Precision = "default"
-    channels_last: bool = False
-    deterministic: bool = True
-    device: Annotated[str | None, _unless_given("cuda if there is one, else cpu")] = None
-    at_once: int = 1
-    executor: Annotated[str | None, _unless_given("this process, or processes with --at-once")] = None
-    executor_options: tuple[str, ...] = ()
-    threads: int = 1
-    checkpoint_seconds: float = 0.0
-    out: Annotated[Path | None, _unless_given("runs/<model>-<data>")] = None
+    model: str = "resnet34"  # resnet34, tnt, efficientnet_b7, efficientnet_lite0, small_resnet, or any of timm's.
+    data: str = "cifar10"  # cifar10, cifar100, or a folder with train/<class>/ and test/<class>/.
+    data_dir: Path = Path("data")  # Downloaded data.
+    images: int | None = None  # Train and test on so many each, always the same ones; all by default.
+    test_images: int | None = None  # Test on so many; 0 for all of them, as --images by default.
+    arms: tuple[str, ...] = ARMS  # Of those above.
+    seeds: tuple[int, ...] = (0, 1, 2)  # Of the initial weights, the orders, and the labels drawn again; at least 0.
+    epochs: int = 100  # Of every arm but longer.
+    k: float | None = None  # Threshold, times the last epoch's mean loss; by default 1.2, with 100 classes 1.5.
+    epoch_loss: tuple[EpochLoss, ...] = ("first",)  # Which visits that mean is over.
+    label_noise: tuple[int, ...] = (0,)  # Labels drawn again of every 32.
+    max_visits: int = DEFAULT_MAX_VISITS  # To one batch; 0 for no limit.
+    batch_size: int = 32  # Images in a batch.
+    learning_rate: float = 1e-4  # Adam's.
+    pretrained: bool = False  # Start from ImageNet weights: timm's, or a package's for Lite0.
+    reduced: bool = False  # A smaller form for a CPU, recorded as that; tnt has one.
+    precision: Precision = "default"  # The default is PyTorch's own.
+    channels_last: bool = False  # Lay out images with their channels last.
+    deterministic: bool = True  # Ask PyTorch for deterministic algorithms.
+    device: str | None = None  # cpu, or cuda, or cuda:1 and so on; by default cuda if there is one.
+    at_once: int = 1  # Runs at once.
+    executor: str | None = None  # processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
+    executor_options: tuple[str, ...] = ()  # KEY=VALUE for it, such as slurm_partition=gpu.
+    threads: int = 1  # CPU threads of a run; sums depend on it.
+    checkpoint_seconds: float = 0.0  # Least time between states kept, at the end of an epoch; 0 for every epoch.
+    out: Path | None = None  # Folder of the records; runs/MODEL-DATA by default.
 
 
 def check(options: Options) -> None:
     """Refuse options that are out of their range, before there is data."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("at_once", 1), ("threads", 1), ("max_visits", 0)):
-        if getattr(options, name) < least:
-            raise PlanError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {least}")
+    least = {"epochs": 1, "batch_size": 1, "at_once": 1, "threads": 1, "max_visits": 0, "seeds": 0, "label_noise": 0}
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if min(value if isinstance(value, tuple) else [value], default=lowest) < lowest:
+            raise PlanError(f"--{name.replace('_', '-')} is {value}; it must be at least {lowest}")
     for name in ("arms", "epoch_loss", "label_noise", "seeds"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
             raise PlanError(f"{name} is {list(values)}; give at least one value, and none twice")
     if not set(options.arms) <= set(ARMS):
         raise PlanError(f"--arms has {', '.join(set(options.arms) - set(ARMS))}; the arms are {', '.join(ARMS)}")
-    if not 0 < options.learning_rate < math.inf or min(options.seeds) < 0:
-        raise PlanError(
-            f"--learning-rate is {options.learning_rate} and --seeds {options.seeds}; the rate must be a number above "
-            "0, and seeds whole numbers of at least 0"
-        )
-    if not 0 <= min(options.label_noise) <= max(options.label_noise) <= GROUP_SIZE:
+    if not 0 < options.learning_rate < math.inf:
+        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be a number above 0")
+    if max(options.label_noise) > GROUP_SIZE:
         raise PlanError(f"--label-noise is {options.label_noise}; it must be 0 to {GROUP_SIZE}, of every {GROUP_SIZE}")
     if options.k is not None:
         BatchAttentionSchedule(options.k)
@@ -165,18 +130,22 @@ def _baseline_of(run: RunName) -> RunName:
     return run._replace(arm="baseline", epoch_loss=None)
 
 
+def full_path(data: str) -> str:
+    """The data as workers elsewhere find it."""
+    return data if data in CIFAR else str(Path(data).resolve())
+
+
 def find_device(options: Options) -> torch.device:
     """The device to train on; that of other machines is not known here."""
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise PlanError(f"--device is {name!r}; it must be cpu or cuda, or cuda:1 and so on")
+        raise PlanError(f"--device is {options.device!r}; it must be cpu or cuda, or cuda:1 and so on")
     is_here = options.executor in (None, "processes")
     if is_here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PlanError(f"--device is {name!r}, and there is none here; leave it out to take what there is")
+        raise PlanError(f"--device is {options.device!r}, and there is none here; leave it out to take what there is")
     return device
 
 
@@ -192,9 +161,7 @@ def configure(options: Options) -> Configuration:
     recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained, reduced=options.reduced)
     # Options and fields of the same name are the same thing, but for these.
     asked = {name: value for name, value in vars(options).items() if name in Configuration.model_fields}
-    asked |= {
-        "architecture": recipe.architecture,
-        "model_options": recipe.options,
+    asked |= recipe._asdict() | {
         "weights": recipe.describe_weights(),
         "parameters": count_parameters(recipe, data),
         "data": data,
@@ -202,9 +169,6 @@ def configure(options: Options) -> Configuration:
         "max_visits": options.max_visits or None,
     }
     return Configuration(**asked)
-
-
-# One run ----------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -219,41 +183,30 @@ class ImageTraining:
     """Training of one run (see ``benchmarks.training.Training``)."""
 
     def __init__(self, job: Job) -> None:
-        storage = Storage(job.folder)
+        storage, arm, seed = Storage(job.folder), job.run.arm, job.run.seed
         assert isinstance(storage.configuration, Configuration)
-        self._run, self._configuration = job.run, storage.configuration
-        device, data = torch.device(job.device), self._configuration.data
+        self._run, self._configuration, self._epochs = job.run, storage.configuration, 0
+        configuration, data, device = storage.configuration, storage.configuration.data, torch.device(job.device)
         images = _load(job.data, job.data_dir, data.train_images, data.test_images, data.sha256)
-        true_labels = images.train.labels
-        labels = redraw_labels(true_labels, len(data.classes), job.run.label_noise, job.run.seed)
-        self._is_flipped = labels != true_labels
+        labels = redraw_labels(images.train.labels, len(data.classes), job.run.label_noise, seed)
+        self._is_flipped = torch.from_numpy(labels != images.train.labels)
         train = torch.from_numpy(images.train.images).to(device)
         self._test = torch.from_numpy(images.test.images).to(device)
         self._test_labels = torch.from_numpy(images.test.labels).to(device)
-        self._numerics = measure_numerics(train, self._configuration.precision, self._configuration.channels_last)
-        # ``longer`` ends with these; other arms by their epochs.
-        self._updates_wanted: int | None = None
-        schedule = None
-        attention = job.run._replace(arm="attention")
-        if job.run.arm == "attention":
-            k, max_visits = self._configuration.k, self._configuration.max_visits
-            schedule = BatchAttentionSchedule(k, epoch_loss=job.run.epoch_loss or "first", max_visits=max_visits)
-        elif job.run.arm == "random":
-            schedule = EqualComputeControl(storage.read_visits(attention), seed=job.run.seed)
-        elif job.run.arm == "longer":
-            self._updates_wanted = sum(map(sum, storage.read_visits(attention)))
-        self._loop = self._make_loop(train, torch.from_numpy(labels).to(device), schedule)
-        self._epochs = 0
+        self._numerics = measure_numerics(train, configuration.precision, configuration.channels_last)
 
-    def _make_loop(
-        self, train: torch.Tensor, targets: torch.Tensor, schedule: BatchAttentionSchedule | None
-    ) -> DeviceLoop:
-        configuration, seed, device = self._configuration, self._run.seed, train.device
-        recipe = ModelRecipe(
-            configuration.model, configuration.architecture, configuration.model_options, configuration.pretrained
-        )
-        model = make_model(recipe, len(configuration.data.classes), seed).to(device)
-        is_cuda = device.type == "cuda"
+        visits = storage.read_visits(job.run._replace(arm="attention")) if arm in ("random", "longer") else []
+        # ``longer`` ends with these; other arms by their epochs.
+        self._updates_wanted = sum(map(sum, visits)) if arm == "longer" else None
+        schedule: BatchAttentionSchedule | None = None
+        if arm == "random":
+            schedule = EqualComputeControl(visits, seed=seed)
+        elif arm == "attention":
+            epoch_loss, max_visits = job.run.epoch_loss or "first", configuration.max_visits
+            schedule = BatchAttentionSchedule(configuration.k, epoch_loss=epoch_loss, max_visits=max_visits)
+
+        recipe = ModelRecipe(*(getattr(configuration, name) for name in ModelRecipe._fields))
+        model, is_cuda = make_model(recipe, len(data.classes), seed).to(device), device.type == "cuda"
         optimizer = torch.optim.Adam(model.parameters(), lr=configuration.learning_rate, fused=True, capturable=is_cuda)
         if configuration.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -261,12 +214,12 @@ class ImageTraining:
         torch.manual_seed(seed + 2)
         if is_cuda:
             torch.cuda.manual_seed(seed + 3)
-        return DeviceLoop(
+        self._loop = DeviceLoop(
             model,
             optimizer,
             nn.functional.cross_entropy,
             train,
-            targets,
+            torch.from_numpy(labels).to(device),
             configuration.batch_size,
             schedule=schedule,
             generator=torch.Generator().manual_seed(seed),
@@ -296,27 +249,21 @@ class ImageTraining:
         summary = summary or loop.schedule.summary
         self._epochs += 1
         visits = loop.visit_counts if self._run.arm in ("attention", "random") else None
-        fields = {
-            "batches": summary.batches,
+        names = "batches", "repeats", "threshold", "capped_batches", "nonfinite_losses", "most_visits", "host_reads"
+        fields = {name: getattr(summary, name) for name in names}
+        fields |= {
             "updates": summary.visits,
-            "repeats": summary.repeats,
-            "threshold": summary.threshold,
             "train_loss": summary.mean_loss,
             "precision": self._configuration.precision,
-            "capped_batches": summary.capped_batches,
-            "nonfinite_losses": summary.nonfinite_losses,
-            "most_visits": summary.most_visits,
-            "host_reads": summary.host_reads,
-            "batches_by_visits": None if visits is None else self._count_by_visits(visits),
         }
+        if visits is not None:
+            fields["batches_by_visits"] = self._count_by_visits(visits)
         return Trained(fields, visits)
 
     def evaluate(self) -> Tested:
         """Evaluate on the test images."""
         classes = len(self._configuration.data.classes)
-        result = evaluate(self._loop.model, self._test, self._test_labels, classes, self._numerics)
-        fields = {"test_loss": result.loss, "accuracy": result.accuracy, "macro_f1": result.macro_f1}
-        return Tested(fields, result.confusion.tolist())
+        return Tested(*evaluate(self._loop.model, self._test, self._test_labels, classes, self._numerics))
 
     def describe(self) -> dict[str, Any]:
         """How many labels are wrong."""
@@ -334,20 +281,17 @@ class ImageTraining:
         self._epochs = state["epochs"]
 
     def _count_by_visits(self, visits: list[int]) -> dict[int, Flipped]:
-        is_flipped = torch.from_numpy(self._is_flipped)[self._loop.order.cpu()]
-        flipped = [int(batch.sum()) for batch in is_flipped.split(self._configuration.batch_size)]
-        counted: dict[int, Flipped] = {}
-        for count in sorted(set(visits)):
-            of_batches = [wrong for wrong, each in zip(flipped, visits, strict=True) if each == count]
-            with_flipped = sum(wrong > 0 for wrong in of_batches)
-            counted[count] = Flipped(batches=len(of_batches), with_flipped=with_flipped, flipped=sum(of_batches))
-        return counted
+        is_flipped = self._is_flipped[self._loop.order.cpu()]
+        flipped: dict[int, list[int]] = {count: [] for count in sorted(set(visits))}
+        for count, batch in zip(visits, is_flipped.split(self._configuration.batch_size), strict=True):
+            flipped[count].append(int(batch.sum()))
+        return {
+            count: Flipped(batches=len(each), with_flipped=sum(wrong > 0 for wrong in each), flipped=sum(each))
+            for count, each in flipped.items()
+        }
 
 
 build = ImageTraining
-
-
-# The command ------------------------------------------------------------------------------------------------
 
 
 def run(options: Options, console: Console) -> Path:
@@ -372,7 +316,7 @@ def run(options: Options, console: Console) -> Path:
             Job(
                 folder=folder,
                 run=name,
-                data=options.data if options.data in CIFAR else str(Path(options.data).resolve()),
+                data=full_path(options.data),
                 data_dir=options.data_dir.resolve(),
                 device=str(device),
                 threads=options.threads,
@@ -402,14 +346,9 @@ def run(options: Options, console: Console) -> Path:
 
 def parse(arguments: Sequence[str] | None) -> Options:
     """The options on a command line, which ends the process with status 2 where they are wrong."""
-    return tyro.cli(
-        Options,
-        prog="python -m benchmarks.cifar",
-        description=__doc__,
-        args=arguments,
-        # A folder or a model may be called None.
-        config=(tyro.conf.DisallowNone,),
-    )
+    # A folder or a model may be called None.
+    config = (tyro.conf.DisallowNone,)
+    return tyro.cli(Options, prog="python -m benchmarks.cifar", description=__doc__, args=arguments, config=config)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

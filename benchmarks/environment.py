@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# The last two are arms of ``benchmarks.selection``.
 PACKAGES = (
     *("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab"),
-    # Of arms of ``benchmarks.selection``.
     *("mosaicml", "infobatch"),
 )
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:
     """Hardware, versions and the time, as JSON types; ``device`` says which GPU, or that none was used."""
+    import torch  # takes seconds, and reports need only ``one_line``
+
+    packages = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "gpu": _gpu_model(device),
+        "gpu": torch.cuda.get_device_name(device) if device != "cpu" and torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": packages,
     }
 
 
@@ -39,23 +46,6 @@ def one_line(environment: dict[str, Any]) -> str:
 
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu_model(device: str | None) -> str | None:
-    if _version("torch") is None or device == "cpu":
-        return None
-    import torch
-
-    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,20 +1,16 @@
-"""Errors of the benchmarks, each with what to do about it."""
+"""Errors of the benchmarks. The message says what to do, and is all that a user needs to see."""
 
 
 class BenchmarkError(Exception):
-    """Base of all errors that a benchmark raises on purpose; its message is all that a user needs to see."""
+    """Base of all errors that a benchmark raises on purpose."""
 
 
 class DataError(BenchmarkError):
     """A data set is missing, damaged or unfit for training."""
 
 
-class ModelError(BenchmarkError):
-    """A model is unknown, does not take these images, or its weights are unavailable."""
-
-
 class PlanError(BenchmarkError):
-    """Options contradict each other or are out of range."""
+    """Options are out of range or contradict each other, or a model cannot be made."""
 
 
 class RecordsError(BenchmarkError):

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.schema import Precision
+from benchmarks.schema import ConfusionMatrix, Precision
 
 # As many as a thousand of CIFAR's images have; some operations sum in another order for other numbers of images.
 _PIXELS_AT_ONCE = 1000 * 32 * 32
@@ -28,11 +27,9 @@ def tf32(allowed: bool | None) -> Iterator[None]:
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     # Where there is the newer setting, the older one raises an error once the newer one was set.
-    if hasattr(matmul, "fp32_precision"):
-        name, operations = "fp32_precision", [matmul, cudnn.conv, cudnn.rnn]
-        value: Any = "tf32" if allowed else "ieee"
-    else:
-        name, operations, value = "allow_tf32", [matmul, cudnn], allowed
+    is_newer = hasattr(matmul, "fp32_precision")
+    name, value = ("fp32_precision", "tf32" if allowed else "ieee") if is_newer else ("allow_tf32", allowed)
+    operations = [matmul, cudnn.conv, cudnn.rnn] if is_newer else [matmul, cudnn]
     before = [getattr(operation, name) for operation in operations]
     try:
         for operation in [] if allowed is None else operations:
@@ -65,37 +62,30 @@ class Numerics(NamedTuple):
 def measure_numerics(images: Tensor, precision: Precision, channels_last: bool) -> Numerics:
     """The numerics for training images, uint8, (images, 3, height, width)."""
     # In parts: as floats all at once they would take four times the memory.
-    count = images.numel() / images.shape[1]
-    sums, squares = torch.zeros(2, images.shape[1], dtype=torch.float64).unbind()
+    count, (sums, squares) = images.numel() / 3, torch.zeros(2, 3, dtype=torch.float64)
     for part in images.split(5000):
         scaled = part.cpu().double().div(255)
         sums += scaled.sum(dim=(0, 2, 3))
         squares += scaled.square().sum(dim=(0, 2, 3))
     mean = sums / count
-    # A channel that is the same everywhere is not scaled.
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    # A channel that is the same everywhere is not scaled.
+    deviation[deviation <= 1e-6] = 1.0
     mean, deviation = (each.float().view(-1, 1, 1).to(images.device) for each in (mean, deviation))
     return Numerics(mean, deviation, precision, channels_last)
 
 
-class Evaluation(NamedTuple):
-    """Results on the test set."""
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, classes: int, numerics: Numerics
+) -> tuple[dict[str, float | None], ConfusionMatrix]:
+    """Evaluate on uint8 images, on the model's device, and leave the model in evaluation mode.
 
-    loss: float | None  # mean cross-entropy; None where it is not finite
-    accuracy: float
-    macro_f1: float
-    confusion: NDArray[np.int64]  # images by true class (row) and predicted class (column)
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, numerics: Numerics) -> Evaluation:
-    """Evaluate on uint8 images, on the model's device, and leave the model in evaluation mode."""
+    The results are fields of ``schema.Epoch``; the loss is None where it is not finite.
+    """
     model.eval()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
-    predictions: list[Tensor] = []
-    autocast = numerics.autocast
+    loss_sum, predictions = torch.zeros((), dtype=torch.float64, device=images.device), []
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-    with torch.no_grad(), torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
+    with torch.no_grad(), torch.autocast(images.device.type, numerics.autocast, enabled=bool(numerics.autocast)):
         for part, targets in zip(images.split(at_once), labels.split(at_once), strict=True):
             outputs = model(numerics.prepare(part)).float()
             loss_sum += functional.cross_entropy(outputs, targets, reduction="sum").double()
@@ -106,9 +96,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, classes: int, num
     right = confusion.diagonal()
     # A class that is neither there nor predicted has an F1 of 0.
     f1 = 2 * right / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
-    return Evaluation(
-        loss=loss if math.isfinite(loss) else None,
-        accuracy=float(right.sum() / len(images)),
-        macro_f1=float(f1.mean()),
-        confusion=confusion,
-    )
+    results = {
+        "test_loss": loss if math.isfinite(loss) else None,
+        "accuracy": float(right.sum() / len(images)),
+        "macro_f1": float(f1.mean()),
+    }
+    return results, confusion.tolist()

@@ -54,41 +54,31 @@ class ImageSet(NamedTuple):
 def load_images(data: str, data_dir: Path, train_images: int | None = None, test_images: int | None = None) -> ImageSet:
     """Load a data set, or so many of its images, always the same ones; a ``DataError`` if it is unfit for training.
 
-    Args:
-        data: ``cifar10`` or ``cifar100``, or a folder with ``train/<class>/`` and ``test/<class>/``, as torchvision's
-            ImageFolder takes them. Their images are converted to RGB, and have one size.
-        data_dir: Where torchvision finds CIFAR, or downloads it.
-        train_images: None for all.
-        test_images: None for all.
+    It is ``cifar10`` or ``cifar100``, which torchvision finds in ``data_dir`` or downloads, or a folder with
+    ``train/<class>/`` and ``test/<class>/``, whose images are converted to RGB and have one size.
     """
+    splits, wanted = [], {"train": train_images, "test": test_images}
     if data in CIFAR:
-        return _load_cifar(data, data_dir, train_images, test_images)
-    return _load_folder(Path(data), train_images, test_images)
+        for split in wanted:
+            try:
+                dataset = CIFAR[data](str(data_dir), train=split == "train", download=True)
+            except Exception as error:  # the download may fail in many ways
+                raise DataError(
+                    f"{data} can neither be read from {data_dir} nor downloaded into it: {error}. If a file there is "
+                    "cut off, delete it; without a connection, unpack a copy to a folder with train/<class>/*.png and "
+                    "test/<class>/*.png and give that as --data"
+                ) from error
+            chosen = _choose(split, len(dataset.data), wanted[split])
+            images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)[chosen])
+            splits.append(Split(images, np.asarray(dataset.targets, dtype=np.int64)[chosen]))
+        return ImageSet(data, list(dataset.classes), *splits)
 
-
-def _load_cifar(name: str, data_dir: Path, train_images: int | None, test_images: int | None) -> ImageSet:
-    splits = []
-    for split, wanted in (("train", train_images), ("test", test_images)):
-        try:
-            dataset = CIFAR[name](str(data_dir), train=split == "train", download=True)
-        except Exception as error:  # the download may fail in many ways
-            raise DataError(
-                f"{name} can neither be read from {data_dir} nor downloaded into it: {error}. If a file there is cut "
-                "off, delete it; without a connection, unpack a copy to a folder with train/<class>/*.png and "
-                "test/<class>/*.png and give that as --data"
-            ) from error
-        chosen = _choose(split, len(dataset.data), wanted)
-        images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)[chosen])
-        splits.append(Split(images, np.asarray(dataset.targets, dtype=np.int64)[chosen]))
-    return ImageSet(name, list(dataset.classes), *splits)
-
-
-def _load_folder(folder: Path, train_images: int | None, test_images: int | None) -> ImageSet:
+    folder = Path(data).resolve()
     try:
-        train, test = (datasets.ImageFolder(str(folder / split)) for split in ("train", "test"))
+        train, test = (datasets.ImageFolder(str(folder / split)) for split in wanted)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"data is {str(folder)!r}; it must be cifar10, cifar100, or a folder with train/<class>/*.png and "
+            f"data is {data!r}; it must be cifar10, cifar100, or a folder with train/<class>/*.png and "
             f"test/<class>/*.png ({error})"
         ) from error
     if train.classes != test.classes or len(train.classes) < 2:
@@ -96,16 +86,16 @@ def _load_folder(folder: Path, train_images: int | None, test_images: int | None
             f"{folder} has the classes {train.classes[:5]} in train and {test.classes[:5]} in test (the first 5); give "
             "both the same sub-folders, at least 2"
         )
-    splits: list[Split] = []
-    for split, dataset, wanted in (("train", train, train_images), ("test", test, test_images)):
-        samples = [dataset.samples[number] for number in _choose(split, len(dataset.samples), wanted)]
-        size = splits[0].images.shape[2:] if splits else None
-        pixels = _decode([Path(path) for path, _ in samples], size)
+    for split, dataset in (("train", train), ("test", test)):
+        samples = [dataset.samples[number] for number in _choose(split, len(dataset), wanted[split])]
+        pixels = _decode([path for path, _ in samples], splits[0].images.shape[2:] if splits else None)
         splits.append(Split(pixels, np.array([label for _, label in samples], dtype=np.int64)))
-    return ImageSet(folder.resolve().name, train.classes, *splits)
+    # The paper's figures and claims go by these names.
+    name = folder.name.lower() if folder.name.lower() in CIFAR else folder.name
+    return ImageSet(name, train.classes, *splits)
 
 
-def _decode(files: Sequence[Path], size: tuple[int, ...] | None) -> NDArray[np.uint8]:
+def _decode(files: Sequence[str], size: tuple[int, ...] | None) -> NDArray[np.uint8]:
     """uint8, (images, 3, height, width), of this size; None for that of the first."""
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(_read, files))
@@ -120,13 +110,12 @@ def _decode(files: Sequence[Path], size: tuple[int, ...] | None) -> NDArray[np.u
     return np.ascontiguousarray(np.stack(images))
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def _read(path: str) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # of damaged files Pillow raises many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} cannot be decoded: {reason}. Replace the file, or delete it") from error
+        raise DataError(f"{path} cannot be decoded: {error or type(error).__name__}. Replace or delete it") from error
 
 
 def _choose(split: str, images: int, wanted: int | None) -> NDArray[np.int64]:

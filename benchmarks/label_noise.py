@@ -12,14 +12,13 @@ def redraw_labels(labels: NDArray[np.int64], classes: int, per_group: int, seed:
     """Labels with ``per_group`` of every 32 drawn again, in the order in which the images are stored.
 
     A label is drawn from all classes, so with ten of them a tenth of those drawn is the true one again. With the same
-    seed, more noise draws the same labels again and further ones. Of fewer than 32 at the end, proportionally many are
-    drawn again, rounded down. 1, 3 and 6 of 32 are the paper's 3, 10 and 20 %.
+    seed, more noise draws the same labels again and further ones. 1, 3 and 6 of 32 are the paper's 3, 10 and 20 %.
     """
     images, drawing = len(labels), np.random.default_rng(seed)
     groups = -(-images // GROUP_SIZE)
-    # The lowest of each group are chosen.
     ranks = drawing.random((groups, GROUP_SIZE))
     drawn = drawing.integers(0, classes, images)
+    # The last group may be smaller, and then proportionally many are drawn again.
     last_size = images - (groups - 1) * GROUP_SIZE
     ranks[-1, last_size:] = np.inf
     wanted = np.full((groups, 1), per_group)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import ValidationError
 
 from benchmarks.errors import RecordsError
@@ -36,12 +37,7 @@ class Records(NamedTuple):
 
 
 def read_records(folder: Path) -> Records:
-    """Read and check a folder of records.
-
-    Raises:
-        RecordsError: If a file is missing, a line does not fit the schema or the folder's configuration, epochs are
-            missing, or a confusion matrix contradicts the rest.
-    """
+    """Read a folder of records; a ``RecordsError`` if they are damaged, incomplete or contradict each other."""
     if (folder / "plan.json").exists():
         return _read_plan_records(folder)
     configuration = read_configuration(folder)
@@ -53,21 +49,17 @@ def read_records(folder: Path) -> Records:
         runs[line.run] = line
     epochs: dict[RunName, list[Epoch]] = {name: [] for name in runs}
     for epoch in read_lines(folder / "epochs.jsonl", Epoch, digest):
-        done = epochs.get(epoch.run)
-        if done is None:
+        if epoch.run not in runs:
             raise RecordsError(
                 f"{folder / 'epochs.jsonl'} has epochs of {epoch.run}, of which runs.jsonl does not know"
             )
-        if epoch.epoch != len(done) + 1:
-            raise RecordsError(
-                f"{folder}: epoch {len(done) + 1} of {epoch.run} is missing; epoch {epoch.epoch} follows"
-            )
-        done.append(epoch)
+        epochs[epoch.run].append(epoch)
     for name, run in runs.items():
-        if not epochs[name] or (run.last is not None and run.last.epoch != len(epochs[name])):
+        last = run.last.epoch if run.last else max(len(epochs[name]), 1)
+        if [epoch.epoch for epoch in epochs[name]] != list(range(1, last + 1)):
             raise RecordsError(
-                f"{folder}: {name} has {len(epochs[name])} epochs, and runs.jsonl says "
-                f"{run.last.epoch if run.last else 'at least 1'}; copy both files from the same place"
+                f"{folder}: an epoch of {name} is missing, of the {last} that runs.jsonl says; copy both files from "
+                "the same place"
             )
     records = Records(configuration, runs, epochs)
     if isinstance(configuration, Configuration):
@@ -91,24 +83,21 @@ def _contradiction(
     evaluated: Evaluated | None, epoch: Epoch, data: Data, images_of_classes: set[tuple[int, ...]]
 ) -> str | None:
     """What is wrong with a confusion matrix; ``images_of_classes`` gets its rows, which all matrices share."""
-    classes = len(data.classes)
     if evaluated is None:
         return "it has no confusion matrix"
-    matrix = evaluated.confusion
     if evaluated.epoch != epoch.epoch:
         return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
-    if {len(matrix), *map(len, matrix)} != {classes}:
+    classes = len(data.classes)
+    if {len(evaluated.confusion), *map(len, evaluated.confusion)} != {classes}:
         return f"it is not {classes} by {classes}, one row and one column for each class"
-    rows, columns = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
-    right = [matrix[label][label] for label in range(classes)]
-    macro_f1 = (
-        sum(2 * each / max(row + column, 1) for each, row, column in zip(right, rows, columns, strict=True)) / classes
-    )
+    matrix = np.array(evaluated.confusion)
+    rows, columns, right, images = matrix.sum(1), matrix.sum(0), matrix.diagonal(), int(matrix.sum())
+    macro_f1 = float((2 * right / np.maximum(rows + columns, 1)).mean())
     images_of_classes.add(tuple(rows))
-    if sum(rows) != data.test_images:
-        return f"it is of {sum(rows):,} images, and {data.test_images:,} were tested"
-    if round(epoch.accuracy * sum(rows)) != sum(right):
-        return f"it has {sum(right):,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
+    if images != data.test_images:
+        return f"it is of {images:,} images, and {data.test_images:,} were tested"
+    if round(epoch.accuracy * images) != right.sum():
+        return f"it has {right.sum():,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
     if abs(epoch.macro_f1 - macro_f1) > 1e-6:
         return f"its macro-F1 is {macro_f1:g}, and epochs.jsonl has {epoch.macro_f1:g}"
     return "it has other numbers of images of each class than another run" if len(images_of_classes) > 1 else None
@@ -124,13 +113,7 @@ def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
 
 
 def read_lines(path: Path, kind: type[Record], digest: str | None = None) -> list[Record]:
-    """The lines of a file of JSON lines; a ``RecordsError`` if one is damaged.
-
-    Args:
-        path: Of the file.
-        kind: Of each line.
-        digest: Of the configuration that each line belongs to; None for any.
-    """
+    """The lines of a file of JSON lines, of the configuration of this digest; a ``RecordsError`` if one is damaged."""
     lines = enumerate(_read_text(path).split("\n"), start=1)
     records = [parse_record(path, number, line, kind) for number, line in lines if line.strip()]
     for record in records:
@@ -145,7 +128,6 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
         if first["type"] == "json_invalid":
             how = "is cut off" if "EOF while parsing" in first["msg"] else f"is not JSON ({first['msg']})"
@@ -153,9 +135,10 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
                 f"{what}the line {how}. Copy the file again from where it was made, or delete the run's lines in all "
                 "files, and the benchmark makes the run again"
             ) from error
+        where = ".".join(map(str, first["loc"])) or "the whole line"
         raise RecordsError(
-            f"{what}{where or 'the whole line'}: {first['msg']}. Make the records with this version of the benchmark, "
-            "or read them with the one that made them"
+            f"{what}{where}: {first['msg']}. Make the records with this version of the benchmark, or read them with "
+            "the one that made them"
         ) from error
 
 
@@ -172,17 +155,13 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise RecordsError(
-            f"{path} cannot be read ({reason}); records are made by python -m benchmarks.cifar --out FOLDER"
+            f"{path} cannot be read ({error}); records are made by python -m benchmarks.cifar --out FOLDER"
         ) from error
 
 
-# Records of ``benchmarks.selection`` from before this format ------------------------------------------------
-
-
 def _read_plan_records(folder: Path) -> Records:
-    """plan.json, and one line a run."""
+    """Older records of ``benchmarks.selection``: plan.json, and one line a run."""
     plan, path = json.loads(_read_text(folder / "plan.json")), folder / "runs.jsonl"
     images = {name: plan[name] for name in ("updates", "batch_size", "imbalance", "images") if name in plan}
     configuration = SelectionConfiguration(
@@ -191,17 +170,16 @@ def _read_plan_records(folder: Path) -> Records:
         data_sha256=plan.get("data_sha256"),
         settings=plan.get("settings") or dict.fromkeys(("balanced", "long_tail", "hidden_kinds", "noisy"), images),
     )
-    runs: dict[RunName, Run] = {}
-    epochs: dict[RunName, list[Epoch]] = {}
+    records = Records(configuration, {}, {})
     for number, text in enumerate(_read_text(path).splitlines(), start=1):
         try:
             run, epoch = _from_plan_line(json.loads(text), configuration.digest())
         except (ValueError, KeyError, TypeError) as error:
             raise RecordsError(f"{path}, line {number} is not a finished run ({error}); take the line out") from error
-        if run.run in runs:
+        if run.run in records.runs:
             raise RecordsError(f"{path}, line {number} is a second line of {run.run}; a run is recorded once")
-        runs[run.run], epochs[run.run] = run, [epoch]
-    return Records(configuration, runs, epochs)
+        records.runs[run.run], records.epochs[run.run] = run, [epoch]
+    return records
 
 
 def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:

@@ -9,15 +9,15 @@
                                 futures with ``done()``, ``result()`` and ``cancel()``
 
 Without it, one run at a time is made in this process, and more in processes. ``--at-once`` is the number of runs handed
-out at a time. ``--executor-options KEY=VALUE ...`` are for the executor: ``timeout_min=600 slurm_partition=gpu`` for
-submitit's ``update_parameters``, else arguments of Dask's ``Client`` or of the callable.
+out at a time. ``--executor-options KEY=VALUE ...`` are arguments of submitit's ``update_parameters``
+(``timeout_min=600 slurm_partition=gpu``), of Dask's ``Client`` or of the callable.
 
 Workers see the folder of records and the data at the same paths, on a file system whose locks hold across machines, and
 have the root of the repository on their Python path. A Slurm job starts in the current directory, so start the command
 at the root; Dask: ``PYTHONPATH=. dask worker tcp://HOST:8786 --nthreads 1``, once for each run at once.
 
 A run whose worker is lost is handed out again and resumes from its state. Its lock keeps two workers from making it at
-the same time: while one that was believed dead, or that a killed command left behind, still makes it, others wait.
+the same time, such as one that a killed command left behind.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -92,10 +92,10 @@ def run_all(
     console: Console,
     executor_options: Sequence[str] = (),
 ) -> None:
-    """Make the runs of a folder that are not finished, in this order but for those that wait for others.
+    """Make these runs of a folder, in this order but for those that need others, which come first.
 
-    ``needs`` says which runs a run is made from; those that are not among the jobs are finished. At Ctrl-C, TERM (then
-    it raises SystemExit), HUP and errors, the runs are told to stop, whatever the executor.
+    Needed runs that are not among the jobs are finished. At Ctrl-C, TERM and HUP (then it raises SystemExit), and
+    errors, the runs are told to stop, whatever the executor.
     """
     if not jobs:
         return
@@ -183,13 +183,11 @@ def _exit_at_signals() -> Iterator[None]:
 def _parse(options: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for option in options:
-        key, equals, value = option.partition("=")
+        key, equals, values[key] = option.partition("=")
         if not equals:
             raise PlanError(f"--executor-options has {option!r}; each is KEY=VALUE, such as timeout_min=600")
-        try:
-            values[key] = json.loads(value)
-        except ValueError:
-            values[key] = value
+        with suppress(ValueError):
+            values[key] = json.loads(values[key])
     return values
 
 
@@ -199,13 +197,16 @@ def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path,
         if kind == "here":
             return SimpleNamespace(submit=_call_later)
         if kind == "processes":
-            processes = _Processes(at_once, **options)
-            stack.callback(processes.close)
-            return processes
+            return stack.enter_context(closing(_Processes(at_once, **options)))
         if kind == "submitit":
-            return _submitit(where or "slurm", folder / "submitit", options)
+            executor = importlib.import_module("submitit").AutoExecutor(folder / "submitit", cluster=where or "slurm")
+            # Submitit's own limit is a few minutes.
+            executor.update_parameters(**{"name": "benchmarks", "timeout_min": 24 * 60} | options)
+            return executor
         if kind == "dask":
-            return stack.enter_context(_dask(where, options))
+            client = stack.enter_context(importlib.import_module("distributed").Client(where or None, **options))
+            # Dask makes a pure call with the same arguments once, and a run may be handed out again.
+            return SimpleNamespace(submit=partial(client.submit, pure=False))
         executor = getattr(importlib.import_module(kind), where)(**options)
         return stack.enter_context(executor) if hasattr(executor, "__enter__") else executor
     except Exception as error:
@@ -218,24 +219,6 @@ def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path,
 def _call_later(function: Callable[..., Any], *arguments: Any) -> Pending:
     """A call that this process makes when its result is asked for."""
     return SimpleNamespace(done=lambda: True, result=partial(function, *arguments), cancel=lambda: None)
-
-
-def _submitit(cluster: str, folder: Path, options: dict[str, Any]) -> Executor:
-    import submitit
-
-    executor = submitit.AutoExecutor(folder, cluster=cluster)
-    # Submitit's own limit is a few minutes.
-    executor.update_parameters(**{"name": "benchmarks", "timeout_min": 24 * 60} | options)
-    return executor
-
-
-@contextmanager
-def _dask(address: str, options: dict[str, Any]) -> Iterator[Executor]:
-    from distributed import Client
-
-    with Client(address or None, **options) as client:
-        # Dask makes a pure call with the same arguments once, and a run may be handed out again.
-        yield SimpleNamespace(submit=lambda function, *arguments: client.submit(function, *arguments, pure=False))
 
 
 def _begin_worker() -> None:
@@ -298,11 +281,9 @@ def _progress(jobs: Sequence[Job], waiting: list[Job], handed_out: HandedOut, co
 
 def _recorded(job: Job) -> list[dict[str, Any]]:
     """The epochs that a run has recorded up to now."""
-    try:
-        epochs: list[dict[str, Any]] = json.loads((job.folder / f"work/{job.run}/record.json").read_bytes())["epochs"]
-    except (OSError, ValueError):
-        return []
-    return epochs
+    with suppress(OSError, ValueError):
+        return list(json.loads((job.folder / f"work/{job.run}/record.json").read_bytes())["epochs"])
+    return []
 
 
 def _describe(job: Job) -> str:

@@ -1,13 +1,9 @@
-"""The raw records of the benchmarks: what is in them.
+"""The raw records of the benchmarks: a folder of these files.
 
-A folder of records holds three files that reports are made of:
-
-    configuration.json   what all of its runs have in common
-    runs.jsonl           one line a run: where it ran, and its confusion matrices
-    epochs.jsonl         one line an evaluation of a run: after an epoch, or for ``benchmarks.selection`` after the last
-
-and a fourth, visits.jsonl, which only the benchmark itself reads again. Records of ``benchmarks.selection`` from before
-this format have plan.json and other lines; ``benchmarks.reading`` turns them into these classes.
+configuration.json   what all of its runs have in common
+runs.jsonl           one line a run: where it ran, and its confusion matrices
+epochs.jsonl         one line an evaluation of a run: after an epoch, or for ``benchmarks.selection`` after the last
+visits.jsonl         one line a run: how often it visited each batch, for controls made later
 """
 
 from __future__ import annotations
@@ -48,10 +44,21 @@ class Data(Checked):
     sha256: str  # of all pixels and labels
 
 
-class Configuration(Checked):
+class Common(Checked):
     """What all runs of a folder have in common."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+
+    def digest(self) -> str:
+        """A short name for exactly this configuration, which every line of its records carries."""
+        # A field that older records lack changes no digest where it is None.
+        later = {name for name in ("weights",) if getattr(self, name, None) is None}
+        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:12]
+
+
+class Configuration(Common):
+    """Of ``benchmarks.cifar``."""
+
     model: str  # as it was asked for
     architecture: str  # the name in timm
     model_options: dict[str, Any]
@@ -68,25 +75,14 @@ class Configuration(Checked):
     channels_last: bool
     deterministic: bool  # whether PyTorch was asked for deterministic algorithms
 
-    def digest(self) -> str:
-        """A short name for exactly this configuration, which every line of its records carries."""
-        # A field that older records lack changes no digest where it is None.
-        later = {name for name in ("weights",) if getattr(self, name) is None}
-        return hashlib.sha256(self.model_dump_json(exclude=later).encode()).hexdigest()[:12]
 
+class SelectionConfiguration(Common):
+    """Of ``benchmarks.selection``."""
 
-class SelectionConfiguration(Checked):
-    """What all runs of a folder of ``benchmarks.selection`` have in common."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
     study: Literal["images", "kinds"]  # four settings of one set of images; four kinds of data
     data: str | None  # the name of the images; None for ``kinds``, where each run names its own by digest
     data_sha256: str | None
     settings: dict[str, dict[str, float | None]]  # the sizes of each
-
-    def digest(self) -> str:
-        """A short name for exactly this configuration, which every line of its records carries."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 class RunName(NamedTuple):
@@ -100,10 +96,10 @@ class RunName(NamedTuple):
     rate: float | None = None  # times the base learning rate, where a study compares rates
 
     def __str__(self) -> str:
-        reading = "" if self.epoch_loss is None else f"-{self.epoch_loss}"
-        noise = f"-noise{self.label_noise}" if self.setting is None else ""
-        rate = "" if self.rate is None else f"-rate{self.rate:g}"
-        return f"{self.setting + '-' if self.setting else ''}{self.arm}{reading}{noise}-seed{self.seed}{rate}"
+        noise = f"noise{self.label_noise}" if self.setting is None else None
+        rate = f"rate{self.rate:g}" if self.rate is not None else None
+        parts = self.setting, self.arm, self.epoch_loss, noise, f"seed{self.seed}", rate
+        return "-".join(part for part in parts if part)
 
 
 class OfRun(Checked):
@@ -205,7 +201,7 @@ class OfVisits(OfRun):
 
 
 class RunFile(Checked):
-    """What is kept of a run while others may be made from it."""
+    """All that is recorded of one run."""
 
     run: Run
     epochs: list[Epoch]

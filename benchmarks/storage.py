@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from typing import IO, Any
 import torch
 from filelock import FileLock, Timeout
 
-from benchmarks.errors import RecordsError, RunIsBeingMade, StorageError
+from benchmarks.errors import BenchmarkError, RecordsError, RunIsBeingMade, StorageError
 from benchmarks.reading import check_configuration, parse_record, read_configuration, read_lines
 from benchmarks.schema import (
     Checked,
@@ -46,16 +46,13 @@ def is_stopped(folder: Path) -> bool:
 
 def stop_runs(folder: Path, reason: str) -> None:
     """Tell the runs of a folder of records to stop, on whatever machine they are made."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_whole(folder / "work" / "stop", lambda file: file.write(f"{now} {reason}\n".encode()))
+    _write_text(folder / "work" / "stop", f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {reason}\n")
 
 
 class Storage:
-    """The folder of one configuration. Damaged or foreign records raise ``RecordsError``, a full disk ``StorageError``.
+    """The folder of one configuration, which is new where a configuration is given.
 
-    Args:
-        folder: May be missing where a configuration is given.
-        configuration: Of all runs in it; None for the one that is there.
+    Damaged or foreign records raise ``RecordsError``, a full disk ``StorageError``.
     """
 
     def __init__(self, folder: Path, configuration: Configuration | SelectionConfiguration | None = None) -> None:
@@ -68,22 +65,16 @@ class Storage:
     def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
         """Keep other commands out of the folder, and take back an earlier command's request to stop."""
         self._claim()
-        lock = FileLock(self._work / "lock")
-        try:
-            self._work.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=wait_seconds)
-        except Timeout as error:
-            raise StorageError(
-                f"another command is at work in {self.folder}; wait for it, or give this one another --out"
-            ) from error
-        except OSError as error:
-            raise StorageError(f"{self._work} cannot be written: {error.strerror}; give another --out") from error
-        try:
+        said = f"another command is at work in {self.folder}; wait for it, or give this one another --out"
+        with _locked(self._work / "lock", wait_seconds, StorageError(said)):
             self._check_same()
             (self._work / "stop").unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
+
+    def locked(self, run: RunName) -> AbstractContextManager[None]:
+        """Keep every other process that sees the folder from making a run; ``RunIsBeingMade`` if one is at it."""
+        said = f"another process makes {run} in {self.folder}; wait for it to end"
+        return _locked(self._path(run, "lock"), 0, RunIsBeingMade(said))
 
     def _claim(self) -> None:
         """Refuse a folder that no command of ours made; mark a new one."""
@@ -114,25 +105,7 @@ class Storage:
             )
 
     def _write_configuration(self) -> None:
-        text = self.configuration.model_dump_json(indent=1) + "\n"
-        write_whole(self.folder / "configuration.json", lambda file: file.write(text.encode()))
-
-    # One run -------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def locked(self, run: RunName) -> Iterator[None]:
-        """Keep every other process that sees the folder from making a run; ``RunIsBeingMade`` if one is at it."""
-        path = self._path(run, "lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunIsBeingMade(f"another process makes {run} in {self.folder}; wait for it to end") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        _write_text(self.folder / "configuration.json", self.configuration.model_dump_json(indent=1) + "\n")
 
     def save(self, record: RunFile, training_state: dict[str, Any]) -> None:
         """Keep what a run resumes from."""
@@ -142,8 +115,7 @@ class Storage:
 
     def write_record(self, record: RunFile) -> None:
         """Keep a run's record up to now."""
-        text = record.model_dump_json()
-        write_whole(self._path(record.run.run, "record.json"), lambda file: file.write(text.encode()))
+        _write_text(self._path(record.run.run, "record.json"), record.model_dump_json())
 
     def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
         """What ``save`` kept last, or None."""
@@ -168,7 +140,7 @@ class Storage:
     def read_run(self, run: RunName) -> RunFile | None:
         """A run's record up to now: from its own folder, else from the records; None if there is none."""
         path = self._path(run, "record.json")
-        return self._read_work(path) if path.exists() else self._read_recorded({}).get(run)
+        return self._read_work(path) if path.exists() else self._read_recorded().get(run)
 
     def read_visits(self, run: RunName) -> list[list[int]]:
         """The visits to each batch of each epoch of a finished run."""
@@ -180,13 +152,10 @@ class Storage:
             )
         return record.visits
 
-    # All runs ------------------------------------------------------------------------------------------
-
     def collect(self) -> dict[RunName, RunFile]:
         """The record of every run: from its own folder, else from the records."""
         records = [self._read_work(path) for path in self._work.glob("*/record.json")]
-        kept = {record.run.run: record for record in records}
-        return {**self._read_recorded(kept), **kept}
+        return self._read_recorded() | {record.run.run: record for record in records}
 
     def finished(self) -> set[RunName]:
         """The runs that are finished."""
@@ -218,8 +187,7 @@ class Storage:
         self._write_lines("runs.jsonl", (record.run for record in records))
 
     def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
-        text = "".join(line.model_dump_json() + "\n" for line in lines)
-        write_whole(self.folder / name, lambda file: file.write(text.encode()))
+        _write_text(self.folder / name, "".join(line.model_dump_json() + "\n" for line in lines))
 
     def _read_work(self, path: Path) -> RunFile:
         try:
@@ -229,8 +197,7 @@ class Storage:
         check_configuration(path, record.run, self._digest)
         return record
 
-    def _read_recorded(self, kept: dict[RunName, RunFile]) -> dict[RunName, RunFile]:
-        """The runs of runs.jsonl that are not ``kept``."""
+    def _read_recorded(self) -> dict[RunName, RunFile]:
         if not (self.folder / "runs.jsonl").exists():
             return {}
         epochs: dict[RunName, list[Epoch]] = defaultdict(list)
@@ -239,7 +206,7 @@ class Storage:
         path = self.folder / "visits.jsonl"
         # Records of older versions have no visits.
         visits = {line.run: line.visits for line in read_lines(path, OfVisits, self._digest)} if path.exists() else {}
-        runs = [run for run in read_lines(self.folder / "runs.jsonl", Run, self._digest) if run.run not in kept]
+        runs = read_lines(self.folder / "runs.jsonl", Run, self._digest)
         return {run.run: RunFile(run=run, epochs=epochs[run.run], visits=visits.get(run.run, [])) for run in runs}
 
     def _path(self, run: RunName, name: str) -> Path:
@@ -268,6 +235,26 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"{path} cannot be written: {reason}. What was saved before is intact; make room, or choose a folder that "
             "can be written, and give the same command again to resume"
         ) from error
+
+
+@contextmanager
+def _locked(path: Path, wait_seconds: float, error: BenchmarkError) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait_seconds)
+    except Timeout:
+        raise error from None
+    except OSError as reason:
+        raise StorageError(f"{path} cannot be written: {reason.strerror}; give another --out") from reason
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _beside(path: Path) -> Path:

@@ -81,14 +81,10 @@ class Training(Protocol):
 
 
 def make_run(job: Job) -> None:
-    """Make a run, from its start or from the state that was kept last; return when it is finished.
+    """Make a run, from its start or from the state that was kept last; a finished run is left as it is.
 
-    Any process on any machine that sees ``job.folder`` may call this. A finished run is left as it is.
-
-    Raises:
-        RunIsBeingMade: If another process makes the run.
-        Stopped: If the command told its runs to stop.
-        BenchmarkError: If the run cannot be made; what was saved before is intact.
+    Any process on any machine that sees ``job.folder`` may call this. It raises ``RunIsBeingMade`` if another one makes
+    the run, ``Stopped`` if the command told its runs to stop, and other ``BenchmarkError`` otherwise.
     """
     storage = Storage(job.folder)
     with storage.locked(job.run), _settings(job, storage):
@@ -111,11 +107,7 @@ def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
+    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
     losses = losses_of(network(inputs), targets)
@@ -132,36 +124,36 @@ class _Run:
     def __init__(self, job: Job, storage: Storage, training: Training) -> None:
         self._job, self._storage, self._training = job, storage, training
         self._identity = {"configuration": storage.configuration.digest(), **job.run._asdict()}
-        self._file = RunFile(run=Run(**self._identity, is_finished=False, surroundings=[]), epochs=[], visits=[])
+        self._run = Run(**self._identity, is_finished=False, surroundings=[])
+        self._epochs: list[Epoch] = []
+        self._visits: list[list[int]] = []
         kept = storage.load(job.run)
         if kept is None and job.starts_as is not None:
             kept = storage.load(job.starts_as)
         if kept is not None:
-            self._file, state = kept
-            training.load_state_dict(state)
+            training.load_state_dict(kept[1])
+            self._run, self._visits = kept[0].run, kept[0].visits
+            self._epochs = [epoch.model_copy(update=self._identity) for epoch in kept[0].epochs]
+        self._run = self._run.model_copy(update={**self._identity, "surroundings": self._note_surroundings()})
         self._kept = self._checked = time.monotonic()
 
     def make(self) -> None:
-        epochs = [epoch.model_copy(update=self._identity) for epoch in self._file.epochs]
-        self._update(epochs=epochs, surroundings=self._note_surroundings())
         while not self._training.is_finished:
             self._check(at_once=True)
             start = time.monotonic()
             trained = self._training.train_epoch(self._check)
             middle = time.monotonic()
             tested = self._training.evaluate()
-            self._add(trained, tested, middle - start, time.monotonic() - middle)
+            end = time.monotonic()
+            self._add(trained, tested, middle - start, end - middle)
             if self._training.is_finished:
                 break
-            if time.monotonic() - self._kept >= self._job.checkpoint_seconds:
-                self._storage.save(self._file, self._training.state_dict())
-                self._kept = time.monotonic()
-            else:
-                self._storage.write_record(self._file)
-        if self._job.keeps_state:
-            self._storage.save(self._file, self._training.state_dict())
-        else:
-            self._storage.write_record(self._file)
+            is_due = end - self._kept >= self._job.checkpoint_seconds
+            self._write(keeps_state=is_due)
+            if is_due:
+                self._kept = end
+        self._write(keeps_state=self._job.keeps_state)
+        if not self._job.keeps_state:
             self._storage.forget_state(self._job.run)
 
     def _check(self, *, at_once: bool = False) -> None:
@@ -172,36 +164,40 @@ class _Run:
                 raise Stopped(f"{self._job.run} was told to stop")
 
     def _add(self, trained: Trained, tested: Tested, seconds: float, evaluation_seconds: float) -> None:
-        job, (run, epochs, visits) = self._job, (self._file.run, self._file.epochs, self._file.visits)
+        job = self._job
         # The CPU that a run is on may have had more to do in the last minute than the run.
         is_busy = job.device == "cpu" and os.getloadavg()[0] > job.threads + _OTHER_LOAD
         epoch = Epoch(
             **self._identity,
             **trained.fields,
             **tested.fields,
-            epoch=len(epochs) + 1,
+            epoch=len(self._epochs) + 1,
             seconds=seconds,
             evaluation_seconds=evaluation_seconds,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             shared_device=job.at_once > 1 or is_busy,
         )
-        best = last = None
         if tested.confusion is not None:
             last = Evaluated(epoch=epoch.epoch, confusion=tested.confusion)
-            is_best = epoch.accuracy > max((earlier.accuracy for earlier in epochs), default=-1.0)
-            best = last if is_best else run.best
-        visits = visits if trained.visits is None else [*visits, trained.visits]
-        self._update(epochs=[*epochs, epoch], visits=visits, best=best, last=last)
+            is_best = epoch.accuracy > max((earlier.accuracy for earlier in self._epochs), default=-1.0)
+            best = last if is_best else self._run.best
+            self._run = self._run.model_copy(update={"best": best, "last": last})
+        self._epochs.append(epoch)
+        if trained.visits is not None:
+            self._visits.append(trained.visits)
 
-    def _update(self, *, epochs: list[Epoch], visits: list[list[int]] | None = None, **fields: Any) -> None:
-        fields |= {**self._identity, **self._training.describe(), "is_finished": self._training.is_finished}
-        run = self._file.run.model_copy(update=fields)
-        self._file = RunFile(run=run, epochs=epochs, visits=self._file.visits if visits is None else visits)
+    def _write(self, *, keeps_state: bool) -> None:
+        fields = {**self._training.describe(), "is_finished": self._training.is_finished}
+        file = RunFile(run=self._run.model_copy(update=fields), epochs=self._epochs, visits=self._visits)
+        if keeps_state:
+            self._storage.save(file, self._training.state_dict())
+        else:
+            self._storage.write_record(file)
 
     def _note_surroundings(self) -> list[Surroundings]:
-        job, before = self._job, self._file.run.surroundings
+        job, before = self._job, self._run.surroundings
         here = Surroundings(
-            from_epoch=len(self._file.epochs) + 1,
+            from_epoch=len(self._epochs) + 1,
             device=job.device,
             threads=job.threads,
             at_once=job.at_once,

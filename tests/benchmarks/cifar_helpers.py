@@ -1,6 +1,8 @@
 """Small image folders, and the CIFAR benchmark's command run on them."""
 
 import json
+import multiprocessing
+import os
 
 import numpy as np
 from PIL import Image
@@ -33,19 +35,30 @@ def run_benchmark(data, out, *options):
     return out
 
 
-def run_once(digits, folder):
-    return run_benchmark(digits, folder, "--seeds", "0", "--arms", "baseline", "--epochs", "1")
-
-
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def without_times(lines):
-    """Records less what differs between two runs of the same computation."""
-    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings", "shared_device")
-    return [{name: value for name, value in line.items() if name not in times} for line in lines]
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def records_without_times(out):
-    return {name: without_times(read_lines(out / f"{name}.jsonl")) for name in ("epochs", "runs")}
+    """Records less what differs between two runs of the same computation."""
+    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings", "shared_device")
+    return [
+        {name: value for name, value in line.items() if name not in times}
+        for file in ("epochs", "runs")
+        for line in read_lines(out / f"{file}.jsonl")
+    ]
+
+
+# Starts a process with everything imported in no time.
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload([__name__])
+
+
+def run_quietly(data, folder, options):
+    """The command in a process of its own, which may be killed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    run_benchmark(data, folder, *options)

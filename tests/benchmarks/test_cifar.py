@@ -1,6 +1,5 @@
 """The CIFAR command: its options, its runs, and what all arms of a seed have in common."""
 
-import json
 import math
 import shlex
 import shutil
@@ -18,10 +17,14 @@ from benchmarks.label_noise import redraw_labels
 from benchmarks.models import MODELS, find_recipe, make_model
 from benchmarks.reading import read_records
 from benchmarks.schema import RunName
-from benchmarks.tables.newest import RECORDS
-from tests.benchmarks.cifar_helpers import SMALL, read_lines, records_without_times, run_benchmark, write_digits
-
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.cifar_helpers import (
+    SMALL,
+    read_lines,
+    records_without_times,
+    run_benchmark,
+    write_digits,
+    write_lines,
+)
 
 
 def paired(records, arm, name):
@@ -33,18 +36,14 @@ def numbers(epoch):
     return epoch.train_loss, epoch.test_loss, epoch.accuracy, epoch.macro_f1, epoch.updates
 
 
-def test_every_run_that_was_asked_for_is_there_and_finished(records):
-    assert len(records.runs) == 2 * (1 + 2 * 3)
-    assert all(run.is_finished for run in records.runs.values())
-
-
 @pytest.mark.parametrize("arm", ["baseline", "attention"])
 def test_a_run_is_that_of_a_loop_written_by_hand(digits, records, arm):
     name = RunName(arm, None if arm == "baseline" else "last", 3, 1)
-    for epoch, (updates, mean_loss, result) in zip(records.epochs[name], train_by_hand(digits, name), strict=True):
+    by_hand = train_by_hand(digits, name)
+    for epoch, (updates, mean_loss, evaluated) in zip(records.epochs[name], by_hand, strict=True):
         assert (epoch.updates, epoch.train_loss) == (updates, pytest.approx(mean_loss, rel=1e-6))
-        assert (epoch.test_loss, epoch.accuracy, epoch.macro_f1) == result[:3]
-    assert result.confusion.tolist() == records.runs[name].last.confusion
+        assert {field: getattr(epoch, field) for field in evaluated[0]} == evaluated[0]
+    assert evaluated[1] == records.runs[name].last.confusion
 
 
 def train_by_hand(digits, name):
@@ -72,60 +71,42 @@ def train_by_hand(digits, name):
         yield updates, mean_loss, evaluate(model, test, torch.from_numpy(images.test.labels), 10, numerics)
 
 
-def test_the_first_epochs_of_all_arms_agree_bit_for_bit(records):
-    for name in records.runs:
+def test_all_arms_of_a_seed_have_the_same_first_epoch_and_labels(records):
+    assert len(records.runs) == 2 * (1 + 2 * 3)
+    for name, run in records.runs.items():
+        assert run.is_finished
         assert numbers(records.epochs[name][0]) == numbers(paired(records, "baseline", name)[0])
+        assert run.flipped_labels == records.runs[name._replace(arm="baseline", epoch_loss=None)].flipped_labels
+        # 140 images: 4 groups of 32 with 3 each, and 1 of the last 12; a tenth of those drawn is not another label.
+        assert 0 < run.flipped_labels <= 13
 
 
-def test_attention_repeats_and_random_has_exactly_its_visits(records):
-    repeats = 0
+def test_random_has_exactly_attentions_visits(records):
     for name in (name for name in records.runs if name.arm == "random"):
-        for random_epoch, attention in zip(records.epochs[name], paired(records, "attention", name), strict=True):
-            assert random_epoch.updates == attention.updates
-            visits = [
-                {count: batches.batches for count, batches in epoch.batches_by_visits.items()}
-                for epoch in (random_epoch, attention)
-            ]
+        for epochs in zip(records.epochs[name], paired(records, "attention", name), strict=True):
+            visits = [{count: each.batches for count, each in epoch.batches_by_visits.items()} for epoch in epochs]
             assert visits[0] == visits[1]
-            repeats += attention.repeats
-        assert numbers(random_epoch) != numbers(attention)
-    assert repeats > 0
+        assert numbers(epochs[0]) != numbers(epochs[1])
+        assert epochs[0].repeats > 0
 
 
 def test_longer_has_exactly_attentions_updates_and_starts_as_the_baseline(records):
     for name in (name for name in records.runs if name.arm == "longer"):
         epochs, baseline = records.epochs[name], paired(records, "baseline", name)
         assert sum(e.updates for e in epochs) == sum(e.updates for e in paired(records, "attention", name))
-        assert list(map(numbers, epochs[:3])) == list(map(numbers, baseline))
         assert len(epochs) > 3
         # It is not trained again up to there.
-        assert [epoch.seconds for epoch in epochs[:3]] == [epoch.seconds for epoch in baseline]
+        assert [(numbers(e), e.seconds) for e in epochs[:3]] == [(numbers(e), e.seconds) for e in baseline]
 
 
-def test_labels_are_drawn_again_alike_in_all_arms_and_counted(records):
+def test_wrong_labels_are_counted_by_visits(records):
     for name, run in records.runs.items():
-        assert run.flipped_labels == records.runs[name._replace(arm="baseline", epoch_loss=None)].flipped_labels
-        # 140 images: 4 groups of 32 with 3 each, and 1 of the last 12; a tenth of those drawn is not another label.
-        assert 0 < run.flipped_labels <= 13
-        for epoch in records.epochs[name]:
-            if name.arm in ("attention", "random"):
-                by_visits = epoch.batches_by_visits
-                assert sum(group.flipped for group in by_visits.values()) == run.flipped_labels
-                assert all(group.with_flipped <= min(group.batches, group.flipped) for group in by_visits.values())
-                assert sum(group.batches for group in by_visits.values()) == epoch.batches
-                assert sum(count * group.batches for count, group in by_visits.items()) == epoch.updates
-            else:
-                assert epoch.batches_by_visits is None
-
-
-def test_the_matrices_are_of_the_best_and_the_last_epoch(records):
-    for name, run in records.runs.items():
-        epochs = records.epochs[name]
-        best = max(epochs, key=lambda epoch: epoch.accuracy)
-        assert (run.best.epoch, run.last.epoch) == (best.epoch, len(epochs))
-        for evaluated in (run.best, run.last):
-            right = sum(evaluated.confusion[label][label] for label in range(10))
-            assert right / 60 == epochs[evaluated.epoch - 1].accuracy
+        for epoch in records.epochs[name] if name.arm in ("attention", "random") else []:
+            by_visits = epoch.batches_by_visits
+            assert sum(group.flipped for group in by_visits.values()) == run.flipped_labels
+            assert all(group.with_flipped <= min(group.batches, group.flipped) for group in by_visits.values())
+            assert sum(group.batches for group in by_visits.values()) == epoch.batches
+            assert sum(count * group.batches for count, group in by_visits.items()) == epoch.updates
 
 
 def test_an_epoch_of_more_batches_than_are_enqueued_at_once_waits_for_the_device_no_more_often(digits, tmp_path):
@@ -143,41 +124,30 @@ def test_runs_in_processes_on_a_gpu_are_the_same_as_alone(digits, tmp_path):
     assert records_without_times(together) == records_without_times(alone)
 
 
-# The command line -------------------------------------------------------------------------------------------
-
-
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_the_papers_and_every_option_is_understood():
     options = parse([])
     assert options == Options()
     assert (options.model, options.data, options.epochs, options.batch_size) == ("resnet34", "cifar10", 100, 32)
     assert (options.learning_rate, options.k, options.label_noise, options.pretrained) == (1e-4, None, (0,), False)
-
-
-def test_every_option_is_understood():
     words = """--model tnt --reduced --pretrained --data DIR --data-dir CACHE --images 5000 --test-images 0
-        --arms baseline attention --seeds 0 1 2 --epochs 7 --epoch-loss first last all --label-noise 1 3 6
+        --arms baseline attention --seeds 0 1 --epochs 7 --epoch-loss first last all --label-noise 1 3 6
         --precision bf16 --channels-last --no-deterministic --device cpu --at-once 2 --threads 3 --executor submitit
         --executor-options timeout_min=9 a=b --checkpoint-seconds 60 --k 1.3 --max-visits 50 --batch-size 16
         --learning-rate 1e-3 --out FOLDER"""
-    options = parse(words.split())
-    assert {name for name, value in vars(options).items() if value == getattr(Options(), name)} <= {"seeds"}
-    assert (options.executor_options, options.epoch_loss) == (("timeout_min=9", "a=b"), ("first", "last", "all"))
+    given = parse(words.split())
+    assert not [name for name, value in vars(given).items() if value == getattr(options, name)]
 
 
-def test_every_command_that_is_documented_is_understood(monkeypatch, capsys):
-    texts = [cifar.__doc__, (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")]
-    lines = [line.strip() for text in texts for line in text.replace("\\\n", " ").splitlines()]
-    commands = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m benchmarks.")]
-    of_cifar = [words[1:] for words in commands if words[0] == "benchmarks.cifar"]
-    assert len(of_cifar) > 10
-    for words in of_cifar:
+def test_every_command_that_is_documented_is_understood(capsys):
+    readme = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in f"{cifar.__doc__}{readme}".replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m benchmarks.cifar")]
+    assert len(commands) > 10
+    for words in commands:
         check(parse(words))
-    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         cifar.main(["--help"])
     said = capsys.readouterr().out
-    indented = [line for line in cifar.__doc__.splitlines() if line.startswith("    ")]
-    assert set(indented) <= set(said.splitlines())
     assert all(model in said for model in MODELS)
 
 
@@ -186,23 +156,19 @@ def test_every_command_that_is_documented_is_understood(monkeypatch, capsys):
     [
         (["--arms", "baseline", "magic"], "magic"),
         (["--seeds", "1", "1"], "none twice"),
-        (["--epochs", "0"], "--epochs is 0"),
+        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--label-noise", "40"], "0 to 32"),
         (["--learning-rate", "inf"], "a number above 0"),
-        (["--k", "nan"], "k is nan"),
         (["--seeds", "-1"], "at least 0"),
         (["--batch-size", "139"], "leave one for the last"),
         (["--device", "cuda:99"], "none here"),
         (["--device", "tpu"], "must be cpu or cuda"),
         (["--batch-size", "1000"], "batch_size is 1000, for 140 inputs and 140 targets"),
-        (["--model", "resnet43"], "did you mean"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(digits, tmp_path, options, said):
-    with pytest.raises(SystemExit, match=said) as stopped:
+    with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         run_benchmark(digits, tmp_path / "out", *options)
-    assert str(stopped.value).startswith("error: ")
-    assert "\n" not in str(stopped.value)
 
 
 def test_a_device_of_other_machines_is_not_looked_for_here():
@@ -216,10 +182,7 @@ def test_runs_that_others_are_made_from_come_first_and_are_never_left_out():
     assert len(runs) == len(set(runs)) == 2 * (1 + 2 * 3)
 
 
-# Made again -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("run", ["baseline-noise3-seed0", "attention-last-noise3-seed1", "random-first-noise3-seed0"])
+@pytest.mark.parametrize("run", ["attention-last-noise3-seed1", "random-first-noise3-seed0"])
 def test_on_the_same_machine_a_run_that_is_made_again_differs_in_nothing(out, digits, tmp_path, capsys, run):
     record = tmp_path / "records" / "again.jsonl"
     with pytest.raises(SystemExit, match="False"):
@@ -232,43 +195,23 @@ def test_what_differs_is_shown_with_both_values(out, digits, tmp_path, capsys):
     changed = shutil.copytree(out, tmp_path / "changed", ignore=shutil.ignore_patterns("work"))
     lines = read_lines(changed / "epochs.jsonl")
     next(line for line in lines if line["arm"] == "baseline")["test_loss"] = 12.5
-    (changed / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(changed / "epochs.jsonl", lines)
     with pytest.raises(SystemExit, match="True"):
         again.main([str(changed), "--data", str(digits), "--run", "baseline-noise3-seed0", "--epochs", "1"])
     assert {"test_loss", "12.5"} <= set(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("run", "options", "said"),
     [
-        ([], "no run baseline-noise0-seed0; it has .*attention-first-noise3-seed0, "),
-        (["--run", "longer-first-noise3-seed0"], "longer-first-noise3-seed0 takes all of attention's epochs"),
-        (["--run", "baseline-noise3-seed0", "--epochs", "4"], "--epochs is 4; it must be 1 to 3"),
-        (["--run", "baseline-noise3-seed0", "--data", "OTHERS"], "data differ from those of"),
+        ("magic", [], "no run magic; it has .*attention-first-noise3-seed0, "),
+        ("longer-first-noise3-seed0", [], "longer-first-noise3-seed0 takes all of attention's epochs"),
+        ("baseline-noise3-seed0", ["--epochs", "4"], "--epochs is 4; it must be 1 to 3"),
+        ("baseline-noise3-seed0", ["--data", "others"], "has other images than the records were made with"),
     ],
 )
-def test_what_cannot_be_made_again_is_said(out, digits, tmp_path, options, said):
-    others = write_digits(tmp_path / "others", size=12, mode="1")
-    words = [str(others) if word == "OTHERS" else word for word in options]
+def test_what_cannot_be_made_again_is_said(out, digits, tmp_path, monkeypatch, run, options, said):
+    monkeypatch.chdir(tmp_path)
+    write_digits(tmp_path / "others", size=12, mode="1")
     with pytest.raises(SystemExit, match=f"error: .*{said}"):
-        again.main([str(out), "--data", str(digits), *words])
-
-
-@pytest.mark.parametrize("folder", sorted(path.parent for path in RECORDS.glob("*/configuration.json")), ids=str)
-def test_the_options_of_every_record_that_is_kept_give_its_configuration(folder):
-    records = read_records(folder)
-    name = next(iter(records.runs))
-    options = again.options_of(records, name)
-    assert plan(options)[-1] == name
-    recorded = records.configuration
-    recipe = {"pretrained": options.pretrained, "reduced": options.reduced}
-    assert (
-        find_recipe(options.model, recorded.data.height, recorded.data.width, **recipe).options
-        == recorded.model_options
-    )
-    assert {"k", "precision", "channels_last", "learning_rate"} <= vars(options).keys()
-    assert all(
-        value == getattr(recorded, field, value)
-        for field, value in vars(options).items()
-        if field not in ("data", "max_visits")
-    )
+        again.main([str(out), "--data", str(digits), "--run", run, *options])

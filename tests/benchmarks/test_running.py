@@ -26,7 +26,7 @@ LATE, THREADS = "tests.benchmarks.tiny_plan:Late", "concurrent.futures:ThreadPoo
 def read_log(folder):
     """(seed, epoch, what, process) of each line."""
     lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
-    return [(int(seed), int(epoch), what, int(process)) for seed, epoch, what, process in map(str.split, lines)]
+    return [(int(seed), int(epoch), *others) for seed, epoch, *others in map(str.split, lines)]
 
 
 def wait_for(condition):
@@ -36,10 +36,12 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
 def in_thread(function):
     thread = threading.Thread(target=function)
     thread.start()
-    return thread
+    yield
+    thread.join()
 
 
 def are_in_epoch_3(folder, runs):
@@ -53,7 +55,6 @@ def is_free(folder):
     return False
 
 
-@contextlib.contextmanager
 def signalled(number, folder):
     """This process is signalled when a run is in epoch 3."""
 
@@ -61,9 +62,7 @@ def signalled(number, folder):
         wait_for(lambda: are_in_epoch_3(folder, 1))
         os.kill(os.getpid(), number)
 
-    sender = in_thread(send)
-    yield
-    sender.join()
+    return in_thread(send)
 
 
 def outcome(folder):
@@ -90,9 +89,6 @@ def dask():
 @pytest.fixture(params=["processes", "dask", pytest.param("submitit:local", marks=pytest.mark.slow)])
 def elsewhere(request):
     return request.getfixturevalue("dask") if request.param == "dask" else request.param
-
-
-# In this process -------------------------------------------------------------------------------------------
 
 
 def test_a_run_waits_for_those_it_needs_and_no_more_than_at_once_are_handed_out(tmp_path):
@@ -130,10 +126,9 @@ def test_a_run_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
             wait_for(lambda: "another process makes tiny-plain-seed0; waiting" in console.file.getvalue())
             wait_for(lambda: len(read_log(folder)) == 2 * EPOCHS)
 
-    holder = in_thread(hold)
-    is_held.wait()
-    make(folder, 2, console=console)
-    holder.join()
+    with in_thread(hold):
+        is_held.wait()
+        make(folder, 2, console=console)
     check_made_once(folder, 2)
 
 
@@ -203,9 +198,6 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-# Elsewhere -------------------------------------------------------------------------------------------------
-
-
 def test_after_a_worker_is_killed_the_runs_are_those_of_one_process(tmp_path, elsewhere):
     make(tmp_path / "runs", 12, 2, behaviours=["", "die once", ""], executor=elsewhere)
     if elsewhere == "processes":  # the other did not die with it
@@ -244,7 +236,6 @@ def test_after_a_killed_command_the_next_one_makes_nothing_twice(tmp_path, elsew
 
     if elsewhere == "processes":
         wait_for(lambda: is_free(folder))
-    else:
-        in_thread(let_go)
-    make(folder, 3, console=console)
+    with in_thread(let_go) if elsewhere != "processes" else contextlib.nullcontext():
+        make(folder, 3, console=console)
     check_made_once(folder, 3)

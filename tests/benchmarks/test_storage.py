@@ -1,6 +1,5 @@
 """Folders of records: whose they are, what they take, and what is left where a disk is full."""
 
-import json
 import shutil
 
 import pytest
@@ -11,9 +10,9 @@ from benchmarks.errors import RecordsError, StorageError
 from benchmarks.reading import read_configuration, read_records
 from benchmarks.schema import ARMS, RunName
 from benchmarks.storage import Storage, is_stopped, stop_runs
-from tests.benchmarks.cifar_helpers import WHOLE, read_lines, run_benchmark, run_once
+from tests.benchmarks.cifar_helpers import WHOLE, read_lines, run_benchmark, write_lines
 
-NOISY = ["--seeds", "0", "--label-noise", "3"]
+ONE = ["--seeds", "1", "--label-noise", "3", "--arms", "baseline", "--epochs", "1"]
 
 
 @pytest.fixture
@@ -29,10 +28,6 @@ def moved(out, tmp_path):
         return folder
 
     return copy
-
-
-def write_lines(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_finished_command_makes_nothing_again(digits, out):
@@ -56,7 +51,7 @@ def test_records_without_their_work_count_as_finished_and_stay(digits, moved, re
 def test_controls_are_made_later_from_the_visits_that_were_recorded(digits, out, moved, records):
     """The baseline's state, which saves time, is gone by then: ``longer`` makes the same updates again."""
     folder = moved("baseline", "attention")
-    run_benchmark(digits, folder, *NOISY)
+    run_benchmark(digits, folder, "--seeds", "0", "--label-noise", "3")
     again = read_records(folder)
     for arm in ("random", "longer"):
         name = RunName(arm, "first", 3, 0)
@@ -65,47 +60,50 @@ def test_controls_are_made_later_from_the_visits_that_were_recorded(digits, out,
     assert (folder / "visits.jsonl").read_bytes() == (out / "visits.jsonl").read_bytes()
 
 
-def test_runs_of_another_configuration_device_or_number_of_threads_are_not_added(digits, out):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--k", "1.2"], r"records of another configuration: k \(0.7 there\)"),
+        (["--seeds", "7", "--threads", "2"], "with 1 CPU threads, and this command is for cpu with 2"),
+    ],
+)
+def test_runs_of_another_configuration_or_number_of_threads_are_not_added(digits, out, options, said):
     before = (out / "epochs.jsonl").read_bytes()
-    with pytest.raises(SystemExit, match=r"records of another configuration: k \(0.7 there\)"):
-        run_benchmark(digits, out, "--k", "1.2")
-    with pytest.raises(SystemExit, match="with 1 CPU threads, and this command is for cpu with 2"):
-        run_benchmark(digits, out, "--seeds", "7", "--threads", "2")
+    with pytest.raises(SystemExit, match=said):
+        run_benchmark(digits, out, *options)
     with pytest.raises(RecordsError, match=r"made on cpu .* this command is for cuda"):
         Storage(out).check_place("cuda", 1)
     assert (out / "epochs.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("state.pt", "has a line of baseline-noise3-seed1 from configuration"),
-        ("record.json", "has a line of baseline-noise3-seed1 from configuration"),
-        ("damaged state.pt", r"state.pt cannot be read: \w.* the run starts again"),
-        ("damaged record.json", "does not fit schema version 1.*Or delete .*seed1, and this run starts again"),
-    ],
-)
-def test_a_state_or_record_that_is_damaged_or_of_another_configuration_is_refused(digits, out, tmp_path, name, said):
-    folder, run = tmp_path / "out", "baseline-noise3-seed1"
-    options = ["--seeds", "1", "--label-noise", "3", "--arms", "baseline", "--epochs", "1"]
-    with Storage(folder, read_configuration(out).model_copy(update={"epochs": 1})).opened():
-        (folder / "work" / run).mkdir()
-    foreign = (out / "work" / run / "record.json").read_text()
-    if name == "state.pt":
-        torch.save({"record": foreign, "training": {}}, folder / "work" / run / name)
+@pytest.mark.parametrize("is_damaged", [True, False])
+@pytest.mark.parametrize("name", ["state.pt", "record.json"])
+def test_a_state_or_record_that_is_damaged_or_of_another_configuration_is_refused(
+    digits, out, tmp_path, name, is_damaged
+):
+    run = "baseline-noise3-seed1"
+    with Storage(tmp_path, read_configuration(out).model_copy(update={"epochs": 1})).opened():
+        path = tmp_path / "work" / run / name
+        path.parent.mkdir()
+    foreign = out / "work" / run / "record.json"
+    if is_damaged:
+        path.write_text("cut off")
+    elif name == "record.json":
+        shutil.copy(foreign, path)
     else:
-        (folder / "work" / run / name.split()[-1]).write_text("cut off" if name.startswith("damaged") else foreign)
-    with pytest.raises(SystemExit, match=said):
-        run_benchmark(digits, folder, *options)
-    shutil.rmtree(folder / "work" / run)
-    run_benchmark(digits, folder, *options)
-    assert len(read_records(folder).runs) == 1
+        torch.save({"record": foreign.read_text(), "training": {}}, path)
+    said = r"(cannot be read|not fit schema).* the run starts again" if is_damaged else f"a line of {run} from config"
+    with pytest.raises(SystemExit, match=said.replace("the run", "th(e|is) run")):
+        run_benchmark(digits, tmp_path, *ONE)
+    shutil.rmtree(path.parent)
+    run_benchmark(digits, tmp_path, *ONE)
+    assert len(read_records(tmp_path).runs) == 1
 
 
 def test_a_folder_that_has_no_runs_yet_takes_another_configuration(digits, out, tmp_path):
     with Storage(tmp_path / "out", read_configuration(out)).opened():
         pass
-    run_once(digits, tmp_path / "out")
+    run_benchmark(digits, tmp_path / "out", *ONE)
     assert read_configuration(tmp_path / "out").epochs == 1
 
 
@@ -119,19 +117,14 @@ def test_two_commands_in_one_folder_keep_out_of_each_others_way(out):
             stored.opened(wait_seconds=0.1).__enter__()
 
 
-@pytest.mark.parametrize(
-    "name", ["work/project/.env", "work", "runs.jsonl", "epochs.jsonl", "visits.jsonl", "plan.json"]
-)
+@pytest.mark.parametrize("name", ["work/project/.env", "epochs.jsonl", "plan.json"])
 def test_a_folder_of_another_program_or_of_older_records_is_refused_and_left_as_it_is(out, tmp_path, name):
     path = tmp_path / "home" / name
     path.parent.mkdir(parents=True)
     path.write_text("secret")
     said = "older format" if name == "plan.json" else f"has {name.partition('/')[0]} but no configuration.json"
-    with (
-        pytest.raises((StorageError, RecordsError), match=f"{said}.* another --out"),
-        Storage(tmp_path / "home", read_configuration(out)).opened(),
-    ):
-        pass
+    with pytest.raises((StorageError, RecordsError), match=f"{said}.* another --out"):
+        Storage(tmp_path / "home", read_configuration(out)).opened().__enter__()
     assert [file for file in (tmp_path / "home").rglob("*") if file.is_file()] == [path]
 
 
@@ -139,7 +132,7 @@ def test_a_folder_of_another_program_or_of_older_records_is_refused_and_left_as_
 def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_them(
     digits, moved, records, monkeypatch, name
 ):
-    folder, options, write = moved(), ["--seeds", "7", "--arms", "attention"], storage.write_whole
+    folder, write = moved(), storage.write_whole
 
     def write_until_it_is_full(path, content):
         if path.name == name:
@@ -149,9 +142,8 @@ def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_the
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_whole", write_until_it_is_full)
         with pytest.raises(SystemExit, match="no space is left"):
-            run_benchmark(digits, folder, *options)
-    with Storage(folder).opened():
-        Storage(folder).write_records()
+            run_benchmark(digits, folder, "--seeds", "7", "--arms", "attention")
+    Storage(folder).write_records()
     again = read_records(folder)
     assert set(again.runs) - set(records.runs) == {RunName("attention", "first", 0, 7)}
     assert all(again.epochs[run] == epochs for run, epochs in records.epochs.items())

@@ -3,57 +3,37 @@
 import os
 import random
 import signal
+import statistics
 import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import storage
 from benchmarks.cifar import ImageTraining
 from benchmarks.errors import BenchmarkError, RunIsBeingMade, Stopped
-from benchmarks.reading import read_records
-from benchmarks.schema import RunName
+from benchmarks.reading import read_configuration, read_records
+from benchmarks.schema import RunFile, RunName
 from benchmarks.storage import Storage, stop_runs
 from benchmarks.training import Job, make_run, step
-from tests.benchmarks.cifar_helpers import (
-    SMALL,
-    read_lines,
-    records_without_times,
-    run_benchmark,
-    run_once,
-    without_times,
-)
-from tests.benchmarks.processes import FORK_SERVER, run
+from tests.benchmarks.cifar_helpers import FORK_SERVER, records_without_times, run_benchmark, run_quietly
 
 NAME = RunName("attention", "first", 3, 0)
 
 
 @pytest.fixture
-def job(digits, tmp_path):
-    """An attention run of a command that was stopped at its start."""
-    folder = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageTraining, "train_epoch", interrupt)
-        with pytest.raises(SystemExit):
-            run_benchmark(digits, folder, *SMALL, "--label-noise", "3", "--arms", "attention")
-    (folder / "work" / "stop").unlink()
-    return Job(folder=folder, run=NAME, data=str(digits), data_dir=tmp_path)
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
-def make_epochs(job, epochs):
-    """Make the run up to the end of this epoch, where it is told to stop."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.training.is_stopped", lambda folder: (kept(job) or ([],))[0][epochs - 1 :])
-        with pytest.raises(Stopped, match="was told to stop"):
-            make_run(job)
+def job(digits, out, tmp_path):
+    """An attention run in a folder that has none."""
+    configuration = read_configuration(out)
+    with Storage(tmp_path, configuration).opened():
+        return Job(folder=tmp_path, run=NAME, data=str(digits), data_dir=tmp_path)
 
 
 def kept(job):
-    record = Storage(job.folder).read_run(job.run)
-    return record and (record.epochs, record)
+    return Storage(job.folder).read_run(NAME) or RunFile.model_construct(epochs=[])
 
 
 def test_a_run_is_locked_while_it_is_made_and_left_alone_once_it_is_finished(job, monkeypatch):
@@ -90,21 +70,23 @@ def test_a_run_that_is_told_to_stop_stops_within_its_epoch(job, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: times[-1] if times else clock())
     with pytest.raises(Stopped, match="attention-first-noise3-seed0 was told to stop"):
         make_run(job)
-    epochs, record = kept(job)
-    assert (len(epochs), record.run.is_finished) == (1, False)
+    record = kept(job)
+    assert (len(record.epochs), record.run.is_finished) == (1, False)
 
 
 def test_a_run_that_was_stopped_after_every_epoch_is_as_if_it_had_not_been(job, out, records, monkeypatch):
-    for epoch, machine in ((1, "one"), (2, "one")):
-        monkeypatch.setattr(
-            "benchmarks.training.describe_environment", lambda _, m=machine: {"date": time.time(), "cpu": m}
-        )
-        make_epochs(job, epoch)
-    monkeypatch.setattr("benchmarks.training.describe_environment", lambda _: {"date": time.time(), "cpu": "two"})
-    make_run(job)
-    epochs, record = kept(job)
-    lines = [without_times([epoch.model_dump() for epoch in each]) for each in (epochs, records.epochs[NAME])]
-    assert lines[0] == lines[1]
+    for epochs, machine in ((1, "one"), (2, "one"), (3, "two")):
+        environment = {"date": time.time(), "cpu": machine}
+        monkeypatch.setattr("benchmarks.training.describe_environment", lambda _, here=environment: here)
+        # The record has the epochs that were made up to now.
+        monkeypatch.setattr("benchmarks.training.is_stopped", lambda _, most=epochs: len(kept(job).epochs) == most)
+        with pytest.raises(Stopped, match="was told to stop") if epochs < 3 else nullcontext():
+            make_run(job)
+    record, times = kept(job), {"seconds", "evaluation_seconds", "finished_at", "shared_device"}
+    made, whole = (
+        [epoch.model_dump(exclude=times) for epoch in each] for each in (record.epochs, records.epochs[NAME])
+    )
+    assert made == whole
     assert record.visits == Storage(out).read_visits(NAME)
     # From the third epoch on it ran elsewhere.
     places = [(place.from_epoch, place.environment["cpu"]) for place in record.run.surroundings]
@@ -114,25 +96,22 @@ def test_a_run_that_was_stopped_after_every_epoch_is_as_if_it_had_not_been(job, 
     assert not (job.folder / "work" / str(NAME) / "state.pt").exists()
 
 
-def test_states_are_kept_no_more_often_than_was_asked_for_and_records_after_every_epoch(digits, tmp_path, monkeypatch):
-    saved, written = [], []
-    save, write_record = Storage.save, Storage.write_record
-    monkeypatch.setattr(Storage, "save", lambda *arguments: (saved.append(None), save(*arguments)))
-    monkeypatch.setattr(Storage, "write_record", lambda *arguments: (written.append(None), write_record(*arguments)))
-    for seconds, expected in (("0", 2), ("1000", 0)):
-        saved.clear()
-        written.clear()
-        folder = tmp_path / seconds
-        run_benchmark(digits, folder, *SMALL, "--arms", "baseline", "--checkpoint-seconds", seconds)
-        assert (len(saved), len(written)) == (expected, 3)
-        assert not list(folder.rglob("*state.pt*"))
+@pytest.mark.parametrize(("seconds", "states"), [(0.0, 2), (1000.0, 0)])
+def test_states_are_kept_no_more_often_than_was_asked_for_and_records_after_every_epoch(
+    job, monkeypatch, seconds, states
+):
+    written, write_whole = Counter(), storage.write_whole
+    count = lambda path, write: (written.update([path.name]), write_whole(path, write))  # noqa: E731
+    monkeypatch.setattr(storage, "write_whole", count)
+    make_run(replace(job, checkpoint_seconds=seconds))
+    assert written == {"record.json": 3} | ({"state.pt": states} if states else {})
 
 
-def test_a_cpu_with_other_work_counts_as_shared(digits, tmp_path, monkeypatch):
-    for load, is_shared in ((1.2, False), (2.6, True)):
-        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        ((epoch,),) = read_records(run_once(digits, tmp_path / f"at {load}")).epochs.values()
-        assert epoch.shared_device is is_shared
+@pytest.mark.parametrize(("load", "is_shared"), [(1.2, False), (2.6, True)])
+def test_a_cpu_with_other_work_counts_as_shared(job, monkeypatch, load, is_shared):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    make_run(job)
+    assert {epoch.shared_device for epoch in kept(job).epochs} == {is_shared}
 
 
 def test_too_little_memory_is_said_with_what_to_do(job, monkeypatch):
@@ -165,23 +144,22 @@ def test_a_step_is_that_of_a_loop_over_samples(shape, is_weighted):
 
 def test_killed_four_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
     options = ["--seeds", "0", "--epochs", "8", "--label-noise", "3"]
-    run_benchmark(digits, tmp_path / "whole", *options)
-    epochs = read_lines(tmp_path / "whole" / "epochs.jsonl")
-    an_epoch = sorted(epoch["seconds"] + epoch["evaluation_seconds"] for epoch in epochs)[len(epochs) // 2]
-    rng, folder = random.Random(0), tmp_path / "killed"
+    whole, folder, rng = run_benchmark(digits, tmp_path / "whole", *options), tmp_path / "killed", random.Random(0)
+    epochs = [epoch for epochs in read_records(whole).epochs.values() for epoch in epochs]
+    an_epoch = statistics.median(epoch.seconds + epoch.evaluation_seconds for epoch in epochs)
 
     def newest():
         return max((path.stat().st_mtime_ns for path in folder.glob("work/*/*.*")), default=0)
 
     for _ in range(4):
-        before, process = newest(), FORK_SERVER.Process(target=run, args=(digits, folder, options))
+        before, process = newest(), FORK_SERVER.Process(target=run_quietly, args=(digits, folder, options))
         process.start()
         while process.is_alive() and newest() == before:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, an_epoch))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
     run_benchmark(digits, folder, *options)
-    assert records_without_times(folder) == records_without_times(tmp_path / "whole")
+    assert records_without_times(folder) == records_without_times(whole)
     assert not list(folder.rglob("*state.pt*"))
