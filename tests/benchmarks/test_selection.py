@@ -3,9 +3,6 @@
 import hashlib
 import json
 import statistics
-import sys
-import types
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +16,11 @@ from benchmarks.schema import RunName
 from benchmarks.selection import __main__ as command
 from benchmarks.selection import training
 from benchmarks.selection.arms import ARMS, SOURCES, make_arm, random_order
-from benchmarks.selection.choices import Counts
 from benchmarks.selection.data import (
+    CLASSES_OF_LABELS,
     IMAGE_SETTINGS,
     KINDS,
     SORTS,
-    SUPERCLASSES,
     ImageSizes,
     Sizes,
     collect_text,
@@ -55,7 +51,9 @@ def sources(tmp_path_factory):
 
     return {
         "cifar10": ImageSet("tiny", CLASSES, split(10, 20), split(10, 3)),
-        "cifar100": ImageSet("tiny", sorted(" ".join(SUPERCLASSES).split()), split(100, 12), split(100, 3)),
+        "cifar100": ImageSet(
+            "tiny", sorted(" ".join(CLASSES_OF_LABELS["hidden_fine"]).split()), split(100, 12), split(100, 3)
+        ),
         "text": collect_text([folder]),
         "": None,
     }
@@ -82,98 +80,36 @@ def study(sources, tmp_path, monkeypatch):
     training._load_task.cache_clear()
 
 
-class InfoBatch:
-    """A stand-in with the names and signatures of InfoBatch 0.1.0, which is not installed here."""
-
-    def __init__(self, dataset, num_epochs, prune_ratio=0.5, delta=0.875):
-        self.scores, self.weights, self.pruned, self.active = torch.full((len(dataset),), 3.0), None, 0, None
-
-    def prune(self):
-        is_fit = self.scores < self.scores.mean()
-        fit, others = is_fit.nonzero()[:, 0].numpy(), (~is_fit).nonzero()[:, 0].tolist()
-        stay = np.random.choice(fit, len(fit) // 2, replace=False)  # noqa: NPY002
-        self.reset_weights()
-        self.weights[stay] = 2.0
-        self.pruned += len(fit) - len(stay)
-        return np.random.permutation([*others, *stay]).tolist()  # noqa: NPY002
-
-    def no_prune(self):
-        return np.random.permutation(len(self.scores)).tolist()  # noqa: NPY002
-
-    def reset_weights(self):
-        self.weights = torch.ones(len(self.scores))
-
-    def get_pruned_count(self):
-        return self.pruned
-
-    def set_active_indices(self, indices):
-        self.active = indices
-
-    def update(self, values):
-        self.scores[self.active] = values.clone()
-        return values.mul_(self.weights[self.active]).mean()
-
-
-def select_using_loss(inputs, target, model, loss_fun, keep=0.5, scale_factor=1):
-    """A stand-in for that of Composer 0.32.1, which is not installed here."""
-    order, n = torch.argsort(loss_fun(model(inputs), target, reduction="none")), len(inputs)
-    chances = (np.arange(0.5, n, 1) / n) ** (1 / keep - 1)
-    places = np.random.choice(n, int(keep * n), replace=False, p=chances / chances.sum())  # noqa: NPY002
-    return inputs[order[places]], target[order[places]]
-
-
-def should_selective_backprop(current_duration, batch_idx, start=0.5, end=0.9, interrupt=2):
-    return start <= current_duration < end and (interrupt == 0 or (batch_idx + 1) % interrupt != 0)
-
-
-@pytest.fixture
-def peers(monkeypatch):
-    composer = {"should_selective_backprop": should_selective_backprop, "select_using_loss": select_using_loss}
-    for name, members in (
-        ("infobatch", {"InfoBatch": InfoBatch}),
-        ("composer", {}),
-        ("composer.algorithms", {}),
-        ("composer.algorithms.selective_backprop", composer),
-    ):
-        module = types.ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
-
-
 def losses_of(samples, update):
     """Exact numbers, some of which stay high."""
     return ((samples * 7919 + update * 104729) % 1009 + 1) / 64 + 40 * (samples % 17 == 3)
 
 
 def run_arm(study, arm, doses=None, updates=104):
-    """What an arm chooses among 100 samples, and its counts."""
-    labels, counts = torch.arange(100) % 10 % 7, Counts()
+    """What an arm chooses among 100 samples, how often it repeats, and its doses."""
     options = {"sampler": random_order(100, 3), "doses": doses} if study == "kinds" else {}
-    batches, seen = make_arm(arm, labels, 8, updates, 3, counts, **options), []
+    batches, seen = make_arm(arm, torch.arange(100) % 10 % 7, 8, updates, 3, **options), []
     batch = next(batches)
-    with suppress(StopIteration):
-        while True:
-            indices, update = batch.indices, len(seen)
-            if batch.keep is not None:
-                indices = indices[batch.keep(losses_of(indices, update))]
-            weights = None if batch.weights is None else [round(weight, 3) for weight in batch.weights.tolist()]
-            assert study == "kinds" or batch.progress == update / updates
-            progress = [round(batch.progress, 6)] if study == "kinds" else []
-            seen.append([indices.tolist(), batch.draw, weights, *progress])
+    while True:
+        indices, update = batch.indices, len(seen)
+        if batch.keep is not None:
+            indices = indices[batch.keep(losses_of(indices, update))]
+        weights = None if batch.weights is None else [round(weight, 3) for weight in batch.weights.tolist()]
+        # The digests of this study's records have the share of the updates before each.
+        progress = [round(update / updates, 6)] if study == "kinds" else []
+        seen.append([indices.tolist(), batch.draw, weights, *progress])
+        try:
             batch = batches.send(losses_of(indices, update))
-    return seen, counts
+        except StopIteration as end:
+            return seen, *end.value
 
 
 @pytest.mark.parametrize(("study", "arm"), [(study, arm) for study in ARMS for arm in ARMS[study]])
-def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm, peers):
-    before, doses, updates = np.random.get_state()[1].tolist(), None, 104  # noqa: NPY002
-    if study == "kinds" and arm in SOURCES:
-        source, counts = run_arm(study, SOURCES[arm])
-        doses, updates = counts.doses if arm == "left_out_random" else None, len(source)
-    seen, counts = run_arm(study, arm, doses, updates)
+def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm):
+    doses = run_arm(study, SOURCES[arm])[2] if study == "kinds" and arm in SOURCES else None
+    seen, repeats, doses = run_arm(study, arm, doses)
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
-    assert [digest, len(seen), counts.repeats, sum(counts.doses["pruned"])] == CHOICES[f"{study} {arm}"]
-    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    assert [digest, len(seen), repeats, sum(doses["pruned"])] == CHOICES[f"{study} {arm}"]
 
 
 @pytest.mark.parametrize("name", IMAGE_SETTINGS)
@@ -222,17 +158,18 @@ def test_a_kind_of_data_has_a_long_tail_over_its_groups_and_other_data_to_valida
         assert tails == [[2, 3, 4, 6, 9]] * len(tails)
 
 
-def test_wrong_classes_and_too_few_samples_or_files_are_refused(sources, tmp_path):
-    with pytest.raises(PlanError, match="takes CIFAR-100's classes"):
-        make_task(sources["cifar10"], "hidden_fine", 0, SIZES)
-    with pytest.raises(PlanError, match="takes CIFAR-10's classes"):
-        make_task(sources["cifar10"]._replace(classes=list("abcdefghij")), "hidden_kinds", 0, IMAGE_SIZES)
-    with pytest.raises(PlanError, match="has 12 samples, and 15 are needed"):
-        make_task(sources["cifar100"], "hidden_fine", 0, SIZES._replace(validation=6))
-    with pytest.raises(PlanError, match="rarest kind without an image"):
-        make_task(sources["cifar10"], "long_tail", 0, IMAGE_SIZES._replace(imbalance=50.0, images=None))
-    with pytest.raises(DataError, match="0 files end in"):
-        collect_text([tmp_path])
+@pytest.mark.parametrize(
+    ("data", "setting", "sizes", "said"),
+    [
+        ("cifar10", "hidden_fine", SIZES, "takes the classes of CIFAR-100"),
+        ("cifar100", "hidden_kinds", IMAGE_SIZES, "takes the classes of CIFAR-10,"),
+        ("cifar100", "hidden_fine", SIZES._replace(validation=6), "has 12 samples, not 15"),
+        ("cifar10", "long_tail", IMAGE_SIZES._replace(imbalance=50.0, images=None), "give another --imbalance"),
+    ],
+)
+def test_wrong_classes_and_too_few_samples_are_refused(sources, data, setting, sizes, said):
+    with pytest.raises(PlanError, match=said):
+        make_task(sources[data], setting, 0, sizes)
 
 
 def test_augmentation_shifts_and_flips_whole_images():
@@ -280,23 +217,22 @@ def test_plain_training_at_selective_backprops_cost_makes_as_many_more_updates_a
 def test_each_run_of_images_is_made_once_and_is_the_same_again(study, tmp_path):
     names = ("--settings", "long_tail", "balanced", "--arms", "sqrt_frequency", "left_out", "--seeds")
     assert study(*names, "1", "1") is None
-    first = read_records(tmp_path / "records")
+    first = read_records(tmp_path / "records").epochs
     # Labels say what is rare in one of the settings alone.
-    assert len(first.runs) == 3
+    assert len(first) == 3
     assert study(*names, "1", "2") is None
-    both = read_records(tmp_path / "records")
-    assert len(both.runs) == 6
-    assert {name: both.epochs[name] for name in first.epochs} == first.epochs
+    both = read_records(tmp_path / "records").epochs
+    assert len(both) == 6
+    assert {name: both[name] for name in first} == first
     (tmp_path / "records").rename(tmp_path / "before")
     assert study(*names, "2") is None
-    again = read_records(tmp_path / "records").epochs
-    for name, (epoch,) in again.items():
-        changed = {"seconds": 0, "evaluation_seconds": 0, "finished_at": ""}
-        assert epoch.model_copy(update=changed) == both.epochs[name][0].model_copy(update=changed)
+    changed = {"seconds": 0, "evaluation_seconds": 0, "finished_at": "", "shared_device": False}
+    for name, (epoch,) in read_records(tmp_path / "records").epochs.items():
+        assert epoch.model_copy(update=changed) == both[name][0].model_copy(update=changed)
 
 
-def test_kinds_are_tuned_first_and_runs_that_take_from_others_are_made_after_them(study, tmp_path):
-    options = ("--study", "kinds", "--settings", "table", "--arms", "plain", "plain_short", "left_out_random")
+def test_kinds_are_tuned_first_and_a_random_twin_is_made_after_its_source(study, tmp_path):
+    options = ("--study", "kinds", "--settings", "table", "--arms", "plain", "left_out_random")
     assert "has no rate yet; give --seeds (0, 1) too" in study(*options, "--seeds", "2")
     state = torch.get_rng_state()
     assert study(*options, "--seeds", "0", "1", "2") is None
@@ -307,9 +243,6 @@ def test_kinds_are_tuned_first_and_runs_that_take_from_others_are_made_after_the
         (epoch,) = records.epochs[name]
         assert epoch.chosen.learning_rate == name.rate * SIZES.learning_rate
         assert epoch.chosen.score == pytest.approx(100 * epoch.accuracy)
-        if name.arm == "plain_short":
-            assert epoch.updates == records.epochs[name._replace(arm="saving")][0].updates
-            assert epoch.updates < records.epochs[RunName("plain", None, 0, 0, "table", 1.0)][0].updates
         if name.arm == "left_out_random":
             # The last share of training cuts the fourth pass off.
             assert run.doses["pruned"][:3] == records.runs[name._replace(arm="left_out")].doses["pruned"][:3]
@@ -325,17 +258,12 @@ def test_the_score_of_text_is_minus_the_mean_loss_over_sorts(study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--updates", "0"), "--updates has 0; it takes numbers of at least 1"),
-        (("--seeds", "3", "-1"), "--seeds has -1"),
-        (("--imbalance", "nan"), "--imbalance has nan"),
-        (("--images", "7"), "--images has 7; it takes numbers of at least 8"),
-        (("--arms", "plain", "other"), "--arms has other; it takes plain"),
-        (("--arms", "infobatch"), "infobatch needs infobatch, which cannot be imported"),
+        (("--seeds", "3", "-1"), "--seeds takes numbers of at least 0"),
+        (("--at-once", "0"), "--at-once takes numbers of at least 1"),
         (("--study", "kinds", "--settings", "balanced"), "--settings has balanced; it takes hidden_fine"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_the_folder_is_made(study, tmp_path, monkeypatch, arguments, said):
-    monkeypatch.setitem(sys.modules, "infobatch", None)
+def test_what_makes_no_sense_is_refused_before_the_folder_is_made(study, tmp_path, arguments, said):
     assert said in study(*arguments)
     assert not (tmp_path / "records").exists()
 
@@ -348,8 +276,10 @@ def test_older_records_are_not_added_to(study, tmp_path):
 
 def test_text_is_collected_once(tmp_path, sources, monkeypatch):
     monkeypatch.setattr(training, "collect_text", lambda: sources["text"])
-    text, digest = training.load_source("text", tmp_path)
+    found = training.load_source("text", tmp_path)
     training.load_source.cache_clear()
     monkeypatch.setattr(training, "collect_text", lambda: pytest.fail("collected again"))
-    assert training.load_source("text", tmp_path) == (text, digest)
-    assert text == sources["text"]
+    assert training.load_source("text", tmp_path) == found
+    assert found[0] == sources["text"]
+    with pytest.raises(DataError, match="0 files end in"):
+        collect_text([tmp_path / "empty"])
