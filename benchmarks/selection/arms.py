@@ -89,14 +89,13 @@ def random_order(samples: int, seed: int) -> Passes:
 
 def by_frequency(labels: Tensor, seed: int) -> Passes:
     """As many draws as samples, with probabilities by the square root of the inverse frequency of their labels."""
-    weights = torch.bincount(labels)[labels].double().rsqrt()
-    cumulative, samples = (weights / weights.sum()).cumsum(0).tolist(), len(labels)
+    samples, weights = range(len(labels)), torch.bincount(labels)[labels].double().rsqrt()
+    cumulative = (weights / weights.sum()).cumsum(0).tolist()
 
     def draw(number: int) -> list[int]:
-        rng = random.Random(f"{seed}, frequency, {number}")
-        return rng.choices(range(samples), cum_weights=cumulative, k=samples)
+        return random.Random(f"{seed}, frequency, {number}").choices(samples, cum_weights=cumulative, k=len(samples))
 
-    return Passes(samples, draw)
+    return Passes(len(samples), draw)
 
 
 def make_arm(
@@ -109,11 +108,7 @@ def make_arm(
     sampler: Passes | None = None,
     doses: Mapping[str, Any] | None = None,
 ) -> Batches:
-    """One of ``ARMS``, for training data with these labels, (samples, ...).
-
-    A sampler orders the passes in place of ``SampleAttention``. Doses say how many samples a random twin prunes in each
-    pass; without them it prunes as many as it would by loss.
-    """
+    """One of ``ARMS``. A random twin follows the doses; without them, it prunes as many as it would by loss."""
     options: dict[str, Any] = {"prune_probability": 0.0, "weighted": False, "sampler": sampler} | _OPTIONS.get(arm, {})
     if doses is not None:
         options["select"] = doses
@@ -125,11 +120,10 @@ def make_arm(
     attention = SampleAttention(len(labels), batch_size, seed=seed, epochs=epochs, final_full_share=0.15, **options)
     if selects:
         return _select(attention, updates, seed)
-    plain = _attend(attention, updates)
     if arm in _REPEATS:
         schedule = BatchAttentionSchedule(K, epoch_length=epoch_length, budget=_REPEATS[arm])
-        return _repeat(plain, updates, schedule, is_fresh=arm == "repeated_fresh")
-    return plain
+        return _repeat(_attend(attention, updates), updates, schedule, is_fresh=arm == "repeated_fresh")
+    return _attend(attention, updates)
 
 
 def _attend(attention: SampleAttention, updates: int) -> Batches:

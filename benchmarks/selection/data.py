@@ -23,7 +23,7 @@ BALANCED_IMAGES = 10_000
 NOISE_SHARE = 0.1
 _PATCHES, _LEAST_RESPONSE = 64, 0.5
 WINDOW = 64
-# The sorts of text, by the suffix of their files in the standard library and among the installed packages.
+# The sorts of text, by the suffix of their files in the standard library and the installed packages.
 SORTS = (".py", ".pyi", ".h", ".c", ".js", ".json", ".md", ".html", ".css", ".csv", ".svg", ".txt")
 _FILES_OF_A_SORT, _BYTES_OF_A_FILE, _LEAST_BYTES = 150, 16_384, 2_048
 # Share of the files of a sort that is validated on, and as much that is tested on.
@@ -176,12 +176,12 @@ def _feature_task(data: ImageSet, name: str, rng: np.random.Generator, sizes: Si
     scale = _features(data.train.images[train[:2000]], filters)
 
     def make_part(split: Split, chosen: Array, *, mirrored: bool = False) -> Part:
-        groups = torch.from_numpy(split.labels[chosen])
-        forms = [split.images[chosen], *([split.images[chosen][..., ::-1].copy()] if mirrored else [])]
+        images, groups = split.images[chosen], torch.from_numpy(split.labels[chosen])
+        # An update takes an image or its mirror image.
+        forms = [images, images[..., ::-1].copy()] if mirrored else [images]
         inputs = [(_features(form, filters) - scale.mean(0)) / (scale.std(0) + 1e-6) for form in forms]
         return Part(torch.stack(inputs, 1) if mirrored else inputs[0], label_of[groups], groups)
 
-    # An update takes an image or its mirror image.
     of_train, outputs = make_part(data.train, train, mirrored=True), int(label_of.max()) + 1
     if name == "noisy":
         drawn = torch.from_numpy(rng.integers(0, outputs, len(train)))
