@@ -15,24 +15,33 @@ from sklearn.datasets import make_classification
 from torch import Tensor, nn
 
 from benchmarks.errors import DataError, PlanError
-from benchmarks.images import ImageSet
+from benchmarks.images import ImageSet, Split
 
 IMAGE_SETTINGS = ("balanced", "long_tail", "hidden_kinds", "noisy")
 # How many of the images are trained on where classes are balanced.
 BALANCED_IMAGES = 10_000
 NOISE_SHARE = 0.1
-# With hidden kinds, CIFAR-10's vehicles are one label of two, its animals the other.
-VEHICLES = ("airplane", "automobile", "ship", "truck")
 _PATCHES, _LEAST_RESPONSE = 64, 0.5
 WINDOW = 64
-# The sorts of text, by the suffix of their files in the standard library and among the installed packages.
+# The sorts of text, by the suffix of their files in the standard library and the installed packages.
 SORTS = (".py", ".pyi", ".h", ".c", ".js", ".json", ".md", ".html", ".css", ".csv", ".svg", ".txt")
 _FILES_OF_A_SORT, _BYTES_OF_A_FILE, _LEAST_BYTES = 150, 16_384, 2_048
 # Share of the files of a sort that is validated on, and as much that is tested on.
 _HELD_OUT = 0.2
 TABLE_LABELS, TABLE_GROUPS = 4, 5
-# CIFAR-100's superclasses (Krizhevsky, 2009), five fine kinds each.
-SUPERCLASSES = Path(__file__).with_name("superclasses.txt").read_text(encoding="utf-8").splitlines()
+TABLE = {
+    "n_features": 20,
+    "n_informative": 8,
+    "n_redundant": 4,
+    "n_clusters_per_class": 1,
+    "class_sep": 1.5,
+    "flip_y": 0,
+}
+# The classes of each label: CIFAR-10's animals and vehicles; CIFAR-100's superclasses (Krizhevsky, 2009).
+CLASSES_OF_LABELS = {
+    "hidden_kinds": ["bird cat deer dog frog horse", "airplane automobile ship truck"],
+    "hidden_fine": Path(__file__).with_name("superclasses.txt").read_text(encoding="utf-8").splitlines(),
+}
 Array = NDArray[np.int64]
 
 
@@ -53,7 +62,7 @@ class Sizes(NamedTuple):
     validation: int  # samples of each group
     test: int  # samples of each group
     batch_size: int
-    epochs: int  # of plain training; every arm but the short ones makes as many updates
+    epochs: int  # of plain training; every arm makes as many updates
     learning_rate: float  # the base rate: the peak of a one-cycle schedule
 
 
@@ -84,15 +93,11 @@ class Task(NamedTuple):
 
 
 # Images, for ``images`` of ten classes; what ``collect_text`` returns; None for a table.
-Source: TypeAlias = ImageSet | Mapping[str, list[bytes]] | None
+Source: TypeAlias = ImageSet | Mapping[str, list[str]] | None
 
 
 def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -> Task:
-    """The data of a run in a setting; every seed draws other samples and other rare groups.
-
-    Raises:
-        PlanError: If the classes are not those of the setting, or a group has too few samples.
-    """
+    """The data of a run in a setting; a ``PlanError`` if it has other classes, or a group has too few samples."""
     if isinstance(sizes, ImageSizes):
         assert isinstance(source, ImageSet)
         return image_task(source, name, seed, sizes.imbalance, sizes.images)
@@ -104,46 +109,41 @@ def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -
 
 def image_task(data: ImageSet, setting: str, seed: int, imbalance: float, images: int | None = None) -> Task:
     """One of ``IMAGE_SETTINGS``; the arguments are as in ``make_task`` and ``ImageSizes``."""
-    rng = np.random.default_rng([seed, IMAGE_SETTINGS.index(setting)])
-    groups, test_groups = (np.asarray(split.labels, dtype=np.int64) for split in (data.train, data.test))
-    number = len(data.classes)
-    there = np.bincount(groups, minlength=number).tolist()
-    most = min(there)
+    rng, number = np.random.default_rng([seed, IMAGE_SETTINGS.index(setting)]), len(data.classes)
+    there = np.bincount(data.train.labels, minlength=number)
+    wanted = np.full(number, min(*there, BALANCED_IMAGES // number))
     if setting in ("long_tail", "hidden_kinds"):
-        ranks = rng.permutation(number)
-        wanted = [int(most * imbalance ** (-ranks[group] / (number - 1))) for group in range(number)]
-    else:
-        wanted = [min(most, BALANCED_IMAGES // number)] * number
+        wanted = (min(there) * imbalance ** (-rng.permutation(number) / (number - 1))).astype(np.int64)
     if images is not None:
-        wanted = [
-            min(most_of, max(1, count * images // sum(wanted))) for count, most_of in zip(wanted, there, strict=True)
-        ]
-    if min(wanted) < 1:
-        raise PlanError(
-            f"an imbalance of {imbalance:g} leaves the rarest kind without an image: the most frequent has {most}; "
-            "give a smaller --imbalance"
-        )
-    chosen = _pick(rng, groups, wanted)[0]
-    label_of = np.arange(number)
-    if setting == "hidden_kinds":
-        if not set(VEHICLES) < set(data.classes):
-            raise PlanError(f"hidden_kinds takes CIFAR-10's classes, not {', '.join(data.classes[:4])}, ...")
-        label_of = np.array([int(name in VEHICLES) for name in data.classes])
-    labels = label_of[groups[chosen]]
+        wanted = np.minimum(there, np.maximum(1, wanted * images // wanted.sum()))
+    label_of = _labels_of(data.classes, setting)
+    (chosen,) = _pick(rng, data.train.labels, wanted.tolist())
+    groups = torch.from_numpy(data.train.labels[chosen]), torch.from_numpy(data.test.labels)
+    labels, test_labels = (label_of[of_split] for of_split in groups)
     if setting == "noisy":
-        redrawn = rng.random(len(labels)) < NOISE_SHARE
-        labels = np.where(redrawn, rng.integers(0, number, len(labels)), labels)
+        is_drawn = torch.from_numpy(rng.random(len(chosen)) < NOISE_SHARE)
+        labels = torch.where(is_drawn, torch.from_numpy(rng.integers(0, number, len(chosen))), labels)
     train, test = (
         torch.from_numpy(np.ascontiguousarray(split)).float().div_(255)
         for split in (data.train.images[chosen], data.test.images)
     )
     mean, deviation = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
-    of_train = Part((train - mean) / deviation, torch.from_numpy(labels), torch.from_numpy(groups[chosen]))
-    of_test = Part((test - mean) / deviation, torch.from_numpy(label_of[test_groups]), torch.from_numpy(test_groups))
-    return Task(of_train, None, of_test, wanted, len(set(label_of.tolist())))
+    of_train = Part((train - mean) / deviation, labels, groups[0])
+    of_test = Part((test - mean) / deviation, test_labels, groups[1])
+    return Task(of_train, None, of_test, wanted.tolist(), len(label_of.unique()))
 
 
-def _tail(rng: np.random.Generator, label_of: Array, sizes: Sizes) -> list[int]:
+def _labels_of(classes: list[str], setting: str) -> Tensor:
+    """The label of each class: its own number, or that of the label that the setting hides it under."""
+    if setting not in CLASSES_OF_LABELS:
+        return torch.arange(len(classes))
+    label_of = {name: label for label, names in enumerate(CLASSES_OF_LABELS[setting]) for name in names.split()}
+    if {*classes} != {*label_of}:
+        raise PlanError(f"{setting} takes the classes of CIFAR-{len(label_of)}, not {', '.join(classes[:4])}, ...")
+    return torch.tensor([label_of[name] for name in classes])
+
+
+def _tail(rng: np.random.Generator, label_of: Tensor, sizes: Sizes) -> list[int]:
     """How many samples of each group: a long tail over the groups of each label, in random order."""
     wanted = np.empty(len(label_of), dtype=np.int64)
     for label in np.unique(label_of):
@@ -154,76 +154,62 @@ def _tail(rng: np.random.Generator, label_of: Array, sizes: Sizes) -> list[int]:
 
 
 def _pick(rng: np.random.Generator, groups: Array, *wanted: list[int]) -> list[Array]:
-    """Indices of so many samples of each group, once for each list, in random order; no sample is picked twice.
-
-    Raises:
-        PlanError: If a group has fewer.
-    """
+    """Indices of so many samples of each group, once for each list, in random order; no sample is picked twice."""
     parts: list[list[Array]] = [[] for _ in wanted]
     for group, counts in enumerate(zip(*wanted, strict=True)):
         places = rng.permutation(np.flatnonzero(groups == group))
-        if len(places) < sum(counts):
-            raise PlanError(f"group {group} has {len(places)} samples, and {sum(counts)} are needed; give other data")
-        cuts = np.split(places, np.cumsum(counts))
-        for part, cut in zip(parts, cuts[:-1], strict=True):
+        if not 0 < sum(counts) <= len(places):
+            raise PlanError(
+                f"group {group} has {len(places)} samples, not {sum(counts)}; give another --imbalance or --data"
+            )
+        for part, cut in zip(parts, np.split(places, np.cumsum(counts)), strict=False):
             part.append(cut)
     return [rng.permutation(np.concatenate(part)) for part in parts]
 
 
 def _feature_task(data: ImageSet, name: str, rng: np.random.Generator, sizes: Sizes) -> Task:
-    number = len(data.classes)
-    label_of = np.arange(number)
-    if name == "hidden_fine":
-        superclass = {fine: label for label, names in enumerate(SUPERCLASSES) for fine in names.split()}
-        if set(data.classes) != set(superclass):
-            raise PlanError(f"hidden_fine takes CIFAR-100's classes, not {', '.join(data.classes[:4])}, ...")
-        label_of = np.array([superclass[fine] for fine in data.classes])
-    wanted = _tail(rng, label_of, sizes)
-    train, validation = _pick(rng, np.asarray(data.train.labels), wanted, [sizes.validation] * number)
-    (test,) = _pick(rng, np.asarray(data.test.labels), [sizes.test] * number)
-    features = Features(rng, data.train.images[train])
-    parts = []
-    for split, chosen in ((data.train, train), (data.train, validation), (data.test, test)):
-        groups = np.asarray(split.labels)[chosen]
-        labels = torch.from_numpy(label_of[groups])
-        parts.append(Part(features.of(split.images[chosen]), labels, torch.from_numpy(groups)))
-    # An update takes an image or its mirror image.
-    mirrored = features.of(data.train.images[train][..., ::-1].copy())
-    parts[0] = parts[0]._replace(inputs=torch.stack([parts[0].inputs, mirrored], 1))
-    outputs = int(label_of.max()) + 1
+    label_of = _labels_of(data.classes, name)
+    wanted, number = _tail(rng, label_of, sizes), len(label_of)
+    train, validation = _pick(rng, data.train.labels, wanted, [sizes.validation] * number)
+    (test,) = _pick(rng, data.test.labels, [sizes.test] * number)
+    filters = _filters(rng, data.train.images[train])
+    scale = _features(data.train.images[train[:2000]], filters)
+
+    def make_part(split: Split, chosen: Array, *, mirrored: bool = False) -> Part:
+        images, groups = split.images[chosen], torch.from_numpy(split.labels[chosen])
+        # An update takes an image or its mirror image.
+        forms = [images, images[..., ::-1].copy()] if mirrored else [images]
+        inputs = [(_features(form, filters) - scale.mean(0)) / (scale.std(0) + 1e-6) for form in forms]
+        return Part(torch.stack(inputs, 1) if mirrored else inputs[0], label_of[groups], groups)
+
+    of_train, outputs = make_part(data.train, train, mirrored=True), int(label_of.max()) + 1
     if name == "noisy":
         drawn = torch.from_numpy(rng.integers(0, outputs, len(train)))
         is_drawn = torch.from_numpy(rng.random(len(train)) < NOISE_SHARE)
-        parts[0] = parts[0]._replace(targets=torch.where(is_drawn, drawn, parts[0].targets))
-    return Task(parts[0], parts[1], parts[2], wanted, outputs)
+        of_train = of_train._replace(targets=torch.where(is_drawn, drawn, of_train.targets))
+    return Task(of_train, make_part(data.train, validation), make_part(data.test, test), wanted, outputs)
 
 
-class Features:
-    """How much images have of random patches of the training images, whitened (Coates and Ng, 2012).
+def _filters(rng: np.random.Generator, images: NDArray[np.uint8]) -> Tensor:
+    """Random patches of images, whitened (Coates and Ng, 2012)."""
+    patches = _patches(torch.from_numpy(images[:2000])).flatten(0, 1)
+    patches = patches[torch.from_numpy(rng.permutation(len(patches))[:20_000])]
+    values, vectors = torch.linalg.eigh(patches.T.cov())
+    whitening = vectors @ torch.diag((values + 0.1).rsqrt()) @ vectors.T
+    filters: Tensor = nn.functional.normalize(patches[:_PATCHES] @ whitening) @ whitening
+    return filters
 
-    A network on such features trains in a fraction of the time of a convolutional one.
-    """
 
-    def __init__(self, rng: np.random.Generator, images: NDArray[np.uint8]) -> None:
-        patches = _patches(torch.from_numpy(images[:2000])).flatten(0, 1)
-        patches = patches[torch.from_numpy(rng.permutation(len(patches))[:20_000])]
-        values, vectors = torch.linalg.eigh(patches.T.cov())
-        whitening = vectors @ torch.diag((values + 0.1).rsqrt()) @ vectors.T
-        self._filters = nn.functional.normalize(patches[:_PATCHES] @ whitening) @ whitening
-        self._mean, self._deviation = torch.zeros(1), torch.ones(1)
-        found = self.of(images[:2000])
-        self._mean, self._deviation = found.mean(0), found.std(0) + 1e-6
-
-    def of(self, images: NDArray[np.uint8]) -> Tensor:
-        """(samples, 8 times the patches): of each quarter of each image, normalised."""
-        quarters = []
-        for some in torch.from_numpy(images).split(500):
-            found = _patches(some) @ self._filters.T
-            found = torch.cat([found, -found], 2).sub_(_LEAST_RESPONSE).relu_()
-            side = round(found.shape[1] ** 0.5)
-            maps = found.transpose(1, 2).unflatten(2, (side, side))
-            quarters.append(nn.functional.adaptive_avg_pool2d(maps, 2).flatten(1))
-        return (torch.cat(quarters) - self._mean) / self._deviation
+def _features(images: NDArray[np.uint8], filters: Tensor) -> Tensor:
+    """(samples, 8 times the filters): of each quarter of each image, on which networks train faster than on images."""
+    quarters = []
+    for some in torch.from_numpy(images).split(500):
+        found = _patches(some) @ filters.T
+        found = torch.cat([found, -found], 2).sub_(_LEAST_RESPONSE).relu_()
+        side = round(found.shape[1] ** 0.5)
+        maps = found.transpose(1, 2).unflatten(2, (side, side))
+        quarters.append(nn.functional.adaptive_avg_pool2d(maps, 2).flatten(1))
+    return torch.cat(quarters)
 
 
 def _patches(images: Tensor) -> Tensor:
@@ -235,45 +221,27 @@ def _patches(images: Tensor) -> Tensor:
 
 def _table_task(seed: int, rng: np.random.Generator, sizes: Sizes) -> Task:
     number = TABLE_LABELS * TABLE_GROUPS
-    each = sizes.most + sizes.validation + sizes.test
     rows, groups = make_classification(
-        2 * each * number,
-        n_features=20,
-        n_informative=8,
-        n_redundant=4,
-        n_classes=number,
-        n_clusters_per_class=1,
-        class_sep=1.5,
-        flip_y=0.0,
-        random_state=seed,
+        2 * (sizes.most + sizes.validation + sizes.test) * number, n_classes=number, random_state=seed, **TABLE
     )
-    label_of = rng.permutation(np.arange(number) % TABLE_LABELS)
+    label_of = torch.from_numpy(rng.permutation(np.arange(number) % TABLE_LABELS))
     wanted = _tail(rng, label_of, sizes)
     picks = _pick(rng, groups, wanted, [sizes.validation] * number, [sizes.test] * number)
-    normal = (rows - rows[picks[0]].mean(0)) / rows[picks[0]].std(0)
-    inputs, targets, of_group = (torch.from_numpy(array) for array in (normal, label_of[groups], groups))
-    parts = [Part(inputs[pick].float(), targets[pick], of_group[pick]) for pick in picks]
+    normal = torch.from_numpy((rows - rows[picks[0]].mean(0)) / rows[picks[0]].std(0)).float()
+    parts = [Part(normal[pick], label_of[groups[pick]], torch.from_numpy(groups[pick])) for pick in picks]
     return Task(parts[0], parts[1], parts[2], wanted, TABLE_LABELS)
 
 
-def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[bytes]]:
-    """The beginnings of files of each sort, from these folders or from those of installed packages.
-
-    Raises:
-        DataError: If a sort has fewer than 10 files.
-    """
-    paths = sysconfig.get_paths()
-    names: dict[str, set[str]] = {sort: set() for sort in SORTS}
-    for folder in folders or (paths["stdlib"], paths["purelib"]):
-        for at, _, files in os.walk(folder):
-            for name in files:
-                names.get(Path(name).suffix, set()).add(str(Path(at, name)))
+def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """The beginnings of files of each sort, from these folders or those of installed packages; a character a byte."""
+    folders = folders or [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    files = {Path(at, name) for folder in folders for at, _, names in os.walk(folder) for name in names}
     corpus = {}
-    for sort, found in names.items():
-        texts: dict[bytes, None] = {}
-        for path in np.random.default_rng(0).permutation(np.array(sorted(found), dtype=object)):
-            with Path(path).open("rb") as file:
-                text = file.read(_BYTES_OF_A_FILE)
+    for sort in SORTS:
+        paths = np.array(sorted(str(file) for file in files if file.suffix == sort))
+        texts: dict[str, None] = {}
+        for path in np.random.default_rng(0).permutation(paths):
+            text = Path(path).read_bytes()[:_BYTES_OF_A_FILE].decode("latin-1")
             if len(text) >= _LEAST_BYTES and len(texts) < _FILES_OF_A_SORT:
                 texts[text] = None
         if len(texts) < 10:
@@ -282,15 +250,15 @@ def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[bytes]]:
     return corpus
 
 
-def _text_task(corpus: Mapping[str, list[bytes]], rng: np.random.Generator, sizes: Sizes) -> Task:
+def _text_task(corpus: Mapping[str, list[str]], rng: np.random.Generator, sizes: Sizes) -> Task:
     number = len(corpus)
-    tail = _tail(rng, np.zeros(number, dtype=np.int64), sizes)
+    tail = _tail(rng, torch.zeros(number), sizes)
     windows: list[list[NDArray[np.uint8]]] = [[], [], []]
     for texts in corpus.values():
         order = rng.permutation(len(texts))
         held = int(len(texts) * _HELD_OUT)
         for found, files in zip(windows, (order[2 * held :], order[:held], order[held : 2 * held]), strict=True):
-            cut = [np.frombuffer(texts[file], np.uint8) for file in files]
+            cut = [np.frombuffer(texts[file].encode("latin-1"), np.uint8) for file in files]
             found.append(np.concatenate([text[: len(text) // WINDOW * WINDOW].reshape(-1, WINDOW) for text in cut]))
     parts = []
     for found, counts in zip(windows, (tail, [sizes.validation] * number, [sizes.test] * number), strict=True):

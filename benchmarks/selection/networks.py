@@ -69,6 +69,8 @@ def augment(images: Tensor, seed: int, draw: int) -> Tensor:
 
 
 def mirror(inputs: Tensor, seed: int, draw: int) -> Tensor:
-    """One of the two forms of each sample, (batch, 2, ...) to (batch, ...), as the seed and the draw say."""
+    """One of the two forms of each sample, (batch, 2, features) to (batch, features); others have one form."""
+    if inputs.ndim < 3:
+        return inputs
     generator = torch.Generator().manual_seed(seed * 1_000_003 + draw)
     return inputs[torch.arange(len(inputs)), torch.randint(0, 2, (len(inputs),), generator=generator)]

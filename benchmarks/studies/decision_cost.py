@@ -14,7 +14,6 @@ import tyro
 from torch.utils.data import BatchSampler, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EpochSummary
-from benchmarks.environment import describe_environment
 from benchmarks.studies.recording import alternate, keep
 
 DECISIONS = 20_000
@@ -44,34 +43,10 @@ def inline(losses: list[float], threshold: float, max_visits: int) -> tuple[int,
     return batches, repeats, most_visits, capped_batches, nonfinite_losses
 
 
-def decide(schedule: BatchAttentionSchedule, losses: list[float]) -> EpochSummary:
-    """The same through ``decide``."""
-    schedule.abandon_epoch()
-    for loss in losses:
-        schedule.decide(loss)
-    return schedule.summary
-
-
-def attend(schedule: BatchAttentionSchedule, losses: list[float], state: dict[str, Any], batches: int) -> EpochSummary:
-    """The same epoch through ``attend`` and ``decide``, from a saved state."""
-    schedule.load_state_dict(state)
-    loss, decide = iter(losses).__next__, schedule.decide
-    for _ in schedule.attend(range(batches)):
-        decide(loss())
-    return schedule.last_summary
-
-
 def loop(losses: list[float]) -> None:
     """What every side does besides accounting, which is subtracted."""
     for _ in losses:
         pass
-
-
-def loop_with_calls(losses: list[float]) -> None:
-    """The same for ``attend``, which draws losses by calls."""
-    loss = iter(losses).__next__
-    for _ in losses:
-        loss()
 
 
 def compare_decisions(rounds: int) -> list[dict[str, Any]]:
@@ -84,18 +59,30 @@ def compare_decisions(rounds: int) -> list[dict[str, Any]]:
     state, threshold = schedule.state_dict(), schedule.threshold
     assert threshold is not None
     accounted = inline(losses, threshold, 100)
-    for done in (decide(schedule, losses), attend(schedule, losses, state, accounted[0])):
+
+    def loop_with_calls() -> None:
+        loss = iter(losses).__next__
+        for _ in losses:
+            loss()
+
+    def decide() -> EpochSummary:
+        schedule.abandon_epoch()
+        for loss in losses:
+            schedule.decide(loss)
+        return schedule.summary
+
+    def attend() -> EpochSummary:
+        schedule.load_state_dict(state)
+        loss, decide = iter(losses).__next__, schedule.decide
+        for _ in schedule.attend(range(accounted[0])):
+            decide(loss())
+        return schedule.last_summary
+
+    for done in (decide(), attend()):
         ours = (done.batches, done.repeats, done.most_visits, done.capped_batches, done.nonfinite_losses)
-        if ours != accounted:
-            raise SystemExit(f"the sides account differently ({ours} and {accounted}); no comparison is meaningful")
-    seconds = alternate(
-        rounds,
-        loop=lambda: loop(losses),
-        loop_with_calls=lambda: loop_with_calls(losses),
-        inline=lambda: inline(losses, threshold, 100),
-        decide=lambda: decide(schedule, losses),
-        attend=lambda: attend(schedule, losses, state, accounted[0]),
-    )
+        assert ours == accounted
+    sides = {"loop": lambda: loop(losses), "loop_with_calls": loop_with_calls, "decide": decide, "attend": attend}
+    seconds = alternate(rounds, inline=lambda: inline(losses, threshold, 100), **sides)
 
     def nanoseconds(side: str, empty: str) -> list[float]:
         return [1e9 * (taken - none) / DECISIONS for taken, none in zip(seconds[side], seconds[empty], strict=True)]
@@ -120,10 +107,7 @@ def compare_index_lists(samples: int, rounds: int) -> dict[str, Any]:
 
 def measure(record: Path, *, rounds: int = 31, sizes: tuple[int, ...] = (50_000, 1_281_167)) -> None:
     """Measure, print medians, and append the raw times to ``record``; every side is timed once a round."""
-    compared = [*compare_decisions(rounds), *(compare_index_lists(size, rounds) for size in sizes)]
-    for each in compared:
-        print(each["comparison"], {name: statistics.median(values) for name, values in each["times"].items()})
-    keep(record, compared, describe_environment("cpu"))
+    keep(record, [*compare_decisions(rounds), *(compare_index_lists(size, rounds) for size in sizes)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ loop around ``schedule.decide(loss.item())``; without a GPU it is all there is.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop
-from benchmarks.environment import describe_environment
 from benchmarks.evaluation import tf32
 from benchmarks.studies.recording import alternate, keep
 
@@ -72,11 +70,9 @@ def measure(record: Path, *, models: tuple[str, ...] = ("resnet34",), batches: i
             with tf32(allowed):
                 seconds = alternate(rounds, **{side: make_epoch(name, side, batches, layout) for side in sides})
             times = {side: [1e3 * taken / batches for taken in values] for side, values in seconds.items()}
-            setting = {"model": name, "tf32": allowed, "layout": str(layout)}
-            print(setting, {side: round(statistics.median(values), 3) for side, values in times.items()})
-            yield {**setting, "milliseconds": times}
+            yield {"model": name, "tf32": allowed, "layout": str(layout), "milliseconds": times}
 
-    keep(record, lines(), describe_environment())
+    keep(record, lines(), device=None)
 
 
 if __name__ == "__main__":

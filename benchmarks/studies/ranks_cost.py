@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
-from benchmarks.environment import describe_environment
 from benchmarks.selection.networks import convolutional
 from benchmarks.studies.recording import alternate, keep
 
@@ -76,10 +74,7 @@ def measure(record: Path, *, rounds: int = 30) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_processes(measure_rank, (rounds, folder), nprocs=RANKS, start_method="spawn")
         times = json.loads((Path(folder) / "times.json").read_text(encoding="utf-8"))
-    for batch_size, of_size in times.items():
-        medians = {name: round(statistics.median(values), 2) for name, values in of_size.items()}
-        print(f"{batch_size} images a rank, milliseconds an update: {medians}")
-    keep(record, [{"times_ms": times, "load_average": load_average}], describe_environment("cpu"))
+    keep(record, [{"times_ms": times, "load_average": load_average}])
 
 
 if __name__ == "__main__":

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import describe_environment
 
-def keep(record: Path, lines: Iterable[dict[str, Any]], environment: dict[str, Any]) -> None:
-    """Append each line to a file of JSON lines as it comes, with the environment; the folder is made."""
+
+def keep(record: Path, lines: Iterable[dict[str, Any]], device: str | None = "cpu") -> None:
+    """Append each line to a file of JSON lines as it comes, with the environment, and print it with medians."""
     record.parent.mkdir(parents=True, exist_ok=True)
+    environment = describe_environment(device)
     with record.open("a", encoding="utf-8") as file:
         for line in lines:
+            print(_shorten(line))
             file.write(json.dumps({**line, "environment": environment}) + "\n")
             file.flush()
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shorten(each) for name, each in value.items()}
+    return round(statistics.median(value), 3) if isinstance(value, list) else value
 
 
 def alternate(rounds: int, **sides: Callable[[], object]) -> dict[str, list[float]]:

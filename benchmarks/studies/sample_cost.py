@@ -9,12 +9,11 @@ own, and losses as they are after an epoch; a pass is made to begin by ending th
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
-import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from torch import nn
 
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.samples.state import StreamState
-from benchmarks.environment import describe_environment
 from benchmarks.selection.networks import convolutional
 from benchmarks.studies.recording import alternate, keep
 
@@ -101,21 +99,9 @@ def measure_size(samples: int, options: dict[str, Any]) -> dict[str, Any]:
 
 def measure(record: Path, *, rounds: int = 31, sizes: tuple[int, ...] = ()) -> None:
     """Measure, print medians, and append the raw numbers to ``record``."""
-
-    def lines() -> Iterator[dict[str, Any]]:
-        for size in sizes:
-            for options in OPTIONS:
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    yield pool.apply(measure_size, (size, options))
-        if not sizes:
-            yield compare_steps(rounds)
-
-    def show(line: dict[str, Any]) -> dict[str, Any]:
-        numbers = line | line.get("times", {})
-        print({name: statistics.median(value) if isinstance(value, list) else value for name, value in numbers.items()})
-        return line
-
-    keep(record, map(show, lines()), describe_environment("cpu"))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        of_sizes = (pool.apply(measure_size, each) for each in itertools.product(sizes, OPTIONS))
+        keep(record, of_sizes if sizes else [compare_steps(rounds)])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m benchmarks.studies.suspects --record FILE --epochs 30 --seeds 3 --noises "uniform 10 %" --ways plain
 
 Every seed draws 10,000 images and which of their labels are wrong. Three ways of the same network and the same updates
-for each image: plain training, training with well-fitted samples pruned, and four-fold cross-validation. No option was
-chosen by these results. The same command resumes: runs that the file has are not made again.
+for each image: plain training, training with well-fitted samples pruned, and four-fold cross-validation. The same
+command resumes: runs that the file has are not made again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from batch_sampler_attn import SampleAttention
-from benchmarks.environment import describe_environment
 from benchmarks.images import ImageSet, load_images
 from benchmarks.selection.data import image_task
 from benchmarks.selection.networks import PEAK_LEARNING_RATE, augment, convolutional
 from benchmarks.studies.recording import keep
+from benchmarks.training import losses_of, step
 
 BATCH_SIZE = 64
 FOLDS = 4
@@ -43,20 +43,17 @@ MISTAKEN_FOR = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat
 
 
 class Trained(NamedTuple):
-    """A network, and what training it took and showed."""
+    """A network in evaluation mode, and what training it took and showed."""
 
-    network: nn.Module  # in evaluation mode
-    attention: SampleAttention  # with the losses that it remembers
+    network: nn.Module
+    last_losses: NDArray[np.float64]  # (samples,)
     mean_losses: NDArray[np.float64]  # (samples,), over all visits
     updates: int
     seconds: float  # of the processor
 
 
 def corrupt(labels: NDArray[np.int64], classes: list[str], noise: str, seed: int) -> NDArray[np.int64]:
-    """The labels with exactly the share of ``noise`` of them wrong.
-
-    ``labels`` are the true ones, (samples,), and ``classes`` their names.
-    """
+    """The true labels, (samples,), with exactly the share of ``noise`` of them wrong."""
     rng = np.random.default_rng([seed, list(NOISES).index(noise)])
     wrong = round(NOISES[noise] * len(labels))
     given = labels.copy()
@@ -73,29 +70,24 @@ def corrupt(labels: NDArray[np.int64], classes: list[str], noise: str, seed: int
 def train(images: Tensor, labels: Tensor, seed: int, epochs: int, prune_probability: float) -> Trained:
     """Train with one-cycle SGD on images, (samples, 3, 32, 32), and labels, (samples,); probability 0 is plain."""
     begin = time.process_time()
-    attention = SampleAttention(
-        len(labels), BATCH_SIZE, prune_probability=prune_probability, weighted=False, epochs=epochs, seed=seed
-    )
+    attention = SampleAttention(len(labels), BATCH_SIZE, prune_probability=prune_probability, epochs=epochs, seed=seed)
     network = convolutional(10, seed, strided=True).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), PEAK_LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    parameters = network.parameters()
+    optimizer = torch.optim.SGD(parameters, PEAK_LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     updates = epochs * len(attention)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=updates)
     sums, visits = np.zeros(len(labels)), np.zeros(len(labels))
     for epoch in range(epochs):
         for update, indices in enumerate(attention.attend()):
             batch = augment(images[indices], seed, epoch * len(attention) + update)
-            losses = nn.functional.cross_entropy(network(batch), labels[indices], reduction="none")
-            loss = attention.weighted_mean(losses)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            losses = step(network, optimizer, batch, labels[indices])
+            attention.report(losses)
             rate.step()
             # A batch that joins two passes may have a sample twice.
-            np.add.at(sums, indices, losses.detach().numpy())
+            np.add.at(sums, indices, losses.numpy())
             np.add.at(visits, indices, 1)
-    return Trained(network.eval(), attention, sums / visits, updates, time.process_time() - begin)
+    seconds, last = time.process_time() - begin, np.array([attention.loss_of(sample) for sample in range(len(labels))])
+    return Trained(network.eval(), last, sums / visits, updates, seconds)
 
 
 @torch.inference_mode()
@@ -107,11 +99,9 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 def judge(scores: NDArray[np.float64], is_wrong: NDArray[np.bool_]) -> dict[str, float]:
     """How well scores, highest where a label is suspected most, find the wrong labels; both are (samples,)."""
     ranked, wrong = is_wrong[np.argsort(-scores, kind="stable")], int(is_wrong.sum())
-    return {
-        "average_precision": float(average_precision_score(is_wrong, scores)),
-        "precision_at_n": float(ranked[:wrong].mean()),
-        "recall_at_2n": float(ranked[: 2 * wrong].sum() / wrong),
-    }
+    precision, recall = float(ranked[:wrong].mean()), float(ranked[: 2 * wrong].sum() / wrong)
+    average = float(average_precision_score(is_wrong, scores))
+    return {"average_precision": average, "precision_at_n": precision, "recall_at_2n": recall}
 
 
 def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[str, ...]) -> dict[str, Any]:
@@ -123,16 +113,14 @@ def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[
     cost: dict[str, dict[str, float]] = {}
     for way in set(ways) & PRUNE_PROBABILITIES.keys():
         trained = train(task.train.inputs, labels, seed, epochs, PRUNE_PROBABILITIES[way])
-        last = np.array([trained.attention.loss_of(sample) for sample in range(len(labels))])
         begin = time.process_time()
-        final = nn.functional.cross_entropy(
-            predict(trained.network, task.train.inputs), labels, reduction="none"
-        ).numpy()
-        for name, scores in (("mean", trained.mean_losses), ("last", last), ("final", final)):
+        final = losses_of(predict(trained.network, task.train.inputs), labels).numpy()
+        for name, scores in (("mean", trained.mean_losses), ("last", trained.last_losses), ("final", final)):
             found[f"{way}, {name}"] = judge(scores, is_wrong)
-        seconds = {"seconds": trained.seconds, "seconds_of_final": time.process_time() - begin}
+        cost[way] = {"updates": trained.updates, "seconds": trained.seconds}
+        cost[way]["seconds_of_final"] = time.process_time() - begin
         right = predict(trained.network, task.test.inputs).argmax(1) == task.test.targets
-        cost[way] = {"updates": trained.updates, **seconds, "accuracy": 100 * right.float().mean().item()}
+        cost[way]["accuracy"] = 100 * right.float().mean().item()
     if "folds" in ways:
         probabilities, updates, begin = np.zeros((len(labels), len(data.classes))), 0, time.process_time()
         for train_on, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
@@ -144,11 +132,8 @@ def measure_one(data: ImageSet, noise: str, seed: int, epochs: int, ways: tuple[
         issues = find_label_issues(given, probabilities, n_jobs=1)
         cost["folds"] = {"updates": updates, "seconds": time.process_time() - begin}
         precision = float(is_wrong[issues].mean()) if issues.any() else float("nan")
-        found["issues"] = {
-            "precision": precision,
-            "recall": float(issues[is_wrong].mean()),
-            "issues": int(issues.sum()),
-        }
+        recall, number = float(issues[is_wrong].mean()), int(issues.sum())
+        found["issues"] = {"precision": precision, "recall": recall, "issues": number}
     run = {"noise": noise, "seed": seed, "images": len(labels), "wrong": int(is_wrong.sum()), "epochs": epochs}
     return {**run, "found": found, "cost": cost}
 
@@ -171,7 +156,7 @@ def measure(
     planned = [(noise, seed) for seed in range(seeds) for noise in noises]
     missing = [(noise, seed) for noise, seed in planned if (noise, seed, epochs) not in finished]
     runs = (measure_one(images, *run, epochs, ways) for run in track(missing, description="training"))
-    keep(record, runs, describe_environment("cpu"))
+    keep(record, runs)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 import hashlib
 import json
 import statistics
-import sys
-import types
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +16,14 @@ from benchmarks.schema import RunName
 from benchmarks.selection import __main__ as command
 from benchmarks.selection import training
 from benchmarks.selection.arms import ARMS, SOURCES, make_arm, random_order
-from benchmarks.selection.choices import Counts
-from benchmarks.selection.data import (
-    IMAGE_SETTINGS,
-    KINDS,
-    SORTS,
-    SUPERCLASSES,
-    ImageSizes,
-    Sizes,
-    collect_text,
-    make_task,
-)
+from benchmarks.selection.data import CLASSES_OF_LABELS, KINDS, SORTS, ImageSizes, Sizes, collect_text, make_task
 from benchmarks.selection.networks import augment
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 
+SUPERCLASSES = CLASSES_OF_LABELS["hidden_fine"]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZES = Sizes(most=9, imbalance=4.0, validation=2, test=3, batch_size=8, epochs=4, learning_rate=0.01)
-IMAGE_SIZES = ImageSizes(updates=30, batch_size=8, imbalance=4.0, images=100)
+ALL_IMAGES = ImageSizes(updates=30, batch_size=8, imbalance=4.0, images=None)
 # From the code that made the records: the batches that each arm chose, how many, how many repeats, how many pruned.
 CHOICES = json.loads(Path(__file__).with_name("selection_choices.json").read_text())
 
@@ -73,71 +61,12 @@ def study(sources, tmp_path, monkeypatch):
     def run(*arguments):
         sizes = () if "kinds" in arguments else ("--updates", "30", "--images", "100", "--imbalance", "4")
         try:
-            command.main(["--out", str(tmp_path / "records"), *sizes, *arguments])
+            return command.main(["--out", str(tmp_path / "records"), *sizes, *arguments])
         except SystemExit as error:
             return error.code
-        return None
 
     yield run
     training._load_task.cache_clear()
-
-
-class InfoBatch:
-    """A stand-in with the names and signatures of InfoBatch 0.1.0, which is not installed here."""
-
-    def __init__(self, dataset, num_epochs, prune_ratio=0.5, delta=0.875):
-        self.scores, self.weights, self.pruned, self.active = torch.full((len(dataset),), 3.0), None, 0, None
-
-    def prune(self):
-        is_fit = self.scores < self.scores.mean()
-        fit, others = is_fit.nonzero()[:, 0].numpy(), (~is_fit).nonzero()[:, 0].tolist()
-        stay = np.random.choice(fit, len(fit) // 2, replace=False)  # noqa: NPY002
-        self.reset_weights()
-        self.weights[stay] = 2.0
-        self.pruned += len(fit) - len(stay)
-        return np.random.permutation([*others, *stay]).tolist()  # noqa: NPY002
-
-    def no_prune(self):
-        return np.random.permutation(len(self.scores)).tolist()  # noqa: NPY002
-
-    def reset_weights(self):
-        self.weights = torch.ones(len(self.scores))
-
-    def get_pruned_count(self):
-        return self.pruned
-
-    def set_active_indices(self, indices):
-        self.active = indices
-
-    def update(self, values):
-        self.scores[self.active] = values.clone()
-        return values.mul_(self.weights[self.active]).mean()
-
-
-def select_using_loss(inputs, target, model, loss_fun, keep=0.5, scale_factor=1):
-    """A stand-in for that of Composer 0.32.1, which is not installed here."""
-    order, n = torch.argsort(loss_fun(model(inputs), target, reduction="none")), len(inputs)
-    chances = (np.arange(0.5, n, 1) / n) ** (1 / keep - 1)
-    places = np.random.choice(n, int(keep * n), replace=False, p=chances / chances.sum())  # noqa: NPY002
-    return inputs[order[places]], target[order[places]]
-
-
-def should_selective_backprop(current_duration, batch_idx, start=0.5, end=0.9, interrupt=2):
-    return start <= current_duration < end and (interrupt == 0 or (batch_idx + 1) % interrupt != 0)
-
-
-@pytest.fixture
-def peers(monkeypatch):
-    composer = {"should_selective_backprop": should_selective_backprop, "select_using_loss": select_using_loss}
-    for name, members in (
-        ("infobatch", {"InfoBatch": InfoBatch}),
-        ("composer", {}),
-        ("composer.algorithms", {}),
-        ("composer.algorithms.selective_backprop", composer),
-    ):
-        module = types.ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
 
 
 def losses_of(samples, update):
@@ -146,93 +75,88 @@ def losses_of(samples, update):
 
 
 def run_arm(study, arm, doses=None, updates=104):
-    """What an arm chooses among 100 samples, and its counts."""
-    labels, counts = torch.arange(100) % 10 % 7, Counts()
+    """What an arm chooses among 100 samples, how often it repeats, and its doses."""
     options = {"sampler": random_order(100, 3), "doses": doses} if study == "kinds" else {}
-    batches, seen = make_arm(arm, labels, 8, updates, 3, counts, **options), []
+    batches, seen = make_arm(arm, torch.arange(100) % 10 % 7, 8, updates, 3, **options), []
     batch = next(batches)
-    with suppress(StopIteration):
-        while True:
-            indices, update = batch.indices, len(seen)
-            if batch.keep is not None:
-                indices = indices[batch.keep(losses_of(indices, update))]
-            weights = None if batch.weights is None else [round(weight, 3) for weight in batch.weights.tolist()]
-            assert study == "kinds" or batch.progress == update / updates
-            progress = [round(batch.progress, 6)] if study == "kinds" else []
-            seen.append([indices.tolist(), batch.draw, weights, *progress])
+    while True:
+        indices, update = batch.indices, len(seen)
+        if batch.keep is not None:
+            indices = indices[batch.keep(losses_of(indices, update))]
+        weights = None if batch.weights is None else [round(weight, 3) for weight in batch.weights.tolist()]
+        # The digests of this study's records have the share of the updates before each.
+        progress = [round(update / updates, 6)] if study == "kinds" else []
+        seen.append([indices.tolist(), batch.draw, weights, *progress])
+        try:
             batch = batches.send(losses_of(indices, update))
-    return seen, counts
+        except StopIteration as end:
+            return seen, *end.value
 
 
 @pytest.mark.parametrize(("study", "arm"), [(study, arm) for study in ARMS for arm in ARMS[study]])
-def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm, peers):
-    before, doses, updates = np.random.get_state()[1].tolist(), None, 104  # noqa: NPY002
-    if study == "kinds" and arm in SOURCES:
-        source, counts = run_arm(study, SOURCES[arm])
-        doses, updates = counts.doses if arm == "left_out_random" else None, len(source)
-    seen, counts = run_arm(study, arm, doses, updates)
+def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm):
+    doses = run_arm(study, SOURCES[arm])[2] if study == "kinds" and arm in SOURCES else None
+    seen, repeats, doses = run_arm(study, arm, doses)
     digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
-    assert [digest, len(seen), counts.repeats, sum(counts.doses["pruned"])] == CHOICES[f"{study} {arm}"]
-    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    assert [digest, len(seen), repeats, sum(doses["pruned"])] == CHOICES[f"{study} {arm}"]
 
 
-@pytest.mark.parametrize("name", IMAGE_SETTINGS)
-def test_a_setting_has_the_images_that_it_says(sources, name):
-    sizes = IMAGE_SIZES._replace(images=None)
-    task, again, other = (make_task(sources["cifar10"], name, seed, sizes) for seed in (0, 0, 1))
+@pytest.mark.parametrize(
+    ("source", "name", "sizes", "counts"),
+    [
+        ("cifar10", "balanced", ALL_IMAGES, [20] * 10),
+        ("cifar10", "long_tail", ALL_IMAGES, [int(20 * 4 ** (-rank / 9)) for rank in range(10)]),
+        ("cifar10", "hidden_kinds", ALL_IMAGES, [int(20 * 4 ** (-rank / 9)) for rank in range(10)]),
+        ("cifar10", "noisy", ALL_IMAGES, [20] * 10),
+        ("cifar100", "hidden_fine", SIZES, [9, 6, 4, 3, 2] * 20),
+        ("text", "text", SIZES, [int(9 * 4 ** (-rank / 11)) for rank in range(12)]),
+        ("cifar10", "noisy", SIZES._replace(imbalance=1.0), [9] * 10),
+        ("", "table", SIZES, [9, 6, 4, 3, 2] * 4),
+    ],
+)
+def test_a_setting_has_the_groups_and_labels_that_it_says_and_other_data_to_test_on(
+    sources, source, name, sizes, counts
+):
+    task, again, other = (make_task(sources[source], name, seed, sizes) for seed in (0, 0, 1))
     assert all(torch.equal(mine, its) for mine, its in zip(task.train, again.train, strict=True))
     assert not torch.equal(task.train.inputs, other.train.inputs)
-    groups, labels = task.train.groups, task.train.targets
-    assert torch.bincount(groups).tolist() == task.counts
-    has_tail = name in ("long_tail", "hidden_kinds")
-    assert sorted(task.counts) == [int(20 * 4 ** (-rank / 9)) if has_tail else 20 for rank in range(9, -1, -1)]
-    assert (task.counts != other.counts) is has_tail
-    clean = torch.isin(groups, torch.tensor([0, 1, 8, 9])).long() if name == "hidden_kinds" else groups
-    wrong = int((labels != clean).sum())
-    assert 5 < wrong < 40 if name == "noisy" else wrong == 0
-    assert task.outputs == (2 if name == "hidden_kinds" else 10)
-    assert len(make_task(sources["cifar10"], name, 0, IMAGE_SIZES).train.groups) in range(90, 101)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kind_of_data_has_a_long_tail_over_its_groups_and_other_data_to_validate_and_test_on(sources, name):
-    source = sources[{"hidden_fine": "cifar100", "noisy": "cifar10", "text": "text", "table": ""}[name]]
-    sizes = SIZES._replace(imbalance=1.0) if name == "noisy" else SIZES
-    task, other = (make_task(source, name, seed, sizes) for seed in (0, 1))
-    counts = torch.bincount(task.train.groups).tolist()
-    assert counts == task.counts
-    assert (max(counts), min(counts)) == ((9, 9) if name == "noisy" else (9, 2))
-    assert (counts == other.counts) is (name == "noisy")
-    for part, each in ((task.validation, 2), (task.test, 3)):
+    assert torch.bincount(task.train.groups).tolist() == task.counts
+    assert sorted(task.counts) == sorted(counts)
+    assert (task.counts != other.counts) is (len(set(counts)) > 1)
+    parts = [part for part in (task.train, task.test, task.validation) if part]
+    for part, each in zip(parts[1:], (3, 2), strict=False):
         assert torch.bincount(part.groups).tolist() == [each] * len(counts)
     if name == "text":
-        bytes_of = [set(part.targets.flatten().tolist()) for part in (task.train, task.validation, task.test)]
+        bytes_of = [set(part.targets.flatten().tolist()) for part in parts]
         assert sum(map(len, bytes_of)) == len(set.union(*bytes_of))
         assert torch.equal(task.train.inputs[:, 1:], task.train.targets[:, :-1])
         return
-    rows = [row.flatten()[:99].tolist() for part in task[:3] for row in part.inputs.flatten(1)]
-    assert len(set(map(tuple, rows))) == len(rows)
+    rows = [tuple(row[:99].tolist()) for part in parts for row in part.inputs.flatten(1)]
+    assert len(set(rows)) == len(rows)
     label_of = dict(zip(task.test.groups.tolist(), task.test.targets.tolist(), strict=True))
-    given = zip(task.train.groups.tolist(), task.train.targets.tolist(), strict=True)
-    wrong = sum(label_of[group] != label for group, label in given)
-    assert 0 < wrong < 25 if name == "noisy" else wrong == 0
-    if name != "noisy":
+    assert len(set(label_of.values())) == task.outputs
+    wrong = [label_of[int(group)] != label for group, label in zip(*task.train[:0:-1], strict=True)]
+    assert 0 < sum(wrong) < 40 if name == "noisy" else not any(wrong)
+    if name == "hidden_kinds":
+        assert [group for group, label in label_of.items() if label] == [0, 1, 8, 9]
+    if len(counts) in (20, 100):
         # The tail is over the five groups inside each label.
-        tails = [sorted(counts[group] for group in label_of if label_of[group] == label) for label in label_of.values()]
-        assert tails == [[2, 3, 4, 6, 9]] * len(tails)
+        for label in range(task.outputs):
+            assert sorted(task.counts[group] for group in label_of if label_of[group] == label) == [2, 3, 4, 6, 9]
 
 
-def test_wrong_classes_and_too_few_samples_or_files_are_refused(sources, tmp_path):
-    with pytest.raises(PlanError, match="takes CIFAR-100's classes"):
-        make_task(sources["cifar10"], "hidden_fine", 0, SIZES)
-    with pytest.raises(PlanError, match="takes CIFAR-10's classes"):
-        make_task(sources["cifar10"]._replace(classes=list("abcdefghij")), "hidden_kinds", 0, IMAGE_SIZES)
-    with pytest.raises(PlanError, match="has 12 samples, and 15 are needed"):
-        make_task(sources["cifar100"], "hidden_fine", 0, SIZES._replace(validation=6))
-    with pytest.raises(PlanError, match="rarest kind without an image"):
-        make_task(sources["cifar10"], "long_tail", 0, IMAGE_SIZES._replace(imbalance=50.0, images=None))
-    with pytest.raises(DataError, match="0 files end in"):
-        collect_text([tmp_path])
+@pytest.mark.parametrize(
+    ("data", "setting", "sizes", "said"),
+    [
+        ("cifar10", "hidden_fine", SIZES, "takes the classes of CIFAR-100"),
+        ("cifar100", "hidden_kinds", ALL_IMAGES, "takes the classes of CIFAR-10,"),
+        ("cifar100", "hidden_fine", SIZES._replace(validation=6), "has 12 samples, not 15"),
+        ("cifar10", "long_tail", ALL_IMAGES._replace(imbalance=50.0), "give another --imbalance"),
+    ],
+)
+def test_wrong_classes_and_too_few_samples_are_refused(sources, data, setting, sizes, said):
+    with pytest.raises(PlanError, match=said):
+        make_task(sources[data], setting, 0, sizes)
 
 
 def test_augmentation_shifts_and_flips_whole_images():
@@ -280,23 +204,23 @@ def test_plain_training_at_selective_backprops_cost_makes_as_many_more_updates_a
 def test_each_run_of_images_is_made_once_and_is_the_same_again(study, tmp_path):
     names = ("--settings", "long_tail", "balanced", "--arms", "sqrt_frequency", "left_out", "--seeds")
     assert study(*names, "1", "1") is None
-    first = read_records(tmp_path / "records")
+    first = read_records(tmp_path / "records").epochs
     # Labels say what is rare in one of the settings alone.
-    assert len(first.runs) == 3
+    assert len(first) == 3
+    assert all(90 <= sum(epoch.chosen.counts) <= 100 for (epoch,) in first.values())
     assert study(*names, "1", "2") is None
-    both = read_records(tmp_path / "records")
-    assert len(both.runs) == 6
-    assert {name: both.epochs[name] for name in first.epochs} == first.epochs
+    both = read_records(tmp_path / "records").epochs
+    assert len(both) == 6
+    assert {name: both[name] for name in first} == first
     (tmp_path / "records").rename(tmp_path / "before")
     assert study(*names, "2") is None
-    again = read_records(tmp_path / "records").epochs
-    for name, (epoch,) in again.items():
-        changed = {"seconds": 0, "evaluation_seconds": 0, "finished_at": ""}
-        assert epoch.model_copy(update=changed) == both.epochs[name][0].model_copy(update=changed)
+    changed = {"seconds": 0, "evaluation_seconds": 0, "finished_at": "", "shared_device": False}
+    for name, (epoch,) in read_records(tmp_path / "records").epochs.items():
+        assert epoch.model_copy(update=changed) == both[name][0].model_copy(update=changed)
 
 
-def test_kinds_are_tuned_first_and_runs_that_take_from_others_are_made_after_them(study, tmp_path):
-    options = ("--study", "kinds", "--settings", "table", "--arms", "plain", "plain_short", "left_out_random")
+def test_kinds_are_tuned_first_and_a_random_twin_is_made_after_its_source(study, tmp_path):
+    options = ("--study", "kinds", "--settings", "table", "--arms", "plain", "left_out_random")
     assert "has no rate yet; give --seeds (0, 1) too" in study(*options, "--seeds", "2")
     state = torch.get_rng_state()
     assert study(*options, "--seeds", "0", "1", "2") is None
@@ -307,9 +231,6 @@ def test_kinds_are_tuned_first_and_runs_that_take_from_others_are_made_after_the
         (epoch,) = records.epochs[name]
         assert epoch.chosen.learning_rate == name.rate * SIZES.learning_rate
         assert epoch.chosen.score == pytest.approx(100 * epoch.accuracy)
-        if name.arm == "plain_short":
-            assert epoch.updates == records.epochs[name._replace(arm="saving")][0].updates
-            assert epoch.updates < records.epochs[RunName("plain", None, 0, 0, "table", 1.0)][0].updates
         if name.arm == "left_out_random":
             # The last share of training cuts the fourth pass off.
             assert run.doses["pruned"][:3] == records.runs[name._replace(arm="left_out")].doses["pruned"][:3]
@@ -325,31 +246,22 @@ def test_the_score_of_text_is_minus_the_mean_loss_over_sorts(study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--updates", "0"), "--updates has 0; it takes numbers of at least 1"),
-        (("--seeds", "3", "-1"), "--seeds has -1"),
-        (("--imbalance", "nan"), "--imbalance has nan"),
-        (("--images", "7"), "--images has 7; it takes numbers of at least 8"),
-        (("--arms", "plain", "other"), "--arms has other; it takes plain"),
-        (("--arms", "infobatch"), "infobatch needs infobatch, which cannot be imported"),
+        (("--seeds", "3", "-1"), "--seeds takes numbers of at least 0"),
+        (("--at-once", "0"), "--at-once takes numbers of at least 1"),
         (("--study", "kinds", "--settings", "balanced"), "--settings has balanced; it takes hidden_fine"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_the_folder_is_made(study, tmp_path, monkeypatch, arguments, said):
-    monkeypatch.setitem(sys.modules, "infobatch", None)
+def test_what_makes_no_sense_is_refused_before_the_folder_is_made(study, tmp_path, arguments, said):
     assert said in study(*arguments)
     assert not (tmp_path / "records").exists()
 
 
-def test_older_records_are_not_added_to(study, tmp_path):
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "plan.json").write_text("{}")
-    assert "only read; give another --out" in study("--arms", "plain", "--settings", "noisy")
-
-
 def test_text_is_collected_once(tmp_path, sources, monkeypatch):
     monkeypatch.setattr(training, "collect_text", lambda: sources["text"])
-    text, digest = training.load_source("text", tmp_path)
+    found = training.load_source("text", tmp_path)
     training.load_source.cache_clear()
     monkeypatch.setattr(training, "collect_text", lambda: pytest.fail("collected again"))
-    assert training.load_source("text", tmp_path) == (text, digest)
-    assert text == sources["text"]
+    assert training.load_source("text", tmp_path) == found
+    assert found[0] == sources["text"]
+    with pytest.raises(DataError, match="0 files end in"):
+        collect_text([tmp_path / "empty"])
