@@ -74,16 +74,22 @@ def moments_as_a_batch_is_handed_out(lines):
     return [first + later for first in firsts.values() for later in range(2, 50, 12)]
 
 
-@pytest.mark.parametrize("seed", ["handed_out", 0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 16))])
+RUNS = [
+    ("immediate", ONE_BY_ONE),
+    ("deferred", ONE_BY_ONE),
+    ("deferred, drawn one by one", AHEAD),
+    ("samples", IN_MEMORY),
+    ("samples", AHEAD),
+    ("samples at random", ONE_BY_ONE),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "how"),
+    ("kind", "how", "seed"),
     [
-        ("immediate", ONE_BY_ONE),
-        ("deferred", ONE_BY_ONE),
-        ("deferred, drawn one by one", AHEAD),
-        ("samples", IN_MEMORY),
-        ("samples", AHEAD),
-        ("samples at random", ONE_BY_ONE),
+        *((*run, 0) for run in RUNS),
+        *((kind, ONE_BY_ONE, "handed_out") for kind in ("deferred", "samples")),
+        *(pytest.param(*run, seed, marks=pytest.mark.slow) for run in RUNS for seed in range(1, 16)),
     ],
 )
 def test_after_an_interrupt_at_any_bytecode_a_run_resumes_exactly(kind, how, seed):

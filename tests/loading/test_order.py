@@ -228,7 +228,7 @@ def test_without_a_generator_torch_s_global_one_is_drawn_from_once_and_sets_the_
         sampler, before = ours(base, 4), unchanged(base)
         unused = iter(sampler), iter(sampler.schedule.attend([]))
         assert sampler.state_dict()["generator"] is None
-        orders = [iterated(sampler), attended(sampler)]
+        orders = [iterated(sampler), iterated(sampler)]
         assert unchanged(base) == before
         del unused
         return orders, torch.get_rng_state().tolist()

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from tests.loading.helpers import FORKING_IS_FINE, WORKERS, Numbered, make, seeded
 
@@ -38,9 +37,8 @@ def children():
 def test_a_repeat_draws_what_no_other_visit_draws_whatever_the_epoch(persistent):
     torch.manual_seed(0)
     schedule, loader = attended(Numbered(), num_workers=1, persistent_workers=persistent)
-    draws = [
-        drawn for _ in range(4) for _, _, (_, batch, *_) in visits_of(schedule, loader) for drawn in batch.tolist()
-    ]
+    visits = [visit for _ in range(4) for visit in visits_of(schedule, loader)]
+    draws = [drawn for _, _, (_, batch, *_) in visits for drawn in batch.tolist()]
     assert len({*draws}) == len(draws) == 2 * (4 * 6 + 3 * 2)
 
 
@@ -58,13 +56,10 @@ def test_repeats_draw_nothing_from_the_user_s_generators(options):
     assert after(repeated=()) == (visits - 2, *states)
 
 
-class Changed(Dataset):
+class Changed(Numbered):
     """A data set whose augmentation is turned off for the last epochs."""
 
     strength = 0
-
-    def __len__(self):
-        return SAMPLES
 
     def __getitem__(self, index):
         return self.strength
@@ -80,24 +75,15 @@ def test_a_data_set_that_is_changed_between_epochs_is_read_alike_at_every_visit(
         assert seen == {(visit, dataset.strength, dataset.strength) for visit in visits}
 
 
-class OpensLazily(Dataset):
-    """Opens its file at the first read, as is advised for HDF5, where ``worker_init_fn`` has set it up."""
+class OpensLazily(Numbered):
+    """Opens a file at the first read, as is advised for HDF5, where ``worker_init_fn`` has set it up."""
 
-    file = None
-    set_up_in = None
-
-    def __init__(self, path):
-        self.path = path
-
-    def __len__(self):
-        return SAMPLES
+    opened_in = set_up_in = None
 
     def __getitem__(self, index):
-        assert self.set_up_in == os.getpid(), "not set up in this process"
-        if self.file is None:
-            self.file = self.path.open("rb", buffering=0)
-        self.file.seek(1000 * index)
-        return int.from_bytes(self.file.read(1000)[:1], "little"), os.getpid()
+        self.opened_in = self.opened_in or os.getpid()
+        assert self.set_up_in == self.opened_in == os.getpid()
+        return index, os.getpid()
 
 
 def set_up(_worker):
@@ -108,21 +94,18 @@ def set_up(_worker):
     ("context", "persistent"), [("fork", False), ("fork", True), pytest.param("spawn", True, marks=pytest.mark.slow)]
 )
 def test_a_file_is_opened_by_workers_only_and_repeats_have_one_that_is_kept_as_long_as_the_loader_s(
-    tmp_path, context, persistent
+    context, persistent
 ):
-    path = tmp_path / "records"
-    path.write_bytes(b"".join(bytes([index]) * 1000 for index in range(SAMPLES)))
     options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
-    dataset = OpensLazily(path)
+    dataset, of_repeats = OpensLazily(), set()
     schedule, loader = attended(dataset, worker_init_fn=set_up, **options)
-    of_repeats = set()
     for _ in range(3):
-        for position, visit, (numbers, pids) in visits_of(schedule, loader):
-            assert numbers.tolist() == [2 * position, 2 * position + 1]
+        for position, visit, (indices, pids) in visits_of(schedule, loader):
+            assert indices.tolist() == [2 * position, 2 * position + 1]
             of_repeats |= {*pids.tolist()} if visit else set()
     # Two epochs have repeats.
     assert len(of_repeats) == (1 if persistent else 2)
-    assert dataset.file is None
+    assert dataset.opened_in is None
 
 
 def test_no_worker_is_left_behind_where_the_loader_leaves_none():
@@ -159,7 +142,7 @@ def run_and_end(context, persistent, end):
     options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
     schedule, loader = attended(torch.arange(SAMPLES), **options)
     for _ in range(2):
-        visits = visits_of(schedule, loader)
+        visits = visits_of(schedule, loader, repeated=[2])
         for _, visit, _ in visits:
             if visit:
                 print("repeat", context, persistent, end, flush=True)
