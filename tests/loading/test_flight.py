@@ -1,7 +1,6 @@
 """Both adapters behind loaders of all kinds: every loss goes to its own batch, or the loader is refused in words."""
 
 import itertools
-import re
 
 import pytest
 import torch
@@ -10,15 +9,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from batch_sampler_attn.errors import ProtocolError, StateError
 from tests.loading.drivers import DRIVERS, SAMPLES, load, resumed, saved, train
-from tests.loading.helpers import FORKING_IS_FINE, TORCHDATA_IS_FINE, LooksAhead, no_deadlock
+from tests.loading.helpers import FORKING_IS_FINE, WORKERS
+from tests.samples.runs import LooksAhead
 
-pytestmark = [*FORKING_IS_FINE, TORCHDATA_IS_FINE]
-__all__ = ["no_deadlock"]
+pytestmark = FORKING_IS_FINE
 
 KINDS = pytest.mark.parametrize("kind", DRIVERS)
 # Immediate repeats take a DataLoader itself.
 WRAPPABLE = pytest.mark.parametrize("kind", [kind for kind in DRIVERS if kind != "immediate"])
-WORKERS = pytest.mark.parametrize("workers", [0, 1])
 
 
 class Wrapper:
@@ -31,33 +29,14 @@ class Wrapper:
         return self.change(iter(self.loader))
 
 
-def endless(loader):
-    while True:
-        yield from loader
-
-
 # Loaders that are refused -----------------------------------------------------------------------------------
 
 
-class Shards:
-    """As accelerate's BatchSamplerShard, on two ranks."""
+class Outer:
+    """As what accelerate, timm's MultiEpochsDataLoader and Ultralytics' InfiniteDataLoader put around a sampler."""
 
-    def __init__(self, batch_sampler):
-        self.batch_sampler, self.batch_size = batch_sampler, 2
-
-    def __iter__(self):
-        return itertools.islice(self.batch_sampler, 0, None, 2)
-
-
-class BeginsAgain:
-    """As what timm's MultiEpochsDataLoader and Ultralytics' InfiniteDataLoader put around a batch sampler."""
-
-    def __init__(self, sampler):
-        self.sampler = sampler
-
-    def __iter__(self):
-        while True:
-            yield from iter(self.sampler)
+    def __init__(self, **inside):
+        vars(self).update(inside)
 
 
 REFUSED_LOADERS = {
@@ -66,21 +45,17 @@ REFUSED_LOADERS = {
         lambda it: load(it, StatefulDataLoader, snapshot_every_n_steps=2),
         "snapshot_every_n_steps=2.*leave it at 1",
     ),
-    "as a sampler": (
-        lambda it: DataLoader(range(9), sampler=it.sampler, batch_size=None),
-        "built with sampler=.*batch_",
-    ),
-    "as a sampler, batched": (lambda it: DataLoader(range(9), sampler=it.sampler, batch_size=2), "built with sampler="),
+    "as a sampler": (lambda it: DataLoader(range(9), sampler=it.sampler), "built with sampler=.*batch_"),
     "without batches": (lambda it: DataLoader(range(9), batch_size=None), "does not batch.*Build it with DataLoader"),
     "of torch": (lambda it: DataLoader(range(9), batch_size=4), "has another batch sampler, a BatchSampler"),
     "of another": (lambda it: load(DRIVERS["samples"]()), "another batch sampler, a SampleAttention.*use_distributed"),
     "sharded": (
-        lambda it: DataLoader(range(9), batch_sampler=Shards(it.sampler)),
-        "has a Shards around this .*On ranks",
+        lambda it: DataLoader(range(9), batch_sampler=Outer(batch_sampler=it.sampler)),
+        "has a Outer around this .*On ranks",
     ),
     "begun again": (
-        lambda it: DataLoader(range(9), batch_sampler=BeginsAgain(it.sampler)),
-        "has a BeginsAgain around this .*MultiEpochs.*persistent_workers=True",
+        lambda it: DataLoader(range(9), batch_sampler=Outer(sampler=it.sampler)),
+        "has a Outer around this .*MultiEpochs.*persistent_workers=True",
     ),
     "attended": (lambda it: it.attend(load(it)), "what attend.. returned; iterate over"),
 }
@@ -98,20 +73,14 @@ def test_a_loader_through_which_losses_would_be_mixed_up_is_refused(kind, build,
 
 WRONG_WRAPPERS = {
     "islice": (lambda it: itertools.islice(it, 3), "did not take from this .*islice, enumerate, generators"),
-    "enumerate": (enumerate, "did not take from this .*iterate too early"),
-    "a generator": (lambda it: (batch for batch in it), "did not take from this"),
     "other batches": (lambda it: [torch.arange(3)], "a list|list yielded a batch that it did not take"),
     "begun before": (lambda it: Wrapper([*it], iter), "did not take.*MultiEpochs.*persistent_workers=True"),
     "twice each": (lambda it: Wrapper(it, lambda batches: (b for b in batches for _ in "ab")), "did not take"),
-    "all but the second": (
-        lambda it: Wrapper(it, lambda batches: (b for at, b in enumerate(batches) if at != 1)),
-        r"1 batch of the \w+ did not come out of Wrapper.*drops batches.*Let every batch through",
+    "the first three": (lambda it: Wrapper(it, lambda batches: itertools.islice(batches, 3)), "not come|ended with"),
+    "without end": (
+        lambda it: itertools.chain.from_iterable(itertools.repeat(it)),
+        "never ends itself, as a generator that cycles.*persistent_workers=True",
     ),
-    "the first three": (
-        lambda it: Wrapper(it, lambda batches: itertools.islice(batches, 3)),
-        "did not come|ended with",
-    ),
-    "without end": (endless, "never ends itself, as a generator that cycles.*persistent_workers=True"),
 }
 
 
@@ -125,12 +94,14 @@ def test_a_wrapper_that_changes_which_batches_come_is_refused(kind, workers, wra
     assert kind == "samples" or (driver.epoch, driver.schedule.threshold) == (0, None)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 1, "prefetch_factor": 1}], ids=["no workers", "a worker"])
+@WORKERS
 @WRAPPABLE
-def test_a_batch_that_is_left_out_is_noticed_before_the_next_one_is_trained_on(kind, options):
+def test_a_batch_that_is_left_out_is_noticed_before_the_next_one_is_trained_on(kind, workers):
     driver, seen = DRIVERS[kind](), []
-    wrapper = Wrapper(load(driver, **options), lambda batches: (b for at, b in enumerate(batches) if at != 1))
-    with pytest.raises(ProtocolError, match="1 batch of the"):
+    loader = load(driver, num_workers=workers, prefetch_factor=workers or None)
+    wrapper = Wrapper(loader, lambda batches: (batch for at, batch in enumerate(batches) if at != 1))
+    words = r"1 batch of the \w+ did not come out of Wrapper.*drops batches.*Let every batch through"
+    with pytest.raises(ProtocolError, match=words):
         train(driver, wrapper, seen=seen)
     assert len(seen) == 1
 
@@ -212,16 +183,12 @@ def test_a_loader_s_iterator_of_an_earlier_epoch_gets_no_batches(kind):
 @WORKERS
 @KINDS
 def test_the_loader_may_be_evaluated_on_in_mid_epoch(kind, workers):
-    driver, whole = DRIVERS[kind](), DRIVERS[kind]()
-    loader, visits = load(driver, num_workers=workers), []
-
-    def evaluate():
-        visits.append(1)
-        if len(visits) == 2:
-            assert sorted(itertools.chain(*loader)) == [*range(SAMPLES)]
-
-    expected = train(whole, load(whole, num_workers=workers), stop=4)
-    assert train(driver, loader, stop=4, on_report=evaluate) == expected
+    driver, whole, evaluated = DRIVERS[kind](), DRIVERS[kind](), []
+    loader, expected = load(driver, num_workers=workers), train(whole, load(whole, num_workers=workers), stop=3)
+    assert (
+        train(driver, loader, stop=3, on_report=lambda: evaluated.append(sorted(itertools.chain(*loader)))) == expected
+    )
+    assert evaluated == [[*range(SAMPLES)]] * 3
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -256,19 +223,13 @@ def test_a_stateful_loader_s_state_is_refused_alone_and_not_needed_beside_the_sa
     loader = load(driver, StatefulDataLoader, num_workers=workers)
     whole = train(driver, loader, on_report=lambda: states.append((saved(driver), loader.state_dict())))
     for done in (7,) if workers else (2, 7, 11):
-        alone = DRIVERS[kind]()
+        state, of_loader = states[done - 1]
+        alone, twin = DRIVERS[kind](), resumed(kind, state)
         loader = load(alone, StatefulDataLoader, num_workers=workers)
-        loader.load_state_dict(states[done - 1][1])
-        with pytest.raises(
-            StateError, match=re.escape("Save the sampler's state_dict() beside loader.state_dict(), and")
-        ):
+        loader.load_state_dict(of_loader)
+        with pytest.raises(StateError, match=r"Save the sampler's state_dict\(\) beside loader.state_dict\(\), and"):
             next(iter(alone.attend(loader)))
-        for is_loaded_too in (True, False):
-            twin = resumed(kind, states[done - 1][0])
-            loader = load(twin, StatefulDataLoader, num_workers=workers)
-            if is_loaded_too:
-                loader.load_state_dict(states[done - 1][1])
-            assert train(twin, loader) == whole[done:]
+        assert train(twin, load(twin, StatefulDataLoader, num_workers=workers)) == whole[done:]
 
 
 @KINDS

@@ -14,9 +14,7 @@ from torch.utils.data import DataLoader
 import batch_sampler_attn
 from batch_sampler_attn import SampleAttention
 from tests.loading.drivers import MORE_DRIVERS, load, resumed, saved, train
-from tests.loading.helpers import LooksAhead, no_deadlock
-
-__all__ = ["no_deadlock"]
+from tests.samples.runs import LooksAhead
 
 PACKAGE = Path(batch_sampler_attn.__file__).parent
 OURS = ("loading", "samples", "flight.py", "passes.py", "rule.py", "schedule.py")
@@ -31,7 +29,10 @@ def loader_of(driver, how):
 
 
 class Interrupted:
-    """Trains until so many bytecodes have run, and is interrupted at the next one; ``lines`` has the line of each."""
+    """Trains until so many bytecodes have run, and is interrupted at the next one; ``lines`` has the line of each.
+
+    ``state`` is the one that a signal handler or a debugger would have saved there.
+    """
 
     def __init__(self, kind, how, after=None):
         self.driver = MORE_DRIVERS[kind]()
@@ -54,6 +55,7 @@ class Interrupted:
         if event == "opcode":
             self.lines.append((frame.f_code.co_name, frame.f_lineno))
             if len(self.lines) == self.after:
+                self.state = saved(self.driver)
                 raise KeyboardInterrupt
         return self.trace
 
@@ -67,71 +69,49 @@ def moments(lines, seed):
     return sorted({len(lines), *rng.sample(range(1, len(lines) + 1), 10), *rare})
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 16))])
+def moments_as_a_batch_is_handed_out(lines):
+    firsts = {line: number for number, line in reversed([*enumerate(lines, start=1)]) if line[0] == "hand_out"}
+    return [first + later for first in firsts.values() for later in range(2, 50, 12)]
+
+
+RUNS = [
+    ("immediate", ONE_BY_ONE),
+    ("deferred", ONE_BY_ONE),
+    ("deferred, drawn one by one", AHEAD),
+    ("samples", IN_MEMORY),
+    ("samples", AHEAD),
+    ("samples at random", ONE_BY_ONE),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "how"),
+    ("kind", "how", "seed"),
     [
-        ("immediate", ONE_BY_ONE),
-        ("deferred", ONE_BY_ONE),
-        ("deferred, drawn one by one", AHEAD),
-        ("samples", IN_MEMORY),
-        ("samples", AHEAD),
-        ("samples at random", ONE_BY_ONE),
+        *((*run, 0) for run in RUNS),
+        *((kind, ONE_BY_ONE, "handed_out") for kind in ("deferred", "samples")),
+        *(pytest.param(*run, seed, marks=pytest.mark.slow) for run in RUNS for seed in range(1, 16)),
     ],
 )
 def test_after_an_interrupt_at_any_bytecode_a_run_resumes_exactly(kind, how, seed):
-    check_interrupts(kind, how, lambda lines: moments(lines, seed))
-
-
-@pytest.mark.parametrize("kind", ["deferred", "samples"])
-def test_after_an_interrupt_as_a_batch_is_handed_out_a_run_resumes_exactly(kind):
-    def soon_after_each_line(lines):
-        firsts = {line: number for number, line in reversed([*enumerate(lines, start=1)]) if line[0] == "hand_out"}
-        return [first + later for first in firsts.values() for later in range(2, 50, 12)]
-
-    check_interrupts(kind, ONE_BY_ONE, soon_after_each_line)
-
-
-def check_interrupts(kind, how, moments_of):
     torch.manual_seed(0)
     whole = Interrupted(kind, how)
     end = saved(whole.driver)
     assert len(whole.lines) > 10_000
-    for after in moments_of(whole.lines):
+    for after in moments_as_a_batch_is_handed_out(whole.lines) if seed == "handed_out" else moments(whole.lines, seed):
         torch.manual_seed(0)
         run = Interrupted(kind, how, after)
         done = len(run.seen)
         assert run.seen == whole.seen[:done]
         # The last visit counts whole, or is made again.
         tails = whole.seen[done:], whole.seen[max(0, done - 1) :]
-        driver = resumed(kind, saved(run.driver))
-        assert train(driver, loader_of(driver, how)) in tails, whole.lines[after - 1]
-        assert saved(driver) == end, whole.lines[after - 1]
+        for state in {saved(run.driver), run.state}:
+            if "saved_by_loader" not in state:
+                driver = resumed(kind, state)
+                assert train(driver, loader_of(driver, how)) in tails, whole.lines[after - 1]
+                assert saved(driver) == end, whole.lines[after - 1]
         if kind.startswith("samples"):
             # In these objects, without a resume, an epoch that was left continues.
             assert train(run.driver, loader_of(run.driver, how)) in tails, whole.lines[after - 1]
-
-
-@pytest.mark.parametrize("kind", ["immediate", "samples"])
-def test_a_state_that_a_debugger_takes_at_any_bytecode_is_before_a_visit_or_after_it(kind):
-    whole, found = Interrupted(kind, ONE_BY_ONE), set()
-
-    class Saving(Interrupted):
-        def trace(self, frame, event, argument):
-            trace = super().trace(frame, event, argument)
-            if (
-                event == "opcode"
-                and len(self.lines) % 331 == 0
-                and "saved_by_loader" not in (state := saved(self.driver))
-            ):
-                driver = resumed(kind, state)
-                tail = train(driver, loader_of(driver, ONE_BY_ONE))
-                assert tail in (whole.seen[len(self.seen) :], whole.seen[max(0, len(self.seen) - 1) :])
-                found.add(len(tail))
-            return trace
-
-    assert Saving(kind, ONE_BY_ONE).seen == whole.seen
-    assert len(found) > len(whole.seen) / 2
 
 
 class Threaded:
@@ -163,14 +143,10 @@ def threads_switch_often():
 
 @pytest.mark.usefixtures("threads_switch_often")
 @pytest.mark.parametrize("ahead", [1, 4])
-@pytest.mark.parametrize("kind", ["deferred, in order", "samples"])
-def test_a_thread_that_reads_the_loader_ahead_loses_no_batch_and_no_decision(kind, ahead):
+def test_a_thread_that_reads_the_loader_ahead_loses_no_batch_and_no_decision(ahead):
     for _ in range(8):
-        driver = MORE_DRIVERS[kind]()
+        driver = MORE_DRIVERS["deferred, in order"]()
         seen = train(driver, Threaded(load(driver), ahead))
-        if kind == "samples":
-            assert len(seen) == 3 * len(driver.sampler)
-            continue
         # Batches come in the order of the data, so that a batch's number says which samples it has.
         assert all(indices == [2 * place[1], 2 * place[1] + 1] for place, indices in seen)
         visits = collections.Counter((epoch, batch) for (epoch, batch, _), _ in seen)
@@ -186,5 +162,6 @@ def test_a_thread_that_reads_the_loader_ahead_gives_no_loss_to_another_sample():
         for indices in attention.attend(Threaded(loader, 4)):
             assert attention.indices == indices
             attention.report([index * 256.0**epoch for index in indices])  # eight bits, so remembered exactly
+        assert attention.last_summary.updates == 150
     for index in range(250):
         assert attention.loss_of(index) in [index * 256.0**epoch for epoch in range(3)]

@@ -4,27 +4,21 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import traceback
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
-from tests.loading.helpers import FORKING_IS_FINE, no_deadlock, seeded
+from tests.loading.helpers import FORKING_IS_FINE, WORKERS, Numbered, make, seeded
 
 pytestmark = FORKING_IS_FINE
-__all__ = ["no_deadlock"]
 
 SAMPLES = 12
-PERSISTENT = pytest.mark.parametrize("persistent", [False, True])
 
 
 def attended(dataset, **options):
     """A schedule, and a loader of batches of two in their order."""
-    schedule = BatchAttentionSchedule(1.5, epoch_loss="last")
-    sampler = BatchAttentionSampler(SequentialSampler(range(SAMPLES)), 2, schedule=schedule)
-    return schedule, schedule.attend(DataLoader(dataset, batch_sampler=sampler, **options))
+    schedule, _, loader, _ = make("immediate", dataset=dataset, base=range(SAMPLES), **options)
+    return schedule, schedule.attend(loader)
 
 
 def visits_of(schedule, loader, repeated=(1, 3)):
@@ -35,26 +29,16 @@ def visits_of(schedule, loader, repeated=(1, 3)):
         schedule.decide(2.0 if repeats else 1.0)
 
 
-VISITS = [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0)]
-
-
 def children():
     return {process.pid for process in multiprocessing.active_children()}
 
 
-class Draws(Dataset):
-    def __len__(self):
-        return SAMPLES
-
-    def __getitem__(self, index):
-        return torch.rand((), dtype=torch.float64)
-
-
-@PERSISTENT
+@pytest.mark.parametrize("persistent", [False, True])
 def test_a_repeat_draws_what_no_other_visit_draws_whatever_the_epoch(persistent):
     torch.manual_seed(0)
-    schedule, loader = attended(Draws(), num_workers=1, persistent_workers=persistent)
-    draws = [number for _ in range(4) for _, _, batch in visits_of(schedule, loader) for number in batch.tolist()]
+    schedule, loader = attended(Numbered(), num_workers=1, persistent_workers=persistent)
+    visits = [visit for _ in range(4) for visit in visits_of(schedule, loader)]
+    draws = [drawn for _, _, (_, batch, *_) in visits for drawn in batch.tolist()]
     assert len({*draws}) == len(draws) == 2 * (4 * 6 + 3 * 2)
 
 
@@ -72,19 +56,16 @@ def test_repeats_draw_nothing_from_the_user_s_generators(options):
     assert after(repeated=()) == (visits - 2, *states)
 
 
-class Changed(Dataset):
+class Changed(Numbered):
     """A data set whose augmentation is turned off for the last epochs."""
 
     strength = 0
-
-    def __len__(self):
-        return SAMPLES
 
     def __getitem__(self, index):
         return self.strength
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@WORKERS
 def test_a_data_set_that_is_changed_between_epochs_is_read_alike_at_every_visit(workers):
     dataset = Changed()
     schedule, loader = attended(dataset, num_workers=workers)
@@ -94,24 +75,15 @@ def test_a_data_set_that_is_changed_between_epochs_is_read_alike_at_every_visit(
         assert seen == {(visit, dataset.strength, dataset.strength) for visit in visits}
 
 
-class OpensLazily(Dataset):
-    """Opens its file at the first read, as is advised for HDF5, where ``worker_init_fn`` has set it up."""
+class OpensLazily(Numbered):
+    """Opens a file at the first read, as is advised for HDF5, where ``worker_init_fn`` has set it up."""
 
-    file = None
-    set_up_in = None
-
-    def __init__(self, path):
-        self.path = path
-
-    def __len__(self):
-        return SAMPLES
+    opened_in = set_up_in = None
 
     def __getitem__(self, index):
-        assert self.set_up_in == os.getpid(), "not set up in this process"
-        if self.file is None:
-            self.file = self.path.open("rb", buffering=0)
-        self.file.seek(1000 * index)
-        return int.from_bytes(self.file.read(1000)[:1], "little"), os.getpid()
+        self.opened_in = self.opened_in or os.getpid()
+        assert self.set_up_in == self.opened_in == os.getpid()
+        return index, os.getpid()
 
 
 def set_up(_worker):
@@ -122,63 +94,24 @@ def set_up(_worker):
     ("context", "persistent"), [("fork", False), ("fork", True), pytest.param("spawn", True, marks=pytest.mark.slow)]
 )
 def test_a_file_is_opened_by_workers_only_and_repeats_have_one_that_is_kept_as_long_as_the_loader_s(
-    tmp_path, context, persistent
+    context, persistent
 ):
-    path = tmp_path / "records"
-    path.write_bytes(b"".join(bytes([index]) * 1000 for index in range(SAMPLES)))
     options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
-    dataset = OpensLazily(path)
+    dataset, of_repeats = OpensLazily(), set()
     schedule, loader = attended(dataset, worker_init_fn=set_up, **options)
-    of_repeats = set()
     for _ in range(3):
-        for position, visit, (numbers, pids) in visits_of(schedule, loader):
-            assert numbers.tolist() == [2 * position, 2 * position + 1]
+        for position, visit, (indices, pids) in visits_of(schedule, loader):
+            assert indices.tolist() == [2 * position, 2 * position + 1]
             of_repeats |= {*pids.tolist()} if visit else set()
     # Two epochs have repeats.
     assert len(of_repeats) == (1 if persistent else 2)
-    assert dataset.file is None
-
-
-class BreaksOnce(Dataset):
-    """Breaks as it reads a sample for the first repeat, in the one worker that reads repeats, or in this process."""
-
-    def __init__(self):
-        self.reads = multiprocessing.Value("i", 0)
-
-    def __len__(self):
-        return SAMPLES
-
-    def __getitem__(self, index):
-        self.reads.value += index == 3
-        if index == 3 and self.reads.value == 3:
-            raise LookupError("no such file")
-        return index
-
-
-def error_of(schedule, loader):
-    """What stopped the epoch."""
-    try:
-        list(visits_of(schedule, loader))
-    except LookupError as error:
-        # An error of a worker refers to itself, and keeps the loader, whose workers then take seconds to be collected.
-        traceback.clear_frames(error.__traceback__)
-        return str(error)
-    return "nothing"
-
-
-@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}], ids=str)
-def test_an_error_while_a_repeat_is_fetched_reaches_the_loop_and_the_next_epoch_is_whole(options):
-    schedule, loader = attended(BreaksOnce(), **options)
-    assert len([*visits_of(schedule, loader)]) == 6
-    assert "no such file" in error_of(schedule, loader)
-    for _ in range(2):
-        assert [visit[:2] for visit in visits_of(schedule, loader)] == VISITS
+    assert dataset.opened_in is None
 
 
 def test_no_worker_is_left_behind_where_the_loader_leaves_none():
     # Workers of earlier tests may not have ended yet.
     others = children()
-    schedule, loader = attended(Draws(), num_workers=1)
+    schedule, loader = attended(Numbered(), num_workers=1)
     for _ in range(2):
         list(visits_of(schedule, loader))
         assert not children() - others
@@ -189,60 +122,47 @@ def test_no_worker_is_left_behind_where_the_loader_leaves_none():
     assert not children() - others
 
 
-@PERSISTENT
-def test_the_worker_ends_when_the_loader_does(persistent):
+def test_the_worker_ends_when_a_loader_of_persistent_workers_does():
     others = children()
-    schedule, loader = attended(Draws(), num_workers=1, persistent_workers=persistent)
+    schedule, loader = attended(Numbered(), num_workers=1, persistent_workers=True)
     for _ in range(2):
         list(visits_of(schedule, loader))
+    assert len(children() - others) == 2
     del loader
     assert children() <= others
 
 
-# Each run ends in a process of its own, by the interpreter's own ways; torch is imported once for all of them.
-SCRIPT = """
-import os, sys, torch
-from torch.utils.data import DataLoader, SequentialSampler
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
+# The interpreter's end ------------------------------------------------------------------------------------------
 
-
-def run(context, persistent, end):
-    global kept
-    schedule = BatchAttentionSchedule(1.5, epoch_loss="last")
-    sampler = BatchAttentionSampler(SequentialSampler(range(12)), 2, schedule=schedule)
-    options = {"multiprocessing_context": context, "persistent_workers": persistent}
-    loader = schedule.attend(DataLoader(torch.arange(12), batch_sampler=sampler, num_workers=1, **options))
-    for epoch in range(2):
-        iterator = iter(loader)
-        for batch in iterator:
-            if schedule.visits == 1:
-                os.write(1, f"repeat {context} {persistent} {end}\\n".encode())  # in one piece
-                if end == "by an error":
-                    raise SystemExit(3)
-                if end == "with the iterator kept":
-                    kept = iterator
-                if end != "at the end":
-                    return
-            schedule.decide(2.0 if epoch and schedule.batch_index == 2 and schedule.visits == 0 else 1.0)
-
-
-if __name__ == "__main__":
-    pids = {}
-    for case in eval(sys.argv[1]):
-        pid = os.fork()
-        if not pid:
-            run(*case)
-            break
-        pids[pid] = case
-    else:
-        for pid, case in pids.items():
-            print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
 ENDS = {"at the end": 0, "in mid-epoch": 0, "by an error": 3, "with the iterator kept": 0}
 
 
-def words(case):
-    return " ".join(map(str, case))
+def run_and_end(context, persistent, end):
+    """Ends at the first repeat; the iterator that is returned is kept until the interpreter ends."""
+    options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
+    schedule, loader = attended(torch.arange(SAMPLES), **options)
+    for _ in range(2):
+        visits = visits_of(schedule, loader, repeated=[2])
+        for _, visit, _ in visits:
+            if visit:
+                print("repeat", context, persistent, end, flush=True)
+                if end == "by an error":
+                    raise SystemExit(ENDS[end])
+                if end != "at the end":
+                    return visits if end == "with the iterator kept" else None
+    return None
+
+
+def run_in_forks(cases):
+    """Each in a process of its own, which ends by the interpreter's own ways; torch is imported once for all."""
+    pids = {}
+    for case in cases:
+        if not (pid := os.fork()):
+            return run_and_end(*case)
+        pids[pid] = case
+    for pid, case in pids.items():
+        print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return None
 
 
 @pytest.mark.parametrize(
@@ -254,12 +174,11 @@ def words(case):
     ],
     ids=["fork", "fork, too", "spawn"],
 )
-def test_the_interpreter_ends_whenever_the_run_does(tmp_path, cases):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", str(script), str(cases)]
+def test_the_interpreter_ends_whenever_the_run_does(cases):
+    script = f"from tests.loading.test_repeat_worker import run_in_forks; kept = run_in_forks({cases})"
+    command = [sys.executable, "-W", "ignore", "-c", script]
     done = subprocess.run(command, timeout=110, check=False, capture_output=True, text=True)
-    expected = [f"repeat {words(case)}" for case in cases]
-    expected += [f"{words(case)} ended with {ENDS[case[2]]}" for case in cases]
+    expected = [f"repeat {context} {persistent} {end}" for context, persistent, end in cases]
+    expected += [f"{context} {persistent} {end} ended with {ENDS[end]}" for context, persistent, end in cases]
     assert sorted(done.stdout.splitlines()) == sorted(expected)
     assert (done.returncode, done.stderr) == (0, "")

@@ -69,36 +69,28 @@ def epoch(sampler):
 
 IN_ORDER = SequentialSampler(range(22))
 ALL = r"yields all of the data.*rank=\d, world_size=2.*world_size=1, if each"
+ANOTHER = r"for rank \d of 2, and the schedule decides on rank \d of 2"
+
+
+def of_four(rank):
+    return OwnBatches(DistributedSampler(range(22), 4, rank), 2, False)
 
 
 @pytest.mark.parametrize(
-    ("base", "shard", "words"),
+    ("build", "words"),
     [
-        (lambda rank: IN_ORDER, lambda rank: (rank, 2), None),
-        (lambda rank: DistributedSampler(range(22), 2, rank), lambda rank: (None, None), None),
-        (lambda rank: [[rank], [2]], lambda rank: (None, None), None),
-        (lambda rank: IN_ORDER, lambda rank: (None, 1), None),
-        (lambda rank: IN_ORDER, lambda rank: (None, None), ALL),
-        (lambda rank: OwnBatches(IN_ORDER, 2, False), lambda rank: (None, None), ALL),
-        (
-            lambda rank: IN_ORDER,
-            lambda rank: (1 - rank, 2),
-            r"for rank \d of 2, and the schedule decides on rank \d of 2",
-        ),
-        (lambda rank: DistributedSampler(range(22), 4, rank), lambda rank: (None, None), "is for rank . of 4"),
-        (
-            lambda rank: OwnBatches(DistributedSampler(range(22), 4, rank), 2, False),
-            lambda rank: (None, None),
-            "is for rank . of 4",
-        ),
+        (lambda rank, ranks: make(rank, 2, base=IN_ORDER, ranks=ranks), None),
+        (lambda rank, ranks: make(None, None, base=DistributedSampler(range(22), 2, rank), ranks=ranks), None),
+        (lambda rank, ranks: make(None, None, batch_size=None, base=[[rank], [2]], ranks=ranks), None),
+        (lambda rank, ranks: make(None, 1, base=IN_ORDER, ranks=ranks), None),
+        (lambda rank, ranks: make(None, None, base=IN_ORDER, ranks=ranks), ALL),
+        (lambda rank, ranks: make(None, None, batch_size=None, base=OwnBatches(IN_ORDER, 2, False), ranks=ranks), ALL),
+        (lambda rank, ranks: make(1 - rank, 2, base=IN_ORDER, ranks=ranks), ANOTHER),
+        (lambda rank, ranks: make(None, None, batch_size=None, base=of_four(rank), ranks=ranks), "is for rank . of 4"),
     ],
 )
-def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused(base, shard, words):
-    def on_rank(rank, transport):
-        batch_size = None if isinstance(base(rank), (list, BatchSampler)) else 3
-        return [*epoch(make(*shard(rank), batch_size=batch_size, base=base(rank), ranks=transport))]
-
-    for result in on_threads(2, on_rank):
+def test_a_rank_with_another_rank_s_data_or_all_of_it_is_refused(build, words):
+    for result in on_threads(2, lambda rank, transport: [*epoch(build(rank, transport))]):
         if words is None:
             assert isinstance(result, list)
             continue
