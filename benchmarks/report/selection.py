@@ -169,15 +169,11 @@ def report_selection(read: Sequence[Records]) -> Report:
     figures = {f"gains{'-' * bool(each.seeds)}{each.seeds[4:-6]}.png": _forest(each) for each in parts}
     secondary = {(each, setting): _secondary(each, setting) for each in parts for setting in each.settings}
     correct([cell for rows in secondary.values() for row in rows for cell in row.values() if isinstance(cell, Gain)])
-    sections = [
-        (
-            ": ".join(filter(None, [SETTINGS[setting], each.seeds])),
-            _primary(each, setting),
-            table(rows),
-            sizes[setting].get("learning_rate"),
-        )
-        for (each, setting), rows in secondary.items()
-    ]
+    sections = []
+    for (each, setting), cells in secondary.items():
+        title = ": ".join(filter(None, [SETTINGS[setting], each.seeds]))
+        sections.append((title, _primary(each, setting), table(cells), sizes[setting].get("learning_rate")))
+    rows = [row for each in parts for row in each.frame.itertuples()]
     places = [place.environment for records in read for run in records.runs.values() for place in run.surroundings]
     text = render_template(
         "selection.md.jinja",
@@ -189,14 +185,7 @@ def report_selection(read: Sequence[Records]) -> Report:
         sections=sections,
         peer=_over_peer(parts[0]) if parts[0].study is IMAGES else {},
         doses=_doses(parts[0]) if parts[0].study is IMAGES else [],
-        edges=sorted(
-            {
-                f"{row.arm} on {row.setting}"
-                for each in parts
-                for row in each.frame.itertuples()
-                if row.rate in (RATES[0], RATES[-1])
-            }
-        ),
+        edges=sorted({f"{row.arm} on {row.setting}" for row in rows if row.rate in (RATES[0], RATES[-1])}),
         rates=[f"{rate:g}" for rate in RATES],
         tuning=TUNING_SEEDS,
         packages=pd.DataFrame([each["packages"] for each in places], columns=["mosaicml", "infobatch"]),

@@ -12,24 +12,35 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import cache
 
+from benchmarks.reading import Records
+from benchmarks.report import selection
 from benchmarks.report.cifar import report_cifar
 from benchmarks.report.document import TEMPLATES
-from benchmarks.report.selection import report_selection
-from benchmarks.tables import cifar, costs, selection, studies, suspects
-from benchmarks.tables.newest import RECORDS, ROOT, read_newest
+from benchmarks.report.results import read_folders
+from benchmarks.tables import cifar, costs, studies, suspects
+from benchmarks.tables.newest import RECORDS, ROOT, find_newest, read_newest
 
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@cache
+def read_selection(name: str) -> list[Records]:
+    """The newest records of "selection" or "selection-kinds"."""
+    return read_folders([find_newest(name)])
+
+
 # By name below the records.
 REPORTS = {
     "report/report": lambda: report_cifar(cifar.cifar_records()),
-    "selection-report/report": lambda: report_selection(selection.read("selection")),
-    "selection-report/kinds": lambda: report_selection(selection.read("selection-kinds")),
+    "selection-report/report": lambda: selection.report_selection(read_selection("selection")),
+    "selection-report/kinds": lambda: selection.report_selection(read_selection("selection-kinds")),
 }
-TEMPLATES.globals |= {"newest": read_newest, "cifar": cifar, "costs": costs, "selection": selection}
-TEMPLATES.globals |= {"studies": studies, "wrong_labels": suspects}
+TEMPLATES.globals |= {"newest": read_newest, "newest_selection": read_selection, "selection": selection}
+TEMPLATES.globals |= {"cifar": cifar, "costs": costs, "studies": studies, "wrong_labels": suspects}
 
 
 def make_part(name: str) -> str:
