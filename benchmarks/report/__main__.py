@@ -21,24 +21,15 @@ from benchmarks.report.cifar import report_cifar
 from benchmarks.report.document import Report
 from benchmarks.report.results import read_folders, tabulate
 from benchmarks.report.selection import report_selection
-from benchmarks.schema import SelectionConfiguration
 
 
 def make_report(folders: Sequence[Path], epoch_loss: str = "first") -> Report:
-    """The report on folders of records.
-
-    Raises:
-        RecordsError: If they cannot be read, have no finished run, or are not of one kind.
-    """
+    """The report on folders of finished runs, all of one kind."""
     read = read_folders(folders)
-    studies = {getattr(records.configuration, "study", "cifar") for records in read}
+    studies = sorted({getattr(records.configuration, "study", "cifar") for records in read})
     if len(studies) > 1:
-        raise RecordsError(
-            f"the folders are of {', '.join(sorted(studies))}; a report is on one of these, so give its own"
-        )
-    if isinstance(read[0].configuration, SelectionConfiguration):
-        return report_selection(read)
-    return report_cifar(tabulate(read), epoch_loss)
+        raise RecordsError(f"the folders are of {', '.join(studies)}; a report is on one of these, so give its own")
+    return report_cifar(tabulate(read), epoch_loss) if studies == ["cifar"] else report_selection(read)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,14 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--epoch-loss", choices=["first", "last", "all"], default="first", help="to judge claims by (default: first)"
     )
     options = parser.parse_args(arguments)
-    console = Console()
     try:
         report = make_report(options.folders, options.epoch_loss)
         page = report.write(options.out or options.folders[0] / "report")
     except BenchmarkError as error:
         sys.exit(f"error: {error}")
     for line in [*report.summary, f"report: {page}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

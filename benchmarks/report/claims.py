@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.report import paper
 from benchmarks.report.results import READINGS, Cifar, is_timed
 from benchmarks.report.statistics import (
     SIGNIFICANCE,
@@ -37,47 +38,23 @@ MANY_CLASSES = 100
 # A network is called overfitted if its accuracy falls by as much from its best epoch to its last.
 OVERFITTED_POINTS = 2.0
 
-CLAIMS = {
-    "accuracy": "Accuracy is up by 2 to 3 points on CIFAR-10 (section 4.2)",
-    "macro_f1": "Macro-F1 is up by 2 to 3 points on CIFAR-10 (section 4.2)",
-    "many": "Accuracy is up, by less, on CIFAR-100 (section 4.3)",
-    "loss": "Accuracy is higher at the same training loss (section 4.2, figure 5)",
-    "overhead": "Training takes 15 to 20 % longer (section 4.2 and conclusion)",
-    "time": "It is ahead after the same training time (section 4.2 and conclusion)",
-    "few": "There are almost no repeats until the baseline has nearly converged (conclusion)",
-    "variance": "Wrong predictions vary less over the predicted classes (section 4.4, table 2)",
-    "noise": "It is ahead with label noise too (section 4.5, figure 8)",
-    "noisier": "It is ahead by less as noise grows (section 4.5)",
-    "harm": "It does harm where the baseline's accuracy is low (section 4.1 and conclusion)",
-    "random": "Not in the paper: it is ahead of as many repeats of random batches",
-    "longer": "Not in the paper: it is ahead of plain training for as many updates",
-}
+# What the paper (Hu, Li, Wu, 2023) did, reports and claims; its Table 1 is the best over the epochs.
+PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+CLAIMS: dict[str, str] = PAPER["claims"]
 
 
 class Finding(NamedTuple):
-    """What the runs say of a claim, or of a comparison.
+    """What the runs say of a claim, or of a comparison."""
 
-    Attributes:
-        claim: A key of ``CLAIMS``; another arm, of a comparison.
-        experiment: Model and data.
-        judged: The verdict and its p-value, adjusted over all of a report.
-        values: What that rests on.
-        numbers: The same in words.
-        remark: What else there is to know of these numbers; may be empty.
-        reading: The schedule's; may be empty.
-        noise: How many labels of every 32 were redrawn.
-        error: The sampling error of the test set.
-    """
-
-    claim: str
+    claim: str  # a key of ``CLAIMS``; another arm, of a comparison
     experiment: str
-    judged: Judged
+    judged: Judged  # with the p-value adjusted over all of a report
     values: Sample
-    numbers: str = ""
+    numbers: str = ""  # the values in words
     remark: str = ""
-    reading: str = ""
+    reading: str = ""  # the schedule's
     noise: int = 0
-    error: float = 0.0
+    error: float = 0.0  # the sampling error of the test set
 
     @property
     def is_overturned(self) -> bool:
@@ -98,24 +75,17 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
 
 
 def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
-    """A finding for every claim and every experiment that it concerns, by experiment.
-
-    Args:
-        cifar: What there is.
-        epoch_loss: The reading that claims are judged by, other than those on the overhead; where an experiment has
-            only others, its first.
-    """
-    order = [*CLAIMS]
+    """A finding for every claim and every experiment that it concerns, by one reading but for the overhead."""
     found = [
         finding._replace(experiment=name)
         for name in cifar.configurations
-        for finding in sorted(_judge(cifar, name, epoch_loss), key=lambda each: order.index(each.claim))
+        for finding in sorted(_judge(cifar, name, epoch_loss), key=lambda each: [*CLAIMS].index(each.claim))
     ]
     return _adjust(found)
 
 
 def judged_reading(cifar: Cifar, name: str, epoch_loss: str) -> str:
-    """The reading that claims on an experiment are judged by."""
+    """The reading that claims on an experiment are judged by: where it has only others, its first."""
     runs = cifar.runs[(cifar.runs["experiment"] == name) & (cifar.runs["reading"] != "-")]
     readings = [reading for reading in READINGS if (runs["reading"] == reading).any()]
     return epoch_loss if epoch_loss in readings or not readings else readings[0]
@@ -134,10 +104,8 @@ def overfitted(cifar: Cifar) -> dict[str, list[str]]:
 
 
 def _adjust(found: list[Finding]) -> list[Finding]:
-    adjusted = holm({place: each.judged.p for place, each in enumerate(found)})
-    return [
-        each._replace(judged=each.judged._replace(p=adjusted.get(place, math.nan))) for place, each in enumerate(found)
-    ]
+    adjusted = holm([each.judged.p for each in found])
+    return [each._replace(judged=each.judged._replace(p=p)) for each, p in zip(found, adjusted, strict=True)]
 
 
 def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
@@ -151,13 +119,13 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
         yield from _gain("many", clean)
     else:
         for measure in ("accuracy", "macro_f1"):
-            yield from _gain(measure, clean, measure, limit=paper.GAIN_POINTS[0], is_claim=True)
+            yield from _gain(measure, clean, measure, limit=PAPER["gain_points"][0], is_claim=True)
         yield from _gain("variance", clean, "variance", 0, error="variance_error", unit="", digits=0, start="lower by ")
     remark = "" if reading == "first" else "the arms' training losses are not of the same visits"
     yield from _gain("loss", clean, "same_loss", best="", remark=remark)
     cost, remark = ("seconds", "") if is_timed(clean) else ("updates", _IN_UPDATES)
     yield from _gain("time", clean, f"same_{cost}", best="", remark=remark)
-    early = sample([*clean["early_repeats"].dropna()])
+    early = sample(clean["early_repeats"].dropna())
     if early.n:
         judged = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
         yield Finding("few", name, judged, early, show(early, " % repeats before", 1, sign=False))
@@ -205,17 +173,13 @@ def _gain(
     """A finding on the gain in a measure; none without pairs that have it."""
     pairs = pairs[pairs[measure].notna()]
     if len(pairs):
-        values, sampling_error = sample([*pairs[measure]]), float(pairs[error].mean())
-        judged = judge_gain(
-            sample([sign * value for value in values.values]),
-            fails_below=limit,
-            sampling_error=sampling_error,
-            is_claim=is_claim,
-        )
+        values, sampling_error = sample(pairs[measure]), float(pairs[error].mean())
+        signed = sample(sign * value for value in values.values)
+        judged = judge_gain(signed, fails_below=limit, sampling_error=sampling_error, is_claim=is_claim)
         judged = _with_dose(judged, pairs)
         numbers = f"{start}{show(values, unit, digits)}"
         if best:
-            numbers += f"; at the best epochs {show(sample([*pairs[best + measure]]), unit, digits)}"
+            numbers += f"; at the best epochs {show(sample(pairs[best + measure]), unit, digits)}"
         numbers += end
         if judged.verdict is Verdict.NO_DIFFERENCE:
             numbers += f"; {values.reach(sampling_error):.{digits}f}{unit} would have been significant"
@@ -230,12 +194,12 @@ def _with_dose(judged: Judged, pairs: pd.DataFrame) -> Judged:
 
 def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
     """What attention costs, with each reading."""
-    least, most = paper.OVERHEAD_PERCENT
+    least, most = PAPER["overhead_percent"]
     for reading, of_reading in runs.groupby("reading", observed=True):
-        values, compared, remark = sample([*of_reading["repeats"]]), pairs[pairs["reading"] == reading], _IN_UPDATES
+        values, compared, remark = sample(of_reading["repeats"]), pairs[pairs["reading"] == reading], _IN_UPDATES
         numbers = f"{reading}: {show(values, ' % more updates', 1, sign=False)}"
         if is_timed(compared):
-            values, remark = sample([*compared["more_seconds"]]), ""
+            values, remark = sample(compared["more_seconds"]), ""
             numbers += f"; {show(values, ' % more seconds', 1, sign=False)}"
         judged = judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
         yield Finding("overhead", "", judged, values, numbers, remark)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,11 +15,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from matplotlib.figure import Figure
 
+from benchmarks.environment import one_line
 from benchmarks.errors import StorageError
 from benchmarks.report.statistics import Verdict, holm
-from benchmarks.report.wording import Gain
+from benchmarks.report.wording import Gain, Mark, quartiles
 
-Cell: TypeAlias = "str | Mark | Gain"
+Row: TypeAlias = dict[str, Any]  # a cell for each column: text, a Mark or a Gain; "" and "-" stand for none
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
 _NUMBER = re.compile(
@@ -27,41 +29,11 @@ _NUMBER = re.compile(
 _ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&amp;"}
 # Within a word an underscore stands for itself.
 _EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-# Of figures, in dots per inch.
-_RESOLUTION = 110
-
-
-class Mark(NamedTuple):
-    """A verdict as a cell of a table, and whether it does not survive the correction."""
-
-    verdict: Verdict
-    is_overturned: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.verdict.symbol} **{self.verdict.text}**{', not after correction' * self.is_overturned}".strip()
-
-
-class Table(NamedTuple):
-    """A table; columns without a cell are not shown.
-
-    Attributes:
-        head: The names of the columns.
-        rows: A cell for each column; "" and "-" stand for none.
-        caption: Markdown below it; may be empty.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
+_DOTS_PER_INCH = 110
 
 
 class Report(NamedTuple):
-    """A report.
-
-    Attributes:
-        markdown: With links to its figures.
-        figures: By the name of the file.
-    """
+    """Markdown with links to its figures, and these by the name of the file."""
 
     markdown: str
     figures: dict[str, Figure]
@@ -73,20 +45,13 @@ class Report(NamedTuple):
         return [html.unescape(re.sub(r"\\(.)", r"\1", line)) for line in lines]
 
     def write(self, folder: Path, name: str = "report") -> Path:
-        """Write NAME.md, NAME.html and the figures.
-
-        Returns:
-            The page.
-
-        Raises:
-            StorageError: If a file cannot be written.
-        """
+        """Write NAME.md, the figures and NAME.html, which is returned."""
+        page = folder / f"{name}.html"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file, figure in self.figures.items():
-                figure.savefig(folder / file, dpi=_RESOLUTION)
-            (folder / f"{name}.md").write_text(self.markdown, encoding="utf-8")
-            page = folder / f"{name}.html"
+                figure.savefig(folder / file, dpi=_DOTS_PER_INCH)
+            page.with_suffix(".md").write_text(self.markdown, encoding="utf-8")
             page.write_text(_render_page(self.markdown, folder), encoding="utf-8")
         except OSError as error:
             reason = f"the report cannot be written to {folder} ({error.strerror})"
@@ -94,48 +59,30 @@ class Report(NamedTuple):
         return page
 
 
-def render_template(name: str, **values: Any) -> str:
-    """A template beside this module, filled in."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"md": escape, "count": lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}"}
-    return re.sub(r"\n{3,}", "\n\n", environment.get_template(name).render(**values)).strip() + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table as Markdown; empty without rows."""
-    return render(Table(head, rows)) if rows else ""
-
-
-def render(table: Table) -> str:
-    """A table as Markdown."""
-    columns = [(name, [row[place] for row in table.rows]) for place, name in enumerate(table.head)]
-    shown = [column for column in columns if any(str(cell) not in ("", "-") for cell in column[1])]
-    rules = ["---:" if _are_numbers(cells) else "---" for _, cells in shown]
-    rows = [
-        [str(cell) if isinstance(cell, Mark) else escape(str(cell)) for cell in row]
-        for row in zip(*(cells for _, cells in shown), strict=True)
+def table(rows: Sequence[Row]) -> str:
+    """A table as Markdown; columns without a cell are not shown, and it is empty without rows."""
+    heads = dict.fromkeys(head for row in rows for head in row)
+    columns = {head: [row.get(head, "-") for row in rows] for head in heads}
+    columns = {head: cells for head, cells in columns.items() if any(str(cell) not in ("", "-") for cell in cells)}
+    lines = [
+        [escape(head) for head in columns],
+        ["---:" if _are_numbers(cells) else "---" for cells in columns.values()],
+        *(
+            [str(cell) if isinstance(cell, Mark) else escape(str(cell)) for cell in row]
+            for row in zip(*columns.values(), strict=False)
+        ),
     ]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in [[escape(name) for name, _ in shown], rules, *rows])
-    return f"{text}\n\n{table.caption}" if table.caption else text
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
-def _are_numbers(cells: Sequence[Cell]) -> bool:
-    filled = [str(cell) for cell in cells if str(cell) not in ("", "-")]
-    return bool(filled) and all(map(_NUMBER.fullmatch, filled))
+def _are_numbers(cells: Iterable[object]) -> bool:
+    return all(_NUMBER.fullmatch(str(cell)) for cell in cells if str(cell) not in ("", "-"))
 
 
-def correct(rows: Iterable[Sequence[Cell]]) -> None:
-    """Put a p-value beside every interval, adjusted over all of these by Holm's method."""
-    cells = [cell for row in rows for cell in row if isinstance(cell, Gain)]
-    for place, p in holm({place: cell.values.p() for place, cell in enumerate(cells)}).items():
-        cells[place].p = p
-
-
-def pictures(titles: dict[str, str]) -> str:
-    """Figures side by side: titles by the name of the file."""
-    return "\n".join(f"![{escape(title)}]({file})" for file, title in titles.items())
+def correct(gains: Sequence[Gain]) -> None:
+    """Give each its p-value, adjusted over all of these by Holm's method."""
+    for each, p in zip(gains, holm([each.values.p() for each in gains]), strict=True):
+        each.p = p
 
 
 def escape(text: str) -> str:
@@ -144,33 +91,45 @@ def escape(text: str) -> str:
     return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(character, character) for character in text))
 
 
-def anchor(title: str) -> str:
-    """What a link to a title is made of, as on GitHub."""
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+TEMPLATES = Environment(
+    loader=FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1] / "tables"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals |= {"table": table, "zip": zip}
+TEMPLATES.filters |= {
+    "md": escape,
+    "count": lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}",
+    "machine": one_line,
+    "median": statistics.median,
+    "quartiles": quartiles,
+}
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A template beside this module, filled in."""
+    return re.sub(r"\n{3,}", "\n\n", TEMPLATES.get_template(name).render(**values)).strip() + "\n"
 
 
 def _render_page(text: str, folder: Path) -> str:
     """The page that Markdown makes, with the figures of a folder in it."""
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
 
-    def rule(name: str, render: Callable[[Sequence[Token], int], str]) -> None:
+    def rule(name: str, render: Callable[[Token], str]) -> None:
         def call(tokens: Sequence[Token], place: int, *_: Any) -> str:
-            return render(tokens, place)
+            return render(tokens[place])
 
         markdown.renderer.rules[name] = call  # type: ignore[attr-defined]
 
-    def figure(tokens: Sequence[Token], place: int) -> str:
-        data = base64.b64encode((folder / str(tokens[place].attrs["src"])).read_bytes()).decode()
-        words = html.escape("".join(child.content for child in tokens[place].children or []))
+    def figure(image: Token) -> str:
+        data = base64.b64encode((folder / str(image.attrs["src"])).read_bytes()).decode()
+        words = html.escape("".join(child.content for child in image.children or []))
         return f'<span class="figure"><img src="data:image/png;base64,{data}" alt="{words}"><span>{words}</span></span>'
 
-    def heading(tokens: Sequence[Token], place: int) -> str:
-        return f'<{tokens[place].tag} id="{anchor(tokens[place + 1].content)}">'
-
     rule("image", figure)
-    rule("heading_open", heading)
-    rule("table_open", lambda *_: '<div class="scroll"><table>\n')
-    rule("table_close", lambda *_: "</table></div>\n")
+    rule("table_open", lambda _: '<div class="scroll"><table>\n')
+    rule("table_close", lambda _: "</table></div>\n")
     body = markdown.render(text)
     for verdict in Verdict:
         chip = f'<span class="{verdict.name.lower()}">{verdict.symbol} {verdict.text}</span>'

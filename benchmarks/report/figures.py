@@ -25,41 +25,33 @@ _READINGS = {"first": ("#D55E00", "-"), "last": ("#7A3300", "--"), "all": ("#F2A
 _MOST_NAMED_CLASSES = 20
 
 
-class Row(NamedTuple):
-    """A line of a forest plot.
+class Line(NamedTuple):
+    """A line of a forest plot."""
 
-    Attributes:
-        group: What its gain is in.
-        label: What it is the gain of.
-        gain: Of paired runs.
-        color: Of the line.
-        error: The sampling error of the test set.
-    """
-
-    group: str
-    label: str
-    gain: Sample
+    group: str  # what its gain is in
+    label: str  # what it is the gain of
+    gain: Sample  # of paired runs
     color: str
-    error: float = 0.0
+    error: float = 0.0  # the sampling error of the test set
 
 
-def forest(rows: Sequence[Row], label: str) -> Figure:
+def forest(lines: Sequence[Line], label: str) -> Figure:
     """Gains with their 95 % intervals, a line each, below the name of their group."""
-    groups = [(name, [*each]) for name, each in itertools.groupby(rows, key=lambda row: row.group)]
-    figure = Figure(figsize=(8, 1 + 0.2 * len(rows) + 0.32 * len(groups)), layout="constrained")
+    groups = [(name, [*each]) for name, each in itertools.groupby(lines, key=lambda line: line.group)]
+    figure = Figure(figsize=(8, 1 + 0.2 * len(lines) + 0.32 * len(groups)), layout="constrained")
     axes = figure.subplots()
     place, ticks = 0.0, []
     for name, each in groups:
         place += 1.6
         axes.text(0.005, place - 0.1, _literal(name), transform=axes.get_yaxis_transform(), fontsize=9, weight="bold")
-        for row in each:
+        for line in each:
             place += 1
             # An interval of fewer runs would be wider than the picture.
-            low, high = row.gain.interval if row.gain.n >= LEAST_RUNS else (row.gain.mean, row.gain.mean)
-            axes.barh(place, 2 * row.error, left=row.gain.mean - row.error, height=0.7, color="#DDDDDD")
-            axes.plot([low, high], [place, place], color=row.color, linewidth=2)
-            axes.plot(row.gain.mean, place, "o", color=row.color, markersize=5)
-            ticks.append((place, f"{row.label}, n = {row.gain.n}"))
+            low, high = line.gain.interval if line.gain.n >= LEAST_RUNS else (line.gain.mean, line.gain.mean)
+            axes.barh(place, 2 * line.error, left=line.gain.mean - line.error, height=0.7, color="#DDDDDD")
+            axes.plot([low, high], [place, place], color=line.color, linewidth=2)
+            axes.plot(line.gain.mean, place, "o", color=line.color, markersize=5)
+            ticks.append((place, f"{line.label}, n = {line.gain.n}"))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks([at for at, _ in ticks], [_literal(text) for _, text in ticks], fontsize=9)
     axes.tick_params(axis="y", length=0)
@@ -146,11 +138,8 @@ def _run_by_run(runs: pd.DataFrame, of_epochs: Callable[[Sequence[Epoch]], list[
 
 def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Wrong predictions by true and predicted class, mean over seeds."""
-    compared = runs[runs["arm"].isin(["baseline", "attention"])].groupby("arm", observed=True)["run"]
-    wrong = {
-        arm: np.mean([run.best.confusion for run in of_arm], axis=0) * (1 - np.eye(len(names)))
-        for arm, of_arm in compared
-    }
+    compared = runs[runs["arm"].isin(["baseline", "attention"])].groupby("arm", observed=True)["best_confusion"]
+    wrong = {arm: np.mean([*of_arm], axis=0) * (1 - np.eye(len(names))) for arm, of_arm in compared}
     classes, top = [_literal(name) for name in names], max(matrix.max() for matrix in wrong.values())
     figure, panels = _panels(len(wrong))
     for axes, (arm, matrix) in zip(panels, wrong.items(), strict=True):

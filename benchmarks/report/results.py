@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -16,40 +16,27 @@ from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records, read_records
 from benchmarks.report.statistics import Sample, accuracy_error, sample, variance_error
-from benchmarks.schema import Configuration, Epoch, Run
+from benchmarks.schema import ARMS, Configuration, Epoch, Run
 
 READINGS = ("-", "first", "last", "all")
-ARMS = ("baseline", "attention", "random", "longer")
 # The baseline has nearly converged from the first epoch on that reaches this share of its best accuracy.
 NEARLY_CONVERGED = 0.95
-_LOSSES_COMPARED = 50
 # Where configurations differ in one of these, they differ in others too, or a reader would not see by what.
 _UNSAID = {"schema_version", "parameters", "classes", "sha256", "channels_last"}
 _GAINS = ("accuracy", "best_accuracy", "macro_f1", "best_macro_f1")
 
 
 class Cifar(NamedTuple):
-    """The records of ``benchmarks.cifar``.
+    """The finished runs of ``benchmarks.cifar``."""
 
-    Attributes:
-        configurations: By the name of the experiment.
-        unfinished: How many runs are left out because they are not finished.
-        runs: A row a run.
-        pairs: A row for each run of attention and run of another arm with the same seed: attention minus the other.
-    """
-
-    configurations: dict[str, Configuration]
-    unfinished: Counter[str]
-    runs: pd.DataFrame
-    pairs: pd.DataFrame
+    configurations: dict[str, Configuration]  # by the name of the experiment
+    unfinished: Counter[str]  # how many other runs each has
+    runs: pd.DataFrame  # a row a run
+    pairs: pd.DataFrame  # a row for each run of attention and of another arm with the same seed: attention minus that
 
 
 def read_folders(folders: Sequence[Path]) -> list[Records]:
-    """Records, with those of the same configuration one after another.
-
-    Raises:
-        RecordsError: If a folder cannot be read, or two folders have the same run.
-    """
+    """Records, with those of the same configuration one after another; no two folders may have the same run."""
     found: dict[str, list[Records]] = {}
     for folder in folders:
         records = read_records(folder)
@@ -61,59 +48,53 @@ def read_folders(folders: Sequence[Path]) -> list[Records]:
 
 
 def tabulate(read: Sequence[Records]) -> Cifar:
-    """The tables; records of the same configuration are put together.
-
-    Raises:
-        RecordsError: If no run of a configuration is finished.
-    """
+    """The tables; records of the same configuration are put together, and each has a finished run."""
     groups = [[*each] for _, each in itertools.groupby(read, key=lambda records: records.configuration.digest())]
-    configurations = [each[0].configuration for each in groups]
-    names = name_experiments(configurations)  # type: ignore[arg-type]
+    configurations = [cast("Configuration", each[0].configuration) for each in groups]
+    names = name_experiments(configurations)
     unfinished: Counter[str] = Counter()
     rows = []
     for name, records in zip(names, groups, strict=True):
-        runs = [(run, each.epochs[key]) for each in records for key, run in each.runs.items()]
-        finished = [(run, epochs) for run, epochs in runs if run.is_finished]
+        of_name = [(run, each.epochs[key]) for each in records for key, run in each.runs.items()]
+        finished = [(run, epochs) for run, epochs in of_name if run.is_finished]
         if not finished:
             raise RecordsError(f"no run of {name} is finished; give its benchmarks.cifar command again")
-        unfinished[name] = len(runs) - len(finished)
+        unfinished[name] = len(of_name) - len(finished)
         rows += [{"experiment": name, **_measure(run, epochs)} for run, epochs in finished]
-    runs_frame = pd.DataFrame(rows)
+    runs = pd.DataFrame(rows)
     for column, order in (("arm", ARMS), ("reading", READINGS), ("experiment", sorted(names))):
-        runs_frame[column] = pd.Categorical(runs_frame[column], order, ordered=True)
-    runs_frame = runs_frame.sort_values(["experiment", "noise", "reading", "arm", "seed"], ignore_index=True)
-    by_name: dict[str, Configuration] = dict(sorted(zip(names, configurations, strict=True)))  # type: ignore[arg-type]
-    return Cifar(by_name, unfinished, runs_frame, _pair(runs_frame, by_name))
+        runs[column] = pd.Categorical(runs[column], order, ordered=True)
+    runs = runs.sort_values(["experiment", "noise", "reading", "arm", "seed"], ignore_index=True)
+    by_name = dict(sorted(zip(names, configurations, strict=True)))
+    return Cifar(by_name, unfinished, runs, _pair(runs, by_name))
 
 
 def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
     """A run as a row: per cent at the last epoch, and where they are best."""
     losses = [math.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
-    assert run.best is not None  # the reader has checked it
-    assert run.last is not None
-    wrong, best_wrong = wrong_predictions(run.last.confusion), wrong_predictions(run.best.confusion)
-    places = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
-    return {
+    row = {
         "arm": run.arm,
         "reading": run.epoch_loss or "-",
         "noise": run.label_noise,
         "seed": run.seed,
         "run": run,
         "epochs": epochs,
-        "places": places,
+        "places": {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings},
         "is_shared": any(epoch.shared_device for epoch in epochs),
-        "accuracy": 100 * epochs[-1].accuracy,
-        "best_accuracy": 100 * max(epoch.accuracy for epoch in epochs),
-        "macro_f1": 100 * epochs[-1].macro_f1,
-        "best_macro_f1": 100 * max(epoch.macro_f1 for epoch in epochs),
         "test_loss": losses[-1],
         "best_test_loss": min((loss for loss in losses if not math.isnan(loss)), default=math.nan),
         "repeats": repeats_percent(epochs),
-        "wrong": wrong,
-        "best_wrong": best_wrong,
-        "variance": float(np.var(wrong)),
-        "best_variance": float(np.var(best_wrong)),
     }
+    for name in ("accuracy", "macro_f1"):
+        percents = [100 * getattr(epoch, name) for epoch in epochs]
+        row |= {name: percents[-1], f"best_{name}": max(percents)}
+    for prefix, evaluated in (("", run.last), ("best_", run.best)):
+        assert evaluated is not None  # the reader has checked it
+        confusion = np.asarray(evaluated.confusion)
+        # Images that were wrongly predicted to be of each class (paper, Table 2).
+        wrong = confusion.sum(axis=0) - confusion.diagonal()
+        row |= {f"{prefix}confusion": confusion, f"{prefix}wrong": wrong, f"{prefix}variance": float(np.var(wrong))}
+    return row
 
 
 def _pair(runs: pd.DataFrame, configurations: dict[str, Configuration]) -> pd.DataFrame:
@@ -123,23 +104,25 @@ def _pair(runs: pd.DataFrame, configurations: dict[str, Configuration]) -> pd.Da
     pairs = pairs[(pairs["reading_other"] == pairs["reading"]) | (pairs["reading_other"] == "-")]
     for name in _GAINS:
         pairs[name] -= pairs[f"{name}_other"]
-    rows = [(row, row.epochs, row.epochs_other) for row in pairs.itertuples()]
-    images = {name: configuration.data.test_images for name, configuration in configurations.items()}
+    epochs = [*zip(pairs["epochs"], pairs["epochs_other"], strict=True)]
+    errors = [math.hypot(*map(variance_error, both)) for both in zip(pairs["wrong"], pairs["wrong_other"], strict=True)]
+    seconds = [[sum(epoch.seconds for epoch in each) for each in both] for both in epochs]
+    images = [configurations[name].data.test_images for name in pairs["experiment"]]
     return pairs.assign(
         other=pairs["arm_other"],
         # A lower variance is the gain.
         variance=pairs["variance_other"] - pairs["variance"],
         best_variance=pairs["best_variance_other"] - pairs["best_variance"],
-        variance_error=[math.hypot(variance_error(row.wrong), variance_error(row.wrong_other)) for row, *_ in rows],
+        variance_error=errors,
         error=[
-            accuracy_error([100 * ours[-1].accuracy, 100 * theirs[-1].accuracy], images[str(row.experiment)])
-            for row, ours, theirs in rows
+            accuracy_error([100 * each[-1].accuracy for each in both], count)
+            for both, count in zip(epochs, images, strict=True)
         ],
-        same_loss=[gain_at_same_loss(ours, theirs) for _, ours, theirs in rows],
-        same_updates=[gain_at_same_cost(ours, theirs, "updates") for _, ours, theirs in rows],
-        same_seconds=[gain_at_same_cost(ours, theirs, "seconds") for _, ours, theirs in rows],
-        more_seconds=[100 * (_seconds(ours) / _seconds(theirs) - 1) for _, ours, theirs in rows],
-        early_repeats=[repeats_before_convergence(ours, theirs) for _, ours, theirs in rows],
+        same_loss=[gain_at_same_loss(*both) for both in epochs],
+        same_updates=[gain_at_same_cost(*both, "updates") for both in epochs],
+        same_seconds=[gain_at_same_cost(*both, "seconds") for both in epochs],
+        more_seconds=[100 * (ours / theirs - 1) for ours, theirs in seconds],
+        early_repeats=[repeats_before_convergence(*both) for both in epochs],
     )
 
 
@@ -161,20 +144,14 @@ def repeats_percent(epochs: Sequence[Epoch]) -> float:
 
 
 def repeats_before_convergence(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
-    """Attention's repeats, in per cent of batches, in the epochs before the baseline has nearly converged.
-
-    Without the first epoch, in which nothing can repeat; NaN where no epoch is left.
-    """
+    """Repeats, in per cent of batches, from the second epoch to where the baseline has nearly converged; or NaN."""
     converged = NEARLY_CONVERGED * max(epoch.accuracy for epoch in baseline)
     first = next(index for index, epoch in enumerate(baseline) if epoch.accuracy >= converged)
     return repeats_percent(attention[1:first]) if attention[1:first] else math.nan
 
 
 def gain_at_same_loss(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> float:
-    """The gain in accuracy, in points: the mean over training losses that both went through.
-
-    Accuracy is interpolated between epochs, sorted by loss; NaN where the arms have no loss in common.
-    """
+    """The gain in accuracy, in points: the mean over training losses that both went through, interpolated; or NaN."""
     curves = [
         sorted((epoch.train_loss, epoch.accuracy) for epoch in epochs if epoch.train_loss is not None)
         for epochs in (attention, baseline)
@@ -182,26 +159,17 @@ def gain_at_same_loss(attention: Sequence[Epoch], baseline: Sequence[Epoch]) -> 
     if not all(curves):
         return math.nan
     low, high = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    losses = np.linspace(low, high, _LOSSES_COMPARED)
+    losses = np.linspace(low, high, 50)
     ours, theirs = (np.interp(losses, *np.transpose(curve)) for curve in curves)
     return float(100 * np.mean(ours - theirs)) if low <= high else math.nan
 
 
 def gain_at_same_cost(attention: Sequence[Epoch], baseline: Sequence[Epoch], cost: str) -> float:
-    """Accuracy at attention's last epoch within the baseline's whole cost, minus the baseline's last, in points.
-
-    That is the paper's comparison of a curve that is shifted by the overhead. ``cost`` is "seconds" or "updates".
-    """
+    """Accuracy at attention's last epoch within the baseline's whole seconds or updates, minus the baseline's last."""
     budget = sum(getattr(epoch, cost) for epoch in baseline)
     spent = itertools.accumulate(getattr(epoch, cost) for epoch in attention)
     in_time = [epoch for epoch, total in zip(attention, spent, strict=True) if total <= budget]
     return 100 * (in_time[-1].accuracy - baseline[-1].accuracy) if in_time else math.nan
-
-
-def wrong_predictions(confusion: Sequence[Sequence[int]]) -> list[int]:
-    """Images that were wrongly predicted to be of each class (paper, Table 2); (classes,)."""
-    matrix = np.asarray(confusion)
-    return [*map(int, matrix.sum(axis=0) - matrix.diagonal())]
 
 
 def name_experiments(configurations: Sequence[Configuration]) -> list[str]:
@@ -211,16 +179,15 @@ def name_experiments(configurations: Sequence[Configuration]) -> list[str]:
         own = configuration.model_dump()
         own |= own.pop("data") | own.pop("model_options")
         fields.append({name: value for name, value in own.items() if name not in _UNSAID and value is not None})
-    names = [f"{own['model']} on {own['name']}" for own in fields]
-    whole = []
-    for name, own in zip(names, fields, strict=True):
-        alike = [each for other, each in zip(names, fields, strict=True) if other == name]
+    names = []
+    for own in fields:
+        alike = [each for each in fields if (each["model"], each["name"]) == (own["model"], own["name"])]
         said = [_in_words(key, own[key]) for key in own if any(each.get(key) != own[key] for each in alike)]
-        whole.append(" ".join(f"{name} ({', '.join(said)})".split()) if said else " ".join(name.split()))
-    taken = Counter(whole)
+        whole = f"{own['model']} on {own['name']}" + (f" ({', '.join(said)})" if said else "")
+        names.append(" ".join(whole.split()))
     return [
-        f"{name} [{configuration.digest()}]" if taken[name] > 1 else name
-        for name, configuration in zip(whole, configurations, strict=True)
+        f"{name} [{configuration.digest()}]" if names.count(name) > 1 else name
+        for name, configuration in zip(names, configurations, strict=True)
     ]
 
 
@@ -228,7 +195,3 @@ def _in_words(key: str, value: Any) -> str:
     if key.endswith("images"):
         return f"{value:,} {key.removeprefix('train_').replace('_', ' ')}"
     return f"{'K' if key == 'k' else key.replace('_', ' ')} {value}"
-
-
-def _seconds(epochs: Sequence[Epoch]) -> float:
-    return sum(epoch.seconds for epoch in epochs)

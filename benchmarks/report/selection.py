@@ -6,18 +6,19 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records
-from benchmarks.report.document import Cell, Mark, Report, correct, render_template, table
-from benchmarks.report.figures import Row, forest
+from benchmarks.report.document import Report, Row, correct, render_template, table
+from benchmarks.report.figures import Line, forest
 from benchmarks.report.results import gain
-from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict, holm, sample
-from benchmarks.report.wording import Gain, mean_and_deviation
+from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict, sample
+from benchmarks.report.wording import Gain, Mark, mean_and_deviation
 from benchmarks.schema import Epoch, RunName, SelectionConfiguration
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 
@@ -29,23 +30,14 @@ _COLORS = {Verdict.PAYS: "#009E73", Verdict.HARMS: "#D55E00", Verdict.NO_DIFFERE
 
 
 class Study(NamedTuple):
-    """What is known of a study before it has run, from selection.json.
-
-    Attributes:
-        title: Of the report.
-        arms: What each trains on, in words, without plain training and controls.
-        controls: What a gain has to be over, besides plain training, to come from which samples are chosen.
-        peer: The arm that others are compared with too.
-        compared: These; empty for all.
-        measures: Secondary ones.
-    """
+    """What is known of a study before it has run, from selection.json."""
 
     title: str
-    arms: dict[str, str]
-    controls: dict[str, str]
-    peer: str
-    compared: list[str]
-    measures: list[str]
+    arms: dict[str, str]  # what each trains on, in words, without plain training and controls
+    controls: dict[str, str]  # what a gain has to be over as well, to come from which samples are chosen
+    peer: str  # the arm that others are compared with too
+    compared: list[str]  # these; empty for all
+    measures: list[str]  # secondary ones
 
     @property
     def only_controls(self) -> set[str]:
@@ -59,42 +51,27 @@ IMAGES, KINDS = (Study(**_WORDS[name]) for name in ("images", "kinds"))
 
 
 class Finding(NamedTuple):
-    """One arm in one setting.
-
-    Attributes:
-        setting: The data.
-        arm: The arm.
-        gain: Its score minus plain training's, with the adjusted p-value.
-        control: The arm that it has to be ahead of as well; None without one.
-        over: Its score minus that one's.
-        verdict: By the intervals.
-    """
+    """One arm in one setting."""
 
     setting: str
     arm: str
-    gain: Gain
+    gain: Gain  # over plain training
     control: str | None
-    over: Gain
-    verdict: Verdict
+    over: Gain  # the same over the control
+    verdict: Verdict  # by the intervals
 
     @property
     def survives(self) -> bool:
         """Whether a verdict survives the correction; one that neither pays nor harms does."""
         tested = {Verdict.PAYS: [self.gain.p, self.over.p], Verdict.HARMS: [self.gain.p]}.get(self.verdict, [])
-        return all(p is None or p < SIGNIFICANCE for p in tested)
+        return not any(p >= SIGNIFICANCE for p in tested)
 
     def __str__(self) -> str:
         return f"{self.arm} on {SETTINGS.get(self.setting, self.setting)} {self.gain}{'' if self.survives else '*'}"
 
 
 class Results:
-    """What the runs of a study, or those of its planned or its added seeds, come to.
-
-    Args:
-        study: The study.
-        frame: A row a run.
-        seeds: Which, in words; may be empty.
-    """
+    """What the runs of a study, or those of its planned or its added seeds, come to."""
 
     def __init__(self, study: Study, frame: pd.DataFrame, seeds: str = "") -> None:
         order = ["plain", *study.arms, *sorted(study.only_controls)]
@@ -102,21 +79,20 @@ class Results:
         frame = frame.sort_values(["place", "arm", "seed"], ignore_index=True)
         self.study, self.frame, self.seeds = study, frame, seeds
         self.settings = {name: frame[frame["setting"] == name] for name in SETTINGS if name in {*frame["setting"]}}
-        pairs = [
-            (name, arm) for name, runs in self.settings.items() for arm in dict.fromkeys(runs["arm"]) if arm != "plain"
+        found = [
+            self._judge(name, arm)
+            for name, runs in self.settings.items()
+            for arm in runs["arm"].unique()
+            if arm != "plain"
         ]
-        self.findings = [found for name, arm in pairs if (found := self._judge(name, arm)).gain.values.n]
+        self.findings = [each for each in found if each.gain.values.n]
         # Kinds planned to compare gains over plain training; images have controls among what is tested.
-        gains = [
-            each
-            for found in self.findings
-            for each in ([found.gain, found.over] if study is IMAGES else [found.gain])
-            if study is IMAGES or found.verdict is not Verdict.CONTROL
-        ]
-        adjusted = holm({place: each.values.p() for place, each in enumerate(gains)})
-        self.family = len(adjusted)
-        for place, p in adjusted.items():
-            gains[place].p = p
+        if study is IMAGES:
+            gains = [each for found in self.findings for each in (found.gain, found.over)]
+        else:
+            gains = [each.gain for each in self.compared()]
+        correct(gains)
+        self.family = sum(each.values.n > 1 for each in gains)
 
     def _judge(self, setting: str, arm: str) -> Finding:
         runs, control = self.settings[setting], self.study.controls.get(arm)
@@ -141,13 +117,7 @@ class Results:
 
 
 def read_results(read: Sequence[Records]) -> list[Results]:
-    """The results of a study, of its planned and of its added seeds.
-
-    Raises:
-        RecordsError: If the records were made with different plans, or no run is finished.
-    """
-    configuration = read[0].configuration
-    assert isinstance(configuration, SelectionConfiguration)
+    """The results of a study, of its planned and of its added seeds; the folders have one plan and a finished run."""
     if len({records.configuration.digest() for records in read}) > 1:
         raise RecordsError("the folders were made with different plans; give each its own report")
     runs = [
@@ -156,7 +126,7 @@ def read_results(read: Sequence[Records]) -> list[Results]:
     if not runs:
         raise RecordsError("there is no finished run; give the benchmarks.selection command first")
     frame = pd.DataFrame([_measure(name, epoch) for name, epoch in runs])
-    if configuration.study == "images":
+    if cast("SelectionConfiguration", read[0].configuration).study == "images":
         return [Results(IMAGES, frame)]
     scores = {name: epoch.chosen.validation for name, epoch in runs if epoch.chosen}
     rates = {pair: choose_rate(scores, *pair) for pair in {(name.setting or "", name.arm) for name, _ in runs}}
@@ -169,9 +139,8 @@ def read_results(read: Sequence[Records]) -> list[Results]:
 def _measure(name: RunName, epoch: Epoch) -> dict[str, Any]:
     chosen = epoch.chosen
     assert chosen is not None
-    groups = (
-        [-loss for loss in chosen.group_losses] if name.setting == "text" and chosen.group_losses else chosen.recalls
-    )
+    is_text = name.setting == "text" and chosen.group_losses
+    groups = [-loss for loss in chosen.group_losses or []] if is_text else chosen.recalls
     by_count = [value for _, value in sorted(zip(chosen.counts, groups, strict=True))]
     has_tail = len({*chosen.counts}) > 1
     return {
@@ -196,44 +165,31 @@ def _measure(name: RunName, epoch: Epoch) -> dict[str, Any]:
 
 def report_selection(read: Sequence[Records]) -> Report:
     """The report."""
-    parts, figures, sections = read_results(read), {}, []
-    configuration = read[0].configuration
-    assert isinstance(configuration, SelectionConfiguration)
-    for results in parts:
-        file = f"gains{results.seeds.removeprefix('the').removesuffix(' seeds').replace(' ', '-')}.png"
-        figures[file] = _forest(results)
-    secondary = [(results, setting, *_secondary(results, setting)) for results in parts for setting in results.settings]
-    correct([row for *_, rows in secondary for row in rows])
-    for results, setting, head, rows in secondary:
-        title = ": ".join(filter(None, [SETTINGS[setting], results.seeds]))
-        rate = configuration.settings[setting].get("learning_rate")
-        sections.append((title, _primary(results, setting), table(head, rows), rate))
-    edges = [row for results in parts for row in results.frame.itertuples() if row.rate in (RATES[0], RATES[-1])]
-    places = [place for records in read for run in records.runs.values() for place in run.surroundings]
-    versions = {
-        package: ", ".join(
-            sorted({found[package] for place in places if package in (found := place.environment["packages"])})
-        )
-        for package in ("mosaicml", "infobatch")
-    }
+    parts, sizes = read_results(read), cast("SelectionConfiguration", read[0].configuration).settings
+    figures = {f"gains{'-' * bool(each.seeds)}{each.seeds[4:-6]}.png": _forest(each) for each in parts}
+    secondary = {(each, setting): _secondary(each, setting) for each in parts for setting in each.settings}
+    correct([cell for rows in secondary.values() for row in rows for cell in row.values() if isinstance(cell, Gain)])
+    sections = []
+    for (each, setting), cells in secondary.items():
+        title = ": ".join(filter(None, [SETTINGS[setting], each.seeds]))
+        sections.append((title, _primary(each, setting), table(cells), sizes[setting].get("learning_rate")))
+    rows = [row for each in parts for row in each.frame.itertuples()]
+    places = [place.environment for records in read for run in records.runs.values() for place in run.surroundings]
     text = render_template(
         "selection.md.jinja",
         study=parts[0].study,
         is_images=parts[0].study is IMAGES,
         parts=parts,
         verdicts=Verdict,
-        titles=[
-            f"Gain in points over plain training, 95 % CI{f', {each.seeds}' if each.seeds else ''}" for each in parts
-        ],
         files=[*figures],
         sections=sections,
-        peer=_over_peer(parts[0]),
-        doses=_doses(parts[0]),
-        edges=sorted({f"{row.arm} on {row.setting}" for row in edges}),
-        rates=", ".join(f"{rate:g}" for rate in RATES),
-        tuning=" and ".join(map(str, TUNING_SEEDS)),
-        versions=versions,
-        machines=sorted({one_line(place.environment) for place in places}),
+        peer=_over_peer(parts[0]) if parts[0].study is IMAGES else {},
+        doses=_doses(parts[0]) if parts[0].study is IMAGES else [],
+        edges=sorted({f"{row.arm} on {row.setting}" for row in rows if row.rate in (RATES[0], RATES[-1])}),
+        rates=[f"{rate:g}" for rate in RATES],
+        tuning=TUNING_SEEDS,
+        packages=pd.DataFrame([each["packages"] for each in places], columns=["mosaicml", "infobatch"]),
+        machines=sorted({*map(one_line, places)}),
     )
     return Report(text, figures)
 
@@ -241,30 +197,24 @@ def report_selection(read: Sequence[Records]) -> Report:
 def _over_peer(results: Results) -> dict[str, list[str]]:
     """The significant gains over the peer: of arms that pay, and of plain training at the peer's cost."""
     study, found = results.study, {}
-    if study is IMAGES:
-        payers = dict.fromkeys(each.arm for each in results.compared(Verdict.PAYS))
-        for arm in [
-            *(arm for arm in payers if study.controls.get(arm) in study.only_controls),
-            study.controls[study.peer],
-        ]:
-            gains = {setting: gain(runs, arm, study.peer, "score") for setting, runs in results.settings.items()}
-            gains = {setting: each for setting, each in gains.items() if each.n >= LEAST_RUNS}
-            apart = {setting: each for setting, each in gains.items() if not each.interval[0] <= 0 <= each.interval[1]}
-            if gains:
-                found[arm] = [f"{Gain(each)} on {SETTINGS[setting]}" for setting, each in apart.items()]
+    payers = dict.fromkeys(each.arm for each in results.compared(Verdict.PAYS))
+    arms = [arm for arm in payers if study.controls.get(arm) in study.only_controls]
+    for arm in [*arms, study.controls[study.peer]]:
+        gains = {setting: gain(runs, arm, study.peer, "score") for setting, runs in results.settings.items()}
+        gains = {setting: each for setting, each in gains.items() if each.n >= LEAST_RUNS}
+        apart = {setting: each for setting, each in gains.items() if not each.interval[0] <= 0 <= each.interval[1]}
+        if gains:
+            found[arm] = [f"{Gain(each)} on {SETTINGS[setting]}" for setting, each in apart.items()]
     return found
 
 
 def _doses(results: Results) -> list[str]:
     """How much of what an arm does its random control does too."""
     said = []
-    doses = {"left_out": ("samples left out", "pruned"), "pooled": ("extra updates", "repeats")}
-    for arm, (words, measure) in doses.items() if results.study is IMAGES else ():
+    for arm, words, measure in (("left_out", "samples left out", "pruned"), ("pooled", "extra updates", "repeats")):
         for setting, runs in results.settings.items():
-            both = (
-                runs.pivot(index="seed", columns="arm", values=measure).reindex(columns=[arm, f"{arm}_random"]).dropna()
-            )
-            ours, theirs = both.sum()
+            by_arm = runs.pivot(index="seed", columns="arm", values=measure)
+            ours, theirs = by_arm.reindex(columns=[arm, f"{arm}_random"]).dropna().sum()
             if ours:
                 said.append(f"{100 * theirs / ours:.0f} % of the {words} of `{arm}` on {setting}")
     return said
@@ -276,71 +226,65 @@ def _digits(setting: str) -> int:
 
 def _primary(results: Results, setting: str) -> str:
     found = {each.arm: each for each in results.findings if each.setting == setting}
-    rows: list[list[Cell]] = []
+    rows: list[dict[str, Any]] = []
     for arm, runs in results.settings[setting].groupby("arm", sort=False):
-        rate = "-" if runs["rate"].isna().any() else f"{runs['rate'].iloc[0]:g}"
-        cells: list[Cell] = ["-", "-", "-", "-"]
+        score = mean_and_deviation(sample(runs["score"]), _digits(setting))
+        rows.append({"arm": str(arm), "n": str(len(runs))})
+        rows[-1]["rate"] = "-" if runs["rate"].isna().any() else f"{runs['rate'].iloc[0]:g}"
+        rows[-1]["minus loss, nats" if setting == "text" else "accuracy, %"] = score
         if each := found.get(str(arm)):
-            cells = [each.gain, each.over, each.control or "-", Mark(each.verdict, not each.survives)]
-        rows.append(
-            [str(arm), str(len(runs)), rate, mean_and_deviation(sample(runs["score"]), _digits(setting)), *cells]
-        )
-    score = "minus loss, nats" if setting == "text" else "accuracy, %"
-    head = ["arm", "n", "rate", score, "gain over plain (95 % CI)", "over control (95 % CI)", "control", "verdict"]
-    return table(head, rows)
+            rows[-1] |= {"gain over plain (95 % CI)": each.gain, "over control (95 % CI)": each.over}
+            rows[-1] |= {"control": each.control or "-", "verdict": Mark(each.verdict, not each.survives)}
+    return table(rows)
 
 
-def _secondary(results: Results, setting: str) -> tuple[list[str], list[list[Cell]]]:
+def _secondary(results: Results, setting: str) -> list[Row]:
     study, runs, digits = results.study, results.settings[setting], _digits(setting)
-    measures = [name for name in study.measures if name == "macro_f1" or runs["has_tail"].any()]
-    rows: list[list[Cell]] = []
+    rows: list[Row] = []
     for arm, of_arm in runs.groupby("arm", sort=False):
-        cells: list[Cell] = [str(arm)]
-        for measure in measures:
-            others = [None if arm == "plain" else "plain", study.controls.get(str(arm))]
-            gains = [Gain(gain(runs, str(arm), other, measure), digits) if other else "-" for other in others]
-            cells += [mean_and_deviation(sample(of_arm[measure]), digits), *gains]
+        row: dict[str, Any] = {"arm": str(arm)}
+        for measure in study.measures if runs["has_tail"].any() else {"macro_f1"} & {*study.measures}:
+            name = measure.replace("macro_f1", "macro-F1").replace("_", " ")
+            row[name] = mean_and_deviation(sample(of_arm[measure]), digits)
+            for other, words in (
+                (None if arm == "plain" else "plain", "plain"),
+                (study.controls.get(str(arm)), "control"),
+            ):
+                row[f"{name} over {words}"] = Gain(gain(runs, str(arm), other, measure), digits) if other else "-"
         is_compared = arm != study.peer and (not study.compared or arm in study.compared)
-        cells.append(Gain(gain(runs, str(arm), study.peer, "score"), digits) if is_compared else "-")
+        over_peer = gain(runs, str(arm), study.peer, "score") if is_compared else sample([])
+        row[f"score over {study.peer}"] = Gain(over_peer, digits)
         of_plain = of_arm.merge(runs[runs["arm"] == "plain"], on="seed", suffixes=("", "_plain"))
         seconds, updates = ((of_plain[each] / of_plain[f"{each}_plain"]).median() for each in ("seconds", "updates"))
-        cells += [f"{sample(of_arm['extra']).mean:.1f} %", f"{100 * updates:.0f} %", f"{seconds:.2f}"]
-        cells += [
-            f"{of_arm['looked'].mean():,.0f}",
-            f"{of_arm['pruned'].mean():,.0f}",
-            f"{of_arm['pruned_share'].mean():.0f} %",
-        ]
-        rows.append(cells)
-    names = [name.replace("macro_f1", "macro-F1").replace("_", " ") for name in measures]
-    head = [
-        "arm",
-        *(text for name in names for text in (name, "over plain", "over control")),
-        f"score over {study.peer}",
-    ]
-    head += ["extra updates", "updates, of plain's", "time, plain = 1", "samples looked at", "left out", "of all"]
-    return head, rows
+        means = {name: sample(of_arm[name]).mean for name in ("extra", "looked", "pruned", "pruned_share")}
+        row |= {"extra updates": f"{means['extra']:.1f} %", "updates, of plain's": f"{100 * updates:.0f} %"}
+        row |= {"time, plain = 1": f"{seconds:.2f}", "samples looked at": f"{means['looked']:,.0f}"}
+        rows.append(row | {"left out": f"{means['pruned']:,.0f}", "of all": f"{means['pruned_share']:.0f} %"})
+    return rows
 
 
-def _forest(results: Results) -> Any:
-    rows = [
-        Row(SETTINGS[each.setting], each.arm, each.gain.values, _COLORS.get(each.verdict, "#BBBBBB"))
+def _forest(results: Results) -> Figure:
+    lines = [
+        Line(SETTINGS[each.setting], each.arm, each.gain.values, _COLORS.get(each.verdict, "#BBBBBB"))
         for each in results.findings
         if each.gain.values.n > 1 and each.setting != "text"  # which is in nats
     ]
-    return forest(rows, "gain in points over plain training (95 % CI), at as many updates")
+    return forest(lines, "gain in points over plain training (95 % CI), at as many updates")
 
 
-def glance(results: Results) -> tuple[list[str], list[list[Cell]]]:
-    """The mean gain of each arm in each setting, what pays most often first: the head and rows of a table."""
+def glance(results: Results) -> str:
+    """The mean gain of each arm in each setting, what pays most often first, as a table."""
     found = {(each.arm, each.setting): each for each in results.compared()}
     most = {arm: max(each.gain.values.n for each in found.values() if each.arm == arm) for arm, _ in found}
     shown = [arm for arm in results.study.arms if most.get(arm, 0) >= LEAST_SEEDS_TO_PAY or arm == "repeated"]
     shown.sort(key=lambda arm: -sum(each.verdict is Verdict.PAYS for each in found.values() if each.arm == arm))
-    rows: list[list[Cell]] = []
+    rows = []
     for arm in [arm for arm in shown if "+" not in arm]:
-        rows.append([f"{results.study.arms[arm]} ({arm})"])
+        row = {"what is trained on": f"{results.study.arms[arm]} ({arm})"}
         for setting in results.settings:
-            each = found.get((arm, setting))
-            mark = "" if each is None else f"{each.verdict.symbol}{'' if each.survives else '*'}"
-            rows[-1].append("-" if each is None else f"{each.gain.values.mean:+.{_digits(setting)}f} {mark}")
-    return ["what is trained on", *(SETTINGS[setting] for setting in results.settings)], rows
+            row[SETTINGS[setting]] = "-"
+            if each := found.get((arm, setting)):
+                mark = f"{each.verdict.symbol}{'' if each.survives else '*'}"
+                row[SETTINGS[setting]] = f"{each.gain.values.mean:+.{_digits(setting)}f} {mark}"
+        rows.append(row)
+    return table(rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -15,7 +16,6 @@ CONFIDENCE = 0.95
 SIGNIFICANCE = 1 - CONFIDENCE
 # Fewer runs have an interval too, but it rests on one or two differences.
 LEAST_RUNS = 3
-Key = TypeVar("Key", bound=Hashable)
 
 
 class Verdict(enum.Enum):
@@ -76,30 +76,24 @@ class Sample(NamedTuple):
         return float(stats.ttest_1samp(self.values, limit).pvalue)
 
 
-def sample(values: Sequence[float]) -> Sample:
+def sample(values: Iterable[float]) -> Sample:
     """A sample of these values."""
     return Sample(tuple(map(float, values)))
 
 
-def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """The p-values, adjusted by Holm's method over all of them; NaN is none of them, and is left out."""
-    tested = {name: p for name, p in p_values.items() if not math.isnan(p)}
-    return (
-        dict(zip(tested, map(float, multipletests([*tested.values()], method="holm")[1]), strict=True))
-        if tested
-        else {}
-    )
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, adjusted by Holm's method over all of them but NaN, which stays."""
+    adjusted = np.array(p_values, dtype=float)
+    if (tested := ~np.isnan(adjusted)).any():
+        adjusted[tested] = multipletests(adjusted[tested], method="holm")[1]
+    return [*map(float, adjusted)]
 
 
 def accuracy_error(accuracies: Sequence[float], images: int) -> float:
-    """The standard error, in points, that a test set of so many images leaves on a difference of two accuracies.
+    """The standard error, in points, that a test set leaves on a difference of two accuracies in per cent.
 
     As if each were measured on images of its own: which images both get right is not recorded. More seeds do not
     lower it, since they share the test set.
-
-    Args:
-        accuracies: In per cent.
-        images: In the test set.
     """
     return math.sqrt(sum(accuracy * (100 - accuracy) for accuracy in accuracies) / images)
 
@@ -120,11 +114,7 @@ class Judged(NamedTuple):
 def judge_gain(gains: Sample, *, fails_below: float, sampling_error: float = 0.0, is_claim: bool = False) -> Judged:
     """Is something gained? It holds if the interval is above 0, and does not hold if it is below a limit.
 
-    Args:
-        gains: Of paired runs.
-        fails_below: The limit: what a gain has to be to be worth having, or what is claimed.
-        sampling_error: Of the test set, in the same unit; the interval reaches at least as far.
-        is_claim: Whether a gain that is above 0 and below the limit does not hold.
+    Where both are so, the limit decides if it is what is claimed.
     """
     if gains.n < LEAST_RUNS:
         return Judged(Verdict.NOT_ENOUGH_RUNS)
@@ -140,8 +130,7 @@ def judge_at_most(values: Sample, *, most: float) -> Judged:
     low, high = values.interval
     if values.n < LEAST_RUNS:
         return Judged(Verdict.NOT_ENOUGH_RUNS)
-    is_below, is_above = high <= most, low > most
-    verdict = Verdict.HOLDS if is_below else Verdict.DOES_NOT_HOLD if is_above else Verdict.INCONCLUSIVE
+    verdict = Verdict.HOLDS if high <= most else Verdict.DOES_NOT_HOLD if low > most else Verdict.INCONCLUSIVE
     return Judged(verdict, values.p(most))
 
 

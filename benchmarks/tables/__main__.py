@@ -3,7 +3,8 @@
     python -m benchmarks.tables           # rewrite what stands between markers, and the reports
     python -m benchmarks.tables --check   # exit with 1 if that would change anything
 
-A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each part.
+A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each part: a macro of tables.jinja, which
+takes its numbers from the functions of the modules beside it.
 """
 
 from __future__ import annotations
@@ -11,50 +12,46 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from functools import cache
 
-from benchmarks.report.document import Report
-from benchmarks.tables import cifar, costs, quickstart, selection, studies, suspects
-from benchmarks.tables.newest import RECORDS, ROOT
+from benchmarks.reading import Records
+from benchmarks.report import selection
+from benchmarks.report.cifar import report_cifar
+from benchmarks.report.document import TEMPLATES
+from benchmarks.report.results import read_folders
+from benchmarks.tables import cifar, costs, studies, suspects
+from benchmarks.tables.newest import RECORDS, ROOT, find_newest, read_newest
 
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES: dict[str, Callable[[], str]] = {
-    "quickstart": quickstart.quickstart_table,
-    "quickstart-found": quickstart.quickstart_found,
-    "quickstart-time": studies.quickstart_time,
-    "loss-selection": studies.loss_selection_table,
-    "costs-found": costs.costs_found,
-    "decision-cost": costs.decision_cost_table,
-    "time-overhead": costs.time_overhead_table,
-    "sample-cost": costs.sample_cost,
-    "sample-size": costs.sample_size_table,
-    "ranks-cost": costs.ranks_cost,
-    "visits-to-fit": studies.visits_to_fit_table,
-    "cifar-claims": cifar.cifar_claims_table,
-    "cifar-cost": cifar.cifar_cost_table,
-    "cifar-found": cifar.cifar_found,
-    "short-last-batch": cifar.short_last_batch_table,
-    "cifar-again": cifar.cifar_again_table,
-    "selection-glance": selection.selection_at_a_glance,
-    "selection-kinds": selection.selection_kinds,
-    "suspects": suspects.suspects_table,
-    "suspects-details": suspects.suspects_details,
-    "suspects-longer": suspects.suspects_longer,
-    "suspects-found": suspects.suspects_found,
-}
+
+
+@cache
+def read_selection(name: str) -> list[Records]:
+    """The newest records of "selection" or "selection-kinds"."""
+    return read_folders([find_newest(name)])
+
+
 # By name below the records.
-REPORTS: dict[str, Callable[[], Report]] = {
-    "report/report": cifar.cifar_report,
-    "selection-report/report": lambda: selection.selection_report("selection"),
-    "selection-report/kinds": lambda: selection.selection_report("selection-kinds"),
+REPORTS = {
+    "report/report": lambda: report_cifar(cifar.cifar_records()),
+    "selection-report/report": lambda: selection.report_selection(read_selection("selection")),
+    "selection-report/kinds": lambda: selection.report_selection(read_selection("selection-kinds")),
 }
+TEMPLATES.globals |= {"newest": read_newest, "newest_selection": read_selection, "selection": selection}
+TEMPLATES.globals |= {"cifar": cifar, "costs": costs, "studies": studies, "wrong_labels": suspects}
+
+
+def make_part(name: str) -> str:
+    """What stands between the markers of a name."""
+    macros = TEMPLATES.get_template("tables.jinja").module
+    return str(getattr(macros, name.replace("-", "_"))()).strip()
 
 
 def fill_in(page: str) -> str:
     """The page with every marked part written again."""
-    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n{match[3]}", page)
+    return MARKED.sub(lambda match: f"{match[1]}{make_part(match['name'])}\n{match[3]}", page)
 
 
 def main() -> None:

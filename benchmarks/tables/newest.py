@@ -1,13 +1,10 @@
-"""The newest records of a study, and how its numbers are shown."""
+"""The newest records of a study."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
-
-from benchmarks.report.document import render as render  # for the tables beside this module
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -25,11 +22,3 @@ def read_newest(name: str) -> list[dict[str, Any]]:
     """Its JSON lines."""
     paths = sorted(find_newest(name).glob("*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def quartiles(values: list[float], unit: str) -> str:
-    """A median with its quartiles, as text."""
-    low, _, high = statistics.quantiles(values, n=4)
-    digits = 0 if unit == "ns" else 2
-    median = f"{statistics.median(values):.{digits}f} {unit}".rstrip()
-    return f"{median} ({low:.{digits}f} to {high:.{digits}f})"

@@ -143,55 +143,34 @@ def make_confusion(setting: Setting, rng, share: float) -> np.ndarray:
     return np.diag(right) + wrong
 
 
-def environment(date: str = "2026-01-01T03:04:05+00:00") -> dict:
-    packages = {"torch": "2.15.0", "numpy": "2.4.6"}
-    return {
-        "cpu": "A CPU",
-        "cores": 3,
-        "system": "Linux",
-        "gpu": None,
-        "python": "3.11.7",
-        "packages": packages,
-        "date": date,
-    }
+def place(device: str = "cpu") -> dict:
+    environment = {"cpu": "A CPU", "cores": 3, "system": "Linux", "gpu": None, "python": "3.11.7"}
+    environment |= {"packages": {"torch": "2.15.0", "numpy": "2.4.6"}, "date": "2026-01-01T03:04:05+00:00"}
+    return {"from_epoch": 1, "device": device, "threads": 1, "at_once": 1, "environment": environment}
 
 
 def make_run(setting: Setting, lines: list[dict]) -> dict:
-    best = max(lines, key=lambda line: line["accuracy"])
-    device = "cuda:0" if setting.is_paper else "cpu"
-    place = {"from_epoch": 1, "device": device, "threads": 1, "at_once": 1, "environment": environment()}
-    return {
-        "surroundings": [place],
-        "best": {name: best[name] for name in ("epoch", "confusion")},
-        "last": {name: lines[-1][name] for name in ("epoch", "confusion")},
-    }
+    evaluated = {"best": max(lines, key=lambda line: line["accuracy"]), "last": lines[-1]}
+    run = {name: {field: line[field] for field in ("epoch", "confusion")} for name, line in evaluated.items()}
+    return run | {"surroundings": [place("cuda:0" if setting.is_paper else "cpu")]}
 
 
 def write_selection(folder: Path, study: str, scores: dict[tuple, list[float]], validation: dict | None = None) -> Path:
     """Scores by setting and arm, and rate where there is one: one for each seed from 0; validation by the same keys."""
-    configuration = SelectionConfiguration(
-        study=study,
-        data="cifar10",
-        data_sha256="0",
-        settings={"text": {"learning_rate": 0.03}, "noisy": {}, "long_tail": {}},
-    )
+    sizes = {"text": {"learning_rate": 0.03}, "noisy": {}, "long_tail": {}}
+    configuration = SelectionConfiguration(study=study, data="cifar10", data_sha256="0", settings=sizes)
     runs, epochs = [], []
     for (setting, arm, *rate), values in scores.items():
         for seed, score in enumerate(values):
             identity = {"configuration": configuration.digest(), "arm": arm, "seed": seed, "setting": setting}
             identity |= {"rate": rate[0]} if rate else {}
-            place = {"from_epoch": 1, "device": "cpu", "threads": 1, "at_once": 1, "environment": environment()}
-            runs.append(identity | {"is_finished": True, "surroundings": [place]})
+            runs.append(identity | {"is_finished": True, "surroundings": [place()]})
             chosen = {"forward_samples": 6400, "pruned": 1600, "counts": [30, 20, 10], "recalls": [50.0, 40.0, score]}
             if study == "kinds":
                 chosen |= {"score": score, "validation": (validation or {}).get((setting, arm, *rate), 0.0)}
                 chosen |= {"group_losses": [1.0, 2.0, 3.0]}
             numbers = {"epoch": 1, "batches": 100, "updates": 100, "repeats": 0, "train_loss": 1.0, "macro_f1": 0.5}
-            numbers |= {
-                "accuracy": score / 100 if study == "images" else 0.5,
-                "seconds": 2.0,
-                "evaluation_seconds": 0.0,
-            }
-            numbers |= {"finished_at": "2026-01-01T03:04:05+00:00", "shared_device": True, "chosen": chosen}
-            epochs.append(identity | numbers)
+            numbers |= {"accuracy": score / 100 if study == "images" else 0.5, "seconds": 2.0}
+            numbers |= {"evaluation_seconds": 0.0, "finished_at": "2026-01-01T03:04:05+00:00", "shared_device": True}
+            epochs.append(identity | numbers | {"chosen": chosen})
     return write_folder(folder, configuration, runs, epochs)

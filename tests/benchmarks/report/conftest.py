@@ -7,8 +7,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.report.__main__ import main
-from benchmarks.report.claims import judge_claims
-from benchmarks.report.results import read_folders, tabulate
 from tests.benchmarks.report_records import write_records
 
 
@@ -35,20 +33,9 @@ def drawn():
 def report(tmp_path):
     """The text of the report on made-up settings, which lies in ``tmp_path / "report"``."""
 
-    def make(*settings, options=()):
+    def make(*settings):
         paths = [write_records(tmp_path / str(place), setting) for place, setting in enumerate(settings)]
-        main([*map(str, paths), "--out", str(tmp_path / "report"), *options])
+        main([*map(str, paths), "--out", str(tmp_path / "report")])
         return (tmp_path / "report" / "report.md").read_text()
 
     return make
-
-
-@pytest.fixture
-def findings(tmp_path):
-    """What is found of the claims by the records of a setting, by claim."""
-
-    def judge(setting, epoch_loss="first"):
-        cifar = tabulate(read_folders([write_records(tmp_path / "records", setting)]))
-        return {finding.claim: finding for finding in reversed(judge_claims(cifar, epoch_loss))}
-
-    return judge

@@ -4,27 +4,30 @@ import math
 
 import pytest
 
-from benchmarks.report.results import gain_at_same_cost, gain_at_same_loss, repeats_before_convergence
+from benchmarks.report.claims import judge_claims
+from benchmarks.report.results import (
+    gain_at_same_cost,
+    gain_at_same_loss,
+    read_folders,
+    repeats_before_convergence,
+    tabulate,
+)
 from benchmarks.report.statistics import Verdict
 from benchmarks.schema import Epoch
-from tests.benchmarks.report_records import EXACT
+from tests.benchmarks.report_records import EXACT, write_records
 
 HOLDS, FAILS, NEITHER = Verdict.HOLDS, Verdict.DOES_NOT_HOLD, Verdict.NO_DIFFERENCE
 INCONCLUSIVE, HARDLY, FEW = Verdict.INCONCLUSIVE, Verdict.HARDLY_ANY_REPEATS, Verdict.NOT_ENOUGH_RUNS
 
 
 def make_epochs(accuracies, losses=None, repeats=None, seconds=None):
+    count = len(accuracies)
+    columns = zip(accuracies, losses or [None] * count, repeats or [0] * count, seconds or [1.0] * count, strict=True)
     return [
         Epoch.model_construct(
-            epoch=number + 1,
-            accuracy=accuracy,
-            train_loss=None if losses is None else losses[number],
-            repeats=0 if repeats is None else repeats[number],
-            batches=10,
-            updates=10 + (0 if repeats is None else repeats[number]),
-            seconds=1.0 if seconds is None else seconds[number],
+            accuracy=accuracy, train_loss=loss, repeats=repeated, batches=10, updates=10 + repeated, seconds=time
         )
-        for number, accuracy in enumerate(accuracies)
+        for accuracy, loss, repeated, time in columns
     ]
 
 
@@ -97,40 +100,42 @@ ON_BOTH_SIDES = [
 ]
 
 
+def judge(folder, setting, epoch_loss="first"):
+    """What is found of the claims by the records of a setting, by claim."""
+    cifar = tabulate(read_folders([write_records(folder / "records", setting)]))
+    return {finding.claim: finding for finding in reversed(judge_claims(cifar, epoch_loss))}
+
+
 @pytest.mark.parametrize(("claim", "changes", "verdict"), ON_BOTH_SIDES)
-def test_a_claim_is_judged_on_both_sides_of_its_limit(findings, claim, changes, verdict):
-    found = findings(EXACT._replace(**changes))
+def test_a_claim_is_judged_on_both_sides_of_its_limit(tmp_path, claim, changes, verdict):
+    found = judge(tmp_path, EXACT._replace(**changes))
     assert (found[claim].judged.verdict if claim in found else None) is verdict
 
 
-def test_time_is_seconds_where_attention_and_baseline_had_a_machine_to_themselves(findings):
-    found = findings(EXACT._replace(is_shared=False, slower=1.08))
-    assert "; 16.1 % more seconds (16.1 to 16.1)" in found["overhead"].numbers
-    assert found["overhead"].judged.verdict is HOLDS
-    assert found["overhead"].remark == found["time"].remark == ""
+def test_time_is_seconds_where_attention_and_baseline_had_a_machine_to_themselves_and_else_updates(tmp_path):
+    alone = judge(tmp_path / "alone", EXACT._replace(is_shared=False, slower=1.08))
+    assert "; 16.1 % more seconds (16.1 to 16.1)" in alone["overhead"].numbers
+    assert alone["overhead"].judged.verdict is HOLDS
+    assert alone["overhead"].remark == alone["time"].remark == ""
+    shared = judge(tmp_path / "shared", EXACT._replace(slower=1.1))
+    assert shared["overhead"].values.mean == pytest.approx(7.5)
+    assert "seconds cannot be compared" in shared["overhead"].remark
 
 
-def test_updates_are_counted_where_a_device_was_shared(findings):
-    found = findings(EXACT._replace(slower=1.1))
-    assert found["overhead"].values.mean == pytest.approx(7.5)
-    assert "seconds cannot be compared" in found["overhead"].remark
-
-
-def test_a_seed_without_a_baseline_is_no_part_of_what_is_compared_with_baselines(findings):
+def test_a_seed_without_a_baseline_is_no_part_of_what_is_compared_with_baselines(tmp_path):
     setting = EXACT._replace(seeds=(0, 1, 2, 3), repeated=30, more_each_seed=-10, gain=0.05)
-    found = findings(setting._replace(unfinished=(("baseline", None, 0, 3),)))
-    little = {claim for claim, finding in found.items() if finding.judged.verdict is HARDLY}
-    assert little == {"random", "longer"}
+    found = judge(tmp_path, setting._replace(unfinished=(("baseline", None, 0, 3),)))
+    assert {claim for claim, each in found.items() if each.judged.verdict is HARDLY} == {"random", "longer"}
 
 
-def test_claims_are_judged_by_the_reading_that_is_asked_for(findings):
-    both = EXACT._replace(readings=("last", "all"))
-    assert findings(both, "all")["loss"].remark == "the arms' training losses are not of the same visits"
+def test_claims_are_judged_by_the_reading_that_is_asked_for(tmp_path):
+    found = judge(tmp_path, EXACT._replace(readings=("last", "all")), "all")
+    assert found["loss"].remark == "the arms' training losses are not of the same visits"
 
 
-def test_a_verdict_that_does_not_survive_the_correction_is_overturned(findings):
+def test_a_verdict_that_does_not_survive_the_correction_is_overturned(tmp_path):
     """Three gains that vary by a tenth of their mean have p = 0.003, and there are a dozen verdicts."""
-    found = findings(EXACT._replace(jitter=0.0007, gain=0.02, images=(640, 400_000), noises=(0, 1, 3)))
+    found = judge(tmp_path, EXACT._replace(jitter=0.0007, gain=0.02, images=(640, 400_000), noises=(0, 1, 3)))
     verdicts = [finding for finding in found.values() if finding.judged.verdict in (HOLDS, FAILS)]
     assert {finding.is_overturned for finding in verdicts} == {True, False}
     assert all(finding.is_overturned == (finding.judged.p >= 0.05) for finding in verdicts)

@@ -16,15 +16,10 @@ def folder(tmp_path):
 
 
 def edit(path, line, **changes):
+    """Change fields of a line; without any, the line goes."""
     lines = path.read_text().splitlines()
-    lines[line] = json.dumps({**json.loads(lines[line]), **changes})
-    path.write_text("\n".join(lines) + "\n")
-
-
-def drop(path, line):
-    lines = path.read_text().splitlines()
-    del lines[line]
-    path.write_text("".join(f"{each}\n" for each in lines))
+    changed = json.dumps({**json.loads(lines.pop(line)), **changes})
+    path.write_text("\n".join([*lines[:line], *([changed] if changes else []), *lines[line:], ""]))
 
 
 @pytest.mark.parametrize(
@@ -36,9 +31,9 @@ def drop(path, line):
         (lambda folder: edit(folder / "configuration.json", 0, schema_version=2), "schema"),
         (lambda folder: edit(folder / "epochs.jsonl", 3, configuration="other"), "two configurations"),
         (lambda folder: edit(folder / "runs.jsonl", 0, configuration="other"), "two configurations"),
-        (lambda folder: drop(folder / "epochs.jsonl", 0), "is missing"),
-        (lambda folder: drop(folder / "epochs.jsonl", -1), "runs.jsonl says"),
-        (lambda folder: drop(folder / "runs.jsonl", 0), "of which runs.jsonl does not know"),
+        (lambda folder: edit(folder / "epochs.jsonl", 0), "is missing"),
+        (lambda folder: edit(folder / "epochs.jsonl", 3), "runs.jsonl says"),
+        (lambda folder: edit(folder / "runs.jsonl", 0), "of which runs.jsonl does not know"),
         (lambda folder: (folder / "runs.jsonl").write_text((folder / "runs.jsonl").read_text() * 2), "two lines"),
         (lambda folder: edit(folder / "runs.jsonl", 1, best=None), "has no confusion matrix"),
     ],
@@ -51,35 +46,23 @@ def test_records_that_contradict_each_other_are_refused(folder, spoil, said):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "said"),
     [
-        (lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()), "line 1 begins with a byte order mark"),
-        (lambda path: path.write_text("\n" + path.read_text()), "line 1 is empty. Delete the empty line"),
-        (lambda path: path.write_text(path.read_text()[:-40]), "the line is cut off. Copy the file again"),
-        (lambda path: path.write_text(path.read_text() + "<<<<<<< HEAD\n"), r"the line is not JSON \(.*Copy the file"),
+        (lambda text: text[:-40], "the line is cut off. Copy the file again"),
+        (lambda text: text + "<<<<<<< HEAD\n", r"the line is not JSON \(.*Copy the file"),
     ],
 )
-def test_a_damaged_line_is_refused_with_what_is_wrong_and_what_to_do(folder, spoil, said):
-    spoil(folder / "epochs.jsonl")
+def test_a_damaged_line_is_refused_with_what_is_wrong_and_what_to_do(folder, change, said):
+    path = folder / "epochs.jsonl"
+    path.write_text(change(path.read_text()))
     with pytest.raises(SystemExit, match=rf"^error: .*epochs.jsonl, .*{said}") as stopped:
         main([str(folder)])
     assert "with this version" not in str(stopped.value)
 
 
-def move_one(matrix):
-    """One image that was classified rightly is not, in place of one of the same class."""
-    matrix[0][0] -= 1
-    matrix[0][1] += 1
-
-
-def add_one(matrix):
-    matrix[0][0] += 1
-
-
-def exchange_wrong_predictions(matrix):
-    """The accuracy stays, and macro-F1 does not."""
-    matrix[0][1] -= 100
-    matrix[0][2] += 100
+def add(matrix, *changes):
+    for row, column, change in changes:
+        matrix[row][column] += change
 
 
 def turn(matrix):
@@ -91,9 +74,9 @@ def turn(matrix):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (move_one, "images right, and epochs.jsonl has an accuracy of"),
-        (add_one, "images, and 20,000 were tested"),
-        (exchange_wrong_predictions, "macro-F1"),
+        (lambda matrix: add(matrix, (0, 0, -1), (0, 1, 1)), "images right, and epochs.jsonl has an accuracy of"),
+        (lambda matrix: add(matrix, (0, 0, 1)), "images, and 20,000 were tested"),
+        (lambda matrix: add(matrix, (0, 1, -100), (0, 2, 100)), "macro-F1"),
         (turn, "other numbers of images of each class"),
         (lambda matrix: matrix.pop(), "it is not 10 by 10"),
     ],
@@ -114,30 +97,23 @@ def test_a_confusion_matrix_of_another_epoch_is_refused(folder):
 
 
 def test_older_records_of_selection_are_read_as_those_of_today(tmp_path):
-    today = write_selection(tmp_path / "today", "images", {("noisy", "plain"): [50.0, 60.0]})
-    older = tmp_path / "older"
-    older.mkdir()
+    today = read_records(write_selection(tmp_path / "today", "images", {("noisy", "plain"): [50.0, 60.0]}))
     sizes = {"updates": 100, "batch_size": 64, "imbalance": 50.0, "images": None}
-    (older / "plan.json").write_text(json.dumps({"schema_version": 1, "data": "cifar10", "data_sha256": "0", **sizes}))
     lines = []
-    for epoch in map(json.loads, (today / "epochs.jsonl").read_text().splitlines()):
-        chosen = epoch["chosen"]
-        line = {name: epoch[name] for name in ("arm", "seed", "setting", "train_loss", "seconds", "updates")}
-        line |= {name: chosen[name] for name in ("forward_samples", "counts", "recalls")}
-        line |= {
-            "left_out": chosen["pruned"],
-            "extra_updates": 0,
-            "accuracy": 100 * epoch["accuracy"],
-            "macro_f1": 50.0,
-        }
-        run = json.loads((today / "runs.jsonl").read_text().splitlines()[0])
-        lines.append(line | {"environment": run["surroundings"][0]["environment"]})
-    (older / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one, other = read_records(today), read_records(older)
-    assert [epochs[0].model_dump(exclude={"configuration", "finished_at"}) for epochs in one.epochs.values()] == [
-        epochs[0].model_dump(exclude={"configuration", "finished_at"}) for epochs in other.epochs.values()
-    ]
-    assert one.runs.keys() == other.runs.keys()
-    (older / "runs.jsonl").write_text(json.dumps(lines[0] | {"left_out": "many"}) + "\n")
+    for name, (epoch,) in today.epochs.items():
+        line = epoch.model_dump(include={"arm", "seed", "setting", "train_loss", "seconds", "updates"})
+        line |= epoch.chosen.model_dump(include={"forward_samples", "counts", "recalls"})
+        line |= {"left_out": epoch.chosen.pruned, "extra_updates": 0, "macro_f1": 50.0}
+        line |= {"accuracy": 100 * epoch.accuracy, "environment": today.runs[name].surroundings[0].environment}
+        lines.append(json.dumps(line) + "\n")
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"schema_version": 1, "data": "cifar10", "data_sha256": "0", **sizes})
+    )
+    (tmp_path / "runs.jsonl").write_text("".join(lines))
+    older, unequal = read_records(tmp_path), {"configuration", "finished_at"}
+    assert older.epochs.keys() == today.epochs.keys() == older.runs.keys()
+    for name, (epoch,) in today.epochs.items():
+        assert older.epochs[name][0].model_dump(exclude=unequal) == epoch.model_dump(exclude=unequal)
+    (tmp_path / "runs.jsonl").write_text(lines[0].replace('"left_out": 1600', '"left_out": "many"'))
     with pytest.raises(RecordsError, match=r"(?s)line 1 is not a finished run .*; take the line out"):
-        read_records(older)
+        read_records(tmp_path)
