@@ -132,37 +132,50 @@ def test_the_worker_ends_when_a_loader_of_persistent_workers_does():
     assert children() <= others
 
 
-# The interpreter's end ------------------------------------------------------------------------------------------
+# Each run ends in a process of its own, by the interpreter's own ways; torch is imported once for all of them.
+SCRIPT = """
+import os, sys, torch
+from torch.utils.data import DataLoader, SequentialSampler
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 
+
+def run(context, persistent, end):
+    global kept
+    schedule = BatchAttentionSchedule(1.5, epoch_loss="last")
+    sampler = BatchAttentionSampler(SequentialSampler(range(12)), 2, schedule=schedule)
+    options = {"multiprocessing_context": context, "persistent_workers": persistent}
+    loader = schedule.attend(DataLoader(torch.arange(12), batch_sampler=sampler, num_workers=1, **options))
+    for epoch in range(2):
+        iterator = iter(loader)
+        for batch in iterator:
+            if schedule.visits == 1:
+                print("repeat", context, persistent, end, flush=True)
+                if end == "by an error":
+                    raise SystemExit(3)
+                if end == "with the iterator kept":
+                    kept = iterator
+                if end != "at the end":
+                    return
+            schedule.decide(2.0 if epoch and schedule.batch_index == 2 and schedule.visits == 0 else 1.0)
+
+
+if __name__ == "__main__":
+    pids = {}
+    for case in eval(sys.argv[1]):
+        pid = os.fork()
+        if not pid:
+            run(*case)
+            break
+        pids[pid] = case
+    else:
+        for pid, case in pids.items():
+            print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
 ENDS = {"at the end": 0, "in mid-epoch": 0, "by an error": 3, "with the iterator kept": 0}
 
 
-def run_and_end(context, persistent, end):
-    """Ends at the first repeat; the iterator that is returned is kept until the interpreter ends."""
-    options = {"num_workers": 1, "multiprocessing_context": context, "persistent_workers": persistent}
-    schedule, loader = attended(torch.arange(SAMPLES), **options)
-    for _ in range(2):
-        visits = visits_of(schedule, loader, repeated=[2])
-        for _, visit, _ in visits:
-            if visit:
-                print("repeat", context, persistent, end, flush=True)
-                if end == "by an error":
-                    raise SystemExit(ENDS[end])
-                if end != "at the end":
-                    return visits if end == "with the iterator kept" else None
-    return None
-
-
-def run_in_forks(cases):
-    """Each in a process of its own, which ends by the interpreter's own ways; torch is imported once for all."""
-    pids = {}
-    for case in cases:
-        if not (pid := os.fork()):
-            return run_and_end(*case)
-        pids[pid] = case
-    for pid, case in pids.items():
-        print(*case, "ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-    return None
+def words(case):
+    return " ".join(map(str, case))
 
 
 @pytest.mark.parametrize(
@@ -174,11 +187,12 @@ def run_in_forks(cases):
     ],
     ids=["fork", "fork, too", "spawn"],
 )
-def test_the_interpreter_ends_whenever_the_run_does(cases):
-    script = f"from tests.loading.test_repeat_worker import run_in_forks; kept = run_in_forks({cases})"
-    command = [sys.executable, "-W", "ignore", "-c", script]
+def test_the_interpreter_ends_whenever_the_run_does(tmp_path, cases):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", str(script), str(cases)]
     done = subprocess.run(command, timeout=110, check=False, capture_output=True, text=True)
-    expected = [f"repeat {context} {persistent} {end}" for context, persistent, end in cases]
-    expected += [f"{context} {persistent} {end} ended with {ENDS[end]}" for context, persistent, end in cases]
+    expected = [f"repeat {words(case)}" for case in cases]
+    expected += [f"{words(case)} ended with {ENDS[case[2]]}" for case in cases]
     assert sorted(done.stdout.splitlines()) == sorted(expected)
     assert (done.returncode, done.stderr) == (0, "")
