@@ -119,6 +119,17 @@ def test_every_batch_is_visited_as_often_as_planned_and_every_loss_goes_to_its_b
         assert len({draws for *_, draws in visits}) == len(visits)
 
 
+def test_deferred_repeats_come_in_the_order_of_their_decisions():
+    schedule, _, loader, _ = make("deferred")
+    # All of the last three are decided on after the loader has ended.
+    ahead, seen = LooksAhead(loader, 3), []
+    run_epoch(schedule, ahead)
+    for _ in schedule.attend(ahead):
+        seen.append(schedule.batch_index)
+        schedule.decide(2.0 if seen[-1] >= BATCHES - 3 and schedule.visits < 2 else 1.0)
+    assert seen == [*range(BATCHES), *range(BATCHES - 3, BATCHES), *range(BATCHES - 3, BATCHES)]
+
+
 @REPEATS
 def test_repeats_are_fetched_through_getitems_and_collate_fn(repeats):
     fetched = []
