@@ -224,12 +224,17 @@ def test_a_stateful_loader_s_state_is_refused_alone_and_not_needed_beside_the_sa
     whole = train(driver, loader, on_report=lambda: states.append((saved(driver), loader.state_dict())))
     for done in (7,) if workers else (2, 7, 11):
         state, of_loader = states[done - 1]
-        alone, twin = DRIVERS[kind](), resumed(kind, state)
+        alone = DRIVERS[kind]()
         loader = load(alone, StatefulDataLoader, num_workers=workers)
         loader.load_state_dict(of_loader)
         with pytest.raises(StateError, match=r"Save the sampler's state_dict\(\) beside loader.state_dict\(\), and"):
             next(iter(alone.attend(loader)))
-        assert train(twin, load(twin, StatefulDataLoader, num_workers=workers)) == whole[done:]
+        for is_loaded_too in (True, False):
+            twin = resumed(kind, state)
+            loader = load(twin, StatefulDataLoader, num_workers=workers)
+            if is_loaded_too:
+                loader.load_state_dict(of_loader)
+            assert train(twin, loader) == whole[done:]
 
 
 @KINDS
