@@ -86,15 +86,17 @@ def test_training_changes_nothing_in_the_state_that_was_saved_or_loaded(optimize
 def test_while_updates_are_in_flight_no_state_is_saved_and_one_that_is_loaded_is_where_it_was_saved():
     loop = new_loop()
     loop.run_epoch()
+    between = loop.state_dict()
     loop.enqueue(3)
     with pytest.raises(ProtocolError, match=r"3 updates are in flight; call synchronize\(\)"):
         loop.state_dict()
     assert loop.synchronize() is None
-    saved = loop.state_dict()
-    assert saved["updates"] == loop.updates == 7 + 3
-    loop.enqueue(2)
-    loop.load_state_dict(saved)
-    assert same(loop.state_dict(), saved)
+    in_epoch = loop.state_dict()
+    assert in_epoch["updates"] == loop.updates == 7 + 3
+    for saved in (in_epoch, between):
+        loop.enqueue(2)
+        loop.load_state_dict(saved)
+        assert same(loop.state_dict(), saved)
 
 
 def refused(loop, state, match):

@@ -105,9 +105,10 @@ def test_a_run_that_is_started_again_counts_alone(tmp_path):
     assert len(memory.visits) == 7
 
 
-def test_a_recorder_in_memory_forgets_what_was_rolled_back_at_once():
+def test_a_recorder_in_memory_forgets_what_was_rolled_back_at_once_and_has_again_what_was_abandoned():
     memory = MemoryRecorder()
     run = Run([memory], 0)
+    first = run.save()
     for _ in range(6):
         run.visit()
     saved, kept, summaries = run.save(), list(memory.visits), list(memory.summaries)
@@ -116,6 +117,11 @@ def test_a_recorder_in_memory_forgets_what_was_rolled_back_at_once():
     assert len(memory.summaries) > len(summaries)
     run.load(saved)
     assert (memory.visits, memory.summaries) == (kept, summaries)
+    run.visit()
+    run.schedule.abandon_epoch()
+    for state in (saved, first, saved):  # the last one counts
+        run.load(state)
+    assert memory.visits == kept
     memory.on_state_loaded(99, 1)  # of another run: the visits that there are stay
     assert memory.visits == kept
 
