@@ -13,9 +13,9 @@ import pandas as pd
 
 from benchmarks.environment import one_line
 from benchmarks.report.claims import CLAIMS, PAPER, Finding, compare_arms, judge_claims, judged_reading, overfitted
-from benchmarks.report.document import Report, Row, correct, escape, render_template, table
+from benchmarks.report.document import Report, Row, correct, render_template, table
 from benchmarks.report.figures import COLORS, Line, draw_experiment, forest
-from benchmarks.report.results import Cifar, is_timed
+from benchmarks.report.results import Cifar, gain, is_timed
 from benchmarks.report.statistics import SIGNIFICANCE, Verdict, sample
 from benchmarks.report.wording import Gain, Mark, mean_and_deviation, noise_in_words, show, show_p
 
@@ -47,9 +47,8 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
     for number, name in enumerate(cifar.configurations, start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", f"{number} {name}".lower()).strip("-")
         drawn = draw_experiment(cifar, name, judged_reading(cifar, name, epoch_loss))
-        figures |= {f"{slug}-{kind}.png": figure for kind, (_, figure) in drawn.items()}
-        images = [f"![{escape(f'{title}, {name}')}]({slug}-{kind}.png)" for kind, (title, _) in drawn.items()]
-        galleries[name] = "\n".join(images)
+        figures |= {f"{slug}-{kind}.png": figure for kind, figure in drawn.items()}
+        galleries[name] = {kind: f"{slug}-{kind}.png" for kind in drawn}
     trained = [
         (name, own, len(runs), cifar.unfinished[name], machines(runs))
         for name, own in cifar.configurations.items()
@@ -169,12 +168,10 @@ def _each(frame: pd.DataFrame, *more: str) -> Iterator[tuple[dict[str, Any], pd.
 def gain_table(compared: Sequence[Finding]) -> str:
     """The accuracy gain over every other arm, at the last epoch."""
     return table(
-        [
-            _name(each.experiment, each.noise, each.reading)
-            | {"over": each.claim, "n": str(each.values.n)}
-            | {"accuracy gain (95 % CI)": Gain(each.values, p=each.judged.p)}
-            for each in compared
-        ]
+        _name(each.experiment, each.noise, each.reading)
+        | {"over": each.claim, "n": str(each.values.n)}
+        | {"accuracy gain (95 % CI)": Gain(each.values, p=each.judged.p)}
+        for each in compared
     )
 
 
@@ -193,29 +190,22 @@ def secondary_table(cifar: Cifar) -> str:
 
 def beside_paper(cifar: Cifar, epoch_loss: str) -> str:
     """The paper's Table 1, and the same of every experiment's runs without label noise."""
-    ours = {name: _ours(cifar, name, epoch_loss) for name in cifar.configurations}
-    rows: list[Row] = []
-    for model, theirs in PAPER["table_1"].items():
-        rows += [theirs, *(row for name in [*ours] if name.startswith(f"{model} ") for row in ours.pop(name))]
-    return table([*rows, *(row for of_name in ours.values() for row in of_name)])
-
-
-def _ours(cifar: Cifar, name: str, epoch_loss: str) -> list[Row]:
-    reading = judged_reading(cifar, name, epoch_loss)
-    runs, pairs = (frame[(frame["experiment"] == name) & (frame["noise"] == 0)] for frame in (cifar.runs, cifar.pairs))
-    runs, pairs = runs[runs["reading"].isin(["-", reading])], pairs[pairs["reading"] == reading]
-    pairs = pairs[pairs["other"] == "baseline"]
-    if pairs.empty:
-        return []
-    cells = {
-        f"{words}: {arm}": mean_and_deviation(sample(runs[runs["arm"] == arm][measure]), digits)
+    rows = {model: [theirs] for model, theirs in PAPER["table_1"].items()}
+    for name, own in cifar.configurations.items():
+        readings = ["-", judged_reading(cifar, name, epoch_loss)]
+        runs = cifar.runs[(cifar.runs["experiment"] == name) & (cifar.runs["noise"] == 0)]
+        runs = runs[runs["reading"].isin(readings)]
+        row: Row = {"": f"ours: {name}"}
         for words, measure, digits in (
             ("least test loss", "best_test_loss", 3),
             ("highest macro-F1, %", "best_macro_f1", 2),
-        )
-        for arm in ("baseline", "attention")
-    }
-    return [{"": f"ours: {name}", **cells, "gain (95 % CI)": Gain(sample(pairs["best_macro_f1"]))}]
+        ):
+            for arm in ("baseline", "attention"):
+                row[f"{words}: {arm}"] = mean_and_deviation(sample(runs[runs["arm"] == arm][measure]), digits)
+        row["gain (95 % CI)"] = Gain(gain(runs, "attention", "baseline", "best_macro_f1"))
+        if row["gain (95 % CI)"].values.n:
+            rows.setdefault(own.model, []).append(row)
+    return table(row for of_model in rows.values() for row in of_model)
 
 
 def verdicts_at_a_glance(cifar: Cifar, findings: Sequence[Finding]) -> str:
@@ -224,27 +214,23 @@ def verdicts_at_a_glance(cifar: Cifar, findings: Sequence[Finding]) -> str:
         (each.claim, each.experiment): Mark(each.judged.verdict, each.is_overturned) for each in reversed(findings)
     }
     return table(
-        [
-            {"claim": text} | {name: first.get((claim, name), "-") for name in cifar.configurations}
-            for claim, text in CLAIMS.items()
-        ]
+        {"claim": text} | {name: first.get((claim, name), "-") for name in cifar.configurations}
+        for claim, text in CLAIMS.items()
     )
 
 
 def claims_table(findings: Sequence[Finding], name: str) -> str:
     """Every finding on an experiment, with its numbers."""
     return table(
-        [
-            {
-                "verdict": Mark(each.judged.verdict, each.is_overturned),
-                "claim": CLAIMS[each.claim],
-                "attention minus the other arm (95 % CI)": each.numbers,
-                "p, Holm": "-" if math.isnan(each.judged.p) else show_p(each.judged.p),
-                "remark": each.remark,
-            }
-            for each in findings
-            if each.experiment == name
-        ]
+        {
+            "verdict": Mark(each.judged.verdict, each.is_overturned),
+            "claim": CLAIMS[each.claim],
+            "attention minus the other arm (95 % CI)": each.numbers,
+            "p, Holm": "-" if math.isnan(each.judged.p) else show_p(each.judged.p),
+            "remark": each.remark,
+        }
+        for each in findings
+        if each.experiment == name
     )
 
 
@@ -254,11 +240,9 @@ def table_1(cifar: Cifar) -> str:
     measures |= {"highest accuracy, %": "best_accuracy", "last test loss": "test_loss", "last macro-F1, %": "macro_f1"}
     measures |= {"last accuracy, %": "accuracy"}
     return table(
-        [
-            named
-            | {head: mean_and_deviation(sample(runs[of]), 3 if "loss" in head else 2) for head, of in measures.items()}
-            for named, runs in _each(cifar.runs, "arm")
-        ]
+        named
+        | {head: mean_and_deviation(sample(runs[of]), 3 if "loss" in head else 2) for head, of in measures.items()}
+        for named, runs in _each(cifar.runs, "arm")
     )
 
 

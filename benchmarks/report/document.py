@@ -59,8 +59,9 @@ class Report(NamedTuple):
         return page
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Iterable[Row]) -> str:
     """A table as Markdown; columns without a cell are not shown, and it is empty without rows."""
+    rows = [*rows]
     heads = dict.fromkeys(head for row in rows for head in row)
     columns = {head: [row.get(head, "-") for row in rows] for head in heads}
     columns = {head: cells for head, cells in columns.items() if any(str(cell) not in ("", "-") for cell in cells)}

@@ -62,8 +62,8 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
     return figure
 
 
-def draw_experiment(cifar: Cifar, name: str, reading: str) -> dict[str, tuple[str, Figure]]:
-    """The figures of an experiment, with their titles, by kind; none without runs of attention."""
+def draw_experiment(cifar: Cifar, name: str, reading: str) -> dict[str, Figure]:
+    """The figures of an experiment by kind; none without runs of attention."""
     runs = cifar.runs[cifar.runs["experiment"] == name]
     attention, runs = runs[runs["arm"] == "attention"], runs[runs["reading"].isin(["-", reading])]
     noises = sorted({*attention[attention["reading"] == reading]["noise"]})
@@ -81,21 +81,13 @@ def draw_experiment(cifar: Cifar, name: str, reading: str) -> dict[str, tuple[st
 
     noisy = [(noise, runs[runs["noise"] == noise]) for noise in noises if noise]
     drawn = {
-        "accuracy": (
-            "Test accuracy by epoch (the paper's figures 4 and 6)",
-            _by_epoch([(noises[0], clean)], own.epochs),
-        ),
-        "by-time": ("Test accuracy after the same training time, run by run", _run_by_run(clean, spent, cost)),
-        "by-loss": (
-            "Test accuracy against training loss (the paper's figure 5)",
-            _run_by_run(clean, losses, "training loss (falls to the right)"),
-        ),
-        "wrong": ("Wrong predictions at the best epoch (the paper's figure 7)", _maps(clean, own.data.classes)),
-        "overhead": ("Repeats by epoch, for each reading of epoch_loss", _repeats(attention)),
+        "accuracy": _by_epoch([(noises[0], clean)], own.epochs),
+        "by-time": _run_by_run(clean, spent, cost),
+        "by-loss": _run_by_run(clean, losses, "training loss (falls to the right)"),
+        "wrong": _maps(clean, own.data.classes),
+        "overhead": _repeats(attention),
     }
-    if noisy:
-        drawn["noise"] = ("Test accuracy with label noise (the paper's figure 8)", _by_epoch(noisy, own.epochs))
-    return drawn
+    return drawn | ({"noise": _by_epoch(noisy, own.epochs)} if noisy else {})
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

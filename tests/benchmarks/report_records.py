@@ -39,7 +39,6 @@ class Setting(NamedTuple):
     gain: float = 0.024
     jitter: float = 0.002
     repeated: int = 10
-    repeats_from: int = 2
     more_each_seed: int = 0
     falls: float = 0.0
     slower: float = 1.0
@@ -91,9 +90,7 @@ def make_seed(setting: Setting, noise: int, seed: int) -> dict[tuple[str, str | 
     arms = {("baseline", None): make("baseline", [np.ones(setting.batches, dtype=int)] * setting.epochs)}
     for reading in setting.readings:
         is_repeated = np.arange(setting.batches) < repeated
-        visits = [
-            np.where(is_repeated & (number >= setting.repeats_from), 2, 1) for number in range(1, setting.epochs + 1)
-        ]
+        visits = [np.where(is_repeated & (number > 1), 2, 1) for number in range(1, setting.epochs + 1)]
         for arm in ("attention", "random"):
             arms[arm, reading] = make(arm, visits)
         extra = sum(int(each.sum()) - setting.batches for each in visits)

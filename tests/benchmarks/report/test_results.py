@@ -19,7 +19,6 @@ def names(*settings):
     [
         ({"images": (50_000, 20_000)}, ("640 images", "50,000 images")),
         ({"images": (640, 100)}, ("20,000 test images", "100 test images")),
-        ({"k": 1.5}, ("K 1.25", "K 1.5")),
         ({"is_paper": True}, ("max visits 5", "")),
         ({"options": (("depth", 4),)}, ("", "depth 4")),
         ({"k": 1.5, "epochs": 5}, ("epochs 4, K 1.25", "epochs 5, K 1.5")),
@@ -38,10 +37,8 @@ def test_where_nothing_differs_that_a_reader_understands_the_digest_does():
 
 
 def test_folders_of_one_configuration_are_put_together_and_a_run_does_not_count_twice(tmp_path):
-    one, two, again = (
-        write_records(tmp_path / name, EXACT._replace(seeds=seeds))
-        for name, seeds in (("1", (0, 1)), ("2", (2,)), ("3", (1,)))
-    )
+    seeds = {"1": (0, 1), "2": (2,), "3": (1,)}
+    one, two, again = (write_records(tmp_path / name, EXACT._replace(seeds=each)) for name, each in seeds.items())
     cifar = tabulate(read_folders([one, two]))
     assert sorted(cifar.runs[cifar.runs["arm"] == "attention"]["seed"]) == [0, 1, 2]
     assert len(cifar.configurations) == 1
@@ -59,9 +56,7 @@ def test_unfinished_runs_are_left_out_and_counted(tmp_path, report):
 
 
 def test_a_report_is_on_one_kind_of_records(tmp_path):
-    folders = [
-        write_records(tmp_path / "cifar", EXACT),
-        write_selection(tmp_path / "images", "images", {("noisy", "plain"): [50]}),
-    ]
+    cifar = write_records(tmp_path / "cifar", EXACT)
+    images = write_selection(tmp_path / "images", "images", {("noisy", "plain"): [50]})
     with pytest.raises(SystemExit, match=r"^error: the folders are of cifar, images; a report is on one of these"):
-        main([*map(str, folders)])
+        main([str(cifar), str(images)])
