@@ -65,7 +65,7 @@ class Options:
             if unknown := [name for name in given if name not in known[self.study]]:
                 raise PlanError(f"--{option} has {', '.join(unknown)}; it takes {', '.join(known[self.study])}")
         for option, least in {"updates": 1, "threads": 1, "at_once": 1, "seeds": 0}.items():
-            if np.min(getattr(self, option)) < least:
+            if np.any(np.array(getattr(self, option)) < least):
                 raise PlanError(f"--{option.replace('_', '-')} takes numbers of at least {least}")
 
     def data_of(self, setting: str | None) -> str:

@@ -23,6 +23,8 @@ _POOLED = {"k": K, "max_visits": 2}
 _RANDOM = {"select": "random"}
 # What ``SampleAttention`` takes beyond the options of plain training.
 _OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "plain_longer": {},
     "left_out": _PRUNED,
     "left_out_weighted": _PRUNED | {"weighted": True},
     "left_out_random": _PRUNED | _RANDOM,
@@ -30,17 +32,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "both_random": _PRUNED | _POOLED | _RANDOM,
     "pooled": _POOLED,
     "pooled_random": _POOLED | _RANDOM,
-    "sqrt_frequency+left_out": _PRUNED,
+    "selective_backprop": {},
 }
 # Arms that repeat whole batches, and the share of repeats that they may make at most.
 _REPEATS = {"repeated": None, "repeated_fresh": None, "repeated_budget": 0.15}
-BY_FREQUENCY = ("sqrt_frequency", "sqrt_frequency+left_out")
+BY_FREQUENCY: dict[str, dict[str, Any]] = {"sqrt_frequency": {}, "sqrt_frequency+left_out": _PRUNED}
 # The arms of each study, in the order in which they are run.
 ARMS = {
-    "images": (
-        *("plain", "plain_longer", "left_out", "left_out_weighted", "left_out_random", "both", "both_random"),
-        *("pooled", "pooled_random", "selective_backprop", *_REPEATS, *BY_FREQUENCY),
-    ),
+    "images": (*_OPTIONS, *_REPEATS, *BY_FREQUENCY),
     "kinds": ("plain", "left_out", "left_out_weighted", "left_out_random"),
 }
 # Selective Backprop runs the network on two more batches before an update that selects. A backward pass costs about two
@@ -109,7 +108,7 @@ def make_arm(
     doses: Mapping[str, Any] | None = None,
 ) -> Batches:
     """One of ``ARMS``. A random twin follows the doses; without them, it prunes as many as it would by loss."""
-    options: dict[str, Any] = {"prune_probability": 0.0, "weighted": False, "sampler": sampler} | _OPTIONS.get(arm, {})
+    options = {"prune_probability": 0.0, "sampler": sampler} | (_OPTIONS | BY_FREQUENCY).get(arm, {})
     if doses is not None:
         options["select"] = doses
     if arm in BY_FREQUENCY:
