@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler
+from batch_sampler_attn.errors import ProtocolError
 from tests.loading.drivers import DRIVERS, MORE_DRIVERS, load, saved, train
 from tests.loading.helpers import FORKING_IS_FINE, Numbered, make, run_epoch
 from tests.samples.runs import LooksAhead
@@ -38,6 +39,9 @@ def test_a_copy_has_the_state_and_nothing_of_what_happens_to_the_original(kind, 
     twin, twin_of_loader, state = copies
     assert saved(twin) == state
     assert twin_of_loader.batch_sampler is twin.sampler is not driver.sampler
+    if "samples" in kind:
+        with pytest.raises(ProtocolError, match="no current batch"):
+            twin.report(seen[visits - 1][1])  # the loop is the original's
     twin.sampler.load_state_dict(twin.sampler.state_dict())
     # The current batch had no loss, so it comes again.
     assert train(twin, wrapped(twin_of_loader)) == seen[visits - 1 :]
