@@ -142,8 +142,8 @@ def test_a_step_is_that_of_a_loop_over_samples(shape, is_weighted):
     torch.testing.assert_close(ours.weight, theirs.weight - theirs.weight.grad)
 
 
-def test_killed_four_times_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
-    options = ["--seeds", "0", "--epochs", "8", "--label-noise", "3"]
+def test_killed_twice_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
+    options = ["--seeds", "0", "--epochs", "4", "--label-noise", "3"]
     whole, folder, rng = run_benchmark(digits, tmp_path / "whole", *options), tmp_path / "killed", random.Random(0)
     epochs = [epoch for epochs in read_records(whole).epochs.values() for epoch in epochs]
     an_epoch = statistics.median(epoch.seconds + epoch.evaluation_seconds for epoch in epochs)
@@ -151,7 +151,7 @@ def test_killed_four_times_the_records_are_those_of_an_undisturbed_run(digits, t
     def newest():
         return max((path.stat().st_mtime_ns for path in folder.glob("work/*/*.*")), default=0)
 
-    for _ in range(4):
+    for _ in range(2):
         before, process = newest(), FORK_SERVER.Process(target=run_quietly, args=(digits, folder, options))
         process.start()
         while process.is_alive() and newest() == before:
