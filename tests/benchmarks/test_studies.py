@@ -25,6 +25,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_recorded_quick_start_is_read_and_drawn(tmp_path):
     options = ["--redraw", find_newest("quickstart") / "runs.jsonl", "--output", tmp_path / "figure.png"]
     done = subprocess.run(

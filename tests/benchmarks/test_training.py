@@ -16,7 +16,7 @@ from benchmarks import storage
 from benchmarks.cifar import ImageTraining
 from benchmarks.errors import BenchmarkError, RunIsBeingMade, Stopped
 from benchmarks.reading import read_configuration, read_records
-from benchmarks.schema import RunFile, RunName
+from benchmarks.schema import ARMS, RunFile, RunName
 from benchmarks.storage import Storage, stop_runs
 from benchmarks.training import Job, make_run, step
 from tests.benchmarks.cifar_helpers import FORK_SERVER, records_without_times, run_benchmark, run_quietly
@@ -142,8 +142,9 @@ def test_a_step_is_that_of_a_loop_over_samples(shape, is_weighted):
     torch.testing.assert_close(ours.weight, theirs.weight - theirs.weight.grad)
 
 
-def test_killed_twice_the_records_are_those_of_an_undisturbed_run(digits, tmp_path):
-    options = ["--seeds", "0", "--epochs", "4", "--label-noise", "3"]
+@pytest.mark.parametrize("arms", [("attention",), pytest.param(ARMS, marks=pytest.mark.slow)])
+def test_killed_twice_the_records_are_those_of_an_undisturbed_run(digits, tmp_path, arms):
+    options = ["--arms", *arms, "--seeds", "0", "--epochs", "4", "--label-noise", "3"]
     whole, folder, rng = run_benchmark(digits, tmp_path / "whole", *options), tmp_path / "killed", random.Random(0)
     epochs = [epoch for epochs in read_records(whole).epochs.values() for epoch in epochs]
     an_epoch = statistics.median(epoch.seconds + epoch.evaluation_seconds for epoch in epochs)

@@ -53,6 +53,7 @@ def trained(trainer):
     return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_the_trainer_repeats_and_is_otherwise_as_it_was(transformers, tmp_path):
     schedule, recorder = make_schedule()
     trainer, logs = trained(make_trainer(transformers, tmp_path, "BatchAttentionMixin", schedule=schedule))
