@@ -6,7 +6,7 @@ import contextlib
 import json
 import operator
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from batch_sampler_attn.errors import StateError, short_repr
@@ -20,7 +20,7 @@ def seal(state: dict[str, Any]) -> dict[str, Any]:
     return {**versioned, "fingerprint": _fingerprint(versioned)}
 
 
-def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
+def unseal(what: str, packed: object, keys: set[str]) -> dict[str, Any]:
     """The dictionary that ``seal`` sealed, if it has these keys and no value differs from the one saved.
 
     ``what`` is its name in messages, such as "the schedule's state".
@@ -34,7 +34,7 @@ def unseal(what: str, packed: object, keys: set[str], optional: Collection[str] 
             "release that saved it, or start without it"
         )
     fields = {name: value for name, value in packed.items() if name != "fingerprint"}
-    has_all = keys <= set(fields) <= keys | {*optional, "version"}
+    has_all = keys <= set(fields) <= keys | {"version"}
     try:
         is_intact = short_repr(packed.get("fingerprint")) == str(_fingerprint(fields))
     except (TypeError, ValueError, RecursionError):  # not JSON types

@@ -10,11 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# The last two are arms of ``benchmarks.selection``.
-PACKAGES = (
-    *("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab"),
-    *("mosaicml", "infobatch"),
-)
+PACKAGES = ("batch-sampler-attn", "torch", "torchvision", "timm", "numpy", "scikit-learn", "cleanlab")
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:
