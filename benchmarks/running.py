@@ -45,12 +45,9 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 
 from batch_sampler_attn.errors import BatchAttentionError
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade, Stopped
-from benchmarks.reading import read_configuration
 from benchmarks.schema import RunName
 from benchmarks.storage import stop_runs
 from benchmarks.training import Job, make_run
@@ -85,7 +82,6 @@ def attempt(job: Job) -> tuple[Literal["finished", "locked", "refused", "failed"
 
 def run_all(
     jobs: Sequence[Job],
-    *,
     needs: Needs,
     executor: str | None,
     at_once: int,
@@ -100,44 +96,37 @@ def run_all(
     if not jobs:
         return
     folder, waiting, handed_out = jobs[0].folder, list(jobs), HandedOut()
+    not_before: dict[RunName, float] = {}
+    losses: Counter[tuple[RunName, int]] = Counter()
     with ExitStack() as stack:
         stack.enter_context(_exit_at_signals())
         opened = _open(executor, _parse(executor_options), at_once, folder, stack)
         stack.enter_context(_progress(jobs, waiting, handed_out, console))
         try:
-            _make_all(waiting, handed_out, needs, opened, at_once, console)
+            while waiting or handed_out:
+                unfinished = {job.run for job in waiting} | {job.run for _, job in handed_out}
+                now = time.monotonic()
+                ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, 0) <= now]
+                for job in ready[: at_once - len(handed_out)]:
+                    handed_out.append((opened.submit(attempt, job), job))
+                    waiting.remove(job)
+                for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
+                    end = _end_of(pending, job, losses)
+                    handed_out.remove((pending, job))
+                    if end != "finished":
+                        waiting.insert(0, job)
+                    elif not console.is_terminal:
+                        console.print(_describe(job), highlight=False)
+                    if end == "locked":
+                        console.print(f"another process makes {job.run}; waiting for it", highlight=False)
+                        not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
+                time.sleep(_POLL_SECONDS)
         except BaseException as error:
             with suppress(BenchmarkError):
                 stop_runs(folder, type(error).__name__)
             for pending, _ in handed_out:
                 pending.cancel()
             raise
-
-
-def _make_all(
-    waiting: list[Job], handed_out: HandedOut, needs: Needs, executor: Executor, at_once: int, console: Console
-) -> None:
-    not_before: dict[RunName, float] = {}
-    losses: Counter[tuple[RunName, int]] = Counter()
-    while waiting or handed_out:
-        unfinished = {job.run for job in waiting} | {job.run for _, job in handed_out}
-        now = time.monotonic()
-        ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, now) <= now]
-        for job in ready[: at_once - len(handed_out)]:
-            handed_out.append((executor.submit(attempt, job), job))
-            waiting.remove(job)
-        for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
-            end = _end_of(pending, job, losses)
-            handed_out.remove((pending, job))
-            if end == "finished":
-                if not console.is_terminal:
-                    console.print(f"{job.run}: {_describe(job)}", highlight=False)
-                continue
-            if end == "locked":
-                console.print(f"another process makes {job.run}; waiting for it", highlight=False)
-                not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
-            waiting.insert(0, job)
-        time.sleep(_POLL_SECONDS)
 
 
 def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) -> Literal["finished", "locked", "lost"]:
@@ -263,20 +252,15 @@ class _Processes:
 
 
 def _progress(jobs: Sequence[Job], waiting: list[Job], handed_out: HandedOut, console: Console) -> Live:
-    """Bars on a terminal: one for each run that is handed out, and one for all."""
-    epochs, start = getattr(read_configuration(jobs[0].folder), "epochs", 1), time.monotonic()
+    """A line on a terminal for each run that is handed out, and one for all."""
+    start = time.monotonic()
 
-    def table() -> Table:
-        rows = Table.grid(padding=(0, 1))
-        running = [job for _, job in list(handed_out)]
-        for job in running:
-            rows.add_row(str(job.run), ProgressBar(epochs, len(_recorded(job)), 20), _describe(job))
-        finished = len(jobs) - len(waiting) - len(running)
-        elapsed = timedelta(seconds=int(time.monotonic() - start))
-        rows.add_row("all", ProgressBar(len(jobs), finished, 20), f"{finished} of {len(jobs)} runs, {elapsed}")
-        return rows
+    def lines() -> str:
+        running = [_describe(job) for _, job in list(handed_out)]
+        finished, elapsed = len(jobs) - len(waiting) - len(running), timedelta(seconds=int(time.monotonic() - start))
+        return "\n".join([*running, f"{finished} of {len(jobs)} runs, {elapsed}"])
 
-    return Live(get_renderable=table, console=console, refresh_per_second=1, transient=True)
+    return Live(get_renderable=lines, console=console, refresh_per_second=1, transient=True)
 
 
 def _recorded(job: Job) -> list[dict[str, Any]]:
@@ -289,4 +273,4 @@ def _recorded(job: Job) -> list[dict[str, Any]]:
 def _describe(job: Job) -> str:
     epochs = _recorded(job)
     last = f", {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else ""
-    return f"{len(epochs)} epochs{last}"
+    return f"{job.run}: {len(epochs)} epochs{last}"

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.environment import describe_environment
-from benchmarks.errors import BenchmarkError, Stopped
+from benchmarks.errors import Stopped
 from benchmarks.evaluation import TF32, tf32
 from benchmarks.schema import ConfusionMatrix, Epoch, Evaluated, Run, RunFile, RunName, Surroundings
 from benchmarks.storage import Storage, is_stopped
@@ -91,31 +90,7 @@ def make_run(job: Job) -> None:
         record = storage.read_run(job.run)
         if record is not None and record.run.is_finished:
             return
-        try:
-            _Run(job, storage, importlib.import_module(job.plan).build(job)).make()
-        except torch.OutOfMemoryError as error:
-            raise BenchmarkError(
-                f"the memory of {job.device} does not suffice: {str(error).splitlines()[0]} Give the same command "
-                "again to resume, with a smaller --at-once"
-            ) from error
-
-
-def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(samples,): the cross-entropy of each sample; its mean where a sample has many targets, as a text has bytes."""
-    each = nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
-    return each.view(len(targets), -1).mean(1)
-
-
-def step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
-    losses = losses_of(network(inputs), targets)
-    loss = losses.mean() if weights is None else (losses * weights).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return losses.detach()
+        _Run(job, storage, importlib.import_module(job.plan).build(job)).make()
 
 
 class _Run:
@@ -189,10 +164,7 @@ class _Run:
     def _write(self, *, keeps_state: bool) -> None:
         fields = {**self._training.describe(), "is_finished": self._training.is_finished}
         file = RunFile(run=self._run.model_copy(update=fields), epochs=self._epochs, visits=self._visits)
-        if keeps_state:
-            self._storage.save(file, self._training.state_dict())
-        else:
-            self._storage.write_record(file)
+        self._storage.save(file, self._training.state_dict() if keeps_state else None)
 
     def _note_surroundings(self) -> list[Surroundings]:
         job, before = self._job, self._run.surroundings
