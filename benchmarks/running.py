@@ -1,16 +1,15 @@
 """Making many runs on an executor: in this process, in processes side by side, or on other machines.
 
-``--executor`` names it:
+``--executor`` names it; without it, one run at a time is made in this process, and more ``--at-once`` in processes:
 
-    processes                   as many processes of this machine as ``--at-once``
+    processes                   of this machine
     submitit                    jobs of Slurm; ``submitit:local`` for submitit's own executor on this machine
     dask:tcp://HOST:8786        the workers of an existing cluster
     PACKAGE.MODULE:CALLABLE     any other: the callable returns an object whose ``submit(function, *args)`` gives
                                 futures with ``done()``, ``result()`` and ``cancel()``
 
-Without it, one run at a time is made in this process, and more in processes. ``--at-once`` is the number of runs handed
-out at a time. ``--executor-options KEY=VALUE ...`` are arguments of submitit's ``update_parameters``
-(``timeout_min=600 slurm_partition=gpu``), of Dask's ``Client`` or of the callable.
+``--executor-options KEY=VALUE ...`` are arguments of submitit's ``update_parameters`` (``timeout_min=600
+slurm_partition=gpu``), of Dask's ``Client`` or of the callable.
 
 Workers see the folder of records and the data at the same paths, on a file system whose locks hold across machines, and
 have the root of the repository on their Python path. A Slurm job starts in the current directory, so start the command

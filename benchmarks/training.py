@@ -22,7 +22,6 @@ from benchmarks.storage import Storage, is_stopped
 
 # Load of a machine's own, below which it counts as idle.
 _OTHER_LOAD = 0.5
-_SECONDS_BETWEEN_CHECKS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Tested(NamedTuple):
 
 
 class Training(Protocol):
-    """A run's training, from its start or from the state that it has loaded."""
+    """A run's training, from its start or from the state that it has loaded; a run of one epoch needs no state."""
 
     @property
     def is_finished(self) -> bool:
@@ -110,11 +109,11 @@ class _Run:
             self._run, self._visits = kept[0].run, kept[0].visits
             self._epochs = [epoch.model_copy(update=self._identity) for epoch in kept[0].epochs]
         self._run = self._run.model_copy(update={**self._identity, "surroundings": self._note_surroundings()})
-        self._kept = self._checked = time.monotonic()
+        self._kept = time.monotonic()
 
     def make(self) -> None:
         while not self._training.is_finished:
-            self._check(at_once=True)
+            self._check()
             start = time.monotonic()
             trained = self._training.train_epoch(self._check)
             middle = time.monotonic()
@@ -131,12 +130,9 @@ class _Run:
         if not self._job.keeps_state:
             self._storage.forget_state(self._job.run)
 
-    def _check(self, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if at_once or now - self._checked >= _SECONDS_BETWEEN_CHECKS:
-            self._checked = now
-            if is_stopped(self._job.folder):
-                raise Stopped(f"{self._job.run} was told to stop")
+    def _check(self) -> None:
+        if is_stopped(self._job.folder):
+            raise Stopped(f"{self._job.run} was told to stop")
 
     def _add(self, trained: Trained, tested: Tested, seconds: float, evaluation_seconds: float) -> None:
         job = self._job

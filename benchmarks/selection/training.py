@@ -76,7 +76,7 @@ def step(network: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Tens
 
 
 class SelectionTraining:
-    """Trains a run: all of its updates are one epoch (see ``benchmarks.training.Training``)."""
+    """Trains a run: all of its updates are one epoch of a minute (see ``benchmarks.training.Training``)."""
 
     def __init__(self, job: Job) -> None:
         storage, self._run, self._data = Storage(job.folder), job.run, (job.data, job.data_dir)
@@ -173,13 +173,6 @@ class SelectionTraining:
     def describe(self) -> dict[str, Any]:
         """What a random twin is made from."""
         return {"doses": self._doses or None}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a run takes a minute, and starts again where it was stopped."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 build = SelectionTraining

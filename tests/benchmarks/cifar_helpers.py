@@ -6,9 +6,6 @@ import os
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-
-from benchmarks.cifar import main
 
 OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
 SMALL = ["--seeds", "0", "--epochs", "3"]
@@ -17,6 +14,8 @@ WHOLE = ["--label-noise", "3", "--epoch-loss", "first", "last", "--seeds", "0", 
 
 def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=28, mode="L"):
     """Scikit-learn's digits as an image folder."""
+    from sklearn.datasets import load_digits  # takes a second, for which other tests do not wait
+
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
     for label in range(classes):
@@ -31,6 +30,8 @@ def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=
 
 def run_benchmark(data, out, *options):
     """The command, in this process."""
+    from benchmarks.cifar import main  # as above
+
     main(["--data", str(data), "--data-dir", str(data.parent / "cache"), "--out", str(out), *OPTIONS, *options])
     return out
 
@@ -55,7 +56,7 @@ def records_without_times(out):
 
 # Starts a process with everything imported in no time.
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload([__name__])
+FORK_SERVER.set_forkserver_preload([__name__, "benchmarks.cifar", "torchvision.models"])
 
 
 def run_quietly(data, folder, options):

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import models
 from benchmarks.errors import PlanError
 from benchmarks.evaluation import evaluate, measure_numerics, tf32
-from benchmarks.label_noise import redraw_labels
+from benchmarks.images import redraw_labels
 from benchmarks.models import count_parameters, find_recipe, make_model
 from benchmarks.schema import Data
 
@@ -104,7 +104,7 @@ def test_weights_depend_on_the_seed_alone_and_no_generator_of_the_users_is_touch
     [
         ("resnet43", (32, 32), {}, "there is no model 'resnet43'.*timm.list_models"),
         ("tnt", (28, 28), {"reduced": True}, "multiple of 8 pixels, and these are 28x28"),
-        ("tnt", (32, 28), {}, "square"),
+        ("tnt", (32, 28), {}, "does not take images of 32x28"),
         ("tnt", (32, 32), {"pretrained": True}, "leave --pretrained out"),
         ("small_resnet", (32, 32), {"pretrained": True}, "no weights of small_resnet"),
         ("resnet34", (32, 32), {"reduced": True}, "has no reduced form; leave --reduced out"),
