@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,11 +62,6 @@ class ModelRecipe(NamedTuple):
         return f"{_LITE0_WEIGHTS[0]}, {path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
-def _import_timm() -> Any:
-    """In seconds, for which a small model does not wait."""
-    return importlib.import_module("timm")
-
-
 def _small_resnet(classes: int, width: int) -> nn.Module:
     """Three residual blocks behind a 7x7 stem that reduces four times, as ResNet34's stem and pooling do."""
     from torchvision.models.resnet import BasicBlock
@@ -102,15 +96,19 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
         raise PlanError(f"{model} has no reduced form, as tnt has; leave --reduced out")
     if pretrained and model in ("tnt", SMALL_RESNET):
         raise PlanError(f"there are no weights of {model} for these images; leave --pretrained out")
-    architecture, options = _ARCHITECTURES.get(model, model), {SMALL_RESNET: {"width": 16}}.get(model, {})
+    if model == SMALL_RESNET:
+        return ModelRecipe(model, model, {"width": 16}, pretrained)
+    import timm  # takes seconds, for which a small model does not wait
+
+    architecture, options = _ARCHITECTURES.get(model, model), dict[str, Any]()
+    if not timm.is_model(architecture):
+        raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; timm.list_models() lists them")
     if model == "tnt":
         options = {"img_size": height, **_TNT[reduced]}
         if height % options["patch_size"]:
             raise PlanError(
                 f"tnt takes images whose side is a multiple of {options['patch_size']}, not {height}x{width}"
             )
-    elif model != SMALL_RESNET and not (timm := _import_timm()).is_model(architecture):
-        raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; timm.list_models() lists them")
     return ModelRecipe(model, architecture, options, pretrained)
 
 
@@ -122,8 +120,10 @@ def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if recipe.architecture == SMALL_RESNET:
             return _small_resnet(classes, **recipe.model_options)
+        import timm
+
         try:
-            model: Any = _import_timm().create_model(recipe.architecture, **options, **recipe.model_options)
+            model: Any = timm.create_model(recipe.architecture, **options, **recipe.model_options)
         except Exception as error:  # timm and its hub raise many kinds
             hint = ". Check the connection to timm's hub, or train from scratch by leaving --pretrained out"
             raise PlanError(

@@ -54,7 +54,6 @@ from benchmarks.training import Job, make_run
 _POLL_SECONDS = 0.1
 _LOCKED_RETRY_SECONDS = 5.0
 _MOST_LOSSES = 3
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 Executor = Any  # has submit(function, *arguments)
 Pending = Any  # has done(), result() and cancel()
@@ -158,7 +157,7 @@ def _exit_at_signals() -> Iterator[None]:
         sys.exit(128 + number)
 
     # One that the command was started to ignore, as HUP is under nohup, stays ignored.
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:
@@ -222,7 +221,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-_new_pool = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"), _begin_worker)
+# Its processes begin with PyTorch imported, which takes each that is spawned some seconds.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([make_run.__module__])
+_new_pool = partial(ProcessPoolExecutor, 1, _context, _begin_worker)
 
 
 class _Processes:

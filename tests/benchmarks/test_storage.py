@@ -78,11 +78,8 @@ def test_runs_of_another_configuration_or_number_of_threads_are_not_added(digits
 @pytest.mark.parametrize("name", ["state.pt", "record.json"])
 def test_a_state_or_record_of_another_configuration_is_refused(out, tmp_path, name):
     run = RunName("baseline", None, 3, 1)
-    storage, record = (
-        Storage(tmp_path, read_configuration(out).model_copy(update={"epochs": 1})),
-        Storage(out).read_run(run),
-    )
-    storage.save(record, {} if name == "state.pt" else None)
+    storage = Storage(tmp_path, read_configuration(out).model_copy(update={"epochs": 1}))
+    storage.save(Storage(out).read_run(run), {} if name == "state.pt" else None)
     with pytest.raises(RecordsError, match=f"{name} has a line of {run} from configuration"):
         storage.load(run) if name == "state.pt" else storage.collect()
 

@@ -83,7 +83,7 @@ class Training:
                     time.sleep(0.01)
                     check()
             case ["pause"]:
-                time.sleep(2.5)
+                time.sleep(1.5)
             case ["refuse"]:
                 raise PlanError("there is no such thing; give another")
             case ["fail"]:
