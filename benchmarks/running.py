@@ -44,6 +44,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from batch_sampler_attn.errors import BatchAttentionError
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade, Stopped
@@ -256,10 +257,10 @@ def _progress(jobs: Sequence[Job], waiting: list[Job], handed_out: HandedOut, co
     """A line on a terminal for each run that is handed out, and one for all."""
     start = time.monotonic()
 
-    def lines() -> str:
+    def lines() -> Text:
         running = [_describe(job) for _, job in list(handed_out)]
         finished, elapsed = len(jobs) - len(waiting) - len(running), timedelta(seconds=int(time.monotonic() - start))
-        return "\n".join([*running, f"{finished} of {len(jobs)} runs, {elapsed}"])
+        return Text("\n".join([*running, f"{finished} of {len(jobs)} runs, {elapsed}"]))
 
     return Live(get_renderable=lines, console=console, refresh_per_second=1, transient=True)
 

@@ -81,20 +81,9 @@ class Passes:
         return iter(drawing.choices(range(self.samples), cum_weights=self.cumulative_weights, k=self.samples))
 
 
-def make_arm(
-    arm: str,
-    labels: Tensor,
-    batch_size: int,
-    updates: int,
-    seed: int,
-    *,
-    sampler: Passes | None = None,
-    doses: Mapping[str, Any] | None = None,
-) -> Batches:
-    """One of ``ARMS``. A random twin follows the doses; without them, it prunes as many as it would by loss."""
-    options = {"prune_probability": 0.0, "sampler": sampler} | (_OPTIONS | BY_FREQUENCY).get(arm, {})
-    if doses is not None:
-        options["select"] = doses
+def make_arm(arm: str, labels: Tensor, batch_size: int, updates: int, seed: int, **options: Any) -> Batches:
+    """One of ``ARMS``; with options of ``SampleAttention`` besides, such as the doses that a random twin follows."""
+    options = {"prune_probability": 0.0, **(_OPTIONS | BY_FREQUENCY).get(arm, {}), **options}
     if arm in BY_FREQUENCY:
         # The square root of the inverse frequency of a sample's label.
         weights = torch.bincount(labels)[labels].double().rsqrt()

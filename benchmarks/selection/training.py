@@ -102,8 +102,9 @@ class SelectionTraining:
             self._network, self._prepare = of_kind(setting, inputs.shape[-1], self._task.outputs, seed), mirror
             self._optimizer = AdamW(self._network.parameters(), self._peak, weight_decay=0.01)
             self._schedule = LambdaLR(self._optimizer, lambda update: one_cycle(update / updates))
-            source = storage.read_run(self._run._replace(arm=SOURCES[arm])) if arm in SOURCES else None
-            options = {"sampler": Passes(len(labels), seed), "doses": source and source.run.doses}
+            options["sampler"] = Passes(len(labels), seed)
+            if source := storage.read_run(self._run._replace(arm=SOURCES[arm])) if arm in SOURCES else None:
+                options["select"] = source.run.doses
         self._arm = make_arm(arm, labels, sizes.batch_size, updates, seed, **options)
         self.is_finished, self._forward_samples = False, 0
         self._doses: Mapping[str, Any] = {}
@@ -138,27 +139,22 @@ class SelectionTraining:
 
         self._network.eval()
         task = self._task
-        score, recalls, group_losses, predicted = self._evaluate(task.test)
+        on_test, predicted = self._evaluate(task.test)
         targets = task.test.targets.flatten().numpy()
         chosen = Chosen(
+            **on_test,
             forward_samples=self._forward_samples,
             pruned=sum(self._doses["pruned"]),
             counts=task.counts,
-            recalls=recalls,
             learning_rate=self._peak,
-            score=score,
-            validation=None if task.validation is None else self._evaluate(task.validation)[0],
-            group_losses=group_losses,
+            validation=None if task.validation is None else self._evaluate(task.validation)[0]["score"],
             data_sha256=load_source(*self._data)[1],
         )
         accuracy, macro_f1 = (predicted == targets).mean(), f1_score(targets, predicted, average="macro")
         return Tested({"accuracy": float(accuracy), "macro_f1": float(macro_f1), "chosen": chosen})
 
-    def _evaluate(self, part: Part) -> tuple[float, list[float], list[float], NDArray[np.int64]]:
-        """The score, recall in per cent and mean loss of each group, and all that is predicted.
-
-        The score is accuracy in per cent, or of text minus the mean loss over sorts: more is better.
-        """
+    def _evaluate(self, part: Part) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """Fields of ``Chosen``, and all that is predicted."""
         with torch.inference_mode():
             outputs = torch.cat([self._network(inputs) for inputs in part.inputs.split(_EVALUATED_AT_ONCE)])
             losses, predicted = losses_of(outputs, part.targets), outputs.argmax(-1)
@@ -166,9 +162,9 @@ class SelectionTraining:
         of_group = [part.groups == group for group in range(len(self._task.counts))]
         recalls = [100 * right[where].mean().item() for where in of_group]
         group_losses = [losses[where].mean().item() for where in of_group]
-        is_text = part.targets.ndim > 1
-        score = -sum(group_losses) / len(group_losses) if is_text else 100 * right.mean().item()
-        return score, recalls, group_losses, predicted.flatten().numpy()
+        # More is better, of text too.
+        score = 100 * right.mean().item() if part.targets.ndim == 1 else -sum(group_losses) / len(group_losses)
+        return {"score": score, "recalls": recalls, "group_losses": group_losses}, predicted.flatten().numpy()
 
     def describe(self) -> dict[str, Any]:
         """What a random twin is made from."""

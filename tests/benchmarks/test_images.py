@@ -64,7 +64,7 @@ def test_a_folder_that_is_unfit_for_training_is_refused(tmp_path, spoil, said):
 
 def test_cifar_that_can_neither_be_read_nor_downloaded_is_refused(tmp_path):
     (tmp_path / "a file").write_text("in the way")
-    with pytest.raises(DataError, match=r"neither be read .* nor downloaded"):
+    with pytest.raises(DataError, match=r"neither be read nor downloaded"):
         load_images("cifar10", tmp_path / "a file" / "data")
 
 

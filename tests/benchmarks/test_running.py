@@ -201,14 +201,14 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*Popen")  # submitit's, of a job that is cancelled
 def test_a_killed_worker_and_a_terminated_command_leave_runs_as_those_of_one_process(tmp_path, elsewhere):
-    folder, behaviours = tmp_path / "runs", ["", "", "die once", "", "wait"]
-    with pytest.raises(SystemExit), signalled(signal.SIGTERM, lambda: are_in(folder, (4, 3, "begins"), (3, 4, "ends"))):
-        make(folder, 5, 2, behaviours=behaviours, executor=elsewhere)
-    wait_for(lambda: is_free(folder, 4))
+    folder, behaviours = tmp_path / "runs", ["", "", "die once", "", "", "", "", "wait"]
+    with pytest.raises(SystemExit), signalled(signal.SIGTERM, lambda: are_in(folder, (7, 3, "begins"), (6, 4, "ends"))):
+        make(folder, 8, 2, behaviours=behaviours, executor=elsewhere)
+    wait_for(lambda: is_free(folder, 7))
     if elsewhere == "processes":  # the other did not die with it
-        assert len({process for *_, process in read_log(folder)}) == 3
-    make(folder, 5)
-    check_made_once(folder, 5)
+        assert len({process for *_, process in read_log(folder)}) <= 3
+    make(folder, 8)
+    check_made_once(folder, 8)
 
 
 @pytest.mark.slow

@@ -76,7 +76,9 @@ def losses_of(samples, update):
 
 def run_arm(study, arm, doses=None, updates=104):
     """What an arm chooses among 100 samples, how often it repeats, and its doses."""
-    options = {"sampler": Passes(100, 3), "doses": doses} if study == "kinds" else {}
+    options = {"sampler": Passes(100, 3)} if study == "kinds" else {}
+    if doses:
+        options["select"] = doses
     batches, seen = make_arm(arm, torch.arange(100) % 10 % 7, 8, updates, 3, **options), []
     batch = next(batches)
     while True:
