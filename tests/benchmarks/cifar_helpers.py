@@ -7,6 +7,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from benchmarks.reading import read_records
+
 OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
 SMALL = ["--seeds", "0", "--epochs", "3"]
 WHOLE = ["--label-noise", "3", "--epoch-loss", "first", "last", "--seeds", "0", "1"]
@@ -44,14 +46,11 @@ def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def records_without_times(out):
-    """Records less what differs between two runs of the same computation."""
-    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings", "shared_device")
-    return [
-        {name: value for name, value in line.items() if name not in times}
-        for file in ("epochs", "runs")
-        for line in read_lines(out / f"{file}.jsonl")
-    ]
+def records_without_times(folder):
+    """Of each run, less what differs between two runs of the same computation."""
+    times, records = {"seconds", "evaluation_seconds", "finished_at", "shared_device"}, read_records(folder)
+    of_runs = {name: run.model_dump(exclude={"surroundings"}) for name, run in records.runs.items()}
+    return {name: [run, *(e.model_dump(exclude=times) for e in records.epochs[name])] for name, run in of_runs.items()}
 
 
 # Starts a process with everything imported in no time.

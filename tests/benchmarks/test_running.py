@@ -16,8 +16,8 @@ from rich.console import Console
 
 from benchmarks import running
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade
-from benchmarks.reading import read_records
 from benchmarks.storage import Storage, is_stopped
+from tests.benchmarks.cifar_helpers import records_without_times
 from tests.benchmarks.tiny_plan import EPOCHS, Late, make, name
 
 LATE, THREADS = "tests.benchmarks.tiny_plan:Late", "concurrent.futures:ThreadPoolExecutor"
@@ -66,18 +66,12 @@ def signalled(number, condition):
     return in_thread(send)
 
 
-def outcome(folder):
-    times = {"seconds", "evaluation_seconds", "finished_at", "shared_device"}
-    epochs = read_records(folder).epochs
-    return {run: [epoch.model_dump(exclude=times) for epoch in epochs[run]] for run in epochs}
-
-
 def check_made_once(folder, count):
     """Every epoch of every run was trained to its end once, and all are equal to those of one process."""
     ends = Counter((seed, epoch) for seed, epoch, what, _ in read_log(folder) if what == "ends")
     assert ends == Counter((seed, epoch) for seed in range(count) for epoch in range(1, EPOCHS + 1))
     make(folder.parent / "whole", count)
-    assert outcome(folder) == outcome(folder.parent / "whole")
+    assert records_without_times(folder) == records_without_times(folder.parent / "whole")
 
 
 @pytest.fixture(scope="module")

@@ -111,21 +111,19 @@ def test_a_folder_of_another_program_is_refused_and_left_as_it_is(out, tmp_path,
     assert {file.name for file in (tmp_path / "home").rglob("*") if file.is_file()} - {"lock"} == {path.name}
 
 
-@pytest.mark.parametrize("name", ["visits.jsonl", "epochs.jsonl", "runs.jsonl"])
-def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_them(
-    digits, moved, records, monkeypatch, name
-):
+def test_a_disk_that_fills_up_between_two_files_of_the_records_costs_none_of_them(digits, moved, records, monkeypatch):
     folder, write = moved(), storage.write_whole
+    for name in ("visits.jsonl", "epochs.jsonl", "runs.jsonl"):
 
-    def write_until_it_is_full(path, content):
-        if path.name == name:
-            raise StorageError("no space is left")
-        write(path, content)
+        def write_until_it_is_full(path, content, name=name):
+            if path.name == name:
+                raise StorageError("no space is left")
+            write(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_whole", write_until_it_is_full)
-        with pytest.raises(SystemExit, match="no space is left"):
-            run_benchmark(digits, folder, "--seeds", "7", "--arms", "attention")
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_whole", write_until_it_is_full)
+            with pytest.raises(SystemExit, match="no space is left"):
+                run_benchmark(digits, folder, "--seeds", "7", "--arms", "attention")
     Storage(folder).write_records()
     again = read_records(folder)
     assert set(again.runs) - set(records.runs) == {RunName("attention", "first", 0, 7)}
