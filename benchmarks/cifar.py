@@ -22,7 +22,6 @@ Then: python -m benchmarks.report OUT
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,20 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule, EqualComputeControl
 from batch_sampler_attn.device import DeviceLoop
-from batch_sampler_attn.errors import BatchAttentionError
 from batch_sampler_attn.options import DEFAULT_MAX_VISITS
-from benchmarks.errors import BenchmarkError, DataError, PlanError
+from benchmarks.errors import PlanError
 from benchmarks.evaluation import evaluate, measure_numerics
-from benchmarks.images import CIFAR, ImageSet, load_images
-from benchmarks.label_noise import GROUP_SIZE, redraw_labels
+from benchmarks.images import NOISE_GROUP, full_path, load_images, redraw_labels
 from benchmarks.models import ModelRecipe, count_parameters, find_recipe, make_model
-from benchmarks.running import run_all
+from benchmarks.plans import PlanOptions, make_runs, parse, run_command
 from benchmarks.schema import ARMS, Configuration, EpochLoss, Flipped, Precision, RunName
 from benchmarks.storage import Storage
 from benchmarks.training import Job, Tested, Trained
@@ -54,12 +50,11 @@ _UPDATES_BETWEEN_CHECKS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(PlanOptions):
     """The options of the command; the help is made of the comments."""
 
     model: str = "resnet34"  # resnet34, tnt, efficientnet_b7, efficientnet_lite0, small_resnet, or any of timm's.
     data: str = "cifar10"  # cifar10, cifar100, or a folder with train/<class>/ and test/<class>/.
-    data_dir: Path = Path("data")  # Downloaded data.
     images: int | None = None  # Train and test on so many each, always the same ones; all by default.
     test_images: int | None = None  # Test on so many; 0 for all of them, as --images by default.
     arms: tuple[str, ...] = ARMS  # Of those above.
@@ -77,44 +72,27 @@ class Options:
     channels_last: bool = False  # Lay out images with their channels last.
     deterministic: bool = True  # Ask PyTorch for deterministic algorithms.
     device: str | None = None  # cpu, or cuda, or cuda:1 and so on; by default cuda if there is one.
-    at_once: int = 1  # Runs at once.
-    executor: str | None = None  # processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
-    executor_options: tuple[str, ...] = ()  # KEY=VALUE for it, such as slurm_partition=gpu.
-    threads: int = 1  # CPU threads of a run; sums depend on it.
     checkpoint_seconds: float = 0.0  # Least time between states kept, at the end of an epoch; 0 for every epoch.
-    out: Path | None = None  # Folder of the records; runs/MODEL-DATA by default.
 
 
 def check(options: Options) -> None:
     """Refuse options that are out of their range, before there is data."""
-    least = {"epochs": 1, "batch_size": 1, "at_once": 1, "threads": 1, "max_visits": 0, "seeds": 0, "label_noise": 0}
-    for name, lowest in least.items():
-        value = getattr(options, name)
-        if min(value if isinstance(value, tuple) else [value], default=lowest) < lowest:
-            raise PlanError(f"--{name.replace('_', '-')} is {value}; it must be at least {lowest}")
-    for name in ("arms", "epoch_loss", "label_noise", "seeds"):
-        values = getattr(options, name)
-        if not values or len(set(values)) < len(values):
-            raise PlanError(f"{name} is {list(values)}; give at least one value, and none twice")
-    if not set(options.arms) <= set(ARMS):
-        raise PlanError(f"--arms has {', '.join(set(options.arms) - set(ARMS))}; the arms are {', '.join(ARMS)}")
-    if not 0 < options.learning_rate < math.inf:
-        raise PlanError(f"--learning-rate is {options.learning_rate}; it must be a number above 0")
-    if max(options.label_noise) > GROUP_SIZE:
-        raise PlanError(f"--label-noise is {options.label_noise}; it must be 0 to {GROUP_SIZE}, of every {GROUP_SIZE}")
+    least = {"epochs": 1, "batch_size": 1, "max_visits": 0, "seeds": 0, "label_noise": 0, "learning_rate": 0}
+    options.check(least, {"arms": ARMS})
+    if max(options.label_noise) > NOISE_GROUP:
+        raise PlanError(f"--label-noise is {options.label_noise}; it must be 0 to {NOISE_GROUP}")
     if options.k is not None:
         BatchAttentionSchedule(options.k)
 
 
 def plan(options: Options) -> list[RunName]:
-    """Every run that was asked for, after the runs that it needs."""
-    runs: dict[RunName, None] = {}
+    """Every run that was asked for."""
     arms = [arm for arm in ARMS if arm in options.arms]
-    for noise, seed, arm in itertools.product(options.label_noise, options.seeds, arms):
-        for reading in [None] if arm == "baseline" else options.epoch_loss:
-            run = RunName(arm, reading, noise, seed)
-            runs |= dict.fromkeys([*needs(run), run])
-    return list(runs)
+    return [
+        RunName(arm, reading, noise, seed)
+        for noise, seed, arm in itertools.product(options.label_noise, options.seeds, arms)
+        for reading in ([None] if arm == "baseline" else options.epoch_loss)
+    ]
 
 
 def needs(run: RunName) -> list[RunName]:
@@ -130,34 +108,20 @@ def _baseline_of(run: RunName) -> RunName:
     return run._replace(arm="baseline", epoch_loss=None)
 
 
-def full_path(data: str) -> str:
-    """The data as workers elsewhere find it."""
-    return data if data in CIFAR else str(Path(data).resolve())
-
-
-def find_device(options: Options) -> torch.device:
+def find_device(options: Options) -> str:
     """The device to train on; that of other machines is not known here."""
-    try:
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise PlanError(f"--device is {options.device!r}; it must be cpu or cuda, or cuda:1 and so on")
-    is_here = options.executor in (None, "processes")
-    if is_here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PlanError(f"--device is {options.device!r}, and there is none here; leave it out to take what there is")
-    return device
+    name, here = options.device or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
+    kind, _, index = name.partition(":")
+    is_elsewhere = options.executor not in (None, "processes")
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not is_elsewhere and int(index or 0) >= here):
+        raise PlanError(f"--device is {name}; it must be cpu, cuda, cuda:1 and so on, and {here} GPUs are here")
+    return name
 
 
 def configure(options: Options) -> Configuration:
     """What all runs have in common."""
     test_images = options.images if options.test_images is None else options.test_images or None
     data = load_images(options.data, options.data_dir, options.images, test_images).describe()
-    if data.train_images % options.batch_size == 1:
-        raise PlanError(
-            f"{data.train_images} images in batches of {options.batch_size} leave one for the last, which batch "
-            "normalization cannot train on; give another --batch-size"
-        )
     recipe = find_recipe(options.model, data.height, data.width, pretrained=options.pretrained, reduced=options.reduced)
     # Options and fields of the same name are the same thing, but for these.
     asked = {name: value for name, value in vars(options).items() if name in Configuration.model_fields}
@@ -171,12 +135,7 @@ def configure(options: Options) -> Configuration:
     return Configuration(**asked)
 
 
-@lru_cache(maxsize=1)
-def _load(data: str, data_dir: Path, train_images: int, test_images: int, sha256: str) -> ImageSet:
-    images = load_images(data, data_dir, train_images, test_images)
-    if images.describe().sha256 != sha256:
-        raise DataError(f"{data} has other images than the records were made with; give the same --data")
-    return images
+_load = lru_cache(maxsize=1)(load_images)
 
 
 class ImageTraining:
@@ -187,7 +146,7 @@ class ImageTraining:
         assert isinstance(storage.configuration, Configuration)
         self._run, self._configuration, self._epochs = job.run, storage.configuration, 0
         configuration, data, device = storage.configuration, storage.configuration.data, torch.device(job.device)
-        images = _load(job.data, job.data_dir, data.train_images, data.test_images, data.sha256)
+        images = _load(job.data, job.data_dir, data.train_images, data.test_images)
         labels = redraw_labels(images.train.labels, len(data.classes), job.run.label_noise, seed)
         self._is_flipped = torch.from_numpy(labels != images.train.labels)
         train = torch.from_numpy(images.train.images).to(device)
@@ -251,11 +210,8 @@ class ImageTraining:
         visits = loop.visit_counts if self._run.arm in ("attention", "random") else None
         names = "batches", "repeats", "threshold", "capped_batches", "nonfinite_losses", "most_visits", "host_reads"
         fields = {name: getattr(summary, name) for name in names}
-        fields |= {
-            "updates": summary.visits,
-            "train_loss": summary.mean_loss,
-            "precision": self._configuration.precision,
-        }
+        fields |= {"updates": summary.visits, "train_loss": summary.mean_loss}
+        fields["precision"] = self._configuration.precision
         if visits is not None:
             fields["batches_by_visits"] = self._count_by_visits(visits)
         return Trained(fields, visits)
@@ -297,72 +253,27 @@ build = ImageTraining
 def run(options: Options, console: Console) -> Path:
     """Make all runs, and return the folder of their records."""
     check(options)
-    runs, device, configuration = plan(options), find_device(options), configure(options)
+    device, configuration = find_device(options), configure(options)
     data = configuration.data
     folder = (options.out or Path("runs") / f"{options.model}-{data.name}").resolve()
-    storage = Storage(folder, configuration)
-    with storage.opened():
-        storage.check_place(device.type, options.threads)
-        finished = storage.finished()
-        waiting = [name for name in runs if name not in finished]
-        text = (
-            f"{configuration.model} ({configuration.parameters:,} parameters) on {data.name}: {data.train_images:,} "
-            f"images of {data.height}x{data.width} to train on, {data.test_images:,} to test on, {len(data.classes)} "
-            f"classes; {len(runs)} runs, {len(waiting)} to be made"
-        )
-        console.print(text, highlight=False, markup=False)
-        starts = {name: _baseline_of(name) for name in waiting if name.arm == "longer"}
-        jobs = [
-            Job(
-                folder=folder,
-                run=name,
-                data=full_path(options.data),
-                data_dir=options.data_dir.resolve(),
-                device=str(device),
-                threads=options.threads,
-                at_once=options.at_once,
-                checkpoint_seconds=options.checkpoint_seconds,
-                starts_as=starts.get(name),
-                keeps_state=name in starts.values(),
-            )
-            for name in waiting
-        ]
-        try:
-            run_all(
-                jobs,
-                needs=needs,
-                executor=options.executor,
-                at_once=options.at_once,
-                console=console,
-                executor_options=options.executor_options,
-            )
-        finally:
-            finished = storage.finished()
-            for name in finished - {start for longer, start in starts.items() if longer not in finished}:
-                storage.forget_state(name)
-            storage.write_records()
+    text = (
+        f"{configuration.model} ({configuration.parameters:,} parameters) on {data.name}: {data.train_images:,} images "
+        f"of {data.height}x{data.width} to train on, {data.test_images:,} to test on, {len(data.classes)} classes"
+    )
+    console.print(text, highlight=False, markup=False)
+
+    def make_job(run: RunName) -> Job:
+        fields = {"device": device, "checkpoint_seconds": options.checkpoint_seconds}
+        starts_as = _baseline_of(run) if run.arm == "longer" else None
+        return options.make_job(folder, run, full_path(options.data), starts_as=starts_as, **fields)
+
+    make_runs(options, Storage(folder, configuration), [plan(options)], needs, make_job, console)
     return folder
 
 
-def parse(arguments: Sequence[str] | None) -> Options:
-    """The options on a command line, which ends the process with status 2 where they are wrong."""
-    # A folder or a model may be called None.
-    config = (tyro.conf.DisallowNone,)
-    return tyro.cli(Options, prog="python -m benchmarks.cifar", description=__doc__, args=arguments, config=config)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error that is meant for the user is one line, and the exit status 1."""
-    console = Console()
-    options = parse(arguments)
-    try:
-        folder = run(options, console)
-    except (BenchmarkError, BatchAttentionError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes from the last epoch that was kept")
-    text = f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Run the command."""
+    run_command(parse(Options, "benchmarks.cifar", __doc__, arguments), run)
 
 
 if __name__ == "__main__":

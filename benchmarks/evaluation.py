@@ -24,20 +24,16 @@ _AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
     """Allow or forbid CUDA's TF32 in matrix products and cuDNN for a while; None leaves PyTorch's settings alone."""
-    matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    # Where there is the newer setting, the older one raises an error once the newer one was set.
-    is_newer = hasattr(matmul, "fp32_precision")
-    name, value = ("fp32_precision", "tf32" if allowed else "ieee") if is_newer else ("allow_tf32", allowed)
-    operations = [matmul, cudnn.conv, cudnn.rnn] if is_newer else [matmul, cudnn]
-    before = [getattr(operation, name) for operation in operations]
+    operations = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [operation.fp32_precision for operation in operations]
     try:
         for operation in [] if allowed is None else operations:
-            setattr(operation, name, value)
+            operation.fp32_precision = "tf32" if allowed else "ieee"
         yield
     finally:
         for operation, setting in zip(operations, before, strict=True):
-            setattr(operation, name, setting)
+            operation.fp32_precision = setting
 
 
 class Numerics(NamedTuple):

@@ -28,7 +28,7 @@ within() {
 
 if [[ ${4:-} == --dry-run ]]; then
     tests=(tests/device/test_counters.py)
-    measured=(--models resnet18 --batches 2 --rounds 1)
+    measured=(--models small_resnet --batches 2 --rounds 1)
     recorded=(--model small_resnet --images 64 --epochs 2 --seeds 0 --device cpu)
 else
     "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" || {
@@ -36,7 +36,7 @@ else
         exit 1
     }
     tests=(tests/device)
-    measured=(--models resnet34 tnt_s_patch16_224)
+    measured=(--models resnet34 tnt)
     recorded=(--model resnet34 --precision tf32 --channels-last --at-once 3 --checkpoint-seconds 30)
 fi
 

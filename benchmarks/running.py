@@ -1,16 +1,15 @@
 """Making many runs on an executor: in this process, in processes side by side, or on other machines.
 
-``--executor`` names it:
+``--executor`` names it; without it, one run at a time is made in this process, and more ``--at-once`` in processes:
 
-    processes                   as many processes of this machine as ``--at-once``
+    processes                   of this machine
     submitit                    jobs of Slurm; ``submitit:local`` for submitit's own executor on this machine
     dask:tcp://HOST:8786        the workers of an existing cluster
     PACKAGE.MODULE:CALLABLE     any other: the callable returns an object whose ``submit(function, *args)`` gives
                                 futures with ``done()``, ``result()`` and ``cancel()``
 
-Without it, one run at a time is made in this process, and more in processes. ``--at-once`` is the number of runs handed
-out at a time. ``--executor-options KEY=VALUE ...`` are arguments of submitit's ``update_parameters``
-(``timeout_min=600 slurm_partition=gpu``), of Dask's ``Client`` or of the callable.
+``--executor-options KEY=VALUE ...`` are arguments of submitit's ``update_parameters`` (``timeout_min=600
+slurm_partition=gpu``), of Dask's ``Client`` or of the callable.
 
 Workers see the folder of records and the data at the same paths, on a file system whose locks hold across machines, and
 have the root of the repository on their Python path. A Slurm job starts in the current directory, so start the command
@@ -45,12 +44,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.text import Text
 
 from batch_sampler_attn.errors import BatchAttentionError
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade, Stopped
-from benchmarks.reading import read_configuration
 from benchmarks.schema import RunName
 from benchmarks.storage import stop_runs
 from benchmarks.training import Job, make_run
@@ -58,7 +55,6 @@ from benchmarks.training import Job, make_run
 _POLL_SECONDS = 0.1
 _LOCKED_RETRY_SECONDS = 5.0
 _MOST_LOSSES = 3
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 Executor = Any  # has submit(function, *arguments)
 Pending = Any  # has done(), result() and cancel()
@@ -85,7 +81,6 @@ def attempt(job: Job) -> tuple[Literal["finished", "locked", "refused", "failed"
 
 def run_all(
     jobs: Sequence[Job],
-    *,
     needs: Needs,
     executor: str | None,
     at_once: int,
@@ -100,44 +95,37 @@ def run_all(
     if not jobs:
         return
     folder, waiting, handed_out = jobs[0].folder, list(jobs), HandedOut()
+    not_before: dict[RunName, float] = {}
+    losses: Counter[tuple[RunName, int]] = Counter()
     with ExitStack() as stack:
         stack.enter_context(_exit_at_signals())
         opened = _open(executor, _parse(executor_options), at_once, folder, stack)
         stack.enter_context(_progress(jobs, waiting, handed_out, console))
         try:
-            _make_all(waiting, handed_out, needs, opened, at_once, console)
+            while waiting or handed_out:
+                unfinished = {job.run for job in waiting} | {job.run for _, job in handed_out}
+                now = time.monotonic()
+                ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, 0) <= now]
+                for job in ready[: at_once - len(handed_out)]:
+                    handed_out.append((opened.submit(attempt, job), job))
+                    waiting.remove(job)
+                for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
+                    end = _end_of(pending, job, losses)
+                    handed_out.remove((pending, job))
+                    if end != "finished":
+                        waiting.insert(0, job)
+                    elif not console.is_terminal:
+                        console.print(_describe(job), highlight=False)
+                    if end == "locked":
+                        console.print(f"another process makes {job.run}; waiting for it", highlight=False)
+                        not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
+                time.sleep(_POLL_SECONDS)
         except BaseException as error:
             with suppress(BenchmarkError):
                 stop_runs(folder, type(error).__name__)
             for pending, _ in handed_out:
                 pending.cancel()
             raise
-
-
-def _make_all(
-    waiting: list[Job], handed_out: HandedOut, needs: Needs, executor: Executor, at_once: int, console: Console
-) -> None:
-    not_before: dict[RunName, float] = {}
-    losses: Counter[tuple[RunName, int]] = Counter()
-    while waiting or handed_out:
-        unfinished = {job.run for job in waiting} | {job.run for _, job in handed_out}
-        now = time.monotonic()
-        ready = [j for j in waiting if unfinished.isdisjoint(needs(j.run)) and not_before.get(j.run, now) <= now]
-        for job in ready[: at_once - len(handed_out)]:
-            handed_out.append((executor.submit(attempt, job), job))
-            waiting.remove(job)
-        for pending, job in [(pending, job) for pending, job in handed_out if pending.done()]:
-            end = _end_of(pending, job, losses)
-            handed_out.remove((pending, job))
-            if end == "finished":
-                if not console.is_terminal:
-                    console.print(f"{job.run}: {_describe(job)}", highlight=False)
-                continue
-            if end == "locked":
-                console.print(f"another process makes {job.run}; waiting for it", highlight=False)
-                not_before[job.run] = time.monotonic() + _LOCKED_RETRY_SECONDS
-            waiting.insert(0, job)
-        time.sleep(_POLL_SECONDS)
 
 
 def _end_of(pending: Pending, job: Job, losses: Counter[tuple[RunName, int]]) -> Literal["finished", "locked", "lost"]:
@@ -170,7 +158,7 @@ def _exit_at_signals() -> Iterator[None]:
         sys.exit(128 + number)
 
     # One that the command was started to ignore, as HUP is under nohup, stays ignored.
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:
@@ -234,7 +222,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-_new_pool = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"), _begin_worker)
+# Its processes begin with PyTorch imported, which takes each that is spawned some seconds.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([make_run.__module__])
+_new_pool = partial(ProcessPoolExecutor, 1, _context, _begin_worker)
 
 
 class _Processes:
@@ -263,20 +254,15 @@ class _Processes:
 
 
 def _progress(jobs: Sequence[Job], waiting: list[Job], handed_out: HandedOut, console: Console) -> Live:
-    """Bars on a terminal: one for each run that is handed out, and one for all."""
-    epochs, start = getattr(read_configuration(jobs[0].folder), "epochs", 1), time.monotonic()
+    """A line on a terminal for each run that is handed out, and one for all."""
+    start = time.monotonic()
 
-    def table() -> Table:
-        rows = Table.grid(padding=(0, 1))
-        running = [job for _, job in list(handed_out)]
-        for job in running:
-            rows.add_row(str(job.run), ProgressBar(epochs, len(_recorded(job)), 20), _describe(job))
-        finished = len(jobs) - len(waiting) - len(running)
-        elapsed = timedelta(seconds=int(time.monotonic() - start))
-        rows.add_row("all", ProgressBar(len(jobs), finished, 20), f"{finished} of {len(jobs)} runs, {elapsed}")
-        return rows
+    def lines() -> Text:
+        running = [_describe(job) for _, job in list(handed_out)]
+        finished, elapsed = len(jobs) - len(waiting) - len(running), timedelta(seconds=int(time.monotonic() - start))
+        return Text("\n".join([*running, f"{finished} of {len(jobs)} runs, {elapsed}"]))
 
-    return Live(get_renderable=table, console=console, refresh_per_second=1, transient=True)
+    return Live(get_renderable=lines, console=console, refresh_per_second=1, transient=True)
 
 
 def _recorded(job: Job) -> list[dict[str, Any]]:
@@ -289,4 +275,4 @@ def _recorded(job: Job) -> list[dict[str, Any]]:
 def _describe(job: Job) -> str:
     epochs = _recorded(job)
     last = f", {epochs[-1]['accuracy']:.1%} accuracy, {epochs[-1]['repeats']} repeats" if epochs else ""
-    return f"{len(epochs)} epochs{last}"
+    return f"{job.run}: {len(epochs)} epochs{last}"

@@ -64,7 +64,6 @@ class Storage:
     @contextmanager
     def opened(self, *, wait_seconds: float = 5) -> Iterator[None]:
         """Keep other commands out of the folder, and take back an earlier command's request to stop."""
-        self._claim()
         said = f"another command is at work in {self.folder}; wait for it, or give this one another --out"
         with _locked(self._work / "lock", wait_seconds, StorageError(said)):
             self._check_same()
@@ -76,27 +75,11 @@ class Storage:
         said = f"another process makes {run} in {self.folder}; wait for it to end"
         return _locked(self._path(run, "lock"), 0, RunIsBeingMade(said))
 
-    def _claim(self) -> None:
-        """Refuse a folder that no command of ours made; mark a new one."""
-        if (self.folder / "plan.json").exists():
-            raise RecordsError(f"{self.folder} has records of an older format, which are only read; give another --out")
-        if (self.folder / "configuration.json").exists():
-            read_configuration(self.folder)
-            return
-        names = ("work", "runs.jsonl", "epochs.jsonl", "visits.jsonl")
-        if taken := [name for name in names if (self.folder / name).exists()]:
-            raise StorageError(
-                f"{self.folder} has {', '.join(taken)} but no configuration.json: it may belong to another program. "
-                "Give another --out, or move them away"
-            )
-        # Before ``work`` is made: a command that is killed here leaves a folder that the next one recognizes.
-        self._write_configuration()
-
     def _check_same(self) -> None:
-        there = read_configuration(self.folder)
-        if not (self.folder / "runs.jsonl").exists() and not any(self._work.glob("*/*.*")):
-            self._write_configuration()
-        elif there != self.configuration:
+        """Refuse a folder of another configuration, or of another program; one that has no runs yet takes this one."""
+        if not any(self.folder.glob("*.jsonl")) and not any(self._work.glob("*/*.*")):
+            _write_text(self.folder / "configuration.json", self.configuration.model_dump_json(indent=1) + "\n")
+        elif (there := read_configuration(self.folder)) != self.configuration:
             old, new = there.model_dump(), self.configuration.model_dump()
             apart = [f"{name} ({old.get(name)!r:.60} there)" for name in new if old.get(name) != new[name]]
             raise RecordsError(
@@ -104,32 +87,23 @@ class Storage:
                 "options that it was made with"
             )
 
-    def _write_configuration(self) -> None:
-        _write_text(self.folder / "configuration.json", self.configuration.model_dump_json(indent=1) + "\n")
-
-    def save(self, record: RunFile, training_state: dict[str, Any]) -> None:
-        """Keep what a run resumes from."""
-        state = {"record": record.model_dump_json(), "training": training_state}
-        write_whole(self._path(record.run.run, "state.pt"), lambda file: torch.save(state, file))
-        self.write_record(record)
-
-    def write_record(self, record: RunFile) -> None:
-        """Keep a run's record up to now."""
-        _write_text(self._path(record.run.run, "record.json"), record.model_dump_json())
+    def save(self, record: RunFile, training_state: dict[str, Any] | None) -> None:
+        """Keep a run's record up to now, and what it resumes from."""
+        text = record.model_dump_json()
+        if training_state is not None:
+            state = {"record": text, "training": training_state}
+            write_whole(self._path(record.run.run, "state.pt"), lambda file: torch.save(state, file))
+        _write_text(self._path(record.run.run, "record.json"), text)
 
     def load(self, run: RunName) -> tuple[RunFile, dict[str, Any]] | None:
         """What ``save`` kept last, or None."""
         path = self._path(run, "state.pt")
         if not path.exists():
             return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            record, training_state = RunFile.model_validate_json(state["record"]), state["training"]
-        except Exception as error:  # torch.load raises many kinds
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RecordsError(f"{path} cannot be read: {reason}. Delete it, and the run starts again") from error
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        record = RunFile.model_validate_json(state["record"])
         check_configuration(path, record.run, self._digest)
-        return record, training_state
+        return record, state["training"]
 
     def forget_state(self, run: RunName) -> None:
         """Delete a run's state, which nothing resumes from any more; its record stays."""
@@ -163,13 +137,14 @@ class Storage:
 
     def check_place(self, device: str, threads: int) -> None:
         """Refuse to add runs that could not agree bit for bit with those that are there, by the kind of device."""
+        wanted = device.partition(":")[0]
         for name, record in self.collect().items():
             for place in record.run.surroundings:
-                kind = torch.device(place.device).type
-                if kind != device or (kind == "cpu" and place.threads != threads):
+                kind = place.device.partition(":")[0]
+                if kind != wanted or (kind == "cpu" and place.threads != threads):
                     raise RecordsError(
                         f"{name} in {self.folder} was made on {kind} with {place.threads} CPU threads, and this "
-                        f"command is for {device} with {threads}: arms would not start alike. Give --device {kind} "
+                        f"command is for {wanted} with {threads}: arms would not start alike. Give --device {kind} "
                         f"--threads {place.threads}, or another --out"
                     )
 
@@ -182,18 +157,16 @@ class Storage:
             if record.run.arm == "attention" and record.visits
         ]
         # In this order: the next command repairs epochs without their run, but not a run without its epochs.
-        self._write_lines("visits.jsonl", visits)
-        self._write_lines("epochs.jsonl", (epoch for record in records for epoch in record.epochs))
-        self._write_lines("runs.jsonl", (record.run for record in records))
-
-    def _write_lines(self, name: str, lines: Iterable[Checked]) -> None:
-        _write_text(self.folder / name, "".join(line.model_dump_json() + "\n" for line in lines))
+        files: dict[str, Iterable[Checked]] = {
+            "visits": visits,
+            "epochs": (epoch for record in records for epoch in record.epochs),
+            "runs": (record.run for record in records),
+        }
+        for name, lines in files.items():
+            _write_text(self.folder / f"{name}.jsonl", "".join(line.model_dump_json() + "\n" for line in lines))
 
     def _read_work(self, path: Path) -> RunFile:
-        try:
-            record = parse_record(path, 1, path.read_text(encoding="utf-8", errors="replace"), RunFile)
-        except RecordsError as error:
-            raise RecordsError(f"{error}. Or delete {path.parent}, and this run starts again") from error
+        record = parse_record(path, 1, path.read_text(encoding="utf-8", errors="replace"), RunFile)
         check_configuration(path, record.run, self._digest)
         return record
 

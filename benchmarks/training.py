@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.environment import describe_environment
-from benchmarks.errors import BenchmarkError, Stopped
+from benchmarks.errors import Stopped
 from benchmarks.evaluation import TF32, tf32
 from benchmarks.schema import ConfusionMatrix, Epoch, Evaluated, Run, RunFile, RunName, Surroundings
 from benchmarks.storage import Storage, is_stopped
 
 # Load of a machine's own, below which it counts as idle.
 _OTHER_LOAD = 0.5
-_SECONDS_BETWEEN_CHECKS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Tested(NamedTuple):
 
 
 class Training(Protocol):
-    """A run's training, from its start or from the state that it has loaded."""
+    """A run's training, from its start or from the state that it has loaded; a run of one epoch needs no state."""
 
     @property
     def is_finished(self) -> bool:
@@ -91,31 +89,7 @@ def make_run(job: Job) -> None:
         record = storage.read_run(job.run)
         if record is not None and record.run.is_finished:
             return
-        try:
-            _Run(job, storage, importlib.import_module(job.plan).build(job)).make()
-        except torch.OutOfMemoryError as error:
-            raise BenchmarkError(
-                f"the memory of {job.device} does not suffice: {str(error).splitlines()[0]} Give the same command "
-                "again to resume, with a smaller --at-once"
-            ) from error
-
-
-def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(samples,): the cross-entropy of each sample; its mean where a sample has many targets, as a text has bytes."""
-    each = nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
-    return each.view(len(targets), -1).mean(1)
-
-
-def step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
-    losses = losses_of(network(inputs), targets)
-    loss = losses.mean() if weights is None else (losses * weights).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return losses.detach()
+        _Run(job, storage, importlib.import_module(job.plan).build(job)).make()
 
 
 class _Run:
@@ -135,11 +109,11 @@ class _Run:
             self._run, self._visits = kept[0].run, kept[0].visits
             self._epochs = [epoch.model_copy(update=self._identity) for epoch in kept[0].epochs]
         self._run = self._run.model_copy(update={**self._identity, "surroundings": self._note_surroundings()})
-        self._kept = self._checked = time.monotonic()
+        self._kept = time.monotonic()
 
     def make(self) -> None:
         while not self._training.is_finished:
-            self._check(at_once=True)
+            self._check()
             start = time.monotonic()
             trained = self._training.train_epoch(self._check)
             middle = time.monotonic()
@@ -156,12 +130,9 @@ class _Run:
         if not self._job.keeps_state:
             self._storage.forget_state(self._job.run)
 
-    def _check(self, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if at_once or now - self._checked >= _SECONDS_BETWEEN_CHECKS:
-            self._checked = now
-            if is_stopped(self._job.folder):
-                raise Stopped(f"{self._job.run} was told to stop")
+    def _check(self) -> None:
+        if is_stopped(self._job.folder):
+            raise Stopped(f"{self._job.run} was told to stop")
 
     def _add(self, trained: Trained, tested: Tested, seconds: float, evaluation_seconds: float) -> None:
         job = self._job
@@ -189,10 +160,7 @@ class _Run:
     def _write(self, *, keeps_state: bool) -> None:
         fields = {**self._training.describe(), "is_finished": self._training.is_finished}
         file = RunFile(run=self._run.model_copy(update=fields), epochs=self._epochs, visits=self._visits)
-        if keeps_state:
-            self._storage.save(file, self._training.state_dict())
-        else:
-            self._storage.write_record(file)
+        self._storage.save(file, self._training.state_dict() if keeps_state else None)
 
     def _note_surroundings(self) -> list[Surroundings]:
         job, before = self._job, self._run.surroundings

@@ -1,8 +1,8 @@
 """Train with arms that choose samples, or batches, or none, at the same number of updates, and record each run.
 
-    python -m benchmarks.selection --out FOLDER                         # CIFAR-10: all settings and arms, 8 seeds
-    python -m benchmarks.selection --out FOLDER --settings long_tail --arms plain left_out left_out_random
-    python -m benchmarks.selection --out FOLDER --study kinds           # images, text and a table
+    python -m benchmarks.selection                         # CIFAR-10: all settings and arms, 8 seeds
+    python -m benchmarks.selection --settings long_tail --arms plain left_out left_out_random
+    python -m benchmarks.selection --study kinds           # images, text and a table
 
 ``images``: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail
 over the kinds), noisy (10 % label noise). ``kinds``: hidden_fine (CIFAR-100 under its superclasses), text, noisy and
@@ -12,21 +12,16 @@ The same command resumes. Then: python -m benchmarks.report FOLDER, which descri
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import tyro
 from rich.console import Console
 
-from batch_sampler_attn.errors import BatchAttentionError
-from benchmarks.errors import BenchmarkError, PlanError
-from benchmarks.images import CIFAR, ImageSet
-from benchmarks.running import run_all
+from benchmarks.errors import PlanError
+from benchmarks.images import ImageSet, full_path
+from benchmarks.plans import PlanOptions, make_runs, parse, run_command
 from benchmarks.schema import RunName, SelectionConfiguration
 from benchmarks.selection.arms import ARMS, BY_FREQUENCY, SOURCES
 from benchmarks.selection.data import IMAGE_SETTINGS, KINDS, ImageSizes
@@ -40,40 +35,24 @@ SETTINGS = {"images": IMAGE_SETTINGS, "kinds": tuple(KINDS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(PlanOptions):
     """The options of the command; the help is made of the comments."""
 
-    out: Path  # Folder of the records, new or to resume.
     study: Literal["images", "kinds"] = "images"  # Which one.
     data: str = "cifar10"  # cifar10, or a folder with train/<class>/ and test/<class>/.
     cifar100: str = "cifar100"  # For hidden_fine: cifar100, or a folder with its classes.
-    data_dir: Path = Path("data")  # Downloaded data.
     settings: tuple[str, ...] = ()  # Of those above; all of the study by default.
     arms: tuple[str, ...] = ()  # All of the study by default.
     seeds: tuple[int, ...] = tuple(range(8))  # At least 0.
     updates: int = 1500  # Of every arm of images.
     imbalance: float = 50.0  # Of the long tails of images: most over least.
     images: int | None = None  # Train on fewer images, for a trial.
-    threads: int = 1  # CPU threads of a run.
-    at_once: int = 1  # Runs at once.
-    executor: str | None = None  # processes, submitit, dask:ADDRESS or MODULE:CALLABLE (see benchmarks/running.py).
-    executor_options: tuple[str, ...] = ()  # KEY=VALUE for it, such as slurm_partition=gpu.
-
-    def check(self) -> None:
-        """Refuse unknown names, and numbers that are too small, with a ``PlanError``."""
-        for option, given, known in (("settings", self.settings, SETTINGS), ("arms", self.arms, ARMS)):
-            if unknown := [name for name in given if name not in known[self.study]]:
-                raise PlanError(f"--{option} has {', '.join(unknown)}; it takes {', '.join(known[self.study])}")
-        for option, least in {"updates": 1, "threads": 1, "at_once": 1, "seeds": 0}.items():
-            if np.any(np.array(getattr(self, option)) < least):
-                raise PlanError(f"--{option.replace('_', '-')} takes numbers of at least {least}")
 
     def data_of(self, setting: str | None) -> str:
         """What a setting's data is drawn from, as ``load_source`` takes it."""
         if setting in ("text", "table"):
             return "text" if setting == "text" else ""
-        data = self.cifar100 if setting == "hidden_fine" else self.data
-        return data if data in CIFAR else str(Path(data).resolve())
+        return full_path(self.cifar100 if setting == "hidden_fine" else self.data)
 
     def configure(self) -> SelectionConfiguration:
         """What all runs have in common."""
@@ -90,9 +69,9 @@ class Options:
         """The runs, without rates: whole seeds first, so that what is finished is paired."""
         return [
             RunName(arm, None, 0, seed, setting)
-            for seed in dict.fromkeys(self.seeds)
-            for setting in dict.fromkeys(self.settings or SETTINGS[self.study])
-            for arm in dict.fromkeys(self.arms or ARMS[self.study])
+            for seed in self.seeds
+            for setting in self.settings or SETTINGS[self.study]
+            for arm in self.arms or ARMS[self.study]
             # The others have no labels that say what is rare.
             if arm not in BY_FREQUENCY or setting == "long_tail"
         ]
@@ -121,47 +100,24 @@ def rounds(options: Options, storage: Storage) -> Iterator[list[RunName]]:
 
 def run(options: Options, console: Console) -> Path:
     """Make the runs that are missing, and return the folder of their records."""
-    options.check()
-    data_dir, folder = options.data_dir.resolve(), options.out.resolve()
+    known = {"settings": SETTINGS[options.study], "arms": ARMS[options.study]}
+    options.check({"updates": 1, "seeds": 0}, known)
+    data_dir, folder = options.data_dir.resolve(), (options.out or Path("runs") / options.study).resolve()
     for setting in {run.setting for run in options.plan()}:
         # Before any run, and once for all processes.
         load_source(options.data_of(setting), data_dir)
-    plan, threads, at_once = "benchmarks.selection.training", options.threads, options.at_once
-    make_job = partial(Job, plan=plan, folder=folder, data_dir=data_dir, threads=threads, at_once=at_once)
     storage = Storage(folder, options.configure())
-    with storage.opened():
-        storage.check_place("cpu", threads)
-        try:
-            for runs in rounds(options, storage):
-                finished = storage.finished()
-                asked = dict.fromkeys(each for run in runs for each in (*needs(run), run))
-                jobs = [make_job(run=run, data=options.data_of(run.setting)) for run in asked if run not in finished]
-                console.print(f"{len(jobs)} runs to make", highlight=False)
-                run_all(
-                    jobs,
-                    needs=needs,
-                    executor=options.executor,
-                    at_once=at_once,
-                    console=console,
-                    executor_options=options.executor_options,
-                )
-        finally:
-            storage.write_records()
+
+    def make_job(run: RunName) -> Job:
+        return options.make_job(folder, run, options.data_of(run.setting), plan="benchmarks.selection.training")
+
+    make_runs(options, storage, rounds(options, storage), needs, make_job, console)
     return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error that is meant for the user is one line, and the exit status 1."""
-    console = Console()
-    options = tyro.cli(Options, prog="python -m benchmarks.selection", description=__doc__, args=arguments)
-    try:
-        folder = run(options, console)
-    except (BenchmarkError, BatchAttentionError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes")
-    text = f"records: {folder}; for tables and figures: python -m benchmarks.report {folder}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Run the command."""
+    run_command(parse(Options, "benchmarks.selection", __doc__, arguments), run)
 
 
 if __name__ == "__main__":

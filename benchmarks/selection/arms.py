@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +15,6 @@ from batch_sampler_attn import BatchAttentionSchedule, Decision, SampleAttention
 
 # The paper's K, section 4.2.
 K = 1.2
-# Composer's defaults for Selective Backprop (Jiang et al., 2019): half is kept, between these shares of training.
-KEPT_SHARE, SELECTING = 0.5, (0.5, 0.9)
 # InfoBatch's published probability of pruning a sample (Qin et al., 2024).
 _PRUNED = {"prune_probability": 0.5}
 _POOLED = {"k": K, "max_visits": 2}
@@ -32,7 +30,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "both_random": _PRUNED | _POOLED | _RANDOM,
     "pooled": _POOLED,
     "pooled_random": _POOLED | _RANDOM,
-    "selective_backprop": {},
 }
 # Arms that repeat whole batches, and the share of repeats that they may make at most.
 _REPEATS = {"repeated": None, "repeated_fresh": None, "repeated_budget": 0.15}
@@ -42,9 +39,9 @@ ARMS = {
     "images": (*_OPTIONS, *_REPEATS, *BY_FREQUENCY),
     "kinds": ("plain", "left_out", "left_out_weighted", "left_out_random"),
 }
-# Selective Backprop runs the network on two more batches before an update that selects. A backward pass costs about two
-# forward ones, so that plain training makes so many times as many updates at its cost.
-LONGER = {"plain_longer": 1 + (SELECTING[1] - SELECTING[0]) * 2 / 3}
+# Times as many updates as other arms: what Selective Backprop costs, which runs the network on two more batches before
+# each update between half and nine tenths of training. A backward pass costs about two forward ones.
+LONGER = {"plain_longer": 1 + 0.4 * 2 / 3}
 # In ``kinds``, the run of the same seed and rate that says how many samples another prunes.
 SOURCES = {"left_out_random": "left_out"}
 
@@ -55,7 +52,6 @@ class Batch(NamedTuple):
     indices: Tensor  # (batch,), into the training data
     draw: int  # seeds the augmentation
     weights: Tensor | None = None  # (batch,), of the losses; None for equal weights
-    keep: Callable[[Tensor], Tensor] | None = None  # which samples to train on, from their losses; None for all
 
 
 # It returns how many updates were repeats, or on pooled samples, and how many samples each pass pruned (``"pruned"``).
@@ -64,10 +60,11 @@ Batches: TypeAlias = Generator[Batch, Tensor, tuple[int, Mapping[str, Any]]]
 
 @dataclass
 class Passes:
-    """A sampler whose passes are drawn by their number."""
+    """A sampler whose passes are drawn by their number: every sample once, or as many draws by weight."""
 
     samples: int
-    draw: Callable[[int], list[int]]
+    seed: int
+    cumulative_weights: list[float] | None = None
     number: int = 0
 
     def set_epoch(self, number: int) -> None:
@@ -78,47 +75,23 @@ class Passes:
         return self.samples
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.draw(self.number))
+        if self.cumulative_weights is None:
+            return iter(np.random.default_rng([self.seed, self.number]).permutation(self.samples).tolist())
+        drawing = random.Random(f"{self.seed}, frequency, {self.number}")
+        return iter(drawing.choices(range(self.samples), cum_weights=self.cumulative_weights, k=self.samples))
 
 
-def random_order(samples: int, seed: int) -> Passes:
-    """Every sample once a pass."""
-    return Passes(samples, lambda number: np.random.default_rng([seed, number]).permutation(samples).tolist())
-
-
-def by_frequency(labels: Tensor, seed: int) -> Passes:
-    """As many draws as samples, with probabilities by the square root of the inverse frequency of their labels."""
-    samples, weights = range(len(labels)), torch.bincount(labels)[labels].double().rsqrt()
-    cumulative = (weights / weights.sum()).cumsum(0).tolist()
-
-    def draw(number: int) -> list[int]:
-        return random.Random(f"{seed}, frequency, {number}").choices(samples, cum_weights=cumulative, k=len(samples))
-
-    return Passes(len(samples), draw)
-
-
-def make_arm(
-    arm: str,
-    labels: Tensor,
-    batch_size: int,
-    updates: int,
-    seed: int,
-    *,
-    sampler: Passes | None = None,
-    doses: Mapping[str, Any] | None = None,
-) -> Batches:
-    """One of ``ARMS``. A random twin follows the doses; without them, it prunes as many as it would by loss."""
-    options = {"prune_probability": 0.0, "sampler": sampler} | (_OPTIONS | BY_FREQUENCY).get(arm, {})
-    if doses is not None:
-        options["select"] = doses
+def make_arm(arm: str, labels: Tensor, batch_size: int, updates: int, seed: int, **options: Any) -> Batches:
+    """One of ``ARMS``; with options of ``SampleAttention`` besides, such as the doses that a random twin follows."""
+    options = {"prune_probability": 0.0, **(_OPTIONS | BY_FREQUENCY).get(arm, {}), **options}
     if arm in BY_FREQUENCY:
-        options["sampler"] = by_frequency(labels, seed)
-    epoch_length, selects = -(-len(labels) // batch_size), arm == "selective_backprop"
-    epochs = -(-(2 * updates if selects else updates) // epoch_length)
+        # The square root of the inverse frequency of a sample's label.
+        weights = torch.bincount(labels)[labels].double().rsqrt()
+        options["sampler"] = Passes(len(labels), seed, (weights / weights.sum()).cumsum(0).tolist())
+    epoch_length = -(-len(labels) // batch_size)
+    epochs = -(-updates // epoch_length)
     # Where samples are pruned, the last 15 % of the epochs are on all data; in InfoBatch it is 12.5 %.
     attention = SampleAttention(len(labels), batch_size, seed=seed, epochs=epochs, final_full_share=0.15, **options)
-    if selects:
-        return _select(attention, updates, seed)
     if arm in _REPEATS:
         schedule = BatchAttentionSchedule(K, epoch_length=epoch_length, budget=_REPEATS[arm])
         return _repeat(_attend(attention, updates), updates, schedule, is_fresh=arm == "repeated_fresh")
@@ -149,33 +122,3 @@ def _repeat(plain: Batches, updates: int, schedule: BatchAttentionSchedule, *, i
         if not is_repeated and update + 1 < updates:
             batch = plain.send(losses)._replace(draw=update + 1)
     return repeats, {"pruned": []}
-
-
-def _select(attention: SampleAttention, updates: int, seed: int) -> Batches:
-    """Selective Backprop, as Composer's with ``interrupt=0``: while it selects, half of two batches is trained on.
-
-    A sample's probability grows with the percentile of its loss, to the power of 1 over the kept share, less 1.
-    """
-    rng, pruned = np.random.default_rng([seed, 7]), list[int]()
-
-    def take() -> Iterator[Tensor]:
-        while True:
-            for indices in attention.attend():
-                yield torch.tensor(indices)
-                # Plain training does not depend on its losses.
-                attention.report(torch.zeros(len(indices)))
-
-    def keep(losses: Tensor) -> Tensor:
-        samples = len(losses)
-        chances = ((np.arange(samples) + 0.5) / samples) ** (1 / KEPT_SHARE - 1)
-        places = rng.choice(samples, int(samples * KEPT_SHARE), replace=False, p=chances / chances.sum())
-        pruned.append(samples - len(places))
-        return losses.argsort()[torch.from_numpy(places)]
-
-    plain = take()
-    for update in range(updates):
-        if SELECTING[0] <= update / updates < SELECTING[1]:
-            yield Batch(torch.cat([next(plain), next(plain)]), update, keep=keep)
-        else:
-            yield Batch(next(plain), update)
-    return 0, {"pruned": pruned}

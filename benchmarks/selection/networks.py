@@ -9,17 +9,14 @@ PEAK_LEARNING_RATE = 0.1
 _LARGEST_SHIFT = 4
 
 
-def convolutional(labels: int, seed: int, *, strided: bool = False) -> nn.Module:
-    """For images; a strided one halves them by its convolutions, which is cheaper than by pooling."""
+def convolutional(labels: int, seed: int) -> nn.Module:
+    """For images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        channels = 3
+        layers, channels = list[nn.Module](), 3
         for width in (16, 32, 64, 128):
-            convolution = nn.Conv2d(channels, width, 3, 2 if strided else 1, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-            if not strided:
-                layers.append(nn.MaxPool2d(2))
+            convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
         network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, labels))
     return network.to(memory_format=torch.channels_last)

@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from sklearn.metrics import f1_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from benchmarks.images import load_images
 from benchmarks.schema import Chosen, SelectionConfiguration
-from benchmarks.selection.arms import LONGER, SOURCES, make_arm, random_order
+from benchmarks.selection.arms import LONGER, SOURCES, Passes, make_arm
 from benchmarks.selection.data import ImageSizes, Part, Sizes, Source, Task, collect_text, make_task
 from benchmarks.selection.networks import PEAK_LEARNING_RATE, augment, convolutional, mirror, of_kind
 from benchmarks.storage import Storage, write_whole
-from benchmarks.training import Job, Tested, Trained, losses_of, step
+from benchmarks.training import Job, Tested, Trained
 
 _WARM_UP = 0.3
 _EVALUATED_AT_ONCE = 500
@@ -60,8 +59,24 @@ def _load_task(job_data: tuple[str, Path], setting: str, seed: int, sizes: Sizes
     return make_task(load_source(*job_data)[0], setting, seed, sizes)
 
 
+def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(samples,): the cross-entropy of each sample; its mean where a sample has many targets, as a text has bytes."""
+    each = nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+    return each.view(len(targets), -1).mean(1)
+
+
+def step(network: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
+    losses = losses_of(network(inputs), targets)
+    loss = losses.mean() if weights is None else (losses * weights).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return losses.detach()
+
+
 class SelectionTraining:
-    """Trains a run: all of its updates are one epoch (see ``benchmarks.training.Training``)."""
+    """Trains a run: all of its updates are one epoch of a minute (see ``benchmarks.training.Training``)."""
 
     def __init__(self, job: Job) -> None:
         storage, self._run, self._data = Storage(job.folder), job.run, (job.data, job.data_dir)
@@ -87,8 +102,9 @@ class SelectionTraining:
             self._network, self._prepare = of_kind(setting, inputs.shape[-1], self._task.outputs, seed), mirror
             self._optimizer = AdamW(self._network.parameters(), self._peak, weight_decay=0.01)
             self._schedule = LambdaLR(self._optimizer, lambda update: one_cycle(update / updates))
-            source = storage.read_run(self._run._replace(arm=SOURCES[arm])) if arm in SOURCES else None
-            options = {"sampler": random_order(len(labels), seed), "doses": source and source.run.doses}
+            options["sampler"] = Passes(len(labels), seed)
+            if source := storage.read_run(self._run._replace(arm=SOURCES[arm])) if arm in SOURCES else None:
+                options["select"] = source.run.doses
         self._arm = make_arm(arm, labels, sizes.batch_size, updates, seed, **options)
         self.is_finished, self._forward_samples = False, 0
         self._doses: Mapping[str, Any] = {}
@@ -106,11 +122,6 @@ class SelectionTraining:
                 inputs = self._prepare(part.inputs[batch.indices], self._run.seed, batch.draw)
                 targets = part.targets[batch.indices]
                 self._forward_samples += len(inputs)
-                if batch.keep is not None:
-                    with torch.no_grad():
-                        kept = batch.keep(losses_of(self._network(inputs), targets))
-                    inputs, targets = inputs[kept], targets[kept]
-                    self._forward_samples += len(inputs)
                 of_samples = step(self._network, self._optimizer, inputs, targets, batch.weights)
                 self._schedule.step()
                 losses.append(of_samples.mean().item())
@@ -124,29 +135,26 @@ class SelectionTraining:
 
     def evaluate(self) -> Tested:
         """Evaluate on test data, and on validation data where there is some."""
+        from sklearn.metrics import f1_score  # takes a second
+
         self._network.eval()
         task = self._task
-        score, recalls, group_losses, predicted = self._evaluate(task.test)
+        on_test, predicted = self._evaluate(task.test)
         targets = task.test.targets.flatten().numpy()
         chosen = Chosen(
+            **on_test,
             forward_samples=self._forward_samples,
             pruned=sum(self._doses["pruned"]),
             counts=task.counts,
-            recalls=recalls,
             learning_rate=self._peak,
-            score=score,
-            validation=None if task.validation is None else self._evaluate(task.validation)[0],
-            group_losses=group_losses,
+            validation=None if task.validation is None else self._evaluate(task.validation)[0]["score"],
             data_sha256=load_source(*self._data)[1],
         )
         accuracy, macro_f1 = (predicted == targets).mean(), f1_score(targets, predicted, average="macro")
         return Tested({"accuracy": float(accuracy), "macro_f1": float(macro_f1), "chosen": chosen})
 
-    def _evaluate(self, part: Part) -> tuple[float, list[float], list[float], NDArray[np.int64]]:
-        """The score, recall in per cent and mean loss of each group, and all that is predicted.
-
-        The score is accuracy in per cent, or of text minus the mean loss over sorts: more is better.
-        """
+    def _evaluate(self, part: Part) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """Fields of ``Chosen``, and all that is predicted."""
         with torch.inference_mode():
             outputs = torch.cat([self._network(inputs) for inputs in part.inputs.split(_EVALUATED_AT_ONCE)])
             losses, predicted = losses_of(outputs, part.targets), outputs.argmax(-1)
@@ -154,20 +162,13 @@ class SelectionTraining:
         of_group = [part.groups == group for group in range(len(self._task.counts))]
         recalls = [100 * right[where].mean().item() for where in of_group]
         group_losses = [losses[where].mean().item() for where in of_group]
-        is_text = part.targets.ndim > 1
-        score = -sum(group_losses) / len(group_losses) if is_text else 100 * right.mean().item()
-        return score, recalls, group_losses, predicted.flatten().numpy()
+        # More is better, of text too.
+        score = 100 * right.mean().item() if part.targets.ndim == 1 else -sum(group_losses) / len(group_losses)
+        return {"score": score, "recalls": recalls, "group_losses": group_losses}, predicted.flatten().numpy()
 
     def describe(self) -> dict[str, Any]:
         """What a random twin is made from."""
         return {"doses": self._doses or None}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a run takes a minute, and starts again where it was stopped."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 build = SelectionTraining

@@ -43,12 +43,6 @@ def inline(losses: list[float], threshold: float, max_visits: int) -> tuple[int,
     return batches, repeats, most_visits, capped_batches, nonfinite_losses
 
 
-def loop(losses: list[float]) -> None:
-    """What every side does besides accounting, which is subtracted."""
-    for _ in losses:
-        pass
-
-
 def compare_decisions(rounds: int) -> list[dict[str, Any]]:
     """Nanoseconds a decision, inline and ours, where about one loss in eight is above the threshold."""
     rng = random.Random(0)
@@ -59,6 +53,11 @@ def compare_decisions(rounds: int) -> list[dict[str, Any]]:
     state, threshold = schedule.state_dict(), schedule.threshold
     assert threshold is not None
     accounted = inline(losses, threshold, 100)
+
+    # What every side does besides accounting, which is subtracted.
+    def loop() -> None:
+        for _ in losses:
+            pass
 
     def loop_with_calls() -> None:
         loss = iter(losses).__next__
@@ -81,18 +80,16 @@ def compare_decisions(rounds: int) -> list[dict[str, Any]]:
     for done in (decide(), attend()):
         ours = (done.batches, done.repeats, done.most_visits, done.capped_batches, done.nonfinite_losses)
         assert ours == accounted
-    sides = {"loop": lambda: loop(losses), "loop_with_calls": loop_with_calls, "decide": decide, "attend": attend}
-    seconds = alternate(rounds, inline=lambda: inline(losses, threshold, 100), **sides)
-
-    def nanoseconds(side: str, empty: str) -> list[float]:
-        return [1e9 * (taken - none) / DECISIONS for taken, none in zip(seconds[side], seconds[empty], strict=True)]
-
-    plain = nanoseconds("inline", "loop")
-    decision = {"inline": plain, "decide": nanoseconds("decide", "loop")}
-    visit = {"inline": plain, "attend": nanoseconds("attend", "loop_with_calls")}
+    empty = {"inline": loop, "decide": loop, "attend": loop_with_calls}
+    sides = {"inline": lambda: inline(losses, threshold, 100), "decide": decide, "attend": attend}
+    seconds = alternate(rounds, **{side.__name__: side for side in (loop, loop_with_calls)}, **sides)
+    nanoseconds = {
+        side: [1e9 * (took - none) / DECISIONS for took, none in zip(seconds[side], seconds[of.__name__], strict=True)]
+        for side, of in empty.items()
+    }
     return [
-        {"comparison": "decision", "unit": "ns", "samples": None, "times": decision},
-        {"comparison": "visit", "unit": "ns", "samples": None, "times": visit},
+        {"comparison": what, "unit": "ns", "samples": None, "times": {of: nanoseconds[of] for of in ("inline", ours)}}
+        for what, ours in (("decision", "decide"), ("visit", "attend"))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds an update of timm models on a GPU: eager, captured, and captured without a schedule.
+"""Milliseconds an update of some models on a GPU: eager, captured, and captured without a schedule.
 
     python -m benchmarks.studies.device_loop --record FILE
     python -m benchmarks.studies.device_loop --record FILE --models resnet18 --batches 3 --rounds 2    # without a GPU
@@ -14,31 +14,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device import DeviceLoop
 from benchmarks.evaluation import tf32
+from benchmarks.models import find_recipe, make_model
 from benchmarks.studies.recording import alternate, keep
 
 BATCH_SIZE = 32
-# TNT's inner transformer gets 16 pixels of each 4x4 patch at this stride, as in the original.
-MODEL_OPTIONS: dict[str, dict[str, Any]] = {"tnt_s_patch16_224": {"img_size": 32, "patch_size": 4, "first_stride": 1}}
 
 
 def make_epoch(name: str, side: str, batches: int, layout: torch.memory_format) -> Callable[[], object]:
     """A function that trains for an epoch of exactly so many updates; weights and images are always the same."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10, **MODEL_OPTIONS.get(name, {})).to(device).to(memory_format=layout)
+    model = make_model(find_recipe(name, 32, 32, pretrained=False), classes=10, seed=0).to(device)
+    model.to(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=device.type == "cuda")
-    images = torch.randint(0, 256, (batches * BATCH_SIZE, 3, 32, 32), dtype=torch.uint8).to(device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batches * BATCH_SIZE, 3, 32, 32), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(0, 10, (len(images),)).to(device)
     schedule = None if side == "no schedule" else BatchAttentionSchedule(1.2, max_visits=1)
-    loss_fn = nn.functional.cross_entropy
 
     def prepare(stored: Tensor) -> Tensor:
         return stored.float().div(255).contiguous(memory_format=layout)
@@ -47,7 +46,7 @@ def make_epoch(name: str, side: str, batches: int, layout: torch.memory_format) 
         assert schedule is not None
         model.train()
         for batch in schedule.attend(torch.arange(len(images), device=device).split(BATCH_SIZE)):
-            loss = loss_fn(model(prepare(images[batch])), labels[batch])
+            loss = cross_entropy(model(prepare(images[batch])), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -55,12 +54,12 @@ def make_epoch(name: str, side: str, batches: int, layout: torch.memory_format) 
 
     if side == "eager":
         return eager
-    loop = DeviceLoop(model, optimizer, loss_fn, images, labels, BATCH_SIZE, schedule=schedule, prepare=prepare)
+    loop = DeviceLoop(model, optimizer, cross_entropy, images, labels, BATCH_SIZE, schedule=schedule, prepare=prepare)
     return loop.run_epoch
 
 
 def measure(record: Path, *, models: tuple[str, ...] = ("resnet34",), batches: int = 200, rounds: int = 5) -> None:
-    """Print medians and append raw numbers to ``record``: for each of timm's ``models``, so many rounds of an epoch."""
+    """Print medians and append raw numbers to ``record``: for each of ``models``, so many rounds of an epoch."""
     has_gpu = torch.cuda.is_available()
     sides = ("eager", "captured", "no schedule") if has_gpu else ("eager",)
     layouts = (torch.contiguous_format, torch.channels_last)

@@ -6,9 +6,8 @@ import os
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from benchmarks.cifar import main
+from benchmarks.reading import read_records
 
 OPTIONS = ["--model", "small_resnet", "--device", "cpu", "--k", "0.7", "--learning-rate", "0.003", "--epochs", "3"]
 SMALL = ["--seeds", "0", "--epochs", "3"]
@@ -17,6 +16,8 @@ WHOLE = ["--label-noise", "3", "--epoch-loss", "first", "last", "--seeds", "0", 
 
 def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=28, mode="L"):
     """Scikit-learn's digits as an image folder."""
+    from sklearn.datasets import load_digits  # takes a second, for which other tests do not wait
+
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8)
     for label in range(classes):
@@ -31,6 +32,8 @@ def write_digits(folder, train_per_class=14, test_per_class=6, classes=10, size=
 
 def run_benchmark(data, out, *options):
     """The command, in this process."""
+    from benchmarks.cifar import main  # as above
+
     main(["--data", str(data), "--data-dir", str(data.parent / "cache"), "--out", str(out), *OPTIONS, *options])
     return out
 
@@ -43,19 +46,16 @@ def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def records_without_times(out):
-    """Records less what differs between two runs of the same computation."""
-    times = ("seconds", "evaluation_seconds", "finished_at", "surroundings", "shared_device")
-    return [
-        {name: value for name, value in line.items() if name not in times}
-        for file in ("epochs", "runs")
-        for line in read_lines(out / f"{file}.jsonl")
-    ]
+def records_without_times(folder):
+    """Of each run, less what differs between two runs of the same computation."""
+    times, records = {"seconds", "evaluation_seconds", "finished_at", "shared_device"}, read_records(folder)
+    of_runs = {name: run.model_dump(exclude={"surroundings"}) for name, run in records.runs.items()}
+    return {name: [run, *(e.model_dump(exclude=times) for e in records.epochs[name])] for name, run in of_runs.items()}
 
 
 # Starts a process with everything imported in no time.
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload([__name__])
+FORK_SERVER.set_forkserver_preload([__name__, "benchmarks.cifar", "torchvision.models"])
 
 
 def run_quietly(data, folder, options):

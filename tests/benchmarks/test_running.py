@@ -16,8 +16,8 @@ from rich.console import Console
 
 from benchmarks import running
 from benchmarks.errors import BenchmarkError, PlanError, RunIsBeingMade
-from benchmarks.reading import read_records
 from benchmarks.storage import Storage, is_stopped
+from tests.benchmarks.cifar_helpers import records_without_times
 from tests.benchmarks.tiny_plan import EPOCHS, Late, make, name
 
 LATE, THREADS = "tests.benchmarks.tiny_plan:Late", "concurrent.futures:ThreadPoolExecutor"
@@ -44,31 +44,26 @@ def in_thread(function):
     thread.join()
 
 
-def are_in_epoch_3(folder, runs):
-    return sum(line[1:3] == (3, "begins") for line in read_log(folder)) == runs
+def are_in(folder, *lines):
+    """Whether all of these lines, of a seed, an epoch and what, are in the log."""
+    return {*lines} <= {line[:3] for line in read_log(folder)}
 
 
-def is_free(folder):
-    """Whether nobody makes the first run."""
-    with contextlib.suppress(RunIsBeingMade), Storage(folder).locked(name(0)):
+def is_free(folder, number):
+    """Whether nobody makes a run."""
+    with contextlib.suppress(RunIsBeingMade), Storage(folder).locked(name(number)):
         return True
     return False
 
 
-def signalled(number, folder):
-    """This process is signalled when a run is in epoch 3."""
+def signalled(number, condition):
+    """This process is signalled when a condition is true."""
 
     def send():
-        wait_for(lambda: are_in_epoch_3(folder, 1))
+        wait_for(condition)
         os.kill(os.getpid(), number)
 
     return in_thread(send)
-
-
-def outcome(folder):
-    times = {"seconds", "evaluation_seconds", "finished_at", "shared_device"}
-    epochs = read_records(folder).epochs
-    return {run: [epoch.model_dump(exclude=times) for epoch in epochs[run]] for run in epochs}
 
 
 def check_made_once(folder, count):
@@ -76,7 +71,7 @@ def check_made_once(folder, count):
     ends = Counter((seed, epoch) for seed, epoch, what, _ in read_log(folder) if what == "ends")
     assert ends == Counter((seed, epoch) for seed in range(count) for epoch in range(1, EPOCHS + 1))
     make(folder.parent / "whole", count)
-    assert outcome(folder) == outcome(folder.parent / "whole")
+    assert records_without_times(folder) == records_without_times(folder.parent / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +175,7 @@ def test_progress_is_shown(tmp_path, is_terminal):
 @pytest.mark.parametrize("executor", [None, THREADS])
 def test_a_signal_ends_the_command_and_the_same_command_resumes(tmp_path, number, executor):
     ends = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    with pytest.raises(ends) as ended, signalled(number, tmp_path / "runs"):
+    with pytest.raises(ends) as ended, signalled(number, lambda: are_in(tmp_path / "runs", (0, 3, "begins"))):
         make(tmp_path / "runs", 2, behaviours=["wait"], executor=executor)
     assert number == signal.SIGINT or ended.value.code == 128 + number
     assert is_stopped(tmp_path / "runs")
@@ -198,21 +193,16 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_after_a_worker_is_killed_the_runs_are_those_of_one_process(tmp_path, elsewhere):
-    make(tmp_path / "runs", 12, 2, behaviours=["", "die once", ""], executor=elsewhere)
-    if elsewhere == "processes":  # the other did not die with it
-        assert len({process for *_, process in read_log(tmp_path / "runs")}) <= 3
-    check_made_once(tmp_path / "runs", 12)
-
-
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*Popen")  # submitit's, of a job that is cancelled
-def test_a_terminated_command_ends_work_elsewhere_and_the_same_command_resumes(tmp_path, elsewhere):
-    folder = tmp_path / "runs"
-    with pytest.raises(SystemExit), signalled(signal.SIGTERM, folder):
-        make(folder, 2, behaviours=["wait"], executor=elsewhere)
-    wait_for(lambda: is_free(folder))
-    make(folder, 2)
-    check_made_once(folder, 2)
+def test_a_killed_worker_and_a_terminated_command_leave_runs_as_those_of_one_process(tmp_path, elsewhere):
+    folder, behaviours = tmp_path / "runs", ["", "", "die once", "", "", "", "", "wait"]
+    with pytest.raises(SystemExit), signalled(signal.SIGTERM, lambda: are_in(folder, (7, 3, "begins"), (6, 4, "ends"))):
+        make(folder, 8, 2, behaviours=behaviours, executor=elsewhere)
+    wait_for(lambda: is_free(folder, 7))
+    if elsewhere == "processes":  # the other did not die with it
+        assert len({process for *_, process in read_log(folder)}) <= 3
+    make(folder, 8)
+    check_made_once(folder, 8)
 
 
 @pytest.mark.slow
@@ -227,7 +217,7 @@ def test_after_a_killed_command_the_next_one_makes_nothing_twice(tmp_path, elsew
     folder, console = tmp_path / "runs", Console(file=io.StringIO(), width=200)
     command = [sys.executable, "-m", "tests.benchmarks.tiny_plan", str(folder), "wait", elsewhere]
     with subprocess.Popen(command) as process:
-        wait_for(lambda: are_in_epoch_3(folder, 2))
+        wait_for(lambda: are_in(folder, (0, 3, "begins"), (1, 3, "begins")))
         process.kill()
 
     def let_go():
@@ -235,7 +225,7 @@ def test_after_a_killed_command_the_next_one_makes_nothing_twice(tmp_path, elsew
         (folder / "go").touch()
 
     if elsewhere == "processes":
-        wait_for(lambda: is_free(folder))
+        wait_for(lambda: is_free(folder, 0))
     with in_thread(let_go) if elsewhere != "processes" else contextlib.nullcontext():
         make(folder, 3, console=console)
     check_made_once(folder, 3)

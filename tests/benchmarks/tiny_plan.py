@@ -83,7 +83,7 @@ class Training:
                     time.sleep(0.01)
                     check()
             case ["pause"]:
-                time.sleep(2.5)
+                time.sleep(1.5)
             case ["refuse"]:
                 raise PlanError("there is no such thing; give another")
             case ["fail"]:
@@ -121,7 +121,7 @@ def make(folder, count, at_once=1, behaviours=("",), executor=None, options=(), 
             if run not in storage.finished()
         ]
         try:
-            run_all(jobs, needs=needs, executor=executor, at_once=at_once, console=console, executor_options=options)
+            run_all(jobs, needs, executor, at_once, console, options)
         finally:
             storage.write_records()
 
