@@ -23,7 +23,7 @@ from benchmarks.report.statistics import (
     judge_range,
     sample,
 )
-from benchmarks.report.wording import noise_in_words, show
+from benchmarks.report.wording import Gain, noise_in_words, show
 
 # What a verdict takes was fixed before any arms were compared; the dose and the sampling error were added since.
 # A gain below half a point would not pay for the extra time.
@@ -40,7 +40,24 @@ OVERFITTED_POINTS = 2.0
 
 # What the paper (Hu, Li, Wu, 2023) did, reports and claims; its Table 1 is the best over the epochs.
 PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
-CLAIMS: dict[str, str] = PAPER["claims"]
+
+
+class Claim(NamedTuple):
+    """A claim, and how a gain is judged that it is about."""
+
+    text: str
+    measure: str = "accuracy"
+    fails_below: float = LEAST_GAIN_POINTS
+    is_claim: bool = False  # whether that limit is what is claimed
+    is_harm: bool = False  # whether a loss is claimed
+    error: str = "error"  # the measure's sampling error
+    with_best: bool = True  # whether the gain at the best epochs is shown too
+    start: str = ""
+    unit: str = " points"
+    digits: int = 2
+
+
+CLAIMS = {name: Claim(**claim) for name, claim in PAPER["claims"].items()}
 
 
 class Finding(NamedTuple):
@@ -57,6 +74,11 @@ class Finding(NamedTuple):
     error: float = 0.0  # the sampling error of the test set
 
     @property
+    def gain(self) -> Gain:
+        """The values with the p-value, as a cell of a table."""
+        return Gain(self.values, p=self.judged.p)
+
+    @property
     def is_overturned(self) -> bool:
         """Whether the verdict does not survive the correction for the number of comparisons."""
         verdict, p = self.judged
@@ -68,9 +90,9 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
     groups = cifar.pairs.groupby(["experiment", "noise", "reading", "other"], observed=True)
     found = []
     for (experiment, noise, reading, other), pairs in groups:
-        (finding,) = _gain(str(other), pairs, limit=0)
-        judged = Judged(finding.judged.verdict, finding.values.p())
-        found.append(finding._replace(judged=judged, experiment=experiment, noise=noise, reading=reading))
+        values, error = sample(pairs["accuracy"]), float(pairs["error"].mean())
+        judged = _with_dose(judge_gain(values, fails_below=0, sampling_error=error), pairs)._replace(p=values.p())
+        found.append(Finding(str(other), experiment, judged, values, "", "", reading, noise, error))
     return _adjust(found)
 
 
@@ -115,30 +137,24 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     reading = judged_reading(cifar, name, epoch_loss)
     of_reading = pairs[(pairs["reading"] == reading) & (pairs["other"] == "baseline")]
     clean = of_reading[of_reading["noise"] == 0]
-    if len(cifar.configurations[name].data.classes) >= MANY_CLASSES:
-        yield from _gain("many", clean)
-    else:
-        for measure in ("accuracy", "macro_f1"):
-            yield from _gain(measure, clean, measure, limit=PAPER["gain_points"][0], is_claim=True)
-        yield from _gain("variance", clean, "variance", 0, error="variance_error", unit="", digits=0, start="lower by ")
-    remark = "" if reading == "first" else "the arms' training losses are not of the same visits"
-    yield from _gain("loss", clean, "same_loss", best="", remark=remark)
-    cost, remark = ("seconds", "") if is_timed(clean) else ("updates", _IN_UPDATES)
-    yield from _gain("time", clean, f"same_{cost}", best="", remark=remark)
+    many = len(cifar.configurations[name].data.classes) >= MANY_CLASSES
+    for claim in ["many"] if many else ["accuracy", "macro_f1", "variance"]:
+        yield from _gain(claim, clean)
+    yield from _gain("loss", clean, remark=_OTHER_VISITS if reading != "first" else "")
+    yield from _gain("time", clean, **_IN_SECONDS if is_timed(clean) else _IN_UPDATES)
     early = sample(clean["early_repeats"].dropna())
     if early.n:
         judged = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
         yield Finding("few", name, judged, early, show(early, " % repeats before", 1, sign=False))
     yield from _overheads(runs[runs["noise"] == 0], pairs[(pairs["noise"] == 0) & (pairs["other"] == "baseline")])
-    if clean["accuracy_other"].mean() < LOW_ACCURACY_PERCENT:
-        end = f", with the baseline at {clean['accuracy_other'].mean():.1f} %"
-        yield from _gain("harm", clean, best="", end=end, sign=-1)
+    if (accuracy := clean["accuracy_other"].mean()) < LOW_ACCURACY_PERCENT:
+        yield from _gain("harm", clean, end=f", with the baseline at {accuracy:.1f} %")
     for other in ("random", "longer"):
         is_other = (pairs["reading"] == reading) & (pairs["other"] == other) & (pairs["noise"] == 0)
         yield from _gain(other, pairs[is_other])
     levels = sorted({0, *of_reading["noise"]})
     for noise in levels[1:]:
-        yield from _gain("noise", of_reading[of_reading["noise"] == noise], start=f"{noise_in_words(noise)}: ")
+        yield from _gain("noise", of_reading[of_reading["noise"] == noise], f"{noise_in_words(noise)}: ")
     for less, more in itertools.pairwise(levels):
         both = of_reading[of_reading["noise"] == less].merge(of_reading[of_reading["noise"] == more], on="seed")
         shrinks = both.assign(
@@ -146,44 +162,38 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
             error=math.hypot(both["error_x"].mean(), both["error_y"].mean()),
             repeats=both[["repeats_x", "repeats_y"]].min(axis=1),
         )
-        yield from _gain(
-            "noisier", shrinks, limit=0, best="", start=f"{less} to {noise_in_words(more)}: the gain shrinks by "
-        )
+        yield from _gain("noisier", shrinks, f"{less} to {noise_in_words(more)}: the gain shrinks by ")
 
 
-_IN_UPDATES = "seconds cannot be compared, so time is counted in updates"
+_OTHER_VISITS = "the arms' training losses are not of the same visits"
+_IN_SECONDS = {"measure": "same_seconds", "remark": ""}
+_IN_UPDATES = {"measure": "same_updates", "remark": "seconds cannot be compared, so time is counted in updates"}
 
 
 def _gain(
-    claim: str,
-    pairs: pd.DataFrame,
-    measure: str = "accuracy",
-    limit: float = LEAST_GAIN_POINTS,
-    *,
-    best: str = "best_",
-    error: str = "error",
-    sign: int = 1,
-    is_claim: bool = False,
-    unit: str = " points",
-    digits: int = 2,
-    start: str = "",
-    end: str = "",
-    remark: str = "",
+    name: str, pairs: pd.DataFrame, start: str = "", end: str = "", remark: str = "", measure: str = ""
 ) -> Iterator[Finding]:
     """A finding on the gain in a measure; none without pairs that have it."""
+    claim = CLAIMS[name]
+    measure = measure or claim.measure
     pairs = pairs[pairs[measure].notna()]
-    if len(pairs):
-        values, sampling_error = sample(pairs[measure]), float(pairs[error].mean())
-        signed = sample(sign * value for value in values.values)
-        judged = judge_gain(signed, fails_below=limit, sampling_error=sampling_error, is_claim=is_claim)
-        judged = _with_dose(judged, pairs)
-        numbers = f"{start}{show(values, unit, digits)}"
-        if best:
-            numbers += f"; at the best epochs {show(sample(pairs[best + measure]), unit, digits)}"
-        numbers += end
-        if judged.verdict is Verdict.NO_DIFFERENCE:
-            numbers += f"; {values.reach(sampling_error):.{digits}f}{unit} would have been significant"
-        yield Finding(claim, "", judged, values, numbers, remark, error=sampling_error)
+    if pairs.empty:
+        return
+    values, error = sample(pairs[measure]), float(pairs[claim.error].mean())
+    judged = judge_gain(
+        sample(-value for value in values.values) if claim.is_harm else values,
+        fails_below=claim.fails_below,
+        sampling_error=error,
+        is_claim=claim.is_claim,
+    )
+    judged = _with_dose(judged, pairs)
+    numbers = f"{start or claim.start}{show(values, claim.unit, claim.digits)}"
+    if claim.with_best:
+        numbers += f"; at the best epochs {show(sample(pairs[f'best_{measure}']), claim.unit, claim.digits)}"
+    numbers += end
+    if judged.verdict is Verdict.NO_DIFFERENCE:
+        numbers += f"; {values.reach(error):.{claim.digits}f}{claim.unit} would have been significant"
+    yield Finding(name, "", judged, values, numbers, remark, error=error)
 
 
 def _with_dose(judged: Judged, pairs: pd.DataFrame) -> Judged:
@@ -196,7 +206,11 @@ def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
     """What attention costs, with each reading."""
     least, most = PAPER["overhead_percent"]
     for reading, of_reading in runs.groupby("reading", observed=True):
-        values, compared, remark = sample(of_reading["repeats"]), pairs[pairs["reading"] == reading], _IN_UPDATES
+        values, compared, remark = (
+            sample(of_reading["repeats"]),
+            pairs[pairs["reading"] == reading],
+            _IN_UPDATES["remark"],
+        )
         numbers = f"{reading}: {show(values, ' % more updates', 1, sign=False)}"
         if is_timed(compared):
             values, remark = sample(compared["more_seconds"]), ""

@@ -68,8 +68,8 @@ class Sample(NamedTuple):
         return max(self.interval[1] - self.mean, sampling_error)
 
     def p(self, limit: float = 0.0) -> float:
-        """Of a two-sided t-test against a limit; NaN with fewer than two runs."""
-        if self.n < 2:
+        """Of a two-sided t-test against a limit; NaN with fewer than two runs, or without a limit."""
+        if self.n < 2 or math.isnan(limit):
             return math.nan
         if len(set(self.values)) == 1:
             return 1.0 if self.mean == limit else 0.0
@@ -89,13 +89,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [*map(float, adjusted)]
 
 
-def accuracy_error(accuracies: Sequence[float], images: int) -> float:
-    """The standard error, in points, that a test set leaves on a difference of two accuracies in per cent.
+def accuracy_error(accuracy: float, images: int) -> float:
+    """The standard error, in points, that a test set leaves on an accuracy in per cent.
 
-    As if each were measured on images of its own: which images both get right is not recorded. More seeds do not
-    lower it, since they share the test set.
+    Arms are compared as if each were measured on images of its own: which images both get right is not recorded. More
+    seeds do not lower it, since they share the test set.
     """
-    return math.sqrt(sum(accuracy * (100 - accuracy) for accuracy in accuracies) / images)
+    return math.sqrt(accuracy * (100 - accuracy) / images)
 
 
 def variance_error(counts: Sequence[int]) -> float:
@@ -116,29 +116,28 @@ def judge_gain(gains: Sample, *, fails_below: float, sampling_error: float = 0.0
 
     Where both are so, the limit decides if it is what is claimed.
     """
-    if gains.n < LEAST_RUNS:
-        return Judged(Verdict.NOT_ENOUGH_RUNS)
     reach = gains.reach(sampling_error)
     holds, fails = gains.mean - reach > 0, gains.mean + reach < fails_below
-    if fails and (is_claim or not holds):
-        return Judged(Verdict.DOES_NOT_HOLD, gains.p(fails_below))
-    return Judged(Verdict.HOLDS if holds else Verdict.NO_DIFFERENCE, gains.p())
+    verdict = Verdict.HOLDS if holds else Verdict.NO_DIFFERENCE
+    is_failed = fails and (is_claim or not holds)
+    return _judged(gains, Verdict.DOES_NOT_HOLD if is_failed else verdict, fails_below if is_failed else 0)
 
 
 def judge_at_most(values: Sample, *, most: float) -> Judged:
     """Is it at most so much? It holds if the interval ends there, and does not hold if it begins above."""
     low, high = values.interval
-    if values.n < LEAST_RUNS:
-        return Judged(Verdict.NOT_ENOUGH_RUNS)
     verdict = Verdict.HOLDS if high <= most else Verdict.DOES_NOT_HOLD if low > most else Verdict.INCONCLUSIVE
-    return Judged(verdict, values.p(most))
+    return _judged(values, verdict, most)
 
 
 def judge_range(values: Sample, *, least: float, most: float, widest: float) -> Judged:
     """Is it in a range? It does not hold if the interval misses it, and holds if that is at most ``widest`` wide."""
     low, high = values.interval
-    if values.n < LEAST_RUNS:
-        return Judged(Verdict.NOT_ENOUGH_RUNS)
     if high < least or low > most:
-        return Judged(Verdict.DOES_NOT_HOLD, values.p(least if high < least else most))
-    return Judged(Verdict.HOLDS if high - low <= widest else Verdict.INCONCLUSIVE)
+        return _judged(values, Verdict.DOES_NOT_HOLD, least if high < least else most)
+    return _judged(values, Verdict.HOLDS if high - low <= widest else Verdict.INCONCLUSIVE)
+
+
+def _judged(values: Sample, verdict: Verdict, limit: float = math.nan) -> Judged:
+    is_enough = values.n >= LEAST_RUNS
+    return Judged(verdict, values.p(limit)) if is_enough else Judged(Verdict.NOT_ENOUGH_RUNS)
