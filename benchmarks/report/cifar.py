@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.environment import one_line
-from benchmarks.report.claims import CLAIMS, PAPER, Finding, compare_arms, judge_claims, judged_reading, overfitted
+from benchmarks.report.claims import CLAIMS, PAPER, compare_arms, judge_claims, judged_reading, overfitted
 from benchmarks.report.document import Report, render_template
 from benchmarks.report.figures import COLORS, Line, draw_experiment, forest
 from benchmarks.report.results import Cifar, gain, is_timed
-from benchmarks.report.statistics import SIGNIFICANCE, Verdict, sample
-from benchmarks.report.wording import Gain, correct, noise_in_words
+from benchmarks.report.statistics import Verdict, sample
+from benchmarks.report.wording import Gain, correct
 
 # With more columns, a table of classes cannot be read.
 _MOST_CLASSES = 20
@@ -24,11 +22,6 @@ _MOST_CLASSES = 20
 _MOST_REPEATED_SHARE = 0.01
 # Longer trainings have every tenth epoch in the table of repeats.
 _MOST_EPOCHS = 30
-_STANDINGS = {
-    Verdict.HOLDS: "ahead",
-    Verdict.DOES_NOT_HOLD: "behind",
-    **{each: each.text for each in (Verdict.NO_DIFFERENCE, Verdict.HARDLY_ANY_REPEATS, Verdict.NOT_ENOUGH_RUNS)},
-}
 
 
 def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
@@ -36,7 +29,13 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
     found, figures, galleries = findings(cifar, epoch_loss), {}, {}
     if compared := found["compared"]:
         lines = [
-            Line(_condition(each), f"over {each.claim}", each.values, COLORS[each.claim], each.error)
+            Line(
+                f"{each.experiment}, {each.condition}",
+                f"over {each.claim}",
+                each.gain.values,
+                COLORS[each.claim],
+                each.error,
+            )
             for each in compared
         ]
         figures["forest.png"] = forest(lines, "accuracy gain in points (95 % CI), at the last epoch")
@@ -51,7 +50,6 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
     text = render_template(
         "cifar.md.jinja",
         **found,
-        cifar=cifar,
         attention=attention,
         secondary=secondary_gains(cifar),
         beside_paper=beside_paper(cifar, epoch_loss),
@@ -61,7 +59,6 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
         few_classes=cifar.runs[cifar.runs["experiment"].isin([*data])],
         has_cifar10=any(of.name == "cifar10" for of in data.values()),
         flipped=[*flipped_groups(attention[attention["noise"] > 0])],
-        reductions={name: ", ".join(reductions(cifar, name)) for name in cifar.configurations},
         machines=machines,
         galleries=galleries,
         paper=PAPER,
@@ -70,84 +67,33 @@ def report_cifar(cifar: Cifar, epoch_loss: str = "first") -> Report:
 
 
 def findings(cifar: Cifar, epoch_loss: str = "first") -> dict[str, Any]:
-    """What is found of the claims and of the comparisons, and what the sentences in front say of it."""
-    compared, judged = compare_arms(cifar), judge_claims(cifar, epoch_loss)
+    """What the templates of what was found are filled in with."""
+    judged = judge_claims(cifar, epoch_loss)
     return {
-        "compared": compared,
+        "cifar": cifar,
+        "compared": compare_arms(cifar),
         "findings": judged,
-        "facts": summarize(cifar, compared, judged),
         "claims": CLAIMS,
-        "experiments": [*cifar.configurations],
         # Where a claim was judged several times, the first is shown.
-        "verdicts": {
-            (each.claim, each.experiment): (each.judged.verdict, each.is_overturned) for each in reversed(judged)
-        },
-    }
-
-
-def summarize(cifar: Cifar, compared: Sequence[Finding], findings: Sequence[Finding]) -> dict[str, Any]:
-    """What the sentences in front say."""
-    attention = cifar.runs[cifar.runs["arm"] == "attention"]
-    extra = attention.groupby("condition")["repeats"].mean()
-    conditions: dict[str, dict[str, list[str]]] = {}
-    for each in compared:
-        by_condition = conditions.setdefault(each.experiment, {})
-        by_condition.setdefault(_reading(each), []).append(f"{each.values.mean:+.2f} over {each.claim}")
-    return {
-        "runs": len(cifar.runs),
-        "experiments": len(cifar.configurations),
-        "reduced": sum(bool(reductions(cifar, name)) for name in cifar.configurations),
-        "standing": {
-            other: _standing([each for each in compared if each.claim == other]) for other in ("baseline", "random")
-        },
-        "extra": _span([*extra], ".1f") if len(extra) else "no",
-        "compared": sum(not math.isnan(each.judged.p) for each in compared),
-        "survivors": [f"{_condition(each)} over {each.claim}" for each in compared if each.judged.p < SIGNIFICANCE],
-        "verdicts": len(findings),
-        "overturned": sum(each.is_overturned for each in findings),
+        "first_findings": {(each.claim, each.experiment): each for each in reversed(judged)},
         "overfitted": overfitted(cifar),
-        "conditions": conditions,
+        "reductions": {name: ", ".join(reductions(cifar, name)) for name in cifar.configurations},
+        "verdicts": Verdict,
     }
-
-
-def _standing(compared: Sequence[Finding]) -> str:
-    """How many conditions have which verdict, and the range of the gains."""
-    if not compared:
-        return "not compared"
-    counts = Counter(each.judged.verdict for each in compared)
-    words = ", ".join(f"{text} in {counts[verdict]}" for verdict, text in _STANDINGS.items() if counts[verdict])
-    means = _span([each.values.mean for each in compared], "+.2f")
-    return f"{words} of {len(compared)} condition{'s' * (len(compared) > 1)} ({means} points at the last epoch)"
-
-
-def _span(values: Sequence[float], spec: str) -> str:
-    return f"{values[0]:{spec}}" if len(values) == 1 else f"{min(values):{spec}} to {max(values):{spec}}"
-
-
-def _reading(finding: Finding) -> str:
-    return finding.reading + (f", label noise {noise_in_words(finding.noise)}" if finding.noise else "")
-
-
-def _condition(finding: Finding) -> str:
-    return f"{finding.experiment}, {_reading(finding)}"
 
 
 def reductions(cifar: Cifar, name: str) -> list[str]:
     """In what an experiment is less than, or other than, what the paper did; empty where it is the same."""
-    own, data = cifar.configurations[name], cifar.configurations[name].data
-    runs, theirs = cifar.runs[cifar.runs["experiment"] == name], PAPER["experiments"].get(own.model)
-    options = {key: value for key, value in own.model_options.items() if theirs and key != "img_size"}
-    capped = runs["capped_batches"].sum()
+    own, runs = cifar.configurations[name], cifar.runs[cifar.runs["experiment"] == name]
+    known, capped = PAPER["experiments"].get(own.model, {}), runs["capped_batches"].sum()
+    ours, theirs = own.model_dump() | own.data.model_dump(), PAPER["settings"] | known
+    options = {key: value for key, value in own.model_options.items() if known and key != "img_size"}
+    words = PAPER["other settings"].items()
     compared = [
-        (not theirs or theirs["data"] != data.name, f"{own.model} on {data.name}, which the paper has not"),
-        *((theirs["options"].get(key) != value, f"{key} {value}") for key, value in options.items()),
-        (data.train_images != PAPER["train_images"], f"{data.train_images:,} training images"),
-        (data.test_images != PAPER["test_images"], f"{data.test_images:,} test images"),
-        (own.epochs != PAPER["epochs"], f"{own.epochs} epochs"),
-        (own.batch_size != PAPER["batch_size"], f"batches of {own.batch_size}"),
-        (own.learning_rate != PAPER["learning_rate"], f"learning rate {own.learning_rate:g}"),
-        (theirs and own.k != theirs["k"], f"K {own.k:g}"),
-        (theirs and own.pretrained != theirs["pretrained"], f"with{'' if own.pretrained else 'out'} ImageNet weights"),
+        (own.data.name != known.get("data"), f"{own.model} on {own.data.name}, which the paper has not"),
+        *((known.get(key) != value, f"{key} {value}") for key, value in options.items()),
+        *((ours[key] != theirs.get(key, ours[key]), text.format(ours[key])) for key, text in words),
+        (known and own.pretrained != known["pretrained"], f"with{'' if own.pretrained else 'out'} ImageNet weights"),
         (own.precision in ("bf16", "fp16"), own.precision),
         (any(place.device == "cpu" for run in runs["run"] for place in run.surroundings), "on a CPU"),
         (capped, f"{capped:,} batches left at max_visits, where the paper has no limit"),
@@ -177,9 +123,9 @@ def beside_paper(cifar: Cifar, epoch_loss: str) -> dict[str, list[Any]]:
         runs = cifar.runs[(cifar.runs["experiment"] == name) & (cifar.runs["noise"] == 0)]
         runs = runs[runs["reading"].isin(["-", judged_reading(cifar, name, epoch_loss)])]
         gains = gain(runs, "attention", "baseline", "best_macro_f1")
-        if gains.n:
+        if gains.values.n:
             arms = [runs[runs["arm"] == arm] for arm in ("baseline", "attention")]
-            rows.setdefault(own.model, []).append((name, *arms, Gain(gains)))
+            rows.setdefault(own.model, []).append((name, *arms, gains.values))
     return rows
 
 

@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from benchmarks.report.results import READINGS, Cifar, is_timed
-from benchmarks.report.statistics import (
-    SIGNIFICANCE,
-    Judged,
-    Sample,
-    Verdict,
-    holm,
-    judge_at_most,
-    judge_gain,
-    judge_range,
-    sample,
-)
-from benchmarks.report.wording import Gain, noise_in_words, show
+from benchmarks.report.statistics import SIGNIFICANCE, Verdict, judge_at_most, judge_gain, judge_range, sample
+from benchmarks.report.wording import Gain, correct, noise_in_words, show
 
 # What a verdict takes was fixed before any arms were compared; the dose and the sampling error were added since.
 # A gain below half a point would not pay for the extra time.
@@ -64,25 +54,24 @@ class Finding(NamedTuple):
     """What the runs say of a claim, or of a comparison."""
 
     claim: str  # a key of ``CLAIMS``; another arm, of a comparison
-    experiment: str
-    judged: Judged  # with the p-value adjusted over all of a report
-    values: Sample
-    numbers: str = ""  # the values in words
+    verdict: Verdict
+    gain: Gain  # with the p-value that the verdict rests on, adjusted over all of a report
+    numbers: str = ""  # the gain in words
     remark: str = ""
+    experiment: str = ""
     reading: str = ""  # the schedule's
     noise: int = 0
     error: float = 0.0  # the sampling error of the test set
 
     @property
-    def gain(self) -> Gain:
-        """The values with the p-value, as a cell of a table."""
-        return Gain(self.values, p=self.judged.p)
-
-    @property
     def is_overturned(self) -> bool:
         """Whether the verdict does not survive the correction for the number of comparisons."""
-        verdict, p = self.judged
-        return verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) and p >= SIGNIFICANCE
+        return self.verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) and self.gain.p >= SIGNIFICANCE
+
+    @property
+    def condition(self) -> str:
+        """Reading and label noise in words."""
+        return self.reading + (f", label noise {noise_in_words(self.noise)}" if self.noise else "")
 
 
 def compare_arms(cifar: Cifar) -> list[Finding]:
@@ -91,9 +80,10 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
     found = []
     for (experiment, noise, reading, other), pairs in groups:
         values, error = sample(pairs["accuracy"]), float(pairs["error"].mean())
-        judged = _with_dose(judge_gain(values, fails_below=0, sampling_error=error), pairs)._replace(p=values.p())
-        found.append(Finding(str(other), experiment, judged, values, "", "", reading, noise, error))
-    return _adjust(found)
+        verdict, _ = _with_dose(judge_gain(values, fails_below=0, sampling_error=error), pairs)
+        found.append(Finding(str(other), verdict, Gain(values), "", "", experiment, reading, noise, error))
+    correct([each.gain for each in found])
+    return found
 
 
 def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
@@ -103,7 +93,8 @@ def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
         for name in cifar.configurations
         for finding in sorted(_judge(cifar, name, epoch_loss), key=lambda each: [*CLAIMS].index(each.claim))
     ]
-    return _adjust(found)
+    correct([each.gain for each in found], [each.gain.p for each in found])
+    return found
 
 
 def judged_reading(cifar: Cifar, name: str, epoch_loss: str) -> str:
@@ -125,11 +116,6 @@ def overfitted(cifar: Cifar) -> dict[str, list[str]]:
     return said
 
 
-def _adjust(found: list[Finding]) -> list[Finding]:
-    adjusted = holm([each.judged.p for each in found])
-    return [each._replace(judged=each.judged._replace(p=p)) for each, p in zip(found, adjusted, strict=True)]
-
-
 def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     """All findings on an experiment, in any order."""
     pairs = cifar.pairs[cifar.pairs["experiment"] == name]
@@ -144,8 +130,8 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     yield from _gain("time", clean, **_IN_SECONDS if is_timed(clean) else _IN_UPDATES)
     early = sample(clean["early_repeats"].dropna())
     if early.n:
-        judged = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
-        yield Finding("few", name, judged, early, show(early, " % repeats before", 1, sign=False))
+        verdict, p = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
+        yield Finding("few", verdict, Gain(early, p=p), show(early, " % repeats before", 1, sign=False))
     yield from _overheads(runs[runs["noise"] == 0], pairs[(pairs["noise"] == 0) & (pairs["other"] == "baseline")])
     if (accuracy := clean["accuracy_other"].mean()) < LOW_ACCURACY_PERCENT:
         yield from _gain("harm", clean, end=f", with the baseline at {accuracy:.1f} %")
@@ -180,26 +166,24 @@ def _gain(
     if pairs.empty:
         return
     values, error = sample(pairs[measure]), float(pairs[claim.error].mean())
-    judged = judge_gain(
-        sample(-value for value in values.values) if claim.is_harm else values,
-        fails_below=claim.fails_below,
-        sampling_error=error,
-        is_claim=claim.is_claim,
-    )
-    judged = _with_dose(judged, pairs)
+    gains = sample(-value for value in values.values) if claim.is_harm else values
+    judged = judge_gain(gains, fails_below=claim.fails_below, sampling_error=error, is_claim=claim.is_claim)
+    verdict, p = _with_dose(judged, pairs)
     numbers = f"{start or claim.start}{show(values, claim.unit, claim.digits)}"
     if claim.with_best:
         numbers += f"; at the best epochs {show(sample(pairs[f'best_{measure}']), claim.unit, claim.digits)}"
     numbers += end
-    if judged.verdict is Verdict.NO_DIFFERENCE:
+    if verdict is Verdict.NO_DIFFERENCE:
         numbers += f"; {values.reach(error):.{claim.digits}f}{claim.unit} would have been significant"
-    yield Finding(name, "", judged, values, numbers, remark, error=error)
+    yield Finding(name, verdict, Gain(values, p=p), numbers, remark)
 
 
-def _with_dose(judged: Judged, pairs: pd.DataFrame) -> Judged:
+def _with_dose(judged: tuple[Verdict, float], pairs: pd.DataFrame) -> tuple[Verdict, float]:
     """A verdict, unless attention hardly did anything in one of the runs that it rests on."""
-    is_judged = judged.verdict is not Verdict.NOT_ENOUGH_RUNS
-    return Judged(Verdict.HARDLY_ANY_REPEATS) if is_judged and pairs["repeats"].min() < LEAST_DOSE_PERCENT else judged
+    is_judged = judged[0] is not Verdict.NOT_ENOUGH_RUNS
+    return (
+        (Verdict.HARDLY_ANY_REPEATS, math.nan) if is_judged and pairs["repeats"].min() < LEAST_DOSE_PERCENT else judged
+    )
 
 
 def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
@@ -215,5 +199,5 @@ def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
         if is_timed(compared):
             values, remark = sample(compared["more_seconds"]), ""
             numbers += f"; {show(values, ' % more seconds', 1, sign=False)}"
-        judged = judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
-        yield Finding("overhead", "", judged, values, numbers, remark)
+        verdict, p = judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
+        yield Finding("overhead", verdict, Gain(values, p=p), numbers, remark)

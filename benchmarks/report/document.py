@@ -23,7 +23,8 @@ from benchmarks.report.statistics import Verdict, sample
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
 _NUMBER = re.compile(
-    rf"-?|{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p (=|&lt;) {_PLAIN})?( times( .+)?)?"
+    rf"-?|{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p (=|&lt;) {_PLAIN})?"
+    r"( times( .+)?)?"
 )
 _TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
 _DOTS_PER_INCH = 110

@@ -15,8 +15,8 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records, read_records
-from benchmarks.report.statistics import Sample, accuracy_error, sample, variance_error
-from benchmarks.report.wording import escape, noise_in_words
+from benchmarks.report.statistics import accuracy_error, sample, variance_error
+from benchmarks.report.wording import Gain, escape, noise_in_words
 from benchmarks.schema import ARMS, Configuration, Epoch, Run
 
 READINGS = ("-", "first", "last", "all")
@@ -126,12 +126,12 @@ def _pair(runs: pd.DataFrame) -> pd.DataFrame:
     ).sort_values(["experiment", "noise", "reading", "other", "seed"])
 
 
-def gain(runs: pd.DataFrame, arm: str, other: str | None, measure: str) -> Sample:
+def gain(runs: pd.DataFrame, arm: str, other: str | None, measure: str, digits: int = 2) -> Gain:
     """An arm's measure minus another's, paired by seed; empty without another."""
     if other in (None, arm):
-        return sample([])
+        return Gain(sample([]), digits)
     values = runs.pivot(index="seed", columns="arm", values=measure).reindex(columns=[arm, other])
-    return sample([*(values[arm] - values[other]).dropna()])
+    return Gain(sample((values[arm] - values[other]).dropna()), digits)
 
 
 def is_timed(pairs: pd.DataFrame) -> bool:

@@ -20,7 +20,7 @@ from benchmarks.report.document import Report, render_template
 from benchmarks.report.figures import Line, forest
 from benchmarks.report.results import gain
 from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict
-from benchmarks.report.wording import Gain, correct
+from benchmarks.report.wording import Gain, correct, show
 from benchmarks.schema import Epoch, SelectionConfiguration
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 
@@ -99,17 +99,17 @@ class Results:
 
     def _judge(self, setting: str, arm: str) -> Finding:
         runs, control, digits = self.settings[setting], self.study.controls.get(arm), digits_of(setting)
-        over_plain, over = (gain(runs, arm, other, "score") for other in ("plain", control))
-        (low, high), verdict = over_plain.interval, Verdict.NO_DIFFERENCE
+        over_plain, over = (gain(runs, arm, other, "score", digits) for other in ("plain", control))
+        (low, high), verdict = over_plain.values.interval, Verdict.NO_DIFFERENCE
         if arm in self.study.only_controls:
             verdict = Verdict.CONTROL
-        elif over_plain.n < LEAST_RUNS or (control and over.n < LEAST_RUNS):
+        elif over_plain.values.n < LEAST_RUNS or (control and over.values.n < LEAST_RUNS):
             verdict = Verdict.NOT_ENOUGH_RUNS
         elif high < 0:
             verdict = Verdict.HARMS
-        elif low > 0 and (not control or over.interval[0] > 0):
-            verdict = Verdict.PAYS if over_plain.n >= LEAST_SEEDS_TO_PAY else Verdict.NOT_ENOUGH_RUNS
-        return Finding(setting, arm, Gain(over_plain, digits), control, Gain(over, digits), verdict)
+        elif low > 0 and (not control or over.values.interval[0] > 0):
+            verdict = Verdict.PAYS if over_plain.values.n >= LEAST_SEEDS_TO_PAY else Verdict.NOT_ENOUGH_RUNS
+        return Finding(setting, arm, over_plain, control, over, verdict)
 
     def measures(self, setting: str) -> list[str]:
         """The secondary measures; those of rare groups only where there are some."""
@@ -122,12 +122,12 @@ class Results:
         for arm in runs["arm"].unique():
             others = {"plain": "plain", "control": self.study.controls.get(arm)}
             found[arm] = {
-                f"{measure} over {words}": Gain(gain(runs, arm, other, measure), digits)
+                f"{measure} over {words}": gain(runs, arm, other, measure, digits)
                 for measure in self.measures(setting)
                 for words, other in others.items()
             }
             peer = self.study.peer if arm in (self.study.compared or runs["arm"].unique()) else None
-            found[arm]["score over peer"] = Gain(gain(runs, arm, peer, "score"), digits)
+            found[arm]["score over peer"] = gain(runs, arm, peer, "score", digits)
         return found
 
     def shown(self) -> list[str]:
@@ -218,10 +218,10 @@ def _over_peer(results: Results) -> dict[str, list[str]]:
     payers = dict.fromkeys(each.arm for each in results.compared(Verdict.PAYS))
     arms = [arm for arm in payers if study.controls.get(arm) in study.only_controls]
     for arm, (setting, runs) in itertools.product([*arms, study.controls[study.peer]], results.settings.items()):
-        over = gain(runs, arm, study.peer, "score")
+        over = gain(runs, arm, study.peer, "score").values
         if over.n >= LEAST_RUNS:
             is_apart = not over.interval[0] <= 0 <= over.interval[1]
-            found.setdefault(arm, []).extend([f"{Gain(over)} on {SETTINGS[setting]}"] * is_apart)
+            found.setdefault(arm, []).extend([f"{show(over, with_n=False)} on {SETTINGS[setting]}"] * is_apart)
     return found
 
 

@@ -6,7 +6,7 @@ import enum
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -104,11 +104,8 @@ def variance_error(counts: Sequence[int]) -> float:
     return math.sqrt(sum((2 * (count - mean) / len(counts)) ** 2 * count for count in counts))
 
 
-class Judged(NamedTuple):
-    """A verdict, and the p-value of the limit that it rests on; NaN where it rests on no test."""
-
-    verdict: Verdict
-    p: float = math.nan
+# A verdict, and the p-value of the limit that it rests on; NaN where it rests on no test.
+Judged: TypeAlias = tuple[Verdict, float]
 
 
 def judge_gain(gains: Sample, *, fails_below: float, sampling_error: float = 0.0, is_claim: bool = False) -> Judged:
@@ -139,5 +136,4 @@ def judge_range(values: Sample, *, least: float, most: float, widest: float) -> 
 
 
 def _judged(values: Sample, verdict: Verdict, limit: float = math.nan) -> Judged:
-    is_enough = values.n >= LEAST_RUNS
-    return Judged(verdict, values.p(limit)) if is_enough else Judged(Verdict.NOT_ENOUGH_RUNS)
+    return (verdict, values.p(limit)) if values.n >= LEAST_RUNS else (Verdict.NOT_ENOUGH_RUNS, math.nan)

@@ -28,9 +28,9 @@ class Gain:
         return show(self.values, digits=self.digits, with_n=False) + p if self.values.n else "-"
 
 
-def correct(gains: Sequence[Gain]) -> None:
-    """Give each its p-value, adjusted over all of these by Holm's method."""
-    for each, p in zip(gains, holm([each.values.p() for each in gains]), strict=True):
+def correct(gains: Sequence[Gain], p_values: Sequence[float] | None = None) -> None:
+    """Give each its p-value, of a limit of 0 unless they are given, adjusted over all of these by Holm's method."""
+    for each, p in zip(gains, holm(p_values or [each.values.p() for each in gains]), strict=True):
         each.p = p
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 
 from benchmarks.report import selection
-from benchmarks.report.cifar import findings, machines, report_cifar
+from benchmarks.report.cifar import machines, report_cifar
 from benchmarks.report.document import TEMPLATES, finish
 from benchmarks.report.results import gain
 from benchmarks.tables import studies
@@ -28,8 +28,13 @@ REPORTS = {
     "selection-report/report": lambda: selection.report_selection(studies.selection("selection")),
     "selection-report/kinds": lambda: selection.report_selection(studies.selection("selection-kinds")),
 }
-TEMPLATES.globals |= {"newest": read_newest, "studies": studies, "selection": selection, "gain": gain}
-TEMPLATES.globals |= {"cifar_findings": findings, "machines": machines}
+TEMPLATES.globals |= {
+    "newest": read_newest,
+    "studies": studies,
+    "selection": selection,
+    "gain": gain,
+    "machines": machines,
+}
 
 
 def fill_in(page: str) -> str:

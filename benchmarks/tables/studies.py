@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.environment import one_line
 from benchmarks.reading import Records, read_configuration, read_lines
+from benchmarks.report.cifar import findings
 from benchmarks.report.results import Cifar, read_folders, tabulate
 from benchmarks.schema import Configuration, Epoch, OfVisits
 from benchmarks.tables.newest import RECORDS, find_newest, read_newest
@@ -27,6 +28,12 @@ def cifar() -> Cifar:
     """All that is recorded of CIFAR."""
     folders = [path.parent for path in sorted(RECORDS.glob("*/configuration.json"))]
     return tabulate(read_folders([each for each in folders if isinstance(read_configuration(each), Configuration)]))
+
+
+@cache
+def cifar_found() -> dict[str, Any]:
+    """What these records say of the paper's claims."""
+    return findings(cifar())
 
 
 @cache
