@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -66,31 +67,26 @@ def _check_confusion(folder: Path, records: Records, data: Data) -> None:
     for name, run in records.runs.items():
         best = max(records.epochs[name], key=lambda epoch: epoch.accuracy)
         for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, records.epochs[name][-1])):
-            said = _contradiction(evaluated, epoch, data) if evaluated else "there is none"
-            if said:
-                raise RecordsError(
-                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
-                    f"rest of the records: {said}. Copy both files from the same place, or make the run again"
-                )
+            for what, found, expected in _compare(evaluated, epoch, data):
+                if abs(found - expected) > 1e-6:
+                    raise RecordsError(
+                        f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
+                        f"rest of the records: {what} {found:,.7g}, and elsewhere {expected:,.7g}. Copy all files from "
+                        "the same place, or make the run again"
+                    )
 
 
-def _contradiction(evaluated: Evaluated, epoch: Epoch, data: Data) -> str | None:
-    """What is wrong with a confusion matrix."""
-    classes = len(data.classes)
-    if {len(evaluated.confusion), *map(len, evaluated.confusion)} != {classes}:
-        return f"it is not {classes} by {classes}, one row and one column for each class"
+def _compare(evaluated: Evaluated | None, epoch: Epoch, data: Data) -> Iterator[tuple[str, float, float]]:
+    """Numbers that have to be equal; where two are not, those after them may not exist."""
+    yield "number of matrices", 0 if evaluated is None else 1, 1
+    assert evaluated is not None
+    yield "epoch", evaluated.epoch, epoch.epoch
+    yield from (("classes", len(row), len(data.classes)) for row in [evaluated.confusion, *evaluated.confusion])
     matrix = np.array(evaluated.confusion)
     right, images = matrix.diagonal(), int(matrix.sum())
-    macro_f1 = float((2 * right / np.maximum(matrix.sum(0) + matrix.sum(1), 1)).mean())
-    for what, found, expected in (
-        ("epoch", evaluated.epoch, epoch.epoch),
-        ("images", images, data.test_images),
-        ("images right", int(right.sum()), round(epoch.accuracy * images)),
-        ("macro-F1", macro_f1, epoch.macro_f1),
-    ):
-        if abs(found - expected) > 1e-6:
-            return f"{what} is {found:,.7g} in it, and {expected:,.7g} in epochs.jsonl and configuration.json"
-    return None
+    yield "images", images, data.test_images
+    yield "images right", int(right.sum()), round(epoch.accuracy * images)
+    yield "macro-F1", float((2 * right / np.maximum(matrix.sum(0) + matrix.sum(1), 1)).mean()), epoch.macro_f1
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
@@ -118,17 +114,11 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
-        if first["type"] == "json_invalid":
-            how = "is cut off" if "EOF while parsing" in first["msg"] else f"is not JSON ({first['msg']})"
-            raise RecordsError(
-                f"{what}the line {how}. Copy the file again from where it was made, or delete the run's lines in all "
-                "files, and the benchmark makes the run again"
-            ) from error
-        where = ".".join(map(str, first["loc"])) or "the whole line"
+        where = "".join(f"{part}: " for part in first["loc"])
         raise RecordsError(
-            f"{what}{where}: {first['msg']}. Make the records with this version of the benchmark, or read them with "
-            "the one that made them"
+            f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: {where}{first['msg']}. Copy the file "
+            "again if it is damaged, or delete the run's lines in all files, and the benchmark makes the run again; "
+            "read records of another version with that one"
         ) from error
 
 

@@ -13,8 +13,7 @@ from benchmarks.report.claims import CLAIMS, PAPER, compare_arms, judge_claims, 
 from benchmarks.report.document import Report, render_template
 from benchmarks.report.figures import COLORS, Line, draw_experiment, forest
 from benchmarks.report.results import Cifar, gain, is_timed
-from benchmarks.report.statistics import Verdict, sample
-from benchmarks.report.wording import Gain, correct
+from benchmarks.report.statistics import Gain, Verdict, correct, sample
 
 # With more columns, a table of classes cannot be read.
 _MOST_CLASSES = 20

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from benchmarks.report import statistics
 from benchmarks.report.results import READINGS, Cifar, is_timed
-from benchmarks.report.statistics import SIGNIFICANCE, Verdict, judge_at_most, judge_gain, judge_range, sample
-from benchmarks.report.wording import Gain, correct, noise_in_words, show
+from benchmarks.report.statistics import SIGNIFICANCE, Gain, Verdict, noise_in_words, sample, show
 
 # What a verdict takes was fixed before any arms were compared; the dose and the sampling error were added since.
 # A gain below half a point would not pay for the extra time.
@@ -80,9 +80,9 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
     found = []
     for (experiment, noise, reading, other), pairs in groups:
         values, error = sample(pairs["accuracy"]), float(pairs["error"].mean())
-        verdict, _ = _with_dose(judge_gain(values, fails_below=0, sampling_error=error), pairs)
+        verdict, _ = _with_dose(statistics.judge_gain(values, fails_below=0, sampling_error=error), pairs)
         found.append(Finding(str(other), verdict, Gain(values), "", "", experiment, reading, noise, error))
-    correct([each.gain for each in found])
+    statistics.correct([each.gain for each in found])
     return found
 
 
@@ -93,7 +93,7 @@ def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
         for name in cifar.configurations
         for finding in sorted(_judge(cifar, name, epoch_loss), key=lambda each: [*CLAIMS].index(each.claim))
     ]
-    correct([each.gain for each in found], [each.gain.p for each in found])
+    statistics.correct([each.gain for each in found], [each.gain.p for each in found])
     return found
 
 
@@ -130,7 +130,7 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     yield from _gain("time", clean, **_IN_SECONDS if is_timed(clean) else _IN_UPDATES)
     early = sample(clean["early_repeats"].dropna())
     if early.n:
-        verdict, p = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
+        verdict, p = _with_dose(statistics.judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
         yield Finding("few", verdict, Gain(early, p=p), show(early, " % repeats before", 1, sign=False))
     yield from _overheads(runs[runs["noise"] == 0], pairs[(pairs["noise"] == 0) & (pairs["other"] == "baseline")])
     if (accuracy := clean["accuracy_other"].mean()) < LOW_ACCURACY_PERCENT:
@@ -167,7 +167,7 @@ def _gain(
         return
     values, error = sample(pairs[measure]), float(pairs[claim.error].mean())
     gains = sample(-value for value in values.values) if claim.is_harm else values
-    judged = judge_gain(gains, fails_below=claim.fails_below, sampling_error=error, is_claim=claim.is_claim)
+    judged = statistics.judge_gain(gains, fails_below=claim.fails_below, sampling_error=error, is_claim=claim.is_claim)
     verdict, p = _with_dose(judged, pairs)
     numbers = f"{start or claim.start}{show(values, claim.unit, claim.digits)}"
     if claim.with_best:
@@ -178,7 +178,7 @@ def _gain(
     yield Finding(name, verdict, Gain(values, p=p), numbers, remark)
 
 
-def _with_dose(judged: tuple[Verdict, float], pairs: pd.DataFrame) -> tuple[Verdict, float]:
+def _with_dose(judged: statistics.Judged, pairs: pd.DataFrame) -> statistics.Judged:
     """A verdict, unless attention hardly did anything in one of the runs that it rests on."""
     is_judged = judged[0] is not Verdict.NOT_ENOUGH_RUNS
     return (
@@ -199,5 +199,5 @@ def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
         if is_timed(compared):
             values, remark = sample(compared["more_seconds"]), ""
             numbers += f"; {show(values, ' % more seconds', 1, sign=False)}"
-        verdict, p = judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
+        verdict, p = statistics.judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
         yield Finding("overhead", verdict, Gain(values, p=p), numbers, remark)

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.environment import one_line
 from benchmarks.errors import StorageError
-from benchmarks.report import wording
-from benchmarks.report.statistics import Verdict, sample
+from benchmarks.report import statistics as words
+from benchmarks.report.statistics import Verdict
 
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
@@ -27,6 +27,9 @@ _NUMBER = re.compile(
     r"( times( .+)?)?"
 )
 _TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
+_ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&amp;"}
+# Within a word an underscore stands for itself.
+_EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _DOTS_PER_INCH = 110
 
 
@@ -74,6 +77,12 @@ def _finish_table(lines: Sequence[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*shown, strict=True))
 
 
+def escape(text: object) -> str:
+    """Text that stands for itself, on one line, in a table too."""
+    characters = " ".join(str(text).splitlines())
+    return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(each, each) for each in characters))
+
+
 TEMPLATES = Environment(
     loader=FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1] / "tables"]),
     undefined=StrictUndefined,
@@ -81,18 +90,18 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters |= {
-    "md": wording.escape,
+    "md": escape,
     "count": lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}",
     "machine": one_line,
-    "noise": wording.noise_in_words,
-    "sample": sample,
+    "noise": words.noise_in_words,
+    "sample": words.sample,
     "median": statistics.median,
     "mean": statistics.fmean,
     "mean_array": lambda arrays: np.mean([*arrays], axis=0),
-    "show": wording.show,
-    "show_p": wording.show_p,
-    "spread": wording.spread,
-    "quartiles": wording.quartiles,
+    "show": words.show,
+    "show_p": words.show_p,
+    "spread": words.spread,
+    "quartiles": words.quartiles,
 }
 
 

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.results import Cifar, is_timed
-from benchmarks.report.statistics import LEAST_RUNS, Sample
-from benchmarks.report.wording import noise_in_words
+from benchmarks.report.statistics import LEAST_RUNS, Sample, noise_in_words
 from benchmarks.schema import Epoch
 
 # A reader who sees red and green alike can tell them apart (Okabe and Ito, 2008).

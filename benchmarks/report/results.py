@@ -15,8 +15,8 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records, read_records
-from benchmarks.report.statistics import accuracy_error, sample, variance_error
-from benchmarks.report.wording import Gain, escape, noise_in_words
+from benchmarks.report.document import escape
+from benchmarks.report.statistics import Gain, accuracy_error, noise_in_words, sample, variance_error
 from benchmarks.schema import ARMS, Configuration, Epoch, Run
 
 READINGS = ("-", "first", "last", "all")
@@ -72,24 +72,16 @@ def _measure(name: str, run: Run, epochs: list[Epoch]) -> dict[str, Any]:
     """A run as a row: per cent at the last epoch, and where they are best."""
     losses = [math.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
     reading, own = run.epoch_loss or "-", f"{escape(name)} | {noise_in_words(run.label_noise)}"
-    row: dict[str, Any] = {
-        "experiment": name,
-        "arm": run.arm,
-        "reading": reading,
-        "noise": run.label_noise,
-        "seed": run.seed,
-        # The first cells of a row of a table.
-        "condition": f"{own} | {reading}",
-        "named_arm": f"{own} | {run.arm}{'' if reading == '-' else f', {reading}'}",
-        "run": run,
-        "epochs": epochs,
-        "places": {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings},
-        "is_shared": any(epoch.shared_device for epoch in epochs),
-        "test_loss": losses[-1],
-        "best_test_loss": min((loss for loss in losses if not math.isnan(loss)), default=math.nan),
-        "repeats": repeats_percent(epochs),
-        "most_visits": max(epoch.most_visits for epoch in epochs),
-    }
+    row: dict[str, Any] = run.model_dump(include={"arm", "seed"})
+    row |= {"experiment": name, "reading": reading, "noise": run.label_noise, "run": run, "epochs": epochs}
+    # The first cells of a row of a table.
+    row["condition"] = f"{own} | {reading}"
+    row["named_arm"] = f"{own} | {run.arm}{'' if reading == '-' else f', {reading}'}"
+    row["places"] = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
+    row["is_shared"] = any(epoch.shared_device for epoch in epochs)
+    row["test_loss"] = losses[-1]
+    row["best_test_loss"] = min((loss for loss in losses if not math.isnan(loss)), default=math.nan)
+    row |= {"repeats": repeats_percent(epochs), "most_visits": max(epoch.most_visits for epoch in epochs)}
     row |= {field: sum(getattr(epoch, field) for epoch in epochs) for field in ("batches", "capped_batches", "seconds")}
     for field in ("accuracy", "macro_f1"):
         percents = [100 * getattr(epoch, field) for epoch in epochs]

@@ -19,8 +19,7 @@ from benchmarks.reading import Records
 from benchmarks.report.document import Report, render_template
 from benchmarks.report.figures import Line, forest
 from benchmarks.report.results import gain
-from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict
-from benchmarks.report.wording import Gain, correct, show
+from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Gain, Verdict, correct, show
 from benchmarks.schema import Epoch, SelectionConfiguration
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 

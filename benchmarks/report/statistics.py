@@ -1,4 +1,4 @@
-"""Means and intervals of a few runs, what they say of a claim, and what remains after a correction."""
+"""Means and intervals of a few runs, in numbers and in words, and what they say of a claim."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import enum
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -137,3 +138,57 @@ def judge_range(values: Sample, *, least: float, most: float, widest: float) -> 
 
 def _judged(values: Sample, verdict: Verdict, limit: float = math.nan) -> Judged:
     return (verdict, values.p(limit)) if values.n >= LEAST_RUNS else (Verdict.NOT_ENOUGH_RUNS, math.nan)
+
+
+@dataclass
+class Gain:
+    """A mean difference with its interval, and with its p-value where that is shown."""
+
+    values: Sample
+    digits: int = 2
+    p: float = math.nan  # adjusted for the number of comparisons
+
+    def __str__(self) -> str:
+        p = "" if math.isnan(self.p) else f", {show_p(self.p)}"
+        return show(self.values, digits=self.digits, with_n=False) + p if self.values.n else "-"
+
+
+def correct(gains: Sequence[Gain], p_values: Sequence[float] | None = None) -> None:
+    """Give each its p-value, of a limit of 0 unless they are given, adjusted over all of these by Holm's method."""
+    for each, p in zip(gains, holm(p_values or [each.values.p() for each in gains]), strict=True):
+        each.p = p
+
+
+def show(values: Sample, unit: str = "", digits: int = 2, *, sign: bool = True, with_n: bool = True) -> str:
+    """A mean with its interval and n."""
+    if not values.n:
+        return "no runs"
+    plus = "+" if sign else ""
+    low, high = values.interval
+    interval = "" if math.isinf(low) else f" ({low:{plus}.{digits}f} to {high:{plus}.{digits}f})"
+    return f"{values.mean:{plus}.{digits}f}{unit}{interval}" + (f", n = {values.n}" if with_n else "")
+
+
+def show_p(p: float) -> str:
+    """A p-value."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def spread(values: Iterable[float], digits: int) -> str:
+    """A mean and a standard deviation."""
+    of_runs = sample(values)
+    deviation = "" if math.isnan(of_runs.deviation) else f" ± {of_runs.deviation:.{digits}f}"
+    return f"{of_runs.mean:.{digits}f}{deviation}"
+
+
+def quartiles(values: Sequence[float], unit: str = "") -> str:
+    """A median with its quartiles."""
+    low, _, high = statistics.quantiles(values, n=4)
+    digits = 0 if unit == "ns" else 2
+    median = f"{statistics.median(values):.{digits}f} {unit}".rstrip()
+    return f"{median} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def noise_in_words(noise: int) -> str:
+    """How many labels of every 32 were redrawn."""
+    return f"{noise} of 32" if noise else "none"

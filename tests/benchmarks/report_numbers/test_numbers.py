@@ -192,8 +192,11 @@ def test_the_overhead_is_repeats_in_per_cent_of_batches_and_seconds_where_they_c
 @pytest.mark.parametrize("study", ["selection", "selection-kinds"])
 def test_gains_of_selection_are_paired_with_plain_training(study):
     (path,) = RECORDS.glob(f"????-??-??-{study}")
-    lines, field = read_lines(path / "runs.jsonl"), "accuracy" if study == "selection" else "score"
-    runs = {(line["setting"], line["arm"], line["seed"], line.get("rate")): line[field] for line in lines}
+    lines = read_lines(path / "epochs.jsonl")
+    runs = {
+        (line["setting"], line["arm"], line["seed"], line.get("rate")): line["chosen"].get("score", 100 * line["accuracy"])
+        for line in lines
+    }
     rates = {line.get("rate") for line in lines}
     expected = collections.Counter()
     for setting, arm in {key[:2] for key in runs}:
