@@ -20,6 +20,8 @@ from benchmarks.schema import Epoch
 COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2", "longer": "#009E73"}
 COLORS |= {"first": "#D55E00", "last": "#7A3300", "all": "#F2A65A"}
 _LINES = {"random": "--", "longer": ":", "last": "--", "all": ":"}
+# A name with dollars is no formula.
+_TEXT: dict[str, Any] = {"parse_math": False}
 # With more classes, neither names nor numbers can be read.
 _MOST_NAMED_CLASSES = 20
 
@@ -42,7 +44,7 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
     place, ticks = 0.0, []
     for name, each in groups:
         place += 1.6
-        axes.text(0.005, place - 0.1, _literal(name), transform=axes.get_yaxis_transform(), fontsize=9, weight="bold")
+        axes.text(0.005, place - 0.1, name, transform=axes.get_yaxis_transform(), weight="bold", **_TEXT, fontsize=9)
         for line in each:
             place += 1
             # An interval of fewer runs would be wider than the picture.
@@ -52,7 +54,7 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
             axes.plot(line.gain.mean, place, "o", color=line.color, markersize=5)
             ticks.append((place, f"{line.label}, n = {line.gain.n}"))
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks([at for at, _ in ticks], [_literal(text) for _, text in ticks], fontsize=9)
+    axes.set_yticks(*zip(*ticks, strict=True), fontsize=9, **_TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place + 1, 0)
     axes.set_xlabel(label)
@@ -139,13 +141,13 @@ def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Wrong predictions by true and predicted class, mean over seeds."""
     compared = runs[runs["arm"].isin(["baseline", "attention"])].groupby("arm", observed=True)["best_confusion"]
     wrong = {arm: np.mean([*of_arm], axis=0) * (1 - np.eye(len(names))) for arm, of_arm in compared}
-    classes, top = [_literal(name) for name in names], max(matrix.max() for matrix in wrong.values())
+    top = max(matrix.max() for matrix in wrong.values())
     figure, panels = _panels(len(wrong))
     for axes, (arm, matrix) in zip(panels, wrong.items(), strict=True):
         image = axes.imshow(matrix, cmap="magma_r", vmin=0, vmax=top)
-        if len(classes) <= _MOST_NAMED_CLASSES:
-            axes.set_xticks(range(len(classes)), classes, rotation=60, fontsize=7)
-            axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        if len(names) <= _MOST_NAMED_CLASSES:
+            axes.set_xticks(range(len(names)), names, rotation=60, fontsize=7, **_TEXT)
+            axes.set_yticks(range(len(names)), names, fontsize=7, **_TEXT)
             for row, column in zip(*np.nonzero(matrix), strict=True):
                 color = "white" if matrix[row, column] > 0.6 * top else "black"
                 text = f"{matrix[row, column]:.0f}"
@@ -153,8 +155,3 @@ def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.set(xlabel="predicted", ylabel="true", title=f"{arm}: {matrix.sum():.0f} wrong")
     figure.colorbar(image, ax=figure.axes, shrink=0.7)
     return figure
-
-
-def _literal(text: str) -> str:
-    """Text that stands for itself: between dollars Matplotlib would read a formula."""
-    return text.replace("$", r"\$")

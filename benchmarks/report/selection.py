@@ -36,14 +36,10 @@ class Study(NamedTuple):
     title: str
     arms: dict[str, str]  # what each trains on, in words, without plain training and controls
     controls: dict[str, str]  # what a gain has to be over as well, to come from which samples are chosen
+    only_controls: list[str]  # arms that are run for the comparison alone
     peer: str  # the arm that others are compared with too
     compared: list[str]  # these; empty for all
     measures: list[str]  # secondary ones
-
-    @property
-    def only_controls(self) -> set[str]:
-        """Arms that are run for the comparison alone."""
-        return {*self.controls.values()} - {*self.arms}
 
 
 _WORDS = json.loads(Path(__file__).with_name("selection.json").read_text(encoding="utf-8"))
@@ -80,7 +76,7 @@ class Results:
     """What the runs of a study, or those of its planned or its added seeds, come to."""
 
     def __init__(self, study: Study, frame: pd.DataFrame, seeds: str = "") -> None:
-        arms = dict.fromkeys(["plain", *study.arms, *sorted(study.only_controls), *sorted(frame["arm"])])
+        arms = dict.fromkeys(["plain", *study.arms, *study.only_controls, *sorted(frame["arm"])])
         order = {arm: place for place, arm in enumerate(arms)}
         frame = frame.sort_values("seed").sort_values("arm", key=lambda arms: arms.map(order), kind="stable")
         self.study, self.frame, self.seeds = study, frame, seeds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -123,11 +122,13 @@ def draw_sample_size() -> Figure:
     records = frame("sample-size")
     records["options"] = records["options"].map(options_in_words)
     for color, (options, runs) in zip(_COLORS, records.groupby("options", sort=False), strict=False):
-        for name, style, what in (("first_ms", "o-", "first batch of a pass"), ("later_ms", "s--", "later batches")):
-            medians = runs[name].map(statistics.median)
-            times.plot(runs["samples"], medians, style, color=color, ms=4, label=f"{options}: {what}")
-        for name, style, what in (("memory_bytes", "o-", "memory"), ("state_bytes", "s--", "saved state")):
-            sizes.plot(runs["samples"], runs[name], style, color=color, ms=4, label=what)
+        for axes, field, style, label in (
+            (times, "first_ms", "o-", f"{options}: first batch of a pass"),
+            (times, "later_ms", "s--", f"{options}: later batches"),
+            (sizes, "memory_bytes", "o-", "memory"),
+            (sizes, "state_bytes", "s--", "saved state"),
+        ):
+            axes.plot(runs["samples"], runs[field].map(np.median), style, color=color, ms=4, label=label)
     times.set(xscale="log", yscale="log", xlabel="samples", ylabel="ms (median)")
     sizes.set(xscale="log", ylim=(0, 12), xlabel="samples", ylabel="bytes a sample")
     times.legend(fontsize=6)
