@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -13,7 +13,6 @@ from benchmarks.errors import RecordsError
 from benchmarks.schema import (
     SCHEMA_VERSION,
     Checked,
-    Chosen,
     Configuration,
     Data,
     Epoch,
@@ -22,7 +21,6 @@ from benchmarks.schema import (
     Run,
     RunName,
     SelectionConfiguration,
-    Surroundings,
 )
 
 Record = TypeVar("Record", bound=Checked)
@@ -38,8 +36,6 @@ class Records(NamedTuple):
 
 def read_records(folder: Path) -> Records:
     """Read a folder of records; a ``RecordsError`` if they are damaged, incomplete or contradict each other."""
-    if (folder / "plan.json").exists():
-        return _read_plan_records(folder)
     configuration = read_configuration(folder)
     digest = configuration.digest()
     runs: dict[RunName, Run] = {}
@@ -68,39 +64,29 @@ def read_records(folder: Path) -> Records:
 
 
 def _check_confusion(folder: Path, records: Records, data: Data) -> None:
-    images_of_classes: set[tuple[int, ...]] = set()
     for name, run in records.runs.items():
         best = max(records.epochs[name], key=lambda epoch: epoch.accuracy)
         for which, evaluated, epoch in (("best", run.best, best), ("last", run.last, records.epochs[name][-1])):
-            if said := _contradiction(evaluated, epoch, data, images_of_classes):
-                raise RecordsError(
-                    f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
-                    f"rest of the records: {said}. Copy both files from the same place, or make the run again"
-                )
+            for what, found, expected in _compare(evaluated, epoch, data):
+                if abs(found - expected) > 1e-6:
+                    raise RecordsError(
+                        f"{folder / 'runs.jsonl'}: the confusion matrix of {name} at its {which} epoch contradicts the "
+                        f"rest of the records: {what} {found:,.7g}, and elsewhere {expected:,.7g}. Copy all files from "
+                        "the same place, or make the run again"
+                    )
 
 
-def _contradiction(
-    evaluated: Evaluated | None, epoch: Epoch, data: Data, images_of_classes: set[tuple[int, ...]]
-) -> str | None:
-    """What is wrong with a confusion matrix; ``images_of_classes`` gets its rows, which all matrices share."""
-    if evaluated is None:
-        return "it has no confusion matrix"
-    if evaluated.epoch != epoch.epoch:
-        return f"it is of epoch {evaluated.epoch}, and in epochs.jsonl that is epoch {epoch.epoch}"
-    classes = len(data.classes)
-    if {len(evaluated.confusion), *map(len, evaluated.confusion)} != {classes}:
-        return f"it is not {classes} by {classes}, one row and one column for each class"
+def _compare(evaluated: Evaluated | None, epoch: Epoch, data: Data) -> Iterator[tuple[str, float, float]]:
+    """Numbers that have to be equal; where two are not, those after them may not exist."""
+    yield "number of matrices", 0 if evaluated is None else 1, 1
+    assert evaluated is not None
+    yield "epoch", evaluated.epoch, epoch.epoch
+    yield from (("classes", len(row), len(data.classes)) for row in [evaluated.confusion, *evaluated.confusion])
     matrix = np.array(evaluated.confusion)
-    rows, columns, right, images = matrix.sum(1), matrix.sum(0), matrix.diagonal(), int(matrix.sum())
-    macro_f1 = float((2 * right / np.maximum(rows + columns, 1)).mean())
-    images_of_classes.add(tuple(rows))
-    if images != data.test_images:
-        return f"it is of {images:,} images, and {data.test_images:,} were tested"
-    if round(epoch.accuracy * images) != right.sum():
-        return f"it has {right.sum():,} images right, and epochs.jsonl has an accuracy of {epoch.accuracy:g}"
-    if abs(epoch.macro_f1 - macro_f1) > 1e-6:
-        return f"its macro-F1 is {macro_f1:g}, and epochs.jsonl has {epoch.macro_f1:g}"
-    return "it has other numbers of images of each class than another run" if len(images_of_classes) > 1 else None
+    right, images = matrix.diagonal(), int(matrix.sum())
+    yield "images", images, data.test_images
+    yield "images right", int(right.sum()), round(epoch.accuracy * images)
+    yield "macro-F1", float((2 * right / np.maximum(matrix.sum(0) + matrix.sum(1), 1)).mean()), epoch.macro_f1
 
 
 def read_configuration(folder: Path) -> Configuration | SelectionConfiguration:
@@ -128,17 +114,11 @@ def parse_record(path: Path, number: int, text: str, kind: type[Record]) -> Reco
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: "
-        if first["type"] == "json_invalid":
-            how = "is cut off" if "EOF while parsing" in first["msg"] else f"is not JSON ({first['msg']})"
-            raise RecordsError(
-                f"{what}the line {how}. Copy the file again from where it was made, or delete the run's lines in all "
-                "files, and the benchmark makes the run again"
-            ) from error
-        where = ".".join(map(str, first["loc"])) or "the whole line"
+        where = "".join(f"{part}: " for part in first["loc"])
         raise RecordsError(
-            f"{what}{where}: {first['msg']}. Make the records with this version of the benchmark, or read them with "
-            "the one that made them"
+            f"{path}, line {number} does not fit schema version {SCHEMA_VERSION}: {where}{first['msg']}. Copy the file "
+            "again if it is damaged, or delete the run's lines in all files, and the benchmark makes the run again; "
+            "read records of another version with that one"
         ) from error
 
 
@@ -158,50 +138,3 @@ def _read_text(path: Path) -> str:
         raise RecordsError(
             f"{path} cannot be read ({error}); records are made by python -m benchmarks.cifar --out FOLDER"
         ) from error
-
-
-def _read_plan_records(folder: Path) -> Records:
-    """Older records of ``benchmarks.selection``: plan.json, and one line a run."""
-    plan, path = json.loads(_read_text(folder / "plan.json")), folder / "runs.jsonl"
-    images = {name: plan[name] for name in ("updates", "batch_size", "imbalance", "images") if name in plan}
-    configuration = SelectionConfiguration(
-        study="images" if images else "kinds",
-        data=plan.get("data"),
-        data_sha256=plan.get("data_sha256"),
-        settings=plan.get("settings") or dict.fromkeys(("balanced", "long_tail", "hidden_kinds", "noisy"), images),
-    )
-    records = Records(configuration, {}, {})
-    for number, text in enumerate(_read_text(path).splitlines(), start=1):
-        try:
-            run, epoch = _from_plan_line(json.loads(text), configuration.digest())
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecordsError(f"{path}, line {number} is not a finished run ({error}); take the line out") from error
-        if run.run in records.runs:
-            raise RecordsError(f"{path}, line {number} is a second line of {run.run}; a run is recorded once")
-        records.runs[run.run], records.epochs[run.run] = run, [epoch]
-    return records
-
-
-def _from_plan_line(line: dict[str, Any], digest: str) -> tuple[Run, Epoch]:
-    """The run of a line, and its one evaluation; accuracies there are in per cent."""
-    name: dict[str, Any] = {field: line.get(field) for field in ("arm", "seed", "setting", "rate")}
-    name["configuration"] = digest
-    environment = line["environment"]
-    where = Surroundings(from_epoch=1, device="cpu", threads=1, at_once=1, environment=environment)
-    chosen = {field: line[field] for field in Chosen.model_fields if field in line} | {"pruned": line["left_out"]}
-    epoch = Epoch(
-        **name,
-        epoch=1,
-        batches=line["updates"] - line["extra_updates"],
-        updates=line["updates"],
-        repeats=line["extra_updates"],
-        train_loss=line["train_loss"],
-        accuracy=line["accuracy"] / 100,
-        macro_f1=line["macro_f1"] / 100,
-        seconds=line["seconds"],
-        evaluation_seconds=0.0,
-        finished_at=environment["date"],
-        shared_device=True,
-        chosen=Chosen(**chosen),
-    )
-    return Run(**name, is_finished=True, surroundings=[where], doses=line.get("doses")), epoch

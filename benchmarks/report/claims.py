@@ -11,19 +11,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from benchmarks.report import statistics
 from benchmarks.report.results import READINGS, Cifar, is_timed
-from benchmarks.report.statistics import (
-    SIGNIFICANCE,
-    Judged,
-    Sample,
-    Verdict,
-    holm,
-    judge_at_most,
-    judge_gain,
-    judge_range,
-    sample,
-)
-from benchmarks.report.wording import noise_in_words, show
+from benchmarks.report.statistics import SIGNIFICANCE, Gain, Verdict, noise_in_words, sample, show
 
 # What a verdict takes was fixed before any arms were compared; the dose and the sampling error were added since.
 # A gain below half a point would not pay for the extra time.
@@ -40,18 +30,35 @@ OVERFITTED_POINTS = 2.0
 
 # What the paper (Hu, Li, Wu, 2023) did, reports and claims; its Table 1 is the best over the epochs.
 PAPER: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
-CLAIMS: dict[str, str] = PAPER["claims"]
+
+
+class Claim(NamedTuple):
+    """A claim, and how a gain is judged that it is about."""
+
+    text: str
+    measure: str = "accuracy"
+    fails_below: float = LEAST_GAIN_POINTS
+    is_claim: bool = False  # whether that limit is what is claimed
+    is_harm: bool = False  # whether a loss is claimed
+    error: str = "error"  # the measure's sampling error
+    with_best: bool = True  # whether the gain at the best epochs is shown too
+    start: str = ""
+    unit: str = " points"
+    digits: int = 2
+
+
+CLAIMS = {name: Claim(**claim) for name, claim in PAPER["claims"].items()}
 
 
 class Finding(NamedTuple):
     """What the runs say of a claim, or of a comparison."""
 
     claim: str  # a key of ``CLAIMS``; another arm, of a comparison
-    experiment: str
-    judged: Judged  # with the p-value adjusted over all of a report
-    values: Sample
-    numbers: str = ""  # the values in words
+    verdict: Verdict
+    gain: Gain  # with the p-value that the verdict rests on, adjusted over all of a report
+    numbers: str = ""  # the gain in words
     remark: str = ""
+    experiment: str = ""
     reading: str = ""  # the schedule's
     noise: int = 0
     error: float = 0.0  # the sampling error of the test set
@@ -59,8 +66,12 @@ class Finding(NamedTuple):
     @property
     def is_overturned(self) -> bool:
         """Whether the verdict does not survive the correction for the number of comparisons."""
-        verdict, p = self.judged
-        return verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) and p >= SIGNIFICANCE
+        return self.verdict in (Verdict.HOLDS, Verdict.DOES_NOT_HOLD) and self.gain.p >= SIGNIFICANCE
+
+    @property
+    def condition(self) -> str:
+        """Reading and label noise in words."""
+        return self.reading + (f", label noise {noise_in_words(self.noise)}" if self.noise else "")
 
 
 def compare_arms(cifar: Cifar) -> list[Finding]:
@@ -68,10 +79,11 @@ def compare_arms(cifar: Cifar) -> list[Finding]:
     groups = cifar.pairs.groupby(["experiment", "noise", "reading", "other"], observed=True)
     found = []
     for (experiment, noise, reading, other), pairs in groups:
-        (finding,) = _gain(str(other), pairs, limit=0)
-        judged = Judged(finding.judged.verdict, finding.values.p())
-        found.append(finding._replace(judged=judged, experiment=experiment, noise=noise, reading=reading))
-    return _adjust(found)
+        values, error = sample(pairs["accuracy"]), float(pairs["error"].mean())
+        verdict, _ = _with_dose(statistics.judge_gain(values, fails_below=0, sampling_error=error), pairs)
+        found.append(Finding(str(other), verdict, Gain(values), "", "", experiment, reading, noise, error))
+    statistics.correct([each.gain for each in found])
+    return found
 
 
 def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
@@ -81,7 +93,8 @@ def judge_claims(cifar: Cifar, epoch_loss: str = "first") -> list[Finding]:
         for name in cifar.configurations
         for finding in sorted(_judge(cifar, name, epoch_loss), key=lambda each: [*CLAIMS].index(each.claim))
     ]
-    return _adjust(found)
+    statistics.correct([each.gain for each in found], [each.gain.p for each in found])
+    return found
 
 
 def judged_reading(cifar: Cifar, name: str, epoch_loss: str) -> str:
@@ -103,11 +116,6 @@ def overfitted(cifar: Cifar) -> dict[str, list[str]]:
     return said
 
 
-def _adjust(found: list[Finding]) -> list[Finding]:
-    adjusted = holm([each.judged.p for each in found])
-    return [each._replace(judged=each.judged._replace(p=p)) for each, p in zip(found, adjusted, strict=True)]
-
-
 def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     """All findings on an experiment, in any order."""
     pairs = cifar.pairs[cifar.pairs["experiment"] == name]
@@ -115,30 +123,24 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
     reading = judged_reading(cifar, name, epoch_loss)
     of_reading = pairs[(pairs["reading"] == reading) & (pairs["other"] == "baseline")]
     clean = of_reading[of_reading["noise"] == 0]
-    if len(cifar.configurations[name].data.classes) >= MANY_CLASSES:
-        yield from _gain("many", clean)
-    else:
-        for measure in ("accuracy", "macro_f1"):
-            yield from _gain(measure, clean, measure, limit=PAPER["gain_points"][0], is_claim=True)
-        yield from _gain("variance", clean, "variance", 0, error="variance_error", unit="", digits=0, start="lower by ")
-    remark = "" if reading == "first" else "the arms' training losses are not of the same visits"
-    yield from _gain("loss", clean, "same_loss", best="", remark=remark)
-    cost, remark = ("seconds", "") if is_timed(clean) else ("updates", _IN_UPDATES)
-    yield from _gain("time", clean, f"same_{cost}", best="", remark=remark)
+    many = len(cifar.configurations[name].data.classes) >= MANY_CLASSES
+    for claim in ["many"] if many else ["accuracy", "macro_f1", "variance"]:
+        yield from _gain(claim, clean)
+    yield from _gain("loss", clean, remark=_OTHER_VISITS if reading != "first" else "")
+    yield from _gain("time", clean, **_IN_SECONDS if is_timed(clean) else _IN_UPDATES)
     early = sample(clean["early_repeats"].dropna())
     if early.n:
-        judged = _with_dose(judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
-        yield Finding("few", name, judged, early, show(early, " % repeats before", 1, sign=False))
+        verdict, p = _with_dose(statistics.judge_at_most(early, most=FEW_REPEATS_PERCENT), clean)
+        yield Finding("few", verdict, Gain(early, p=p), show(early, " % repeats before", 1, sign=False))
     yield from _overheads(runs[runs["noise"] == 0], pairs[(pairs["noise"] == 0) & (pairs["other"] == "baseline")])
-    if clean["accuracy_other"].mean() < LOW_ACCURACY_PERCENT:
-        end = f", with the baseline at {clean['accuracy_other'].mean():.1f} %"
-        yield from _gain("harm", clean, best="", end=end, sign=-1)
+    if (accuracy := clean["accuracy_other"].mean()) < LOW_ACCURACY_PERCENT:
+        yield from _gain("harm", clean, end=f", with the baseline at {accuracy:.1f} %")
     for other in ("random", "longer"):
         is_other = (pairs["reading"] == reading) & (pairs["other"] == other) & (pairs["noise"] == 0)
         yield from _gain(other, pairs[is_other])
     levels = sorted({0, *of_reading["noise"]})
     for noise in levels[1:]:
-        yield from _gain("noise", of_reading[of_reading["noise"] == noise], start=f"{noise_in_words(noise)}: ")
+        yield from _gain("noise", of_reading[of_reading["noise"] == noise], f"{noise_in_words(noise)}: ")
     for less, more in itertools.pairwise(levels):
         both = of_reading[of_reading["noise"] == less].merge(of_reading[of_reading["noise"] == more], on="seed")
         shrinks = both.assign(
@@ -146,60 +148,56 @@ def _judge(cifar: Cifar, name: str, epoch_loss: str) -> Iterator[Finding]:
             error=math.hypot(both["error_x"].mean(), both["error_y"].mean()),
             repeats=both[["repeats_x", "repeats_y"]].min(axis=1),
         )
-        yield from _gain(
-            "noisier", shrinks, limit=0, best="", start=f"{less} to {noise_in_words(more)}: the gain shrinks by "
-        )
+        yield from _gain("noisier", shrinks, f"{less} to {noise_in_words(more)}: the gain shrinks by ")
 
 
-_IN_UPDATES = "seconds cannot be compared, so time is counted in updates"
+_OTHER_VISITS = "the arms' training losses are not of the same visits"
+_IN_SECONDS = {"measure": "same_seconds", "remark": ""}
+_IN_UPDATES = {"measure": "same_updates", "remark": "seconds cannot be compared, so time is counted in updates"}
 
 
 def _gain(
-    claim: str,
-    pairs: pd.DataFrame,
-    measure: str = "accuracy",
-    limit: float = LEAST_GAIN_POINTS,
-    *,
-    best: str = "best_",
-    error: str = "error",
-    sign: int = 1,
-    is_claim: bool = False,
-    unit: str = " points",
-    digits: int = 2,
-    start: str = "",
-    end: str = "",
-    remark: str = "",
+    name: str, pairs: pd.DataFrame, start: str = "", end: str = "", remark: str = "", measure: str = ""
 ) -> Iterator[Finding]:
     """A finding on the gain in a measure; none without pairs that have it."""
+    claim = CLAIMS[name]
+    measure = measure or claim.measure
     pairs = pairs[pairs[measure].notna()]
-    if len(pairs):
-        values, sampling_error = sample(pairs[measure]), float(pairs[error].mean())
-        signed = sample(sign * value for value in values.values)
-        judged = judge_gain(signed, fails_below=limit, sampling_error=sampling_error, is_claim=is_claim)
-        judged = _with_dose(judged, pairs)
-        numbers = f"{start}{show(values, unit, digits)}"
-        if best:
-            numbers += f"; at the best epochs {show(sample(pairs[best + measure]), unit, digits)}"
-        numbers += end
-        if judged.verdict is Verdict.NO_DIFFERENCE:
-            numbers += f"; {values.reach(sampling_error):.{digits}f}{unit} would have been significant"
-        yield Finding(claim, "", judged, values, numbers, remark, error=sampling_error)
+    if pairs.empty:
+        return
+    values, error = sample(pairs[measure]), float(pairs[claim.error].mean())
+    gains = sample(-value for value in values.values) if claim.is_harm else values
+    judged = statistics.judge_gain(gains, fails_below=claim.fails_below, sampling_error=error, is_claim=claim.is_claim)
+    verdict, p = _with_dose(judged, pairs)
+    numbers = f"{start or claim.start}{show(values, claim.unit, claim.digits)}"
+    if claim.with_best:
+        numbers += f"; at the best epochs {show(sample(pairs[f'best_{measure}']), claim.unit, claim.digits)}"
+    numbers += end
+    if verdict is Verdict.NO_DIFFERENCE:
+        numbers += f"; {values.reach(error):.{claim.digits}f}{claim.unit} would have been significant"
+    yield Finding(name, verdict, Gain(values, p=p), numbers, remark)
 
 
-def _with_dose(judged: Judged, pairs: pd.DataFrame) -> Judged:
+def _with_dose(judged: statistics.Judged, pairs: pd.DataFrame) -> statistics.Judged:
     """A verdict, unless attention hardly did anything in one of the runs that it rests on."""
-    is_judged = judged.verdict is not Verdict.NOT_ENOUGH_RUNS
-    return Judged(Verdict.HARDLY_ANY_REPEATS) if is_judged and pairs["repeats"].min() < LEAST_DOSE_PERCENT else judged
+    is_judged = judged[0] is not Verdict.NOT_ENOUGH_RUNS
+    return (
+        (Verdict.HARDLY_ANY_REPEATS, math.nan) if is_judged and pairs["repeats"].min() < LEAST_DOSE_PERCENT else judged
+    )
 
 
 def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
     """What attention costs, with each reading."""
     least, most = PAPER["overhead_percent"]
     for reading, of_reading in runs.groupby("reading", observed=True):
-        values, compared, remark = sample(of_reading["repeats"]), pairs[pairs["reading"] == reading], _IN_UPDATES
+        values, compared, remark = (
+            sample(of_reading["repeats"]),
+            pairs[pairs["reading"] == reading],
+            _IN_UPDATES["remark"],
+        )
         numbers = f"{reading}: {show(values, ' % more updates', 1, sign=False)}"
         if is_timed(compared):
             values, remark = sample(compared["more_seconds"]), ""
             numbers += f"; {show(values, ' % more seconds', 1, sign=False)}"
-        judged = judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
-        yield Finding("overhead", "", judged, values, numbers, remark)
+        verdict, p = statistics.judge_range(values, least=least, most=most, widest=WIDEST_OVERHEAD_PERCENT)
+        yield Finding("overhead", verdict, Gain(values, p=p), numbers, remark)

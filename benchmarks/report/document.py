@@ -6,26 +6,27 @@ import base64
 import html
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from matplotlib.figure import Figure
 
 from benchmarks.environment import one_line
 from benchmarks.errors import StorageError
-from benchmarks.report.statistics import Verdict, holm
-from benchmarks.report.wording import Gain, Mark, quartiles
+from benchmarks.report import statistics as words
+from benchmarks.report.statistics import Verdict
 
-Row: TypeAlias = dict[str, Any]  # a cell for each column: text, a Mark or a Gain; "" and "-" stand for none
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
 _NUMBER = re.compile(
-    rf"{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p [=<] {_PLAIN})?( times .+)?"
+    rf"-?|{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p (=|&lt;) {_PLAIN})?"
+    r"( times( .+)?)?"
 )
+_TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
 _ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&amp;"}
 # Within a word an underscore stands for itself.
 _EMPHASIZING = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -59,37 +60,27 @@ class Report(NamedTuple):
         return page
 
 
-def table(rows: Iterable[Row]) -> str:
-    """A table as Markdown; columns without a cell are not shown, and it is empty without rows."""
-    rows = [*rows]
-    heads = dict.fromkeys(head for row in rows for head in row)
-    columns = {head: [row.get(head, "-") for row in rows] for head in heads}
-    columns = {head: cells for head, cells in columns.items() if any(str(cell) not in ("", "-") for cell in cells)}
-    lines = [
-        [escape(head) for head in columns],
-        ["---:" if _are_numbers(cells) else "---" for cells in columns.values()],
-        *(
-            [str(cell) if isinstance(cell, Mark) else escape(str(cell)) for cell in row]
-            for row in zip(*columns.values(), strict=False)
-        ),
+def finish(text: str) -> str:
+    """The text of a template: its tables get the line below their heads, and lose columns without a cell."""
+    return (
+        _TABLE.sub(lambda match: _finish_table(match[0].splitlines()), re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n"
+    )
+
+
+def _finish_table(lines: Sequence[str]) -> str:
+    columns = zip(*(line[2:-2].split(" | ") for line in lines), strict=True)
+    shown = [
+        [head, "---:" if all(map(_NUMBER.fullmatch, cells)) else "---", *cells]
+        for head, *cells in columns
+        if {*cells} - {"", "-"}
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*shown, strict=True))
 
 
-def _are_numbers(cells: Iterable[object]) -> bool:
-    return all(_NUMBER.fullmatch(str(cell)) for cell in cells if str(cell) not in ("", "-"))
-
-
-def correct(gains: Sequence[Gain]) -> None:
-    """Give each its p-value, adjusted over all of these by Holm's method."""
-    for each, p in zip(gains, holm([each.values.p() for each in gains]), strict=True):
-        each.p = p
-
-
-def escape(text: str) -> str:
+def escape(text: object) -> str:
     """Text that stands for itself, on one line, in a table too."""
-    text = " ".join(text.splitlines())
-    return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(character, character) for character in text))
+    characters = " ".join(str(text).splitlines())
+    return _EMPHASIZING.sub(r"\\_", "".join(_ESCAPED.get(each, each) for each in characters))
 
 
 TEMPLATES = Environment(
@@ -98,41 +89,38 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.globals |= {"table": table, "zip": zip}
 TEMPLATES.filters |= {
     "md": escape,
     "count": lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}",
     "machine": one_line,
+    "noise": words.noise_in_words,
+    "sample": words.sample,
     "median": statistics.median,
-    "quartiles": quartiles,
+    "mean": statistics.fmean,
+    "mean_array": lambda arrays: np.mean([*arrays], axis=0),
+    "show": words.show,
+    "show_p": words.show_p,
+    "spread": words.spread,
+    "quartiles": words.quartiles,
 }
 
 
 def render_template(name: str, **values: Any) -> str:
     """A template beside this module, filled in."""
-    return re.sub(r"\n{3,}", "\n\n", TEMPLATES.get_template(name).render(**values)).strip() + "\n"
+    return finish(TEMPLATES.get_template(name).render(**values))
 
 
 def _render_page(text: str, folder: Path) -> str:
     """The page that Markdown makes, with the figures of a folder in it."""
-    markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
 
-    def rule(name: str, render: Callable[[Token], str]) -> None:
-        def call(tokens: Sequence[Token], place: int, *_: Any) -> str:
-            return render(tokens[place])
-
-        markdown.renderer.rules[name] = call  # type: ignore[attr-defined]
-
-    def figure(image: Token) -> str:
-        data = base64.b64encode((folder / str(image.attrs["src"])).read_bytes()).decode()
-        words = html.escape("".join(child.content for child in image.children or []))
+    def figure(image: re.Match[str]) -> str:
+        data, words = base64.b64encode((folder / image[1]).read_bytes()).decode(), image[2]
         return f'<span class="figure"><img src="data:image/png;base64,{data}" alt="{words}"><span>{words}</span></span>'
 
-    rule("image", figure)
-    rule("table_open", lambda _: '<div class="scroll"><table>\n')
-    rule("table_close", lambda _: "</table></div>\n")
-    body = markdown.render(text)
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     for verdict in Verdict:
         chip = f'<span class="{verdict.name.lower()}">{verdict.symbol} {verdict.text}</span>'
         body = body.replace(f"{verdict.symbol} <strong>{verdict.text}</strong>".strip(), chip)
+    body = re.sub(r'<img src="([^"]+)" alt="([^"]*)" />', figure, body)
     return render_template("page.html.jinja", title=text.partition("\n")[0].removeprefix("# "), body=body)

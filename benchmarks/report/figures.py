@@ -13,14 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.report.results import Cifar, is_timed
-from benchmarks.report.statistics import LEAST_RUNS, Sample
-from benchmarks.report.wording import noise_in_words
+from benchmarks.report.statistics import LEAST_RUNS, Sample, noise_in_words
 from benchmarks.schema import Epoch
 
 # A reader who sees red and green alike can tell them apart (Okabe and Ito, 2008).
 COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2", "longer": "#009E73"}
-_LINES = {"baseline": "-", "attention": "-", "random": "--", "longer": ":"}
-_READINGS = {"first": ("#D55E00", "-"), "last": ("#7A3300", "--"), "all": ("#F2A65A", ":")}
+COLORS |= {"first": "#D55E00", "last": "#7A3300", "all": "#F2A65A"}
+_LINES = {"random": "--", "longer": ":", "last": "--", "all": ":"}
+# A name with dollars is no formula.
+_TEXT: dict[str, Any] = {"parse_math": False}
 # With more classes, neither names nor numbers can be read.
 _MOST_NAMED_CLASSES = 20
 
@@ -43,7 +44,7 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
     place, ticks = 0.0, []
     for name, each in groups:
         place += 1.6
-        axes.text(0.005, place - 0.1, _literal(name), transform=axes.get_yaxis_transform(), fontsize=9, weight="bold")
+        axes.text(0.005, place - 0.1, name, transform=axes.get_yaxis_transform(), weight="bold", **_TEXT, fontsize=9)
         for line in each:
             place += 1
             # An interval of fewer runs would be wider than the picture.
@@ -53,7 +54,7 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
             axes.plot(line.gain.mean, place, "o", color=line.color, markersize=5)
             ticks.append((place, f"{line.label}, n = {line.gain.n}"))
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks([at for at, _ in ticks], [_literal(text) for _, text in ticks], fontsize=9)
+    axes.set_yticks(*zip(*ticks, strict=True), fontsize=9, **_TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place + 1, 0)
     axes.set_xlabel(label)
@@ -79,15 +80,23 @@ def draw_experiment(cifar: Cifar, name: str, reading: str) -> dict[str, Figure]:
     def losses(epochs: Sequence[Epoch]) -> list[float]:
         return [math.nan if epoch.train_loss is None else epoch.train_loss for epoch in epochs]
 
-    noisy = [(noise, runs[runs["noise"] == noise]) for noise in noises if noise]
     drawn = {
-        "accuracy": _by_epoch([(noises[0], clean)], own.epochs),
+        "accuracy": _by_epoch(clean, "arm", _accuracy, "test accuracy, %", own.epochs),
         "by-time": _run_by_run(clean, spent, cost),
         "by-loss": _run_by_run(clean, losses, "training loss (falls to the right)"),
         "wrong": _maps(clean, own.data.classes),
-        "overhead": _repeats(attention),
+        "overhead": _by_epoch(attention, "reading", _repeats, "repeats, % of batches"),
     }
-    return drawn | ({"noise": _by_epoch(noisy, own.epochs)} if noisy else {})
+    noisy = runs[runs["noise"].isin(noises) & (runs["noise"] > 0)]
+    return drawn | ({"noise": _by_epoch(noisy, "arm", _accuracy, "test accuracy, %", own.epochs)} if len(noisy) else {})
+
+
+def _accuracy(epoch: Epoch) -> float:
+    return 100 * epoch.accuracy
+
+
+def _repeats(epoch: Epoch) -> float:
+    return 100 * epoch.repeats / epoch.batches
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -95,22 +104,22 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _band(axes: Axes, start: int, runs: Sequence[Sequence[float]], color: str, line: str, label: str) -> None:
-    """The mean over runs, and a band from the least to the greatest, to where the shortest run ends."""
-    values = np.array([run[: min(map(len, runs))] for run in runs])
-    epochs = np.arange(start, start + values.shape[1])
-    axes.plot(epochs, values.mean(axis=0), line, color=color, label=f"{label}, n = {len(runs)}")
-    axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
-
-
-def _by_epoch(at_noises: Sequence[tuple[int, pd.DataFrame]], epochs: int) -> Figure:
-    figure, panels = _panels(len(at_noises))
-    for axes, (noise, runs) in zip(panels, at_noises, strict=True):
-        for arm, of_arm in runs.groupby("arm", observed=True):
-            start = epochs if arm == "longer" else 1  # before, it is the baseline
-            curves = [[100 * epoch.accuracy for epoch in epochs[start - 1 :]] for epochs in of_arm["epochs"]]
-            _band(axes, start, curves, COLORS[arm], _LINES[arm], arm)
-        axes.set(xlabel="epoch", ylabel="test accuracy, %", title=f"label noise: {noise_in_words(noise)}")
+def _by_epoch(
+    runs: pd.DataFrame, column: str, measure: Callable[[Epoch], float], label: str, start_of_longer: int = 1
+) -> Figure:
+    """Means over runs, and bands from the least to the greatest, to where the shortest run ends: a panel a noise."""
+    noises = sorted({*runs["noise"]})
+    figure, panels = _panels(len(noises))
+    for axes, noise in zip(panels, noises, strict=True):
+        for name, group in runs[runs["noise"] == noise].groupby(column, observed=True):
+            start = start_of_longer if name == "longer" else 1  # before, it is the baseline
+            curves = [[measure(epoch) for epoch in epochs[start - 1 :]] for epochs in group["epochs"]]
+            values = np.array([curve[: min(map(len, curves))] for curve in curves])
+            epochs, color = np.arange(start, start + values.shape[1]), COLORS[name]
+            line = _LINES.get(name, "-")
+            axes.plot(epochs, values.mean(axis=0), line, color=color, label=f"{name}, n = {len(curves)}")
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=label, title=f"label noise: {noise_in_words(noise)}")
         axes.legend()
     return figure
 
@@ -120,7 +129,7 @@ def _run_by_run(runs: pd.DataFrame, of_epochs: Callable[[Sequence[Epoch]], list[
     for arm, of_arm in runs.groupby("arm", observed=True):
         for number, epochs in enumerate(of_arm["epochs"]):
             style: dict[str, Any] = {"color": COLORS[arm], "marker": ".", "label": None if number else arm}
-            axes.plot(of_epochs(epochs), [100 * epoch.accuracy for epoch in epochs], _LINES[arm], alpha=0.6, **style)
+            axes.plot(of_epochs(epochs), [*map(_accuracy, epochs)], _LINES.get(arm, "-"), alpha=0.6, **style)
     if "loss" in label:
         axes.invert_xaxis()
     axes.set(xlabel=label, ylabel="test accuracy, %")
@@ -132,13 +141,13 @@ def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Wrong predictions by true and predicted class, mean over seeds."""
     compared = runs[runs["arm"].isin(["baseline", "attention"])].groupby("arm", observed=True)["best_confusion"]
     wrong = {arm: np.mean([*of_arm], axis=0) * (1 - np.eye(len(names))) for arm, of_arm in compared}
-    classes, top = [_literal(name) for name in names], max(matrix.max() for matrix in wrong.values())
+    top = max(matrix.max() for matrix in wrong.values())
     figure, panels = _panels(len(wrong))
     for axes, (arm, matrix) in zip(panels, wrong.items(), strict=True):
         image = axes.imshow(matrix, cmap="magma_r", vmin=0, vmax=top)
-        if len(classes) <= _MOST_NAMED_CLASSES:
-            axes.set_xticks(range(len(classes)), classes, rotation=60, fontsize=7)
-            axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        if len(names) <= _MOST_NAMED_CLASSES:
+            axes.set_xticks(range(len(names)), names, rotation=60, fontsize=7, **_TEXT)
+            axes.set_yticks(range(len(names)), names, fontsize=7, **_TEXT)
             for row, column in zip(*np.nonzero(matrix), strict=True):
                 color = "white" if matrix[row, column] > 0.6 * top else "black"
                 text = f"{matrix[row, column]:.0f}"
@@ -146,20 +155,3 @@ def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.set(xlabel="predicted", ylabel="true", title=f"{arm}: {matrix.sum():.0f} wrong")
     figure.colorbar(image, ax=figure.axes, shrink=0.7)
     return figure
-
-
-def _repeats(attention: pd.DataFrame) -> Figure:
-    noises = sorted({*attention["noise"]})
-    figure, panels = _panels(len(noises))
-    for axes, noise in zip(panels, noises, strict=True):
-        for reading, runs in attention[attention["noise"] == noise].groupby("reading", observed=True):
-            curves = [[100 * epoch.repeats / epoch.batches for epoch in epochs] for epochs in runs["epochs"]]
-            _band(axes, 1, curves, *_READINGS[reading], reading)
-        axes.set(xlabel="epoch", ylabel="repeats, % of batches", title=f"label noise: {noise_in_words(noise)}")
-        axes.legend()
-    return figure
-
-
-def _literal(text: str) -> str:
-    """Text that stands for itself: between dollars Matplotlib would read a formula."""
-    return text.replace("$", r"\$")

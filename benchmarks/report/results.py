@@ -15,7 +15,8 @@ import pandas as pd
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records, read_records
-from benchmarks.report.statistics import Sample, accuracy_error, sample, variance_error
+from benchmarks.report.document import escape
+from benchmarks.report.statistics import Gain, accuracy_error, noise_in_words, sample, variance_error
 from benchmarks.schema import ARMS, Configuration, Epoch, Run
 
 READINGS = ("-", "first", "last", "all")
@@ -23,7 +24,6 @@ READINGS = ("-", "first", "last", "all")
 NEARLY_CONVERGED = 0.95
 # Where configurations differ in one of these, they differ in others too, or a reader would not see by what.
 _UNSAID = {"schema_version", "parameters", "classes", "sha256", "channels_last"}
-_GAINS = ("accuracy", "best_accuracy", "macro_f1", "best_macro_f1")
 
 
 class Cifar(NamedTuple):
@@ -60,76 +60,70 @@ def tabulate(read: Sequence[Records]) -> Cifar:
         if not finished:
             raise RecordsError(f"no run of {name} is finished; give its benchmarks.cifar command again")
         unfinished[name] = len(of_name) - len(finished)
-        rows += [{"experiment": name, **_measure(run, epochs)} for run, epochs in finished]
+        rows += [_measure(name, run, epochs) for run, epochs in finished]
     runs = pd.DataFrame(rows)
     for column, order in (("arm", ARMS), ("reading", READINGS), ("experiment", sorted(names))):
         runs[column] = pd.Categorical(runs[column], order, ordered=True)
     runs = runs.sort_values(["experiment", "noise", "reading", "arm", "seed"], ignore_index=True)
-    by_name = dict(sorted(zip(names, configurations, strict=True)))
-    return Cifar(by_name, unfinished, runs, _pair(runs, by_name))
+    return Cifar(dict(sorted(zip(names, configurations, strict=True))), unfinished, runs, _pair(runs))
 
 
-def _measure(run: Run, epochs: list[Epoch]) -> dict[str, Any]:
+def _measure(name: str, run: Run, epochs: list[Epoch]) -> dict[str, Any]:
     """A run as a row: per cent at the last epoch, and where they are best."""
     losses = [math.nan if epoch.test_loss is None else epoch.test_loss for epoch in epochs]
-    row = {
-        "arm": run.arm,
-        "reading": run.epoch_loss or "-",
-        "noise": run.label_noise,
-        "seed": run.seed,
-        "run": run,
-        "epochs": epochs,
-        "places": {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings},
-        "is_shared": any(epoch.shared_device for epoch in epochs),
-        "test_loss": losses[-1],
-        "best_test_loss": min((loss for loss in losses if not math.isnan(loss)), default=math.nan),
-        "repeats": repeats_percent(epochs),
-    }
-    for name in ("accuracy", "macro_f1"):
-        percents = [100 * getattr(epoch, name) for epoch in epochs]
-        row |= {name: percents[-1], f"best_{name}": max(percents)}
+    reading, own = run.epoch_loss or "-", f"{escape(name)} | {noise_in_words(run.label_noise)}"
+    row: dict[str, Any] = run.model_dump(include={"arm", "seed"})
+    row |= {"experiment": name, "reading": reading, "noise": run.label_noise, "run": run, "epochs": epochs}
+    # The first cells of a row of a table.
+    row["condition"] = f"{own} | {reading}"
+    row["named_arm"] = f"{own} | {run.arm}{'' if reading == '-' else f', {reading}'}"
+    row["places"] = {(place.device, one_line({**place.environment, "date": ""})) for place in run.surroundings}
+    row["is_shared"] = any(epoch.shared_device for epoch in epochs)
+    row["test_loss"] = losses[-1]
+    row["best_test_loss"] = min((loss for loss in losses if not math.isnan(loss)), default=math.nan)
+    row |= {"repeats": repeats_percent(epochs), "most_visits": max(epoch.most_visits for epoch in epochs)}
+    row |= {field: sum(getattr(epoch, field) for epoch in epochs) for field in ("batches", "capped_batches", "seconds")}
+    for field in ("accuracy", "macro_f1"):
+        percents = [100 * getattr(epoch, field) for epoch in epochs]
+        row |= {field: percents[-1], f"best_{field}": max(percents)}
     for prefix, evaluated in (("", run.last), ("best_", run.best)):
         assert evaluated is not None  # the reader has checked it
         confusion = np.asarray(evaluated.confusion)
         # Images that were wrongly predicted to be of each class (paper, Table 2).
         wrong = confusion.sum(axis=0) - confusion.diagonal()
         row |= {f"{prefix}confusion": confusion, f"{prefix}wrong": wrong, f"{prefix}variance": float(np.var(wrong))}
-    return row
+    row["error"] = accuracy_error(row["accuracy"], row["confusion"].sum())
+    return row | {"variance_error": variance_error(row["wrong"])}
 
 
-def _pair(runs: pd.DataFrame, configurations: dict[str, Configuration]) -> pd.DataFrame:
+def _pair(runs: pd.DataFrame) -> pd.DataFrame:
     """Every run of attention with every other run of the same experiment, noise and seed, and reading if it has one."""
     is_attention = runs["arm"] == "attention"
     pairs = runs[is_attention].merge(runs[~is_attention], on=["experiment", "noise", "seed"], suffixes=("", "_other"))
     pairs = pairs[(pairs["reading_other"] == pairs["reading"]) | (pairs["reading_other"] == "-")]
-    for name in _GAINS:
+    for name in ("accuracy", "best_accuracy", "macro_f1", "best_macro_f1"):
         pairs[name] -= pairs[f"{name}_other"]
+    for name in ("variance", "best_variance"):
+        pairs[name] = pairs[f"{name}_other"] - pairs[name]  # a lower variance is the gain
+    for name in ("error", "variance_error"):
+        pairs[name] = np.hypot(pairs[name], pairs[f"{name}_other"])
     epochs = [*zip(pairs["epochs"], pairs["epochs_other"], strict=True)]
-    errors = [math.hypot(*map(variance_error, both)) for both in zip(pairs["wrong"], pairs["wrong_other"], strict=True)]
-    seconds = [[sum(epoch.seconds for epoch in each) for each in both] for both in epochs]
-    images = [configurations[name].data.test_images for name in pairs["experiment"]]
     return pairs.assign(
         other=pairs["arm_other"],
-        # A lower variance is the gain.
-        variance=pairs["variance_other"] - pairs["variance"],
-        best_variance=pairs["best_variance_other"] - pairs["best_variance"],
-        variance_error=errors,
-        error=[
-            accuracy_error([100 * each[-1].accuracy for each in both], count)
-            for both, count in zip(epochs, images, strict=True)
-        ],
+        more_seconds=100 * (pairs["seconds"] / pairs["seconds_other"] - 1),
         same_loss=[gain_at_same_loss(*both) for both in epochs],
         same_updates=[gain_at_same_cost(*both, "updates") for both in epochs],
         same_seconds=[gain_at_same_cost(*both, "seconds") for both in epochs],
-        more_seconds=[100 * (ours / theirs - 1) for ours, theirs in seconds],
         early_repeats=[repeats_before_convergence(*both) for both in epochs],
-    )
+    ).sort_values(["experiment", "noise", "reading", "other", "seed"])
 
 
-def gain(runs: pd.DataFrame, arm: str, other: str, measure: str) -> Sample:
-    """An arm's measure minus another's, paired by seed."""
+def gain(runs: pd.DataFrame, arm: str, other: str | None, measure: str, digits: int = 2) -> Gain:
+    """An arm's measure minus another's, paired by seed; empty without another."""
+    if other in (None, arm):
+        return Gain(sample([]), digits)
     values = runs.pivot(index="seed", columns="arm", values=measure).reindex(columns=[arm, other])
-    return sample([*(values[arm] - values[other]).dropna()])
+    return Gain(sample((values[arm] - values[other]).dropna()), digits)
 
 
 def is_timed(pairs: pd.DataFrame) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,12 +16,11 @@ from matplotlib.figure import Figure
 from benchmarks.environment import one_line
 from benchmarks.errors import RecordsError
 from benchmarks.reading import Records
-from benchmarks.report.document import Report, Row, correct, render_template, table
+from benchmarks.report.document import Report, render_template
 from benchmarks.report.figures import Line, forest
 from benchmarks.report.results import gain
-from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Verdict, sample
-from benchmarks.report.wording import Gain, Mark, mean_and_deviation
-from benchmarks.schema import Epoch, RunName, SelectionConfiguration
+from benchmarks.report.statistics import LEAST_RUNS, SIGNIFICANCE, Gain, Verdict, correct, show
+from benchmarks.schema import Epoch, SelectionConfiguration
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 
 # An arm that is said to pay has been run with so many seeds.
@@ -35,14 +36,10 @@ class Study(NamedTuple):
     title: str
     arms: dict[str, str]  # what each trains on, in words, without plain training and controls
     controls: dict[str, str]  # what a gain has to be over as well, to come from which samples are chosen
+    only_controls: list[str]  # arms that are run for the comparison alone
     peer: str  # the arm that others are compared with too
     compared: list[str]  # these; empty for all
     measures: list[str]  # secondary ones
-
-    @property
-    def only_controls(self) -> set[str]:
-        """Arms that are run for the comparison alone."""
-        return {*self.controls.values()} - {*self.arms}
 
 
 _WORDS = json.loads(Path(__file__).with_name("selection.json").read_text(encoding="utf-8"))
@@ -70,22 +67,23 @@ class Finding(NamedTuple):
         return f"{self.arm} on {SETTINGS.get(self.setting, self.setting)} {self.gain}{'' if self.survives else '*'}"
 
 
+def digits_of(setting: str) -> int:
+    """Of a score: text is measured in nats, all else in per cent."""
+    return 4 if setting == "text" else 2
+
+
 class Results:
     """What the runs of a study, or those of its planned or its added seeds, come to."""
 
     def __init__(self, study: Study, frame: pd.DataFrame, seeds: str = "") -> None:
-        order = ["plain", *study.arms, *sorted(study.only_controls)]
-        frame = frame.assign(place=[order.index(arm) if arm in order else len(order) for arm in frame["arm"]])
-        frame = frame.sort_values(["place", "arm", "seed"], ignore_index=True)
+        arms = dict.fromkeys(["plain", *study.arms, *study.only_controls, *sorted(frame["arm"])])
+        order = {arm: place for place, arm in enumerate(arms)}
+        frame = frame.sort_values("seed").sort_values("arm", key=lambda arms: arms.map(order), kind="stable")
         self.study, self.frame, self.seeds = study, frame, seeds
         self.settings = {name: frame[frame["setting"] == name] for name in SETTINGS if name in {*frame["setting"]}}
-        found = [
-            self._judge(name, arm)
-            for name, runs in self.settings.items()
-            for arm in runs["arm"].unique()
-            if arm != "plain"
-        ]
+        found = [self._judge(name, arm) for name, runs in self.settings.items() for arm in runs["arm"].unique()]
         self.findings = [each for each in found if each.gain.values.n]
+        self.by_arm = {(each.setting, each.arm): each for each in self.findings}
         # Kinds planned to compare gains over plain training; images have controls among what is tested.
         if study is IMAGES:
             gains = [each for found in self.findings for each in (found.gain, found.over)]
@@ -95,20 +93,44 @@ class Results:
         self.family = sum(each.values.n > 1 for each in gains)
 
     def _judge(self, setting: str, arm: str) -> Finding:
-        runs, control = self.settings[setting], self.study.controls.get(arm)
-        over_plain = gain(runs, arm, "plain", "score")
-        over = gain(runs, arm, control, "score") if control else sample([])
-        (low, high), verdict = over_plain.interval, Verdict.NO_DIFFERENCE
+        runs, control, digits = self.settings[setting], self.study.controls.get(arm), digits_of(setting)
+        over_plain, over = (gain(runs, arm, other, "score", digits) for other in ("plain", control))
+        (low, high), verdict = over_plain.values.interval, Verdict.NO_DIFFERENCE
         if arm in self.study.only_controls:
             verdict = Verdict.CONTROL
-        elif over_plain.n < LEAST_RUNS or (control and over.n < LEAST_RUNS):
+        elif over_plain.values.n < LEAST_RUNS or (control and over.values.n < LEAST_RUNS):
             verdict = Verdict.NOT_ENOUGH_RUNS
         elif high < 0:
             verdict = Verdict.HARMS
-        elif low > 0 and (not control or over.interval[0] > 0):
-            verdict = Verdict.PAYS if over_plain.n >= LEAST_SEEDS_TO_PAY else Verdict.NOT_ENOUGH_RUNS
-        digits = _digits(setting)
-        return Finding(setting, arm, Gain(over_plain, digits), control, Gain(over, digits), verdict)
+        elif low > 0 and (not control or over.values.interval[0] > 0):
+            verdict = Verdict.PAYS if over_plain.values.n >= LEAST_SEEDS_TO_PAY else Verdict.NOT_ENOUGH_RUNS
+        return Finding(setting, arm, over_plain, control, over, verdict)
+
+    def measures(self, setting: str) -> list[str]:
+        """The secondary measures; those of rare groups only where there are some."""
+        has_tail = self.settings[setting]["has_tail"].any()
+        return [each for each in self.study.measures if has_tail or each == "macro_f1"]
+
+    def secondary(self, setting: str) -> dict[str, dict[str, Gain]]:
+        """By arm, its gains of the secondary measures over plain training and its control, and over the peer."""
+        runs, digits, found = self.settings[setting], digits_of(setting), dict[str, dict[str, Gain]]()
+        for arm in runs["arm"].unique():
+            others = {"plain": "plain", "control": self.study.controls.get(arm)}
+            found[arm] = {
+                f"{measure} over {words}": gain(runs, arm, other, measure, digits)
+                for measure in self.measures(setting)
+                for words, other in others.items()
+            }
+            peer = self.study.peer if arm in (self.study.compared or runs["arm"].unique()) else None
+            found[arm]["score over peer"] = gain(runs, arm, peer, "score", digits)
+        return found
+
+    def shown(self) -> list[str]:
+        """The arms of the table of gains at a glance: those with enough seeds, what pays most often first."""
+        pays = Counter(each.arm for each in self.compared(Verdict.PAYS))
+        shown = {each.arm for each in self.compared() if each.gain.values.n >= LEAST_SEEDS_TO_PAY} | {"repeated"}
+        shown -= {arm for arm in shown if "+" in arm}
+        return sorted((arm for arm in self.study.arms if arm in shown), key=lambda arm: -pays[arm])
 
     def compared(self, *verdicts: Verdict) -> list[Finding]:
         """Findings on arms that are no mere controls, of these verdicts, or of all."""
@@ -125,7 +147,7 @@ def read_results(read: Sequence[Records]) -> list[Results]:
     ]
     if not runs:
         raise RecordsError("there is no finished run; give the benchmarks.selection command first")
-    frame = pd.DataFrame([_measure(name, epoch) for name, epoch in runs])
+    frame = pd.DataFrame([_measure(epoch) for _, epoch in runs])
     if cast("SelectionConfiguration", read[0].configuration).study == "images":
         return [Results(IMAGES, frame)]
     scores = {name: epoch.chosen.validation for name, epoch in runs if epoch.chosen}
@@ -136,27 +158,20 @@ def read_results(read: Sequence[Records]) -> list[Results]:
     return [Results(KINDS, part, seeds) for seeds, part in parts.items() if len(part)]
 
 
-def _measure(name: RunName, epoch: Epoch) -> dict[str, Any]:
+def _measure(epoch: Epoch) -> dict[str, Any]:
     chosen = epoch.chosen
     assert chosen is not None
-    is_text = name.setting == "text" and chosen.group_losses
+    is_text = epoch.setting == "text" and chosen.group_losses
     groups = [-loss for loss in chosen.group_losses or []] if is_text else chosen.recalls
     by_count = [value for _, value in sorted(zip(chosen.counts, groups, strict=True))]
     has_tail = len({*chosen.counts}) > 1
-    return {
-        "setting": name.setting,
-        "arm": name.arm,
-        "seed": name.seed,
-        "rate": name.rate,
+    return epoch.model_dump() | {
         "has_tail": has_tail,
         "score": 100 * epoch.accuracy if chosen.score is None else chosen.score,
         "macro_f1": 100 * epoch.macro_f1,
         "rarest_third": statistics.fmean(by_count[: len(by_count) // 3] if has_tail else by_count),
         "worst": min(groups),
-        "updates": epoch.updates,
-        "repeats": epoch.repeats,
         "extra": 100 * epoch.repeats / epoch.updates,
-        "seconds": epoch.seconds,
         "looked": chosen.forward_samples,
         "pruned": chosen.pruned,
         "pruned_share": 100 * chosen.pruned / (chosen.pruned + chosen.forward_samples),
@@ -167,12 +182,8 @@ def report_selection(read: Sequence[Records]) -> Report:
     """The report."""
     parts, sizes = read_results(read), cast("SelectionConfiguration", read[0].configuration).settings
     figures = {f"gains{'-' * bool(each.seeds)}{each.seeds[4:-6]}.png": _forest(each) for each in parts}
-    secondary = {(each, setting): _secondary(each, setting) for each in parts for setting in each.settings}
-    correct([cell for rows in secondary.values() for row in rows for cell in row.values() if isinstance(cell, Gain)])
-    sections = []
-    for (each, setting), cells in secondary.items():
-        title = ": ".join(filter(None, [SETTINGS[setting], each.seeds]))
-        sections.append((title, _primary(each, setting), table(cells), sizes[setting].get("learning_rate")))
+    secondary = [(each, setting, each.secondary(setting)) for each in parts for setting in each.settings]
+    correct([gain for *_, of_arms in secondary for gains in of_arms.values() for gain in gains.values()])
     rows = [row for each in parts for row in each.frame.itertuples()]
     places = [place.environment for records in read for run in records.runs.values() for place in run.surroundings]
     text = render_template(
@@ -182,7 +193,9 @@ def report_selection(read: Sequence[Records]) -> Report:
         parts=parts,
         verdicts=Verdict,
         files=[*figures],
-        sections=sections,
+        names=SETTINGS,
+        secondary=secondary,
+        base_rates={setting: sizes[setting].get("learning_rate") for each in parts for setting in each.settings},
         peer=_over_peer(parts[0]) if parts[0].study is IMAGES else {},
         doses=_doses(parts[0]) if parts[0].study is IMAGES else [],
         edges=sorted({f"{row.arm} on {row.setting}" for row in rows if row.rate in (RATES[0], RATES[-1])}),
@@ -196,15 +209,14 @@ def report_selection(read: Sequence[Records]) -> Report:
 
 def _over_peer(results: Results) -> dict[str, list[str]]:
     """The significant gains over the peer: of arms that pay, and of plain training at the peer's cost."""
-    study, found = results.study, {}
+    study, found = results.study, dict[str, list[str]]()
     payers = dict.fromkeys(each.arm for each in results.compared(Verdict.PAYS))
     arms = [arm for arm in payers if study.controls.get(arm) in study.only_controls]
-    for arm in [*arms, study.controls[study.peer]]:
-        gains = {setting: gain(runs, arm, study.peer, "score") for setting, runs in results.settings.items()}
-        gains = {setting: each for setting, each in gains.items() if each.n >= LEAST_RUNS}
-        apart = {setting: each for setting, each in gains.items() if not each.interval[0] <= 0 <= each.interval[1]}
-        if gains:
-            found[arm] = [f"{Gain(each)} on {SETTINGS[setting]}" for setting, each in apart.items()]
+    for arm, (setting, runs) in itertools.product([*arms, study.controls[study.peer]], results.settings.items()):
+        over = gain(runs, arm, study.peer, "score").values
+        if over.n >= LEAST_RUNS:
+            is_apart = not over.interval[0] <= 0 <= over.interval[1]
+            found.setdefault(arm, []).extend([f"{show(over, with_n=False)} on {SETTINGS[setting]}"] * is_apart)
     return found
 
 
@@ -220,49 +232,6 @@ def _doses(results: Results) -> list[str]:
     return said
 
 
-def _digits(setting: str) -> int:
-    return 4 if setting == "text" else 2
-
-
-def _primary(results: Results, setting: str) -> str:
-    found = {each.arm: each for each in results.findings if each.setting == setting}
-    rows: list[dict[str, Any]] = []
-    for arm, runs in results.settings[setting].groupby("arm", sort=False):
-        score = mean_and_deviation(sample(runs["score"]), _digits(setting))
-        rows.append({"arm": str(arm), "n": str(len(runs))})
-        rows[-1]["rate"] = "-" if runs["rate"].isna().any() else f"{runs['rate'].iloc[0]:g}"
-        rows[-1]["minus loss, nats" if setting == "text" else "accuracy, %"] = score
-        if each := found.get(str(arm)):
-            rows[-1] |= {"gain over plain (95 % CI)": each.gain, "over control (95 % CI)": each.over}
-            rows[-1] |= {"control": each.control or "-", "verdict": Mark(each.verdict, not each.survives)}
-    return table(rows)
-
-
-def _secondary(results: Results, setting: str) -> list[Row]:
-    study, runs, digits = results.study, results.settings[setting], _digits(setting)
-    rows: list[Row] = []
-    for arm, of_arm in runs.groupby("arm", sort=False):
-        row: dict[str, Any] = {"arm": str(arm)}
-        for measure in study.measures if runs["has_tail"].any() else {"macro_f1"} & {*study.measures}:
-            name = measure.replace("macro_f1", "macro-F1").replace("_", " ")
-            row[name] = mean_and_deviation(sample(of_arm[measure]), digits)
-            for other, words in (
-                (None if arm == "plain" else "plain", "plain"),
-                (study.controls.get(str(arm)), "control"),
-            ):
-                row[f"{name} over {words}"] = Gain(gain(runs, str(arm), other, measure), digits) if other else "-"
-        is_compared = arm != study.peer and (not study.compared or arm in study.compared)
-        over_peer = gain(runs, str(arm), study.peer, "score") if is_compared else sample([])
-        row[f"score over {study.peer}"] = Gain(over_peer, digits)
-        of_plain = of_arm.merge(runs[runs["arm"] == "plain"], on="seed", suffixes=("", "_plain"))
-        seconds, updates = ((of_plain[each] / of_plain[f"{each}_plain"]).median() for each in ("seconds", "updates"))
-        means = {name: sample(of_arm[name]).mean for name in ("extra", "looked", "pruned", "pruned_share")}
-        row |= {"extra updates": f"{means['extra']:.1f} %", "updates, of plain's": f"{100 * updates:.0f} %"}
-        row |= {"time, plain = 1": f"{seconds:.2f}", "samples looked at": f"{means['looked']:,.0f}"}
-        rows.append(row | {"left out": f"{means['pruned']:,.0f}", "of all": f"{means['pruned_share']:.0f} %"})
-    return rows
-
-
 def _forest(results: Results) -> Figure:
     lines = [
         Line(SETTINGS[each.setting], each.arm, each.gain.values, _COLORS.get(each.verdict, "#BBBBBB"))
@@ -270,21 +239,3 @@ def _forest(results: Results) -> Figure:
         if each.gain.values.n > 1 and each.setting != "text"  # which is in nats
     ]
     return forest(lines, "gain in points over plain training (95 % CI), at as many updates")
-
-
-def glance(results: Results) -> str:
-    """The mean gain of each arm in each setting, what pays most often first, as a table."""
-    found = {(each.arm, each.setting): each for each in results.compared()}
-    most = {arm: max(each.gain.values.n for each in found.values() if each.arm == arm) for arm, _ in found}
-    shown = [arm for arm in results.study.arms if most.get(arm, 0) >= LEAST_SEEDS_TO_PAY or arm == "repeated"]
-    shown.sort(key=lambda arm: -sum(each.verdict is Verdict.PAYS for each in found.values() if each.arm == arm))
-    rows = []
-    for arm in [arm for arm in shown if "+" not in arm]:
-        row = {"what is trained on": f"{results.study.arms[arm]} ({arm})"}
-        for setting in results.settings:
-            row[SETTINGS[setting]] = "-"
-            if each := found.get((arm, setting)):
-                mark = f"{each.verdict.symbol}{'' if each.survives else '*'}"
-                row[SETTINGS[setting]] = f"{each.gain.values.mean:+.{_digits(setting)}f} {mark}"
-        rows.append(row)
-    return table(rows)

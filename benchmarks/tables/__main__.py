@@ -3,8 +3,7 @@
     python -m benchmarks.tables           # rewrite what stands between markers, and the reports
     python -m benchmarks.tables --check   # exit with 1 if that would change anything
 
-A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each part: a macro of tables.jinja, which
-takes its numbers from the functions of the modules beside it.
+A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around each part: a macro of tables.jinja.
 """
 
 from __future__ import annotations
@@ -12,46 +11,38 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from functools import cache
 
-from benchmarks.reading import Records
 from benchmarks.report import selection
-from benchmarks.report.cifar import report_cifar
-from benchmarks.report.document import TEMPLATES
-from benchmarks.report.results import read_folders
-from benchmarks.tables import cifar, costs, studies, suspects
-from benchmarks.tables.newest import RECORDS, ROOT, find_newest, read_newest
+from benchmarks.report.cifar import machines, report_cifar
+from benchmarks.report.document import TEMPLATES, finish
+from benchmarks.report.results import gain
+from benchmarks.tables import studies
+from benchmarks.tables.newest import RECORDS, ROOT, read_newest
 
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-@cache
-def read_selection(name: str) -> list[Records]:
-    """The newest records of "selection" or "selection-kinds"."""
-    return read_folders([find_newest(name)])
-
-
 # By name below the records.
 REPORTS = {
-    "report/report": lambda: report_cifar(cifar.cifar_records()),
-    "selection-report/report": lambda: selection.report_selection(read_selection("selection")),
-    "selection-report/kinds": lambda: selection.report_selection(read_selection("selection-kinds")),
+    "report/report": lambda: report_cifar(studies.cifar()),
+    "selection-report/report": lambda: selection.report_selection(studies.selection("selection")),
+    "selection-report/kinds": lambda: selection.report_selection(studies.selection("selection-kinds")),
 }
-TEMPLATES.globals |= {"newest": read_newest, "newest_selection": read_selection, "selection": selection}
-TEMPLATES.globals |= {"cifar": cifar, "costs": costs, "studies": studies, "wrong_labels": suspects}
-
-
-def make_part(name: str) -> str:
-    """What stands between the markers of a name."""
-    macros = TEMPLATES.get_template("tables.jinja").module
-    return str(getattr(macros, name.replace("-", "_"))()).strip()
+TEMPLATES.globals |= {
+    "newest": read_newest,
+    "studies": studies,
+    "selection": selection,
+    "gain": gain,
+    "machines": machines,
+}
 
 
 def fill_in(page: str) -> str:
     """The page with every marked part written again."""
-    return MARKED.sub(lambda match: f"{match[1]}{make_part(match['name'])}\n{match[3]}", page)
+    macros = TEMPLATES.get_template("tables.jinja").module
+    return MARKED.sub(
+        lambda match: match[1] + finish(getattr(macros, match["name"].replace("-", "_"))()) + match[3], page
+    )
 
 
 def main() -> None:
@@ -67,7 +58,7 @@ def main() -> None:
             if not is_check:
                 path.write_text(rendered, encoding="utf-8")
     if not is_check:
-        costs.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
+        studies.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     for name, make in REPORTS.items():
         report, path = make(), RECORDS / f"{name}.md"
         # Figures are the same where the text is.

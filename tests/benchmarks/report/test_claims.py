@@ -109,23 +109,23 @@ def judge(folder, setting, epoch_loss="first"):
 @pytest.mark.parametrize(("claim", "changes", "verdict"), ON_BOTH_SIDES)
 def test_a_claim_is_judged_on_both_sides_of_its_limit(tmp_path, claim, changes, verdict):
     found = judge(tmp_path, EXACT._replace(**changes))
-    assert (found[claim].judged.verdict if claim in found else None) is verdict
+    assert (found[claim].verdict if claim in found else None) is verdict
 
 
 def test_time_is_seconds_where_attention_and_baseline_had_a_machine_to_themselves_and_else_updates(tmp_path):
     alone = judge(tmp_path / "alone", EXACT._replace(is_shared=False, slower=1.08))
     assert "; 16.1 % more seconds (16.1 to 16.1)" in alone["overhead"].numbers
-    assert alone["overhead"].judged.verdict is HOLDS
+    assert alone["overhead"].verdict is HOLDS
     assert alone["overhead"].remark == alone["time"].remark == ""
     shared = judge(tmp_path / "shared", EXACT._replace(slower=1.1))
-    assert shared["overhead"].values.mean == pytest.approx(7.5)
+    assert shared["overhead"].gain.values.mean == pytest.approx(7.5)
     assert "seconds cannot be compared" in shared["overhead"].remark
 
 
 def test_a_seed_without_a_baseline_is_no_part_of_what_is_compared_with_baselines(tmp_path):
     setting = EXACT._replace(seeds=(0, 1, 2, 3), repeated=30, more_each_seed=-10, gain=0.05)
     found = judge(tmp_path, setting._replace(unfinished=(("baseline", None, 0, 3),)))
-    assert {claim for claim, each in found.items() if each.judged.verdict is HARDLY} == {"random", "longer"}
+    assert {claim for claim, each in found.items() if each.verdict is HARDLY} == {"random", "longer"}
 
 
 def test_claims_are_judged_by_the_reading_that_is_asked_for(tmp_path):
@@ -136,6 +136,6 @@ def test_claims_are_judged_by_the_reading_that_is_asked_for(tmp_path):
 def test_a_verdict_that_does_not_survive_the_correction_is_overturned(tmp_path):
     """Three gains that vary by a tenth of their mean have p = 0.003, and there are a dozen verdicts."""
     found = judge(tmp_path, EXACT._replace(jitter=0.0007, gain=0.02, images=(640, 400_000), noises=(0, 1, 3)))
-    verdicts = [finding for finding in found.values() if finding.judged.verdict in (HOLDS, FAILS)]
+    verdicts = [finding for finding in found.values() if finding.verdict in (HOLDS, FAILS)]
     assert {finding.is_overturned for finding in verdicts} == {True, False}
-    assert all(finding.is_overturned == (finding.judged.p >= 0.05) for finding in verdicts)
+    assert all(finding.is_overturned == (finding.gain.p >= 0.05) for finding in verdicts)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from benchmarks.report.document import table
+from benchmarks.report.document import finish
 from tests.benchmarks.report_records import EXACT, ODD, Setting
 
 
@@ -65,8 +65,10 @@ def test_odd_names_stay_text(report, tmp_path, capsys):
 
 
 def test_a_table_leaves_out_columns_without_a_cell_and_sets_numbers_to_the_right():
-    rows = [{"name": "a", "none": "-", "number": "+1.5 (-1.0 to +2.0), p = 0.010"}, {"name": "3 of 32", "empty": ""}]
-    assert table(rows).splitlines() == [
+    rows = "| name | none | number | empty |\n| a | - | +1.5 (-1.0 to +2.0), p = 0.010 |  |\n| 3 of 32 | - | - |  |\n"
+    assert finish(f"Above\n\n{rows}\n| head | without rows |\n").splitlines() == [
+        "Above",
+        "",
         "| name | number |",
         "| --- | ---: |",
         "| a | +1.5 (-1.0 to +2.0), p = 0.010 |",
