@@ -10,14 +10,13 @@ from accelerate.utils import DataLoaderConfiguration
 from batch_sampler_attn import Decision
 from batch_sampler_attn.accumulation import AccumulatedLoss
 from batch_sampler_attn.trainers.accelerate import attend, register_for_checkpointing
-from tests.trainers import cases, plain_loop, sample_loop
-from tests.trainers.cases import EPOCHS, Case, cross_entropy, make_loader, make_network, make_optimizer
+from tests.trainers import plain_loop, sample_loop
+from tests.trainers.cases import EPOCHS, PLAIN, cross_entropy, make_loader, make_network, make_optimizer
 from tests.trainers.plain_loop import finish, make_schedule
 from tests.trainers.sample_loop import finish_samples, make_attention, make_sample_loader
 
 
-def make_accelerator(case=None, **options):
-    case = case or Case()
+def make_accelerator(case=PLAIN, **options):
     # Their state is one for all of a process, and keeps the settings of the first.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -38,54 +37,41 @@ def make_prepared(**configuration):
     return accelerator, accelerator.prepare(make_loader())
 
 
-def train_epoch(accelerator, schedule, network, optimizer, lr_scheduler, loader, case, rates, on_decision=None):
-    """As in the guide."""
-    for window in attend(schedule, accelerator, loader, case.accumulation):
-        loss = AccumulatedLoss()
-        for index, batch in enumerate(window):
-            with nullcontext() if index == len(window) - 1 else accelerator.no_sync(network):
-                batch_loss = cross_entropy(network, batch)
-                accelerator.backward(batch_loss / len(window))
-            loss.add(batch_loss, len(batch[0]))
-        if case.clip is not None:
-            accelerator.clip_grad_norm_(network.parameters(), case.clip)
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        optimizer.zero_grad()
-        decision = schedule.decide(loss.mean, samples=loss.samples)
-        if decision is Decision.ADVANCE:
-            lr_scheduler.step()
-        if on_decision is not None:
-            on_decision(decision)
-
-
 def train(case, folder=None, *, saves=False, resume=None, is_skipping=False):
-    """The run, and the accelerator; resumed by ``attend()`` itself, or by accelerate's ``skip_first_batches``."""
+    """The run of the guide's loop, and the accelerator; resumed by ``attend()``, or by ``skip_first_batches``."""
     is_seedable = DataLoaderConfiguration(use_seedable_sampler=saves or resume is not None)
     accelerator = make_accelerator(case, dataloader_config=is_seedable)
     network = make_network(case)
-    optimizer, lr_scheduler = make_optimizer(network, case)
-    *parts, loader = accelerator.prepare(network, optimizer, lr_scheduler, make_loader())
+    parts = network, *make_optimizer(network, case), make_loader()
+    network, optimizer, lr_scheduler, whole = accelerator.prepare(*parts)
     schedule, recorder = make_schedule(**case.options)
     accelerator.register_for_checkpointing(schedule)
-    rates, windows = [], 0
-
-    def on_decision(decision):
-        nonlocal windows
-        windows += decision is Decision.ADVANCE
-        if saves:
-            accelerator.save_state(str(checkpoint(folder, windows, schedule.visits)))
-
+    rates, windows, loader = [], 0, whole
     torch.manual_seed(6)
-    first = loader
     if resume is not None:
         accelerator.load_state(str(resume))
         if is_skipping:
-            first = accelerator.skip_first_batches(loader, schedule.batch_index * case.accumulation)
+            loader = accelerator.skip_first_batches(whole, schedule.batch_index * case.accumulation)
     while schedule.epoch < EPOCHS:
-        train_epoch(accelerator, schedule, *parts, first, case, rates, on_decision)
-        first = loader
-    return finish(schedule, recorder, accelerator.unwrap_model(parts[0]), rates), accelerator
+        for window in attend(schedule, accelerator, loader, case.accumulation):
+            loss = AccumulatedLoss()
+            for index, batch in enumerate(window):
+                with nullcontext() if index == len(window) - 1 else accelerator.no_sync(network):
+                    batch_loss = cross_entropy(network, batch)
+                    accelerator.backward(batch_loss / len(window))
+                loss.add(batch_loss, len(batch[0]))
+            if case.clip is not None:
+                accelerator.clip_grad_norm_(network.parameters(), case.clip)
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            optimizer.zero_grad()
+            if schedule.decide(loss.mean, samples=loss.samples) is Decision.ADVANCE:
+                lr_scheduler.step()
+                windows += 1
+            if saves:
+                accelerator.save_state(str(checkpoint(folder, windows, schedule.visits)))
+        loader = whole
+    return finish(schedule, recorder, accelerator.unwrap_model(network), rates), accelerator
 
 
 def checkpoint(folder, windows, visits=0):
@@ -95,7 +81,7 @@ def checkpoint(folder, windows, visits=0):
 
 def by_hand(case, folder=None, *, is_resumable=False):
     """The plain loop's, without accelerate, but for the order of batches."""
-    return plain_loop.by_hand(case, cases.Numbered(make_prepared()[1]) if is_resumable else make_loader())
+    return plain_loop.by_hand(case, make_prepared()[1] if is_resumable else make_loader())
 
 
 # Attention to samples

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import TrainerCallback as Callback
 
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.trainers.transformers import BatchAttentionMixin, SampleAttentionMixin, sequence_losses
-from tests.trainers.cases import EPOCHS, SAMPLES, Numbered, Points, make_network
+from tests.trainers.cases import SAMPLES, Points, make_network
 from tests.trainers.plain_loop import finish, make_schedule, plain_loop
 from tests.trainers.ranks import RANKS
 from tests.trainers.sample_loop import finish_samples, make_attention, sample_loop
@@ -31,9 +32,8 @@ class Texts(Dataset):
     def __init__(self, samples=SAMPLES):
         generator = torch.Generator().manual_seed(3)
         self.tokens = torch.randint(0, 24, (samples, 6), generator=generator)
-        self.labels = self.tokens.clone()
-        for row, begin in enumerate(torch.randint(0, 4, (samples,), generator=generator).tolist()):
-            self.labels[row, :begin] = -100
+        begins = torch.randint(0, 4, (samples, 1), generator=generator)
+        self.labels = self.tokens.masked_fill(torch.arange(6) < begins, -100)
 
     def __len__(self):
         return len(self.tokens)
@@ -117,8 +117,6 @@ def make_arguments(case, folder, arguments_class=TrainingArguments, **arguments)
 class NotesRates:
     """A user's trainer, which notes the learning rate of each update, and which may have a gradient scaler."""
 
-    has_scaler = None
-
     def create_optimizer(self, *args, **kwargs):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -129,9 +127,9 @@ class NotesRates:
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
-        if self.has_scaler is not None:
+        if hasattr(self.args, "scaler"):
             # Which accelerate has on a GPU alone.
-            self.accelerator.scaler = self.has_scaler
+            self.accelerator.scaler = self.args.scaler
             self.accelerator.native_amp = True
             self.accelerator.state._mixed_precision = "fp16"
 
@@ -146,7 +144,7 @@ class MyTrainer(NotesRates, BatchAttentionMixin, Trainer):
         return super().training_step(model, self.step(inputs) if self.step else inputs, *args, **kwargs)
 
 
-class Stop(TrainerCallback):
+class Stop(Callback):
     """Ends the training, or the epoch, after so many windows."""
 
     def __init__(self, at, what):
@@ -158,10 +156,11 @@ class Stop(TrainerCallback):
 
 
 def make_trainer(case, folder, trainer_class=MyTrainer, arguments=None, **options):
-    scaler = case.scaler() if case.precision == "scaler" else None
-    trainer_class = type(trainer_class.__name__, (trainer_class,), {"has_scaler": scaler})
     options = {"model": make_model(case), "train_dataset": make_dataset(case), **options}
-    return trainer_class(args=make_arguments(case, folder, **(arguments or {})), **options)
+    arguments = make_arguments(case, folder, **(arguments or {}))
+    if case.precision == "scaler":
+        arguments.scaler = case.scaler()
+    return trainer_class(args=arguments, **options)
 
 
 def train(
@@ -174,16 +173,16 @@ def train(
     end_epoch_at=None,
     stop_at=None,
     resume=None,
-    saves=False,
+    saves=0,
     schedule=None,
     callbacks=(),
     options=None,
     **arguments,
 ):
-    """The run, and the trainer."""
+    """The run, and the trainer, which saves every so many steps."""
     schedule, recorder = schedule or make_schedule(**case.options)
     if saves:
-        arguments.update(save_strategy="steps", save_steps=1)
+        arguments.update(save_strategy="steps", save_steps=saves)
     trainer = make_trainer(case, folder, trainer_class, arguments, schedule=schedule, **(options or {}))
     trainer.step, trainer.loader = step, loader
     stops = {"should_training_stop": stop_at, "should_epoch_stop": end_epoch_at}
@@ -198,15 +197,12 @@ def checkpoint(folder, steps):
     return folder / f"checkpoint-{steps}"
 
 
-class Given:
-    """The trainer's own loader, optimizer and learning-rate schedule, without a mixin."""
-
-    def __init__(self, case, folder, model=None):
-        model = model or make_model(case)
-        trainer = Trainer(model=model, args=make_arguments(case, folder), train_dataset=make_dataset(case))
-        trainer.create_optimizer_and_scheduler(case.trainer.get("max_steps", EPOCHS * case.windows))
-        self.model, self.loader = model.train(), Numbered(trainer.get_train_dataloader())
-        self.optimizers = trainer.optimizer, trainer.lr_scheduler
+def given(case, folder, model=None):
+    """A model, and the trainer's own loader, optimizer and learning-rate schedule, without a mixin."""
+    arguments = make_arguments(case, folder)
+    trainer = Trainer(model=model or make_model(case), args=arguments, train_dataset=make_dataset(case))
+    trainer.create_optimizer_and_scheduler(case.trainer.get("max_steps", int(case.epochs * case.windows)))
+    return trainer.model.train(), trainer.get_train_dataloader(), (trainer.optimizer, trainer.lr_scheduler)
 
 
 def tokens_in(batch):
@@ -215,7 +211,7 @@ def tokens_in(batch):
 
 def by_hand(case, folder, loss_of=None, *, loader=None, model=None, step=None, is_resumable=False, **options):
     """The plain loop's; by default GPT-2's losses are divided by the tokens of the window."""
-    given = Given(case, folder, model)
+    model, own, optimizers = given(case, folder, model)
     if loss_of is None and case.model == "gpt2":
         options["items_of"] = tokens_in
     if loss_of is None:
@@ -225,9 +221,9 @@ def by_hand(case, folder, loss_of=None, *, loader=None, model=None, step=None, i
             return model(**(step(batch) if step else batch), **named)["loss"]
 
     options["samples_of"] = lambda batch: len(batch["labels"])
-    loader = given.loader if loader is None else loader
+    loader = own if loader is None else loader
     torch.manual_seed(6)
-    return plain_loop(given.model, partial(loss_of, given.model), given.optimizers, loader, case, **options)
+    return plain_loop(model, partial(loss_of, model), optimizers, loader, case, **options)
 
 
 def is_left_as_it_was(trainer):
@@ -275,8 +271,8 @@ def train_samples(case, folder, *, attention=None, resume=None, saves=False, opt
 
 
 def samples_by_hand(case, folder, *, attention=None, is_on_ranks=False):
-    given, attention = Given(case, folder), attention or make_attention(**case.options)
-    model = DistributedDataParallel(given.model) if is_on_ranks else given.model
+    attention, (model, _, optimizers) = attention or make_attention(**case.options), given(case, folder)
+    model = DistributedDataParallel(model) if is_on_ranks else model
 
     def losses_of(model, batch):
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
@@ -285,4 +281,4 @@ def samples_by_hand(case, folder, *, attention=None, is_on_ranks=False):
     loader = DataLoader(make_dataset(case), batch_sampler=attention, num_workers=case.workers)
     torch.manual_seed(6)
     options = {"divisor": lambda window: window, "updates": case.trainer.get("max_steps")}
-    return sample_loop(attention, model, losses_of, given.optimizers, loader, case, **options)
+    return sample_loop(attention, model, losses_of, optimizers, loader, case, **options)

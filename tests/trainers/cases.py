@@ -61,6 +61,9 @@ class Case:
         return torch.amp.GradScaler("cpu", init_scale=self.scale, growth_interval=7, enabled=is_used)
 
 
+PLAIN = Case()
+
+
 class Points(Dataset):
     """Vectors of two classes, with noise."""
 
@@ -82,8 +85,7 @@ def make_loader():
     return DataLoader(Points(), 8, shuffle=True, generator=torch.Generator().manual_seed(4))
 
 
-def make_network(case=None):
-    case = case or Case()
+def make_network(case=PLAIN):
     torch.manual_seed(5)
     middle = [nn.BatchNorm1d(16)] if case.batch_norm else []
     return nn.Sequential(nn.Linear(6, 16), *middle, nn.ReLU(), nn.Dropout(case.dropout), nn.Linear(16, 2))
@@ -98,21 +100,13 @@ def make_optimizer(network, case):
     return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
 
 
+def plain(instance):
+    """The class that a test has added methods to."""
+    return type(instance).__base__
+
+
 def cross_entropy(network, batch, reduction="mean"):
     return nn.functional.cross_entropy(network(batch[0]), batch[1], reduction=reduction)
-
-
-class Numbered:
-    """Says a pass's number to the loader, as trainers do."""
-
-    def __init__(self, loader):
-        self.loader = loader
-        self.epoch = -1
-
-    def __iter__(self):
-        self.epoch += 1
-        self.loader.set_epoch(self.epoch)
-        return iter(self.loader)
 
 
 class Resumable:

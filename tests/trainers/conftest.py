@@ -21,3 +21,9 @@ def transformers():
 @pytest.fixture
 def accelerate():
     return import_module("tests.trainers.by_accelerate")
+
+
+@pytest.fixture
+def trainer(request):
+    """The one that the test is parametrized with, indirectly."""
+    return import_module(f"tests.trainers.by_{request.param}")

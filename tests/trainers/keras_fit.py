@@ -10,7 +10,7 @@ from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.errors import BatchAttentionWarning, OptionError, ProtocolError, StateError
 from batch_sampler_attn.trainers.keras import BatchAttention
 from tests.trainers import keras_runs
-from tests.trainers.keras_runs import BACKEND, BATCHES, EPOCHS, SAMPLES, SIZE, Case, make_data, make_model, weights_of
+from tests.trainers.keras_runs import BACKEND, BATCHES, EPOCHS, SAMPLES, SIZE, Case, make_data, make_model
 
 pytestmark = [
     # Keras reads torch's tensors by way of NumPy.
@@ -19,24 +19,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:no batch will be repeated"),
 ]
 
-# Where the backends have their code in common, and XLA would take seconds.
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda test: test
-
 # It repeats often, and all that remains from one epoch to the next is in it.
 CASE = Case(batch_norm=True, rate="steps")
 CASES = {
-    "fancy": Case(optimizer="fancy", rate="steps"),
-    "cosine": Case(rate="cosine", compiled={"run_eagerly": True}),
-    "steps": Case(rate="steps", optimizer="sgd", data="loader"),
-    "bfloat16": Case(dtype="mixed_bfloat16", batch_norm=True, rate="steps"),
-    "float16": Case(dtype="mixed_float16", rate="steps"),
-    "sample weights": Case(weights="sample", optimizer="sgd", batch_norm=True),
-    "class weights": Case(weights="class", dtype="mixed_bfloat16"),
-    "stream": Case(data="stream", rate="steps"),
-    "last": Case(options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
-    "all": Case(options={"epoch_loss": "all", "max_visits": 2}),
+    "fancy": Case(optimizer="fancy", rate="steps", data="stream"),
+    "float16": Case(precision="mixed_float16", rate="steps"),
+    "bfloat16": Case(precision="mixed_bfloat16", batch_norm=True, rate="steps", weights="class"),
+    "cosine": Case(rate="cosine", trainer={"run_eagerly": True}, options={"epoch_loss": "all", "max_visits": 2}),
+    "loader": Case(rate="steps", optimizer="sgd", data="loader", options={"epoch_loss": "last", "k": 0.8}),
+    "sample weights": Case(weights="sample", optimizer="sgd", batch_norm=True, options={"budget": 0.7}),
 }
-QUICK = {"torch": ("fancy", "float16", "class weights", "stream"), "jax": ("float16",)}
+QUICK = ("fancy", "float16")
 
 
 @pytest.fixture(scope="module")
@@ -44,48 +37,33 @@ def whole():
     return keras_runs.by_keras(CASE)[0]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK[BACKEND] else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][2:])])
 def test_a_run_is_that_of_the_loop_by_hand(name):
-    run, history, repeats = keras_runs.by_keras(CASES[name])
+    run, history, attention = keras_runs.by_keras(CASES[name])
     assert run == keras_runs.by_hand(CASES[name])
-    assert repeats == sum(repeats for repeats, _ in run.epochs) > 2
-    assert run.iterations == EPOCHS * BATCHES + repeats
+    assert attention.repeats == run.repeats > 2
+    assert int(attention.model.optimizer.iterations) == EPOCHS * BATCHES + run.repeats
     assert history["batch_attention_repeats"] == [repeats for repeats, _ in run.epochs]
 
 
-class Noting(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.begun, self.ended, self.losses = [], [], []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.begun.append(batch)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.ended.append(batch)
-        assert set(logs) == {"loss", "accuracy"}
-        self.losses.append(float(logs["loss"]))
-
-
-def test_callbacks_see_each_batch_once_and_what_is_logged_is_of_first_visits(whole):
-    noting = Noting()
-    run, history, _ = keras_runs.by_keras(CASE, callbacks=[noting])
-    assert run == whole
-    assert noting.begun == noting.ended == [*range(BATCHES)] * EPOCHS
-    sizes = np.array([SIZE] * (BATCHES - 1) + [SAMPLES - SIZE * (BATCHES - 1)])
-    first = np.reshape([visit[3] for visit in run.visits if visit[2] == 1], (EPOCHS, BATCHES))
-    means = np.cumsum(first * sizes, axis=1) / np.cumsum(sizes)
-    assert noting.losses == pytest.approx(means.ravel(), rel=1e-5)
-    assert history["loss"] == pytest.approx(means[:, -1], rel=1e-5)
-
-
-@slow_on_jax
-def test_validation_and_saving_in_between_change_nothing(whole, tmp_path):
+def test_callbacks_see_each_batch_once_and_what_is_logged_is_of_first_visits(whole, tmp_path):
+    begun, ended = [], []
+    noting = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: begun.append(batch),
+        on_train_batch_end=lambda batch, logs: ended.append((batch, {**logs})),
+    )
     saving = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", save_freq=3)
-    run, history, _ = keras_runs.by_keras(CASE, callbacks=[saving], validation_data=make_data())
+    # Evaluations and saving in between change nothing.
+    run, history, _ = keras_runs.by_keras(CASE, callbacks=[noting, saving], validation_data=make_data())
     assert run == whole
+    assert begun == [*range(BATCHES)] * EPOCHS
+    assert [batch for batch, _ in ended] == begun
+    assert all(set(logs) == {"loss", "accuracy"} for _, logs in ended)
+    sizes = np.array([SIZE] * (BATCHES - 1) + [SAMPLES - SIZE * (BATCHES - 1)])
+    first = np.reshape(run.first_losses, (EPOCHS, BATCHES))
+    means = np.cumsum(first * sizes, axis=1) / np.cumsum(sizes)
+    assert [float(logs["loss"]) for _, logs in ended] == pytest.approx(means.ravel(), rel=1e-5)
+    assert history["loss"] == pytest.approx(means[:, -1], rel=1e-5)
     assert len(history["val_loss"]) == EPOCHS
     # Nothing of ours is in what was saved.
     model = keras.models.load_model(tmp_path / "2.keras")
@@ -129,7 +107,6 @@ def test_a_run_that_is_saved_and_resumed_elsewhere_has_the_same_tail(whole, tmp_
     assert (run.threshold, run.weights) == (whole.threshold, whole.weights)
 
 
-@slow_on_jax
 def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
     attention, recorder = keras_runs.attended(CASE)
     words = r"no batch will be repeated: training ends after 1 epoch, .* warmup_epochs=1\. .*epoch_length=2"
@@ -138,27 +115,17 @@ def test_a_training_in_which_nothing_can_repeat_is_warned_of_at_its_start():
     assert len(recorder.visits) == BATCHES
 
 
-class Stopping(keras.callbacks.Callback):
-    """Stops the training after a batch, or raises an error there."""
-
-    def __init__(self, error=None, epoch=1):
-        super().__init__()
-        self.epoch, self.error, self.where = 0, error, (epoch, 3)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == self.where:
-            if self.error is not None:
-                raise self.error
-            self.model.stop_training = True
+def at(attention, epoch, act):
+    """A callback that acts in an epoch, after its fourth batch."""
+    return keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: act() if (attention.schedule.epoch, batch) == (epoch, 3) else None
+    )
 
 
-@slow_on_jax
 def test_an_epoch_that_is_stopped_sets_no_threshold_and_begins_again():
     attention, recorder = keras_runs.attended(CASE)
-    keras_runs.fit(attention, CASE, callbacks=[Stopping()])
+    stopping = at(attention, 1, lambda: setattr(attention.model, "stop_training", True))
+    keras_runs.fit(attention, CASE, callbacks=[stopping])
     schedule, threshold = attention.schedule, attention.schedule.threshold
     assert (schedule.epoch, schedule.batches, len(recorder.summaries)) == (1, 4, 1)
     state = attention.state_dict()
@@ -173,7 +140,6 @@ def test_an_epoch_that_is_stopped_sets_no_threshold_and_begins_again():
 
 
 @pytest.mark.filterwarnings("ignore:.*Your input ran out of data")
-@slow_on_jax
 def test_data_of_a_length_that_nobody_knows_are_an_epoch():
     x, y = make_data()
     attention, recorder = keras_runs.attended(CASE, k=0.4)
@@ -184,7 +150,6 @@ def test_data_of_a_length_that_nobody_knows_are_an_epoch():
     assert attention.repeats > 0
 
 
-@slow_on_jax
 def test_a_model_that_keras_puts_back_resumes_with_its_own_state_alone(tmp_path):
     states = [None]
 
@@ -194,7 +159,7 @@ def test_a_model_that_keras_puts_back_resumes_with_its_own_state_alone(tmp_path)
 
     attention, _ = keras_runs.attended(CASE)
     with pytest.raises(KeyError):
-        keras_runs.fit(attention, CASE, callbacks=[*callbacks(attention), Stopping(KeyError("crash"), epoch=2)])
+        keras_runs.fit(attention, CASE, callbacks=[*callbacks(attention), at(attention, 2, {}.popitem)])
     for state, words in ((None, "of epoch 0"), (states[1], "of epoch 1"), (states[2], None)):
         attention, recorder = keras_runs.attended(CASE)
         if state is not None:
@@ -226,13 +191,8 @@ def test_a_step_that_does_not_have_one_loss_is_found_out(losses):
 
 
 def refused(words, model=None, data=None):
-    """A fit that stops before an update, and leaves the model as it was."""
-    model, (x, y) = model or make_model(Case()), make_data() if data is None else (data, None)
-    before = weights_of(model)
-    with pytest.raises(ProtocolError, match=words):
-        BatchAttention(model, k=1.2).fit(x, y, epochs=2, verbose=0)
-    assert np.array_equal(weights_of(model), before)
-    assert "train_step" not in vars(model)
+    model, data = model or make_model(Case()), make_data() if data is None else [data]
+    keras_runs.refused(words, model, lambda: BatchAttention(model, k=1.2).fit(*data, epochs=2, verbose=0))
 
 
 def test_what_cannot_be_repeated_is_refused_before_an_update(monkeypatch):
@@ -242,7 +202,7 @@ def test_what_cannot_be_repeated_is_refused_before_an_update(monkeypatch):
         model.compile(optimizer, keras_runs.make_loss())
         refused("gradient_accumulation_steps=3; use larger batches", model)
     if BACKEND == "jax":  # Keras itself refuses it on torch
-        refused("steps_per_execution=2; compile it with 1", make_model(Case(compiled={"steps_per_execution": 2})))
+        refused("steps_per_execution=2; compile it with 1", make_model(Case(trainer={"steps_per_execution": 2})))
     silent = make_model(Case(), type("Silent", (keras.Model,), {"metrics": []}))
     refused("the model has no metric 'loss'", silent)
     attended = BatchAttentionSchedule().attend(keras_runs.make_loader())

@@ -1,14 +1,17 @@
 """The loop that a trainer is compared with: written by hand, around ``decide``; nothing of it is the package's."""
 
+import itertools
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSchedule, Decision
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.recorders import MemoryRecorder
-from tests.trainers.cases import Points, cross_entropy, make_network, make_optimizer
+from tests.trainers.cases import cross_entropy, make_network, make_optimizer
 
 
 @dataclass
@@ -46,7 +49,28 @@ def weights_of(model):
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()]).tolist()
 
 
-def finish(schedule, recorder, model, rates=()):
+def failing(at, error):
+    """A user's step, of which the one with that number fails."""
+    numbers = itertools.count(1)
+
+    def step(batch):
+        if next(numbers) == at:
+            raise error
+        return batch
+
+    return step
+
+
+@contextmanager
+def refused(words, model):
+    """What is refused before an update, so that the weights are as they were."""
+    before = weights_of(model)
+    with pytest.raises(ProtocolError, match=words):
+        yield
+    assert weights_of(model) == before
+
+
+def finish(schedule, recorder, model, rates=(), weights_of=weights_of):
     visits = [tuple(visit[:5]) for visit in recorder.visits]
     epochs = [(summary.repeats, summary.threshold) for summary in recorder.summaries]
     return Run(visits, weights_of(model), schedule.threshold, epochs, list(rates))
@@ -69,7 +93,9 @@ def plain_loop(
     (optimizer, lr_scheduler), scaler, rates, windows = optimizers, case.scaler(), [], 0
     if case.epochs % 1:
         max_windows = int(case.epochs * case.windows)
-    for _ in range(math.ceil(case.epochs)):
+    for epoch in range(math.ceil(case.epochs)):
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
         batches = list(loader)
         for begin in range(0, len(batches), case.accumulation):
             window = batches[begin : begin + case.accumulation]
@@ -83,12 +109,7 @@ def plain_loop(
                         loss = loss_of(batch, *items)
                     losses.append((loss.item(), samples_of(batch)))
                     scaler.scale(loss if items else loss / divisor(window)).backward()
-                scaler.unscale_(optimizer)
-                if case.clip:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip)
-                rates.append(optimizer.param_groups[0]["lr"])
-                scaler.step(optimizer)
-                scaler.update()
+                rates.append(update(model, optimizer, scaler, case))
                 decision = schedule.decide(sum(loss for loss, _ in losses) if items else mean_of(losses))
             lr_scheduler.step()
             windows += 1
@@ -96,6 +117,16 @@ def plain_loop(
                 return finish(schedule, recorder, model, rates)
         schedule.end_epoch()
     return finish(schedule, recorder, model, rates)
+
+
+def update(model, optimizer, scaler, case):
+    """Update as trainers do; the learning rate."""
+    scaler.unscale_(optimizer)
+    if case.clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return optimizer.param_groups[0]["lr"]
 
 
 def mean_of(losses):
@@ -131,8 +162,3 @@ def by_hand(case, loader, *, step=None, dtype=None, **options):
 
     torch.manual_seed(6)
     return plain_loop(network, loss_of, optimizers, loader, case, **options)
-
-
-def in_one_process(case, _=None, **options):
-    """The run of one process on the batches that two ranks have between them, in double precision."""
-    return by_hand(case, DataLoader(Points(56, torch.float64), 8), dtype=torch.float64, **options)

@@ -11,26 +11,32 @@ from torch.utils.data import DataLoader
 from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.distributed import MeanOverRanks
 from tests.trainers.cases import EPOCHS, SAMPLES, Points, cross_entropy, make_network, make_optimizer
-from tests.trainers.plain_loop import weights_of
+from tests.trainers.plain_loop import update, weights_of
 from tests.trainers.ranks import RANKS
 
 
 class Noted(SampleAttention):
-    """Notes each batch: epoch, indices, weights, losses, and their mean."""
+    """Notes each batch: epoch, indices, weights, losses, and their mean or the weights that are returned for it."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.batches = []
 
     def weighted_mean(self, losses):
+        return self.note(super().weighted_mean, losses)
+
+    def report(self, losses):
+        return self.note(super().report, losses)
+
+    def note(self, settle, losses):
         batch = self.epoch, self.indices, self.weights, losses.tolist()
-        mean = super().weighted_mean(losses)
-        self.batches.append((*batch, mean.item()))
-        return mean
+        result = settle(losses)
+        self.batches.append((*batch, result if isinstance(result, list) else result.item()))
+        return result
 
 
-def make_attention(size=8, **options):
-    return Noted(SAMPLES, size, **{"ranks": None, "seed": 3, "epochs": EPOCHS, "weighted": True, **options})
+def make_attention(size=8, samples=SAMPLES, **options):
+    return Noted(samples, size, **{"ranks": None, "seed": 3, "epochs": EPOCHS, "weighted": True, **options})
 
 
 @dataclass
@@ -66,12 +72,7 @@ def sample_loop(attention, model, losses_of, optimizers, loader, case, *, diviso
                 scaler.scale(attention.weighted_mean(losses) / divisor(window)).backward()
             if not is_last:
                 continue
-            scaler.unscale_(optimizer)
-            if case.clip:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), case.clip)
-            rates.append(optimizer.param_groups[0]["lr"])
-            scaler.step(optimizer)
-            scaler.update()
+            rates.append(update(network, optimizer, scaler, case))
             optimizer.zero_grad()
             lr_scheduler.step()
             if len(rates) == updates:

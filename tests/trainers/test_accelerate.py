@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule
 from batch_sampler_attn.distributed import MeanOverRanks
 from batch_sampler_attn.errors import OptionError, ProtocolError
 from tests.trainers.cases import MARKS, Case, Points, make_loader
@@ -60,17 +60,12 @@ def test_a_resumed_loop_is_the_loop_of_the_saved_run(accelerate, size, does_disp
         assert epoch_of(accelerate, resumed, accelerator, loader, size)[0] == epochs[2][0]
 
 
-def test_an_epoch_that_was_left_begins_again_at_its_first_batch(accelerate):
+def test_an_epoch_that_was_left_begins_again_and_epochs_of_their_own_go_through_the_loader(accelerate):
     accelerator, loader = accelerate.make_prepared()
     schedule = make_quiet()
     begun, _ = epoch_of(accelerate, schedule, accelerator, loader, windows=2)
     whole, _ = epoch_of(accelerate, schedule, accelerator, loader)
-    assert whole[:2] == begun
-    assert len(whole) == 4
-
-
-def test_epochs_of_their_own_go_through_the_loader_as_it_is(accelerate):
-    accelerator, loader = accelerate.make_prepared()
+    assert (whole[:2], len(whole)) == (begun, 4)
     schedule = make_quiet(epoch_length=3)
     assert [len(epoch_of(accelerate, schedule, accelerator, loader)[0]) for _ in range(3)] == [4, 4, 4]
     assert (schedule.epoch, schedule.batch_index) == (4, 0)
@@ -107,9 +102,7 @@ def test_a_loader_that_skips_other_batches_than_those_behind_is_refused(accelera
 
 
 def test_what_would_repeat_or_count_otherwise_is_refused(accelerate):
-    accumulating = accelerate.make_accelerator(gradient_accumulation_steps=3)
-    with pytest.raises(ProtocolError, match=r"Leave out gradient_accumulation_steps and give attend\(\) size=n"):
-        accelerate.attend(BatchAttentionSchedule(), accumulating, make_loader(), 2)
+    accumulating = SimpleNamespace(gradient_accumulation_steps=3)
     accelerator, stateful = accelerate.make_accelerator(), make_loader()
     stateful.use_stateful_dataloader = True  # as accelerate's loader says it
     # As DeepSpeed's and Megatron's, which are not installed.
@@ -117,11 +110,11 @@ def test_what_would_repeat_or_count_otherwise_is_refused(accelerate):
     megatron = SimpleNamespace(gradient_accumulation_steps=1, distributed_type=SimpleNamespace(name="MEGATRON_LM"))
     sampler = BatchAttentionSampler(range(52), 8, schedule=BatchAttentionSchedule())
     for given, loader, words in (
+        (accumulating, make_loader(), r"Leave out gradient_accumulation_steps and give attend\(\) size=n"),
         (engine, make_loader(), r"around a DeepSpeed engine, use schedule.attend\(accumulate\(loader, n\)\)"),
         (megatron, make_loader(), "MEGATRON_LM was not tried"),
         (accelerator, stateful, r"attend\(\) resumes by itself"),
         (accelerator, sharded(sampler), "holds BatchAttentionSampler"),
-        (accelerator, sharded(SampleAttention(52, 8, epochs=4)), "holds SampleAttention"),
     ):
         with pytest.raises(ProtocolError, match=words):
             accelerate.attend(BatchAttentionSchedule(), given, loader, 2)
@@ -145,12 +138,11 @@ class ReadsAhead:
         self.loader = loader
 
     def __iter__(self):
-        batches = iter(self.loader)
-        ahead = next(batches)
-        for batch in batches:
-            yield ahead
-            ahead = batch
-        yield ahead
+        ahead = []
+        for batch in self.loader:
+            yield from ahead
+            ahead = [batch]
+        yield from ahead
 
 
 def test_samples_of_a_prepared_loader_are_those_of_a_loop_that_reads_ahead(accelerate, tmp_path):

@@ -1,8 +1,6 @@
 """A trainer with repeats makes the visits, losses and weights of the plain loop around ``decide``, also resumed."""
 
 import itertools
-from dataclasses import replace
-from importlib import import_module
 
 import pytest
 
@@ -16,52 +14,37 @@ MATRIX = [
     Case(accumulation, precision, clip=clip)
     for accumulation, precision, clip in itertools.product((1, 2, 3), ("fp32", "bf16", "scaler"), (None, 0.5))
 ]
-# Each value with each other at least once; a run of transformers takes a second.
-EACH_PAIR = [0, 3, 5, 7, 8, 10, 13, 14, 17]
-QUICK = {"lightning": EACH_PAIR, "transformers": [8, 13, 17], "accelerate": EACH_PAIR}
+# Lightning's have each value with each other at least once; others take longer, or have less of their own.
+QUICK = {"lightning": (0, 3, 5, 7, 8, 10, 13, 14, 17), "transformers": (13, 17), "accelerate": (5, 7, 17)}
+PAIRS = [
+    pytest.param(trainer, case, marks=[] if index in QUICK[trainer] else pytest.mark.slow)
+    for trainer in TRAINERS
+    for index, case in enumerate(MATRIX)
+]
 OTHERS = [
-    Case(2, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
+    Case(2, optimizer="sgd", batch_norm=True, options={"epoch_loss": "last", "k": 0.8, "budget": 0.7}),
     Case(3, options={"epoch_loss": "all", "max_visits": 2}),
-    Case(optimizer="sgd", batch_norm=True),
+]
+PAIRS += [
+    *itertools.product(TRAINERS, OTHERS),
+    ("transformers", Case(2, model="gpt2")),
+    ("transformers", Case(2, epochs=2.5, trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5})),
 ]
 
 
-def check(trainer, case, folder):
-    trainer = import_module(f"tests.trainers.by_{trainer}")
-    run, _ = trainer.train(case, folder)
-    assert run == trainer.by_hand(case, folder)
+@pytest.mark.parametrize(("trainer", "case"), PAIRS, ids=str, indirect=["trainer"])
+def test_a_run_is_that_of_the_plain_loop(trainer, case, tmp_path):
+    run, _ = trainer.train(case, tmp_path)
+    assert run == trainer.by_hand(case, tmp_path)
     assert run.repeats > 2
     assert len(run.first_losses) == int(case.epochs * case.windows)
 
 
-PAIRS = [(trainer, case) for trainer in TRAINERS for case in [*(MATRIX[index] for index in QUICK[trainer]), *OTHERS]]
-OF_TRANSFORMERS = [
-    Case(2, model="gpt2"),
-    Case(trainer={"lr_scheduler_type": "cosine", "warmup_steps": 5}),
-    Case(2, epochs=2.5),
-]
-PAIRS += [("transformers", case) for case in OF_TRANSFORMERS]
-
-
-@pytest.mark.parametrize(("trainer", "case"), PAIRS, ids=str)
-def test_a_run_is_that_of_the_plain_loop(trainer, case, tmp_path):
-    check(trainer, case, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_every_run_is_that_of_the_plain_loop(trainer, case, optimizer, tmp_path):
-    check(trainer, replace(case, optimizer=optimizer), tmp_path)
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", TRAINERS, indirect=True)
 def test_a_resumed_run_is_the_tail_of_the_whole_run(trainer, tmp_path):
-    trainer = import_module(f"tests.trainers.by_{trainer}")
     # Lightning saves no random numbers, from which dropout is drawn.
     case = Case(2, dropout=0.0 if trainer.__name__.endswith("lightning") else 0.2)
-    whole, _ = trainer.train(case, tmp_path, saves=True)
+    whole, _ = trainer.train(case, tmp_path, saves=1)
     assert whole == trainer.by_hand(case, tmp_path, is_resumable=True)
     assert len(whole.first_losses) == EPOCHS * case.windows
     repeated = next(visit for visit in whole.visits if visit[0] > 1 and visit[2] > 1)

@@ -1,32 +1,20 @@
-"""What is Lightning's own, with attention to batches."""
+"""What is Lightning's own, with attention to batches and to samples."""
 
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from batch_sampler_attn import BatchAttentionSchedule
-from batch_sampler_attn.errors import OptionError, ProtocolError
-from tests.trainers.cases import BATCHES, EPOCHS, MARKS, SAMPLES, Case, Points, Resumable, make_loader
-from tests.trainers.plain_loop import make_schedule
-from tests.trainers.ranks import RANKS, on_ranks
+from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, StateError
+from tests.trainers import cases
+from tests.trainers.cases import BATCHES, EPOCHS, MARKS, PLAIN, SAMPLES, Case, Points, make_loader, plain
+from tests.trainers.plain_loop import refused
+from tests.trainers.ranks import on_ranks
+from tests.trainers.sample_loop import make_attention, make_sample_loader
 
-pytestmark = MARKS
-
-
-def train(lightning, case=None, callbacks=(), **methods):
-    """The run, the trainer and the module, which has some methods of its own."""
-    case = case or Case()
-    module = type("Mine", (lightning.Module,), methods)(case)
-    return *lightning.train(case, module=module, callbacks=callbacks), module
-
-
-def plain(module):
-    """The class that ``train`` has added methods to."""
-    return type(module).__base__
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
@@ -55,7 +43,7 @@ def test_what_lightning_logs_is_of_first_visits(lightning):
         return {"loss": plain(self).training_step(self, batch, batch_idx), "size": len(batch[0])}
 
     logging = Logging()
-    run, trainer, module = train(lightning, callbacks=[logging], training_step=training_step)
+    run, trainer = lightning.train(Case(), callbacks=[logging], methods={"training_step": training_step})
     assert run == lightning.by_hand(Case())
     assert logging.outputs == run.first_losses
     for epoch, logged in enumerate(logging.by_epoch):
@@ -67,13 +55,13 @@ def test_what_lightning_logs_is_of_first_visits(lightning):
     assert trainer.callback_metrics["batch_attention/repeats"] == repeats
     assert trainer.callback_metrics["batch_attention/threshold"] == pytest.approx(run.epochs[-1][1])
     assert lightning.is_left_as_it_was(trainer)
-    assert "log" not in vars(module)
+    assert "log" not in vars(trainer.lightning_module)
 
 
 def test_a_checkpoint_without_the_callback_s_state_sets_no_threshold_in_mid_epoch(lightning, tmp_path):
     saving = lightning.saving(tmp_path, steps=3)
     trainer = lightning.make_trainer(max_steps=3, callbacks=[saving], enable_checkpointing=True)
-    trainer.fit(lightning.Module(), Resumable())
+    trainer.fit(lightning.Module(), cases.Resumable())
     run, _ = lightning.train(Case(epochs=3), resume=lightning.checkpoint(tmp_path, 3))
     # What remained of the first epoch is not in the record.
     assert len(run.first_losses) == 2 * BATCHES
@@ -103,62 +91,41 @@ def test_an_optimizer_step_of_the_user_s_is_made_once_a_window(lightning):
         optimizer.param_groups[0]["lr"] = 0.001 * self.steps
         plain(self).optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)
 
-    run, trainer, module = train(lightning, Case(2), optimizer_step=optimizer_step)
+    run, trainer = lightning.train(Case(2), methods={"optimizer_step": optimizer_step})
+    module = trainer.lightning_module
     assert module.steps == trainer.global_step == EPOCHS * 4
     assert run.repeats > 0
     assert len(module.rates) == EPOCHS * 4 + run.repeats
     assert len(set(module.rates)) == EPOCHS * 4
 
-
-def test_a_closure_that_is_called_by_hand_and_without_gradients_makes_no_difference(lightning):
+    # A closure that is called by hand and without gradients makes no difference.
     @torch.no_grad()
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+    def by_hand(self, epoch, batch_idx, optimizer, optimizer_closure):
         optimizer_closure()
         optimizer.step()
 
-    run, *_ = train(lightning, Case(2), optimizer_step=optimizer_step)
+    run, _ = lightning.train(Case(2), methods={"optimizer_step": by_hand})
     assert run == lightning.by_hand(Case(2))
     assert run.repeats > 0
 
 
-def test_an_update_that_the_user_leaves_out_is_no_visit(lightning):
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_and_an_update_that_the_user_leaves_out_are_no_visits(lightning):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in (0, 1, 4) else plain(self).training_step(self, batch, batch_idx)
+
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
         if batch_idx in (3, 6):
             optimizer_closure()
         else:
             plain(self).optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)
 
-    run, *_ = train(lightning, optimizer_step=optimizer_step)
-    assert [visit[1] for visit in run.visits if visit[2] == 1] == [0, 1, 2, 4, 5] * EPOCHS
-    assert len(run.epochs) == EPOCHS
-
-
-@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_a_batch_that_the_step_leaves_out_is_no_visit(lightning):
-    def training_step(self, batch, batch_idx):
-        return None if batch_idx in (0, 1, 4) else plain(self).training_step(self, batch, batch_idx)
-
-    run, *_ = train(lightning, Case(2), training_step=training_step)
+    run, _ = lightning.train(Case(2), methods={"training_step": training_step})
     assert {visit[1] for visit in run.visits} == {1, 2, 3}
     assert len(run.epochs) == EPOCHS
-
-
-def test_hooks_around_an_update_are_called_at_each(lightning):
-    calls = dict.fromkeys(("on_before_zero_grad", "on_after_backward", "on_before_optimizer_step"), 0)
-
-    def count(name):
-        def hook(*_):
-            calls[name] += 1
-
-        return hook
-
-    counting = type("Counting", (lightning.Callback,), {name: count(name) for name in calls})()
-    run, trainer = lightning.train(Case(7), callbacks=[counting])
-    updates = EPOCHS + run.repeats
-    assert run.repeats > 0
-    assert list(calls.values()) == [updates, updates * BATCHES, updates]
-    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
-    assert progress.step.total.completed == progress.zero_grad.total.completed == EPOCHS
+    run, _ = lightning.train(Case(), methods={"optimizer_step": optimizer_step})
+    assert [visit[1] for visit in run.visits if visit[2] == 1] == [0, 1, 2, 4, 5] * EPOCHS
+    assert len(run.epochs) == EPOCHS
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
@@ -181,34 +148,24 @@ def decided_and_own_losses(rank, lightning):
             losses.append(super().training_step(batch, batch_idx))
             return losses[-1]
 
-    recorder = make_schedule()[1]
-    callback = lightning.BatchAttention(k=0.9, max_visits=2, recorders=[recorder])
-    options = {"devices": RANKS, "strategy": "ddp", "use_distributed_sampler": False}
-    trainer = lightning.make_trainer(max_epochs=2, callbacks=[callback], **options)
-    size = 4 - 2 * rank
-    data = Points()
-    part = TensorDataset(data.inputs[: 5 * size], data.targets[: 5 * size])
-    trainer.fit(Noting(Case(optimizer="sgd")), DataLoader(part, size))
-    return [visit.loss for visit in recorder.visits], [loss.item() for loss in losses]
+    case = Case(optimizer="sgd", epochs=2, options={"k": 0.9, "max_visits": 2})
+    run = lightning.on_a_rank(rank, case, module=Noting(case), size=4 - 2 * rank)
+    return [visit[3] for visit in run.visits], [loss.item() for loss in losses]
 
 
 def test_the_mean_over_ranks_is_that_over_their_samples(lightning, tmp_path):
     (decided, first), (decided_too, second) = on_ranks(decided_and_own_losses, lightning, folder=tmp_path)
     assert decided == decided_too
-    assert len(decided) > 10
+    assert len(decided) > 2 * BATCHES
     assert decided == pytest.approx([(4 * mine + 2 * other) / 6 for mine, other in zip(first, second, strict=True)])
 
 
-def refusal(lightning, loader=None, case=None, methods=None, ranks="auto", **options):
-    """What fit raises, with the weights as they were."""
-    module = type("Mine", (lightning.Module,), methods or {})(case)
-    before = [parameter.detach().clone() for parameter in module.parameters()]
+def check_refused(lightning, words, loader=None, case=PLAIN, methods=None, ranks="auto", **options):
+    module = lightning.module_class(methods=methods)(case)
     trainer = lightning.make_trainer(case, callbacks=[lightning.BatchAttention(ranks=ranks)], **options)
-    with pytest.raises(ProtocolError) as error:
+    with refused(words, module):
         trainer.fit(module, loader or make_loader())
-    assert all(map(torch.equal, module.parameters(), before))
     assert lightning.is_left_as_it_was(trainer)
-    return str(error.value)
 
 
 class Perturbing(torch.optim.SGD):
@@ -224,38 +181,28 @@ def test_an_optimizer_that_trains_several_times_is_refused(lightning, optimizer,
     def configure_optimizers(self):
         return optimizer(self.parameters(), 0.1)
 
-    text = refusal(lightning, case=Case(accumulation), methods={"configure_optimizers": configure_optimizers})
-    assert f"{optimizer.__name__} trains several times for each batch" in text
-    assert "Use an optimizer such as AdamW" in text
+    words = f"{optimizer.__name__} trains several times for each batch.* Use an optimizer such as AdamW"
+    check_refused(lightning, words, case=Case(accumulation), methods={"configure_optimizers": configure_optimizers})
 
 
 def test_updates_that_are_made_elsewhere_are_refused(lightning):
-    text = refusal(lightning, methods={"automatic_optimization": False})
-    assert "Mine makes updates itself" in text
-    assert "Use automatic optimization with strategy='ddp'" in text
-    strategies = import_module("lightning.pytorch.strategies")
-
-    class Accumulating(strategies.SingleDeviceStrategy):
-        handles_gradient_accumulation = True
-
-    assert "Accumulating makes updates itself" in refusal(lightning, strategy=Accumulating("cpu"), accelerator="auto")
+    words = "Mine makes updates itself.* Use automatic optimization with strategy='ddp'"
+    check_refused(lightning, words, methods={"automatic_optimization": False})
+    strategy = import_module("lightning.pytorch.strategies").SingleDeviceStrategy
+    accumulating = type("Accumulating", (strategy,), {"handles_gradient_accumulation": True})("cpu")
+    check_refused(lightning, "Accumulating makes updates itself", strategy=accumulating, accelerator="auto")
 
 
 def test_a_loader_of_this_package_is_refused_in_a_collection_and_in_a_later_epoch(lightning):
     attended = BatchAttentionSchedule().attend(make_loader())
-    assert "AttendedLoader" in refusal(lightning, {"first": [make_loader(), attended]})
-
-    class Reloading(import_module("lightning.pytorch").LightningDataModule):
-        loads = 0
-
-        def train_dataloader(self):
-            self.loads += 1
-            return make_loader() if self.loads == 1 else attended
-
+    check_refused(lightning, "AttendedLoader", {"first": [make_loader(), attended]})
+    loaders = iter([make_loader(), attended])
+    data = import_module("lightning.pytorch").LightningDataModule()
+    data.train_dataloader = lambda: next(loaders)
     callback = lightning.BatchAttention()
     trainer = lightning.make_trainer(callbacks=[callback], reload_dataloaders_every_n_epochs=1)
     with pytest.raises(ProtocolError, match="BatchAttention repeats them, as windows with accumulate_grad_batches=n"):
-        trainer.fit(lightning.Module(), datamodule=Reloading())
+        trainer.fit(lightning.Module(), datamodule=data)
     assert trainer.global_step == BATCHES
     assert callback.schedule.epoch == 1
 
@@ -268,7 +215,7 @@ def test_ranks_are_the_user_s_word_where_the_callback_has_it(lightning, monkeypa
         trainer.fit(lightning.Module(), make_loader())
         assert callback.schedule.epoch == 2
     assert set(trainer.callback_metrics) == {"loss"}
-    assert "ranks=MeanOverRanks()" in refusal(lightning, ranks="refuse")
+    check_refused(lightning, r"ranks=MeanOverRanks\(\)", ranks="refuse")
 
 
 def test_options_that_are_not_allowed_and_a_class_among_the_callbacks_are_refused(lightning):
@@ -282,30 +229,124 @@ def test_options_that_are_not_allowed_and_a_class_among_the_callbacks_are_refuse
             lightning.make_trainer(package=package, callbacks=[lightning.BatchAttention])
 
 
-def test_a_trial_is_not_warned_of(lightning):
+# Attention to samples
+
+
+def fit(lightning, attention, loader=None, ckpt_path=None, methods=None, callbacks=(), **options):
+    module = type("Mine", (lightning.SampleModule,), methods or {})(attention)
+    callbacks = [lightning.SampleAttentionCallback(attention), *callbacks]
+    trainer = lightning.make_trainer(**{"max_epochs": 2, **options}, callbacks=callbacks)
+    loader = attention.attend(make_sample_loader(attention, Case())) if loader is None else loader
+    trainer.fit(module, loader, DataLoader(Points(), 16), ckpt_path=ckpt_path)
+    return trainer
+
+
+def twice(self, batch, batch_idx):
+    plain(self).training_step(self, batch, batch_idx)
+    return plain(self).training_step(self, batch, batch_idx)
+
+
+def unreported(self, batch, batch_idx):
+    return cases.cross_entropy(self.network, batch)
+
+
+def not_the_last(self, batch, batch_idx):
+    return (unreported if batch_idx == BATCHES - 1 else plain(self).training_step)(self, batch, batch_idx)
+
+
+def iterating(self, dataloader_iter):
+    return plain(self).training_step(self, next(dataloader_iter)[0], 0)
+
+
+def evaluating(self, batch, batch_idx):
+    self.training_step(batch, batch_idx)
+
+
+def skipping_the_rest(self, batch, batch_idx):
+    return -1 if batch_idx == 3 else None
+
+
+NO_BATCH = "was used with no current batch of attention.attend"
+NOT_ITS_OWN = "Give it attention.attend"
+REFUSALS = {
+    # a module's methods, options of the trainer, what the message says, and the losses that were reported
+    "some batches": ({}, {"limit_train_batches": 3}, "updates=n in place of limit_train_batches=n", 0),
+    "twice": ({"training_step": twice}, {}, NO_BATCH, 1),
+    "not the last": ({"training_step": not_the_last}, {}, "at batch 0 of 7, and SampleAttention at 6 of 7", 6),
+    "evaluation": ({"validation_step": evaluating}, {"num_sanity_val_steps": 0, "val_check_interval": 2}, NO_BATCH, 2),
+    "rest skipped": ({"on_train_batch_start": skipping_the_rest}, {}, "at batch 0 of 7, and .* at 3 of 7", 3),
+    "dataloader_iter": ({"training_step": iterating}, {}, NOT_ITS_OWN, 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(You are using|Found) (the )?`dataloader_iter`")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_exact_is_refused(lightning, name):
+    methods, options, words, reported = REFUSALS[name]
+    attention = make_attention()
+    with pytest.raises((ProtocolError, LossError), match=words):
+        fit(lightning, attention, methods=methods, **options)
+    assert (attention.epoch, attention.updates) == (0, reported)
+
+
+def test_other_loaders_and_another_attention_are_refused(lightning):
+    combined = import_module("lightning.pytorch.utilities").CombinedLoader
+    attention = make_attention()
+    own = attention.attend(make_sample_loader(attention, Case()))
+    with pytest.raises(ProtocolError, match=NOT_ITS_OWN):
+        fit(lightning, attention, DataLoader(Points(), 8), methods={"training_step": unreported})
+    for batches, mode in ((13, "max_size_cycle"), (3, "min_size")):
+        with pytest.raises(ProtocolError, match=f"at batch 0 of {batches}, and SampleAttention at 0 of 7"):
+            fit(lightning, attention, combined({"own": own, "other": DataLoader(range(batches))}, mode))
+    with pytest.raises(ProtocolError, match="holds AttendedSamples"):
+        fit(lightning, attention, callbacks=[lightning.BatchAttention()])
+    with pytest.raises(RuntimeError, match="more than one stateful callback"):
+        fit(lightning, attention, callbacks=[lightning.SampleAttentionCallback(attention)])
+    assert (attention.epoch, attention.updates) == (0, 0)
+
+
+def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_path):
+    attention = make_attention()
+    callbacks = [lightning.saving(tmp_path, steps=10)]
+    fit(lightning, attention, max_steps=10, callbacks=callbacks, enable_checkpointing=True)
+    checkpoint = lightning.checkpoint(tmp_path, 10)
+    with pytest.raises(ProtocolError, match="at batch 0 of 7, and SampleAttention at 3 of 7"):
+        fit(lightning, attention)
+    # Written without the callback, it says nothing of the attention.
+    states = torch.load(checkpoint, weights_only=True)
+    saved = states["callbacks"].pop("SampleAttentionCallback")
+    torch.save(states, tmp_path / "without")
+    with pytest.raises(ProtocolError, match="at batch 3 of 7, and SampleAttention at 0 of 7"):
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "without")
+    states["callbacks"]["SampleAttentionCallback"] = {**saved, 1: saved[0]}
+    torch.save(states, tmp_path / "two ranks")
+    with pytest.raises(StateError, match="has 2 ranks, here are 1; use as many"):
+        fit(lightning, make_attention(), ckpt_path=tmp_path / "two ranks")
+    # Loaded for an evaluation, it changes nothing.
+    other = make_attention(seed=9)
+    trainer = lightning.make_trainer(callbacks=[lightning.SampleAttentionCallback(other)])
+    trainer.validate(lightning.SampleModule(other), DataLoader(Points(), 16), ckpt_path=checkpoint, verbose=False)
+    assert other.state_dict() == make_attention(seed=9).state_dict()
+    resumed = make_attention()
+    trainer = fit(lightning, resumed, ckpt_path=checkpoint)
+    assert (trainer.global_step, resumed.epoch, len(resumed.batches)) == (2 * BATCHES, 2, 4)
+    assert resumed.last_summary.pruned > 0
+    for name in ("pruned", "extra_updates"):
+        assert trainer.callback_metrics[f"sample_attention/{name}"] == getattr(resumed.last_summary, name)
+
+
+def test_trials_train_as_they_do_without_attention(lightning, tmp_path, monkeypatch):
+    attention = make_attention()
+    fit(lightning, attention, fast_dev_run=2)
+    assert (attention.epoch, attention.updates) == (0, 2)
+    # Nor is one of attention to batches warned of, which repeats nothing.
     trainer = lightning.make_trainer(max_epochs=1, fast_dev_run=True, callbacks=[lightning.BatchAttention()])
     trainer.fit(lightning.Module(), make_loader())
-
-
-WITHOUT = """
-import sys
-import batch_sampler_attn
-names = {"lightning", "pytorch_lightning", "transformers", "accelerate", "keras", "torch"}
-assert not names & set(sys.modules)
-sys.modules.update(dict.fromkeys(names - {"torch"}))
-for name in sys.argv[1:]:
-    try:
-        __import__(f"batch_sampler_attn.trainers.{name}")
-    except ModuleNotFoundError as error:
-        print(error)
-"""
-
-
-def test_without_a_trainer_the_message_says_what_to_install():
-    names = ["lightning", "transformers", "keras"]
-    done = subprocess.run([sys.executable, "-c", WITHOUT, *names], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        f"batch_sampler_attn.trainers.{name} needs {name}, which is not installed: "
-        f"pip install 'batch-sampler-attn[{name}]'"
-        for name in names
-    ]
+    # The finder of a learning rate puts all back to where it was.
+    monkeypatch.chdir(tmp_path)
+    finder = import_module("lightning.pytorch.callbacks").LearningRateFinder(num_training_steps=10)
+    attention, expected = make_attention(), make_attention()
+    fit(lightning, attention, methods={"lr": 0.01}, callbacks=[finder])
+    fit(lightning, expected)
+    assert attention.batches[10][:2] == expected.batches[0][:2]
+    assert (attention.epoch, attention.updates, len(attention.batches)) == (2, 0, 10 + 2 * BATCHES)

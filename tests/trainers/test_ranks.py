@@ -1,6 +1,6 @@
 """Two ranks train as one process does on their joined batches, or as two loops by hand."""
 
-from importlib import import_module
+from dataclasses import replace
 
 import pytest
 
@@ -9,46 +9,34 @@ from tests.trainers.ranks import on_ranks
 from tests.trainers.sample_loop import check_sample_tail, samples_on_a_rank
 
 pytestmark = MARKS
-TRAINERS = ("lightning", "transformers", "accelerate")
-OPTIONS = {"k": 0.9, "max_visits": 4}
 
 
 @pytest.mark.parametrize(
-    ("trainer", "accumulation"),
+    ("trainer", "case"),
     [
-        pytest.param(trainer, size, marks=[pytest.mark.slow] * (size == 1))
-        for trainer in TRAINERS[:2]
-        for size in (1, 2)
+        ("lightning", Case(2)),
+        ("transformers", Case(2)),
+        pytest.param("lightning", Case(), marks=pytest.mark.slow),
+        pytest.param("transformers", Case(), marks=pytest.mark.slow),
+        # Divided by the tokens of both.
+        pytest.param("transformers", Case(model="gpt2"), marks=pytest.mark.slow),
     ],
+    ids=str,
+    indirect=["trainer"],
 )
-def test_two_ranks_train_as_one_process_does_on_their_joined_batches(trainer, accumulation, tmp_path):
-    case = Case(accumulation, optimizer="sgd", dropout=0.0, options=OPTIONS)
-    check_ranks(import_module(f"tests.trainers.by_{trainer}"), case, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_ranks_divide_by_the_tokens_of_both(tmp_path):
-    case = Case(model="gpt2", optimizer="sgd", dropout=0.0, options=OPTIONS)
-    check_ranks(import_module("tests.trainers.by_transformers"), case, tmp_path)
-
-
-def check_ranks(trainer, case, folder):
-    first, second = on_ranks(trainer.on_a_rank, case, folder, folder=folder)
-    expected = trainer.in_one_process(case, folder)
+def test_two_ranks_train_as_one_process_does_on_their_joined_batches(trainer, case, tmp_path):
+    case = replace(case, optimizer="sgd", dropout=0.0, epochs=3, options={"k": 0.9, "max_visits": 4})
+    first, second = on_ranks(trainer.on_a_rank, case, tmp_path, folder=tmp_path)
+    expected = trainer.in_one_process(case, tmp_path)
     assert first == second
     assert expected.repeats > 1
     assert [visit[:3] + visit[4:] for visit in first.visits] == [visit[:3] + visit[4:] for visit in expected.visits]
-    for given, wanted in zip(
-        ([visit[3] for visit in first.visits], first.rates, first.weights),
-        ([visit[3] for visit in expected.visits], expected.rates, expected.weights),
-        strict=True,
-    ):
-        assert given == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+    given, wanted = ([*(visit[3] for visit in run.visits), *run.rates, *run.weights] for run in (first, expected))
+    assert given == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", ["lightning", "transformers", "accelerate"], indirect=True)
 def test_samples_on_two_ranks_are_those_of_two_loops_by_hand_and_resume(trainer, tmp_path):
-    trainer = import_module(f"tests.trainers.by_{trainer}")
     # Lightning saves no random numbers, from which dropout is drawn.
     case = Case(2, dropout=0.0, options={"k": 1.1, "max_visits": 3, "updates": 6})
     ranks = on_ranks(samples_on_a_rank, trainer, case, tmp_path, 4, folder=tmp_path)

@@ -2,35 +2,26 @@
 
 import json
 import random
-import warnings
+import re
+import sys
 import weakref
+from importlib import import_module
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from batch_sampler_attn import (
-    BatchAttentionSampler,
-    BatchAttentionSchedule,
-    Decision,
-    SampleAttention,
-    SeededDataset,
-)
+from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, SampleAttention, SeededDataset
 from batch_sampler_attn.accumulation import accumulate, refuse_own_loader
-from batch_sampler_attn.errors import BatchAttentionWarning, BatchChangedError, ProtocolError
-from batch_sampler_attn.recorders import MemoryRecorder
+from batch_sampler_attn.errors import ProtocolError
 from batch_sampler_attn.trainers.replay import Replay, standing_in
+from tests.trainers.plain_loop import make_schedule
 
 WINDOWS = 4
 
 
-def make_schedule(**options):
-    recorder = MemoryRecorder()
-    return BatchAttentionSchedule(**{"k": 1.0, "max_visits": 3, **options}, recorders=[recorder]), recorder
-
-
 def make_replay(state=None, **options):
-    schedule, recorder = make_schedule(**options)
+    schedule, recorder = make_schedule(**{"k": 1.0, "max_visits": 3, **options})
     if state is not None:
         schedule.load_state_dict(json.loads(json.dumps(state)))
     return Replay(schedule), recorder
@@ -63,7 +54,7 @@ def train(replay, epochs, windows=WINDOWS, at=0, says_last=True):
 
 def around_attend(epochs, **options):
     """The visits and the epochs of a loop around ``attend``."""
-    schedule, recorder = make_schedule(**options)
+    schedule, recorder = make_schedule(**{"k": 1.0, "max_visits": 3, **options})
     for epoch in range(epochs):
         for window in schedule.attend(accumulate([[p, b] for p in range(WINDOWS) for b in range(2)], 2)):
             losses = [loss_at(epoch, window[0][0], schedule.visits + 1, batch) for batch in range(2)]
@@ -177,40 +168,6 @@ def test_batches_and_windows_that_were_not_trained_on_do_not_count():
     assert replay.schedule.threshold == 1.0
 
 
-def test_what_the_step_puts_into_a_batch_is_not_there_at_its_repeat():
-    replay, _ = make_replay()
-    train_windows(replay, 1.0)
-    batch, seen = {"ids": torch.ones(2)}, []
-    replay.hold(batch)
-    batch["more"] = 1
-    replay.note(5.0)
-    for (again,) in replay.repeats():
-        seen.append(sorted(again))
-        assert again["ids"] is batch["ids"]
-        again["more"] = 1
-        replay.note(5.0)
-    assert seen == [["ids"], ["ids"]]
-
-
-def test_a_tensor_that_is_changed_in_place_is_warned_of_once_and_not_trained_on_again():
-    replay, _ = make_replay()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(3):
-            images = torch.ones(2, 3)
-            replay.hold([images])
-            images.mul_(2)
-            replay.note(1.0)
-            assert replay.decide() is Decision.ADVANCE
-    assert [warning.category for warning in caught] == [BatchAttentionWarning]
-    replay.end_epoch(finished=True)
-    replay.hold([images])
-    images.mul_(2)
-    replay.note(5.0)
-    with pytest.raises(BatchChangedError, match=r"changed tensors of it in place \(of shape \(2, 3\)\)"):
-        next(replay.repeats())
-
-
 def test_a_window_that_was_decided_on_is_released_and_may_be_filled_again():
     replay, _ = make_replay()
     train_windows(replay, 1.0)
@@ -222,15 +179,6 @@ def test_a_window_that_was_decided_on_is_released_and_may_be_filled_again():
     buffer.add_(1)
     train_window(replay, [2.0, 0.5], batch=[buffer])
     assert replay.schedule.summary.repeats == 1
-
-
-def test_decisions_out_of_turn_are_refused():
-    replay, _ = make_replay()
-    with pytest.raises(ProtocolError, match=r"before hold\(\)"):
-        replay.decide()
-    replay.schedule.decide(1.0)
-    with pytest.raises(ProtocolError, match="outside a loop"):
-        replay.hold("batch")
 
 
 def test_loaders_of_this_package_are_refused_and_others_are_taken():
@@ -259,3 +207,14 @@ def test_methods_stand_in_on_one_object_for_a_while(own):
         assert (greeter.greet(), greeter.more(), other.greet()) == ("stands in", 1, "of the class")
         raise KeyError
     assert vars(greeter) == own
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers", "keras"])
+def test_without_a_trainer_the_message_says_what_to_install(name, monkeypatch):
+    module = f"batch_sampler_attn.trainers.{name}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    for missing in (name, "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    words = f"{module} needs {name}, which is not installed: pip install 'batch-sampler-attn[{name}]'"
+    with pytest.raises(ModuleNotFoundError, match=re.escape(words)):
+        import_module(module)
