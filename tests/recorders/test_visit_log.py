@@ -71,7 +71,7 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
             made = at_last_visit = [*made, before]
             if rng.random() < 0.3:
                 states.append((run.save(), made))
-            if rng.random() < 0.1:
+            if rng.random() < 0.3:
                 run.schedule.abandon_epoch()
                 made = [visit for visit in made if visit[0] < run.schedule.epoch]
         state, made = rng.choice([(saved, at) for saved, at in states if at == at_last_visit[: len(at)]])
