@@ -104,7 +104,7 @@ def resumed(**options):
     yield run(loop, 2)
     loop.load_state_dict(state)
     yield weights_of(loop)
-    yield from trained(loop, 5)
+    yield from trained(loop, 4)
 
 
 def replaced(**options):
@@ -168,7 +168,7 @@ def mended(**options):
 def by_turns(**options):
     """Two loops that take turns, as in the guide, if they are captured; otherwise each trains alone."""
     loops = [make_loop(1, prepare=shift, **options)[0], make_loop(2, **options)[0]]
-    yield [run(loop, 5) for loop in loops] if options else take_turns(loops, 5, most=2)
+    yield [run(loop, 4) for loop in loops] if options else take_turns(loops, 4, most=2)
     yield from map(weights_of, loops)
 
 
