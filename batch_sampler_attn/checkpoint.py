@@ -72,10 +72,10 @@ def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
 
 
 def plain_indices(indices: Sequence[Any]) -> list[int | str]:
-    """Dataset indices as JSON types."""
+    """Dataset indices as JSON types; ``StateError`` if they are none."""
     plain = [plain_index(index) for index in indices]
     if not all(isinstance(index, (int, str)) for index in plain):
-        raise StateError(f"the sampler yields {short_repr(plain[:1])}; only whole numbers and strings can be saved")
+        raise StateError(f"indices are {short_repr(plain)}; only whole numbers and strings can be saved and loaded")
     return plain
 
 

@@ -385,14 +385,14 @@ class _BatchSource(Source):
 
     def load(self, fields: dict[str, Any]) -> None:
         """Resume from what ``pack`` packed, or assign nothing if it does not fit."""
-        base, position = self._base, fields["position"]
+        base, position, last = self._base, fields["position"], fields["last_base_batch"]
         run = self._passes.unpack(fields["schedule"])
         flight = EpochFlight(is_resumed=True)._replace(
             position=position,
-            flight=InFlight((), tuple(Ticket(*ticket) for ticket in fields["flight"])),
-            pending=tuple(Ticket(*ticket) for ticket in fields["pending"]),
+            flight=InFlight((), _unpack_tickets(fields["flight"])),
+            pending=_unpack_tickets(fields["pending"]),
             epoch_generator=base.check_generator_state("epoch_generator", fields["epoch_generator"]),
-            last_base_batch=fields["last_base_batch"],
+            last_base_batch=None if last is None else checkpoint.plain_indices(last),
             is_exhausted=fields["is_exhausted"],
             begun=tuple(fields["begun"]),
             shard=unpack_shard(fields["shard"], base.rank_shard, is_in_epoch=position > 0),
@@ -408,3 +408,7 @@ class _BatchSource(Source):
 
 def _pack_tickets(tickets: Iterable[Ticket]) -> list[Any]:
     return [[ticket.position, ticket.visits, checkpoint.plain_indices(ticket.indices)] for ticket in tickets]
+
+
+def _unpack_tickets(packed: list[Any]) -> tuple[Ticket, ...]:
+    return tuple(Ticket(position, visits, checkpoint.plain_indices(indices)) for position, visits, indices in packed)

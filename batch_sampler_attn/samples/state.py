@@ -390,13 +390,16 @@ class _SampleSource(Source):
         for name, row in vars(memory).items():
             setattr(memory, name, _unpack(fields[name], row.typecode))
         stream, summary = StreamState(**fields["stream"]), fields["last_summary"]
+        flight = tuple(SampleBatch(**batch) for batch in fields["flight"])
+        # 0.0 has the fingerprint of 0, and is no index.
+        checkpoint.plain_indices([*fields["pool"], *(index for batch in flight for index in batch.indices)])
         return SampleState(
             memory,
             epoch=fields["epoch"],
             mean_loss=fields["mean_loss"],
             counts=Counts(**fields["counts"]),
             agreed_mean=fields["agreed_mean"],
-            flight=InFlight((), tuple(SampleBatch(**batch) for batch in fields["flight"])),
+            flight=InFlight((), flight),
             stream=stream._replace(order=_unpack(fields["stream"]["order"], "i")),
             pool=tuple(fields["pool"]),
             owed=fields["owed"],

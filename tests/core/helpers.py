@@ -4,10 +4,19 @@ import copy
 import pickle
 
 import pytest
+from hypothesis import strategies as st
 
 from batch_sampler_attn import BatchAttentionSchedule
 
 SKIP = "skip"
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "k": st.sampled_from([0.8, 1.2]),
+        "epoch_loss": st.sampled_from(["first", "last", "all"]),
+        "max_visits": st.just(3),
+    }
+)
 
 # Ways to copy a schedule, with or without what uses it.
 COPIES = [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
@@ -20,17 +29,21 @@ def schedule_with_threshold(threshold=1.0, **options):
     return schedule
 
 
+def tell(schedule, loss):
+    if loss is SKIP:
+        schedule.skip()
+    else:
+        schedule.decide(loss)
+
+
 def run_epoch(schedule, loader, losses):
     """The batches that one pass yields, where each visit takes the next of ``losses``, or is skipped at SKIP."""
     losses = iter(losses)
     seen = []
     for batch in schedule.attend(loader):
         seen.append(batch)
-        index, loss = schedule.batch_index, next(losses)
-        if loss is SKIP:
-            schedule.skip()
-        else:
-            schedule.decide(loss)
+        index = schedule.batch_index
+        tell(schedule, next(losses))
         assert schedule.batch_index == index
     assert next(losses, None) is None
     return seen
@@ -41,10 +54,7 @@ def stop_epoch(schedule, loader, losses):
     seen = []
     for batch, loss in zip(schedule.attend(loader), losses, strict=False):
         seen.append(batch)
-        if loss is SKIP:
-            schedule.skip()
-        else:
-            schedule.decide(loss)
+        tell(schedule, loss)
         if len(seen) == len(losses):
             break
     return seen

@@ -2,46 +2,138 @@
 
 import copy
 import fractions
+import itertools
 import json
 import math
+from functools import partial
 
 import numpy
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
-from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
+from batch_sampler_attn import (
+    BatchAttentionSampler,
+    BatchAttentionSchedule,
+    Decision,
+    EqualComputeControl,
+    SampleAttention,
+)
+from batch_sampler_attn.accumulation import accumulate
 from batch_sampler_attn.checkpoint import plain_indices
-from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError
+from batch_sampler_attn.distributed import MeanOverRanks
+from batch_sampler_attn.errors import LossError, NonfiniteLossError, OptionError, StateError, short_repr
 from batch_sampler_attn.losses import as_floats
+from batch_sampler_attn.options import label_smoothing_floor
 from batch_sampler_attn.recorders import JsonLinesRecorder, MemoryRecorder, Recorder
 
 # Options --------------------------------------------------------------------------------------------------
 
 
+ALLOWED = {
+    SampleAttention: {"samples": 22, "batch_size": 4},
+    BatchAttentionSampler: {"sampler": range(4), "batch_size": 2},
+}
+DOSES = {"samples": 22, "updates": 6, "pruned": [1], "pooled": [-1]}
+REFUSED = {
+    BatchAttentionSchedule: {
+        "k": (0, -1.2, math.nan, math.inf, "1.2", None, True, 1j, [1.2], 10**400, numpy.float32(0), torch.ones(2)),
+        "warmup_epochs": (0, 1.5, None, True, "1"),
+        "max_visits": (0, -3, 2.0, True, "many", numpy.int64(0), numpy.float64(2), numpy.bool_(True)),
+        "epoch_length": (0, -1, 0.5, False),
+        "budget": (0, -0.1, 1.001, math.nan, math.inf, True, "0.2"),
+        "floor": (math.nan, math.inf, "0", None, True),
+        "epoch_loss": ("mean", "First", None, 1, numpy.ones(2)),
+        "nonfinite": ("skip", None, 0),
+        "recorders": ("visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3, [JsonLinesRecorder], [Recorder]),
+        "ranks": ("mean", 3, BatchAttentionSchedule),
+    },
+    partial(BatchAttentionSampler, **ALLOWED[BatchAttentionSampler]): {
+        "batch_size": (0, -1, 2.0, "2", True),
+        "repeats": ("later",),
+        "batches_per_epoch": (0, 2.0, True),
+    },
+    partial(SampleAttention, **ALLOWED[SampleAttention]): {
+        "samples": (0,),
+        "k": (0, "1.2"),
+        "max_visits": (0, 256, 1.5),
+        "final_full_share": (1.1,),
+        "prune_probability": (1.0, -0.1, math.nan, "0.5", True),
+        "updates": (0,),
+        "epochs": (0,),
+        "floor": (math.nan,),
+        "remember_loss": ("first",),
+        "ranks": ("all",),
+        "select": ("best", None, [], {}, "doses", DOSES, {**DOSES, "pooled": [1.5]}, {"pruned": [1], "pooled": [1]}),
+        "seed": (None, 1.5, "1", True, torch.tensor(1)),
+        "sampler": (3, iter([1]), list, DistributedSampler(range(40), 2, 0)),
+    },
+    MeanOverRanks: {"timeout_seconds": (0, math.inf, "1", 0.0001, 1e99), "group": ("gloo",)},
+    partial(accumulate, "abc"): {"size": (0, 2.0, True, "2")},
+    partial(label_smoothing_floor, label_smoothing=0.1, classes=10): {
+        "label_smoothing": (-0.1, 1.1, "0.1"),
+        "classes": (0,),
+    },
+    partial(BatchAttentionSchedule().decide, 1.0): {"samples": (-1, math.nan, math.inf, "3", True, [3])},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        *({"k": k} for k in (0, -1.2, math.nan, math.inf, "1.2", None, True, 1j, [1.2])),
-        *({"k": k} for k in (numpy.float32(0), numpy.float64("nan"), numpy.bool_(True), numpy.ones(2), torch.ones(2))),
-        *({"warmup_epochs": count} for count in (0, 1.5, None, True, "1")),
-        *({"max_visits": count} for count in (0, -3, 2.0, True, "many", numpy.int64(0), numpy.float64(2))),
-        *({"epoch_length": count} for count in (0, -1, 0.5, False)),
-        *({"budget": budget} for budget in (0, -0.1, 1.001, math.nan, math.inf, True, "0.2")),
-        *({"floor": floor} for floor in (math.nan, math.inf, "0", None, True)),
-        *({"epoch_loss": word} for word in ("mean", "First", None, 1, numpy.ones(2))),
-        *({"nonfinite": word} for word in ("skip", None, 0)),
-        *({"recorders": recorders} for recorders in ("visits.jsonl", ["visits.jsonl"], MemoryRecorder(), 3)),
-        *({"recorders": [recorder]} for recorder in (MemoryRecorder, JsonLinesRecorder, Recorder)),
-        *({"ranks": ranks} for ranks in ("mean", 3, BatchAttentionSchedule)),
-    ],
-    ids=lambda options: str(options).split(" object at")[0],
+    ("make", "name", "value"),
+    [(make, name, value) for make, named in REFUSED.items() for name, values in named.items() for value in values],
 )
-def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
-    ((name, value),) = options.items()
+def test_an_option_that_is_not_allowed_is_refused_at_construction(make, name, value):
     with pytest.raises(OptionError) as error:
-        BatchAttentionSchedule(**options)
-    assert f"{name} is {value!r}" in str(error.value)
+        make(**{name: value})
+    assert str(error.value).startswith(f"{name} is {short_repr(value)}")
     assert "must be" in str(error.value)
+
+
+IN_BATCHES, OF_RANK_1 = BatchSampler(range(8), 3, False), DistributedSampler(range(9), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (BatchAttentionSchedule, {"k": 10**400}, r"k is 100+\.\.\. "),
+        (BatchAttentionSchedule, {"k": 10**5000}, "cannot be shown"),
+        (BatchAttentionSchedule, {"budget": 20}, r"0\.2 is 20 %"),
+        (BatchAttentionSchedule, {"budget": 1.5}, r"0\.015 is 1\.5 %"),
+        (SampleAttention, {"prune_probability": 20}, r"0\.2 is 20 %"),
+        (SampleAttention, {"final_full_share": 20}, r"0\.2 is 20 %"),
+        (SampleAttention, {"samples": 3}, "batch_size is 4, and there are 3"),
+        (SampleAttention, {"samples": 7, "rank": 0, "world_size": 2}, "each of 2 ranks has 3 samples"),
+        (SampleAttention, {"world_size": 2}, "rank is None"),
+        (BatchAttentionSampler, {"schedule": 1.5}, "schedule is .*BatchAttentionSchedule"),
+        (BatchAttentionSampler, {"rank": 0}, "world_size is None"),
+        (BatchAttentionSampler, {"world_size": 2}, "rank is None.*from 0 to 1"),
+        (BatchAttentionSampler, {"rank": 2, "world_size": 2}, "rank is 2.*from 0 to 1"),
+        (BatchAttentionSampler, {"sampler": OF_RANK_1, "rank": 0, "world_size": 2}, "is for rank 1 of 2 already"),
+        (BatchAttentionSampler, {"sampler": None}, "sampler is None.*of indices with a batch_size, or of batches"),
+        (BatchAttentionSampler, {"sampler": TensorDataset(torch.zeros(8))}, "sampler is .*iterable again"),
+        (
+            BatchAttentionSampler,
+            {"sampler": DataLoader([1]), "batch_size": None},
+            "sampler is .*of batches without both",
+        ),
+        (BatchAttentionSampler, {"sampler": iter([1, 2, 3])}, "list_iterator.*again in every epoch"),
+        (BatchAttentionSampler, {"sampler": itertools.count()}, "count.*again in every epoch"),
+        (BatchAttentionSampler, {"sampler": IN_BATCHES}, "BatchSampler.*batch_size 2.*without both"),
+        (BatchAttentionSampler, {"sampler": IN_BATCHES, "batch_size": None, "drop_last": True}, "drop_last True.*both"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_option_that_is_not_allowed_is_refused_with_what_to_do_instead(make, options, said):
+    with pytest.raises(OptionError, match=said):
+        make(**ALLOWED.get(make, {}) | options)
+
+
+def test_a_schedule_stays_free_where_its_sampler_is_refused_and_all_of_a_budget_is_allowed():
+    schedule = BatchAttentionSchedule(budget=1)
+    with pytest.raises(OptionError):
+        BatchAttentionSampler(range(4), 2, schedule=schedule, rank=0)
+    BatchAttentionSampler(range(4), 2, schedule=schedule)
+    assert schedule.options.budget == 1.0
 
 
 @pytest.mark.parametrize(
@@ -59,22 +151,6 @@ def test_an_option_that_is_not_allowed_is_refused_at_construction(options):
 def test_numpys_numbers_and_strings_are_options_and_become_pythons(name, given, plain):
     value = getattr(BatchAttentionSchedule(**{name: given}).options, name)
     assert (value, type(value)) == (plain, type(plain))
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"k": 10**400}, r"k is 100+\.\.\. "),
-        ({"k": 10**5000}, "cannot be shown"),
-        ({"budget": 20}, r"0\.2 is 20 %"),
-        ({"budget": 1.5}, r"0\.015 is 1\.5 %"),
-    ],
-    ids=["too large", "too long", "percentage", "fraction of a percentage"],
-)
-def test_a_value_too_long_is_cut_and_a_percentage_is_refused_with_what_was_probably_meant(options, said):
-    with pytest.raises(OptionError, match=said):
-        BatchAttentionSchedule(**options)
-    assert BatchAttentionSchedule(budget=1).options.budget == 1.0
 
 
 # Losses ---------------------------------------------------------------------------------------------------
@@ -239,6 +315,6 @@ def test_a_state_that_does_not_fit_is_refused_whole_with_the_reason(state, said)
 
 
 def test_indices_that_cannot_be_saved_are_refused():
-    with pytest.raises(StateError, match=r"yields \[1\.5\]; only whole numbers and strings"):
+    with pytest.raises(StateError, match=r"indices are \[1\.5\]; only whole numbers and strings"):
         plain_indices([1.5])
     assert plain_indices([numpy.int64(1), "a"]) == [1, "a"]

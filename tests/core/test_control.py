@@ -40,15 +40,6 @@ def test_repeats_follow_at_once_and_are_drawn_alike_for_the_same_seed():
     assert first[0] != first[1]
 
 
-def test_it_is_saved_and_resumed_like_a_schedule():
-    epochs = [[1, 3, 2], [2, 2, 1]]
-    stopped, resumed = EqualComputeControl(epochs, seed=3), EqualComputeControl(epochs, seed=3)
-    expected = run(EqualComputeControl(epochs, seed=3), epochs)
-    run(stopped, epochs[:1])
-    resumed.load_state_dict(stopped.state_dict())
-    assert run(resumed, epochs[1:]) == expected[1:]
-
-
 @pytest.mark.parametrize("repeats", ["immediate", "deferred"])
 def test_through_a_sampler_every_batch_has_the_visits_that_are_drawn_for_it_in_a_loop_by_hand(repeats):
     counts = [[1, 2, 3, 1], [2, 2, 1, 4]]

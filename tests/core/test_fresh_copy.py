@@ -1,6 +1,7 @@
 """What a repeat sees: the same tensors in fresh containers, and never tensors that its last visit changed in place."""
 
 from collections import OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
+from collections.abc import MutableMapping, MutableSequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +31,6 @@ class Compact:
 @dataclass(frozen=True)
 class Frozen:
     parts: dict
-
-
-@dataclass(slots=True)
-class CompactWithLabels(Compact):
-    labels: Any = None
 
 
 @dataclass
@@ -91,18 +87,6 @@ class Instances:
         self._fields[name] = value
 
 
-class Graph(Instances):
-    """As torch_geometric's Data: callable, and copied by a method of its own."""
-
-    def __call__(self, *names):
-        return [self._fields[name] for name in names]
-
-    def __copy__(self):
-        twin = type(self).__new__(type(self))
-        twin.__dict__["_fields"] = dict(self._fields)
-        return twin
-
-
 class Cyclic:
     def __init__(self, images):
         self.images = images
@@ -110,8 +94,8 @@ class Cyclic:
 
 
 OBJECTS = [
-    *(Sample, Compact, CompactWithLabels, OpenOverCompact, SlotsWithCopy, Slots, Holder, CallableHolder, Instances),
-    *(Graph, lambda images: SimpleNamespace(images=images)),
+    *(Sample, Compact, OpenOverCompact, SlotsWithCopy, Slots, Holder, CallableHolder, Instances),
+    lambda images: SimpleNamespace(images=images),
 ]
 
 
@@ -137,35 +121,6 @@ def change_in_place(schedule, batches, change=lambda batch: batch.add_(1), loss=
 # Fresh containers -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make", [dict, OrderedDict, Encoding, lambda items: defaultdict(list, items)], ids=lambda make: make.__name__
-)
-def test_what_is_put_into_a_mapping_is_not_there_at_the_next_visit(make):
-    def scale(batch):
-        """Ultralytics' preprocess_batch, and its like."""
-        before = batch["images"].float().mean().item(), len(batch), type(batch)
-        batch["images"] = batch["images"].float() / 255
-        batch["new"] = 1
-        return before
-
-    images = torch.full((2, 3), 204, dtype=torch.uint8)
-    batch = make({"images": images, "labels": torch.ones(2)})
-    assert visits_of(batch, scale) == [(204.0, 2, type(batch))] * 4
-    assert batch["images"] is images
-    assert len(batch) == 2
-
-
-@pytest.mark.parametrize("make", [list, UserList, deque], ids=lambda make: make.__name__)
-def test_what_is_put_into_a_sequence_is_not_there_at_the_next_visit(make):
-    def change(batch):
-        before = batch[0].sum().item(), len(batch)
-        batch[0] = batch[0] / 2
-        batch.append(0)
-        return before
-
-    assert visits_of(make([torch.ones(3), torch.zeros(1)]), change) == [(3.0, 2)] * 4
-
-
 @pytest.mark.parametrize("make", OBJECTS)
 def test_what_is_set_on_a_batch_object_is_not_there_at_the_next_visit(make):
     def change(yielded):
@@ -181,7 +136,15 @@ def test_what_is_set_on_a_batch_object_is_not_there_at_the_next_visit(make):
 
 
 WRAPPED = {
-    "list": (lambda inside: [inside, 1], lambda batch: batch[0]),
+    **{
+        make.__name__: (lambda inside, make=make: make([inside, 1]), lambda batch: batch[0])
+        for make in (list, UserList, deque)
+    },
+    **{
+        make.__name__: (lambda inside, make=make: make({"inside": inside}), lambda batch: batch["inside"])
+        for make in (dict, OrderedDict, Encoding)
+    },
+    "defaultdict": (lambda inside: defaultdict(list, inside=inside), lambda batch: batch["inside"]),
     "tuple": (lambda inside: (1, inside), lambda batch: batch[1]),
     "namedtuple": (lambda inside: Pair(inside, 1), lambda batch: batch.images),
     "dicts": (lambda inside: {"a": {"b": [inside]}}, lambda batch: batch["a"]["b"][0]),
@@ -191,23 +154,26 @@ WRAPPED = {
     "slots": (lambda inside: Compact([inside]), lambda batch: batch.images[0]),
     "inherited slots": (lambda inside: OpenOverCompact([inside]), lambda batch: batch.images[0]),
     "namespace": (lambda inside: SimpleNamespace(inside=[inside]), lambda batch: batch.inside[0]),
-    "encoding": (lambda inside: Encoding({"inside": inside}), lambda batch: batch["inside"]),
 }
 
 
 @pytest.mark.parametrize(("wrap", "get"), WRAPPED.values(), ids=WRAPPED)
-def test_containers_inside_containers_are_fresh_too(wrap, get):
+def test_what_is_put_into_a_container_is_not_there_at_the_next_visit(wrap, get):
     def change(batch):
-        inside = get(batch)
-        before = inside["images"].sum().item(), len(inside), type(batch)
+        """As Ultralytics' preprocess_batch, and its like."""
+        before, inside = repr(batch), get(batch)
         inside["images"] = inside["images"] / 2
         inside["more"] = 1
-        return before
+        if isinstance(batch, MutableMapping):
+            batch["new"] = 1
+        elif isinstance(batch, MutableSequence):
+            batch.append(0)
+        return before, type(batch)
 
     inside = {"images": torch.ones(4)}
     batch = wrap(inside)
-    assert visits_of(batch, change) == [(4.0, 1, type(batch))] * 4
-    assert inside["images"].sum() == 4.0
+    assert visits_of(batch, change) == [(repr(batch), type(batch))] * 4
+    assert repr(inside) == repr({"images": torch.ones(4)})
 
 
 def test_tensors_arrays_and_other_objects_are_the_very_same_at_every_visit():
@@ -249,17 +215,7 @@ def test_what_cannot_be_copied_is_repeated_as_it_is_with_one_warning():
 # Changes in place -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda batch: batch[0].sub_(1).div_(2),
-        lambda batch: batch[0][1:].mul_(0.5),
-        lambda batch: torch.nn.functional.relu_(batch[0]),
-        lambda batch: batch[1].clamp_(0, 0),
-        lambda batch: batch[0].__setitem__(0, 5.0),
-    ],
-    ids=["sub_.div_", "a view", "relu_", "labels", "setitem"],
-)
+@pytest.mark.parametrize("change", [lambda batch: batch[0][1:].mul_(0.5), lambda batch: batch[1].clamp_(0, 0)])
 def test_a_batch_that_was_changed_in_place_is_not_repeated_and_its_epoch_is_abandoned(change):
     schedule = schedule_with_threshold()
     with pytest.raises(BatchChangedError, match=r"in place.*clone\(\).*BatchAttentionSampler") as error:

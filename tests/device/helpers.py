@@ -29,14 +29,7 @@ def make_adam(parameters):
 
 
 def make_loop(
-    inputs,
-    targets,
-    batch_size=8,
-    *,
-    model=None,
-    optimizer=make_adam,
-    loss_fn=nn.functional.cross_entropy,
-    **options,
+    inputs, targets, batch_size=8, *, model=None, optimizer=make_adam, loss_fn=nn.functional.cross_entropy, **options
 ):
     """A loop whose optimizer is made of parameters by ``optimizer``."""
     model = make_model() if model is None else model

@@ -9,7 +9,7 @@ from torch import nn
 
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.errors import ProtocolError
-from tests.device.helpers import DROPOUT_SEED, are_equal, make_data, make_loop, take_turns, train, without_reads
+from tests.device.helpers import DROPOUT_SEED, are_equal, make_data, make_loop, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,18 +115,3 @@ def test_a_schedule_that_is_changed_while_updates_are_in_flight_is_an_error(chan
         loop.synchronize()
     schedule.abandon_epoch()
     assert loop.run_epoch().visits == 6
-
-
-def test_loops_that_take_turns_have_the_results_that_each_has_alone():
-    def make(index):
-        # Without dropout, which on a CPU draws from one generator for all.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(index)
-            model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-        return make_loop(*make_data(50, index), model=model, schedule=BatchAttentionSchedule(1.0))
-
-    alone = [make(index) for index in range(3)]
-    expected = [[without_reads(loop.run_epoch()) for _ in range(4)] for loop in alone]
-    together = [make(index) for index in range(3)]
-    assert take_turns(together, 4, most=3) == expected
-    assert all(are_equal(ours.model, theirs.model) for ours, theirs in zip(together, alone, strict=True))

@@ -1,7 +1,5 @@
 """What an update does to inputs and modules."""
 
-import copy
-
 import pytest
 import torch
 
@@ -49,16 +47,6 @@ def test_a_model_that_is_in_evaluation_mode_throughout_is_trained_throughout():
     assert train(loop, 1) == train(expected, 1)
     assert all(module.training for module in evaluated.modules())
     assert are_equal(evaluated, expected.model)
-
-
-def test_constructing_a_loop_changes_nothing_in_the_model():
-    model = make_model()
-    model.eval()
-    before, random = copy.deepcopy(model), torch.get_rng_state()
-    make_loop(*make_data(48), model=model)
-    assert are_equal(model, before)
-    assert not any(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_in_an_autocast_of_the_callers_no_weights_are_stale():

@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 from batch_sampler_attn import BatchAttentionSchedule, Decision, EqualComputeControl
 from batch_sampler_attn.errors import LossError, OptionError, ProtocolError, RanksDivergedError, StateError
 from batch_sampler_attn.ranks import MessageKind, Shard, shard_of, unpack_shard
-from tests.core.helpers import COPIES
+from tests.core.helpers import COPIES, OPTIONS
 from tests.distributed.faults import FAULTS, begin_again, make_schedule, train
 from tests.distributed.threads import on_threads
-
-OPTIONS = st.fixed_dictionaries(
-    {
-        "k": st.sampled_from([0.8, 1.2]),
-        "epoch_loss": st.sampled_from(["first", "last", "all"]),
-        "max_visits": st.just(3),
-    }
-)
 
 # The option ----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ pytestmark = FORKING_IS_FINE
 @pytest.mark.parametrize(
     "make_copy", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["deepcopy", "pickle"]
 )
-@pytest.mark.parametrize("visits", [1, 3, 9, 10])
+@pytest.mark.parametrize("visits", [1, 3, 10])
 @pytest.mark.parametrize("kind", MORE_DRIVERS)
 def test_a_copy_has_the_state_and_nothing_of_what_happens_to_the_original(kind, visits, make_copy):
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_a_copy_that_is_iterated_over_without_a_loaded_state_starts_its_epoch_ag
     assert len(run_epoch(twin.schedule, DataLoader(Numbered(), batch_sampler=twin))) == 8
 
 
-def test_a_copy_has_none_of_the_worker_that_fetches_repeats():
+def test_a_copy_has_none_of_the_worker_that_fetches_repeats_which_ends_with_its_persistent_loader():
     others = {*multiprocessing.active_children()}
     schedule, sampler, loader, _ = make("immediate", num_workers=1, persistent_workers=True)
     for _ in range(2):
@@ -66,3 +66,5 @@ def test_a_copy_has_none_of_the_worker_that_fetches_repeats():
     twin = pickle.loads(pickle.dumps(sampler))
     assert {*multiprocessing.active_children()} - others == workers
     assert len(run_epoch(twin.schedule, DataLoader(Numbered(), batch_sampler=twin), repeated=[3])) == 14
+    del loader
+    assert {*multiprocessing.active_children()} <= others

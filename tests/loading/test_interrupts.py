@@ -129,7 +129,7 @@ class Threaded:
             ready.put(end)
 
         threading.Thread(target=read, daemon=True).start()
-        while (batch := ready.get()) is not end:
+        while (batch := ready.get(timeout=60)) is not end:
             yield batch
 
 
@@ -144,7 +144,7 @@ def threads_switch_often():
 @pytest.mark.usefixtures("threads_switch_often")
 @pytest.mark.parametrize("ahead", [1, 4])
 def test_a_thread_that_reads_the_loader_ahead_loses_no_batch_and_no_decision(ahead):
-    for _ in range(8):
+    for _ in range(5):
         driver = MORE_DRIVERS["deferred, in order"]()
         seen = train(driver, Threaded(load(driver), ahead))
         # Batches come in the order of the data, so that a batch's number says which samples it has.

@@ -1,6 +1,5 @@
 """The base order: torch's own, whatever the sampler, with nothing of the user's changed."""
 
-import itertools
 import json
 
 import numpy
@@ -16,7 +15,6 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -291,27 +289,6 @@ def test_a_state_that_is_saved_after_an_interrupted_draw_has_the_generator_befor
         attended(sampler)
     resumed.load_state_dict(sampler.state_dict())
     assert [attended(resumed), attended(resumed)] == expected[1:]
-
-
-# Refused at construction ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sampler", "arguments", "words"),
-    [
-        (None, (4,), "sampler is None.*of indices with a batch_size, or of batches"),
-        (TensorDataset(torch.zeros(8)), (4,), "sampler is .*iterable again"),
-        (DataLoader(range(8)), (), "sampler is .*of batches without both"),
-        (iter([1, 2, 3]), (2,), "list_iterator.*again in every epoch"),
-        (itertools.count(), (2,), "count.*again in every epoch"),
-        (BatchSampler(range(8), 2, False), (2,), "BatchSampler.*batch_size 2.*without both"),
-        (BatchSampler(range(8), 3, False), (None, True), "drop_last True.*without both"),
-        *((range(8), (size,), "batch_size is.*at least 1") for size in (0, -1, 2.0, "2", True)),
-    ],
-)
-def test_what_cannot_be_trained_on_is_refused_with_a_way_out(sampler, arguments, words):
-    with pytest.raises(OptionError, match=words):
-        ours(sampler, *arguments)
 
 
 def test_indices_without_a_batch_size_are_refused_as_they_come():

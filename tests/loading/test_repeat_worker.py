@@ -122,16 +122,6 @@ def test_no_worker_is_left_behind_where_the_loader_leaves_none():
     assert not children() - others
 
 
-def test_the_worker_ends_when_a_loader_of_persistent_workers_does():
-    others = children()
-    schedule, loader = attended(Numbered(), num_workers=1, persistent_workers=True)
-    for _ in range(2):
-        list(visits_of(schedule, loader))
-    assert len(children() - others) == 2
-    del loader
-    assert children() <= others
-
-
 # Each run ends in a process of its own, by the interpreter's own ways; torch is imported once for all of them.
 SCRIPT = """
 import os, sys, torch

@@ -63,7 +63,7 @@ def run(
     return visits, draws, (saved(driver), torch.get_rng_state().tolist()), checkpoints
 
 
-def check_resumes(kind, moments=MOMENTS, *, every=3, **options):
+def check_resumes(kind, moments=MOMENTS, *, every=5, **options):
     visits, draws, end, checkpoints = run(kind, moments=moments, **options)
     assert "samples" in kind or len(visits) > len({place[:2] for place, _ in visits})
     items = [item for _, batch in visits for item in batch]
@@ -77,9 +77,10 @@ def check_resumes(kind, moments=MOMENTS, *, every=3, **options):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *((kind, {"every": 1}) for kind in DRIVERS),
+        *((kind, {"every": 3}) for kind in DRIVERS),
         *((kind, {}) for kind in MORE_DRIVERS if kind not in DRIVERS),
         *((kind, {"ahead": 2}) for kind in MORE_DRIVERS if "immediate" not in kind),
+        *(pytest.param(kind, {"every": 1}, marks=pytest.mark.slow) for kind in MORE_DRIVERS),
         ("immediate", {"shared": True, "loader_class": StatefulDataLoader}),
         ("deferred, drawn one by one", {"shared": True}),
         *(pytest.param(kind, {"loader_class": StatefulDataLoader}, marks=pytest.mark.slow) for kind in MORE_DRIVERS),
@@ -98,10 +99,10 @@ def test_augmentation_drawn_in_this_process_is_resumed_too():
 @pytest.mark.parametrize(
     ("kind", "options", "moments", "every"),
     [
-        ("immediate", {"shared": True}, MOMENTS, 25),
-        ("deferred", {"shared": True, "persistent_workers": True}, MOMENTS, 25),
-        ("deferred", {"loader_class": StatefulDataLoader}, MOMENTS, 25),
-        ("samples", {}, MOMENTS, 25),
+        ("immediate", {"shared": True}, MOMENTS, 41),
+        ("deferred", {"shared": True, "persistent_workers": True}, MOMENTS, 41),
+        ("deferred", {"loader_class": StatefulDataLoader}, MOMENTS, 41),
+        ("samples", {}, MOMENTS, 41),
         # Persistent workers keep the seed that they were started with.
         ("immediate", {"persistent_workers": True}, ("epoch",), 1),
         # Where an epoch has ended, a StatefulDataLoader makes one iterator too many.

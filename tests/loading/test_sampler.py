@@ -1,16 +1,15 @@
 """The batch-sampler adapter with real loaders: every batch as often as planned, every loss to its own batch."""
 
-import itertools
 import multiprocessing
 import random
 import traceback
 from collections import Counter, deque
 
 import pytest
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
-from batch_sampler_attn.errors import OptionError, ProtocolError, StateError
+from batch_sampler_attn.errors import ProtocolError, StateError
 from tests.loading.helpers import (
     BATCH_SIZE,
     BATCHES,
@@ -148,17 +147,6 @@ def test_repeats_are_fetched_through_getitems_and_collate_fn(repeats):
     assert len(fetched) == 3 * BATCHES
 
 
-def test_epochs_of_a_fixed_length_end_while_the_loader_continues():
-    schedule, _, loader, _ = make("immediate", epoch_length=5)
-    decisions = []
-    for _ in range(2):
-        losses = iter([1.0] * 7 + [2.0, 1.0] + [1.0] * 10)
-        for _ in schedule.attend(loader):
-            decisions.append(schedule.decide(next(losses)))
-    assert decisions.count(Decision.REPEAT) == 2
-    assert (schedule.epoch, schedule.batches) == divmod(2 * BATCHES, 5)
-
-
 def test_the_length_counts_base_batches_and_what_is_printed_says_what_it_is():
     schedule, sampler, loader, _ = make("deferred")
     assert len(sampler) == len(loader) == schedule.attend(loader).base_batches == BATCHES
@@ -275,18 +263,6 @@ def test_a_loader_that_counts_without_a_length_or_with_workers_is_refused():
         run_epoch(schedule, counts, repeated=[0, 1, 2])
 
 
-def test_a_repeat_after_the_end_of_a_generator_is_refused():
-    schedule, _, loader, _ = make("deferred", num_workers=1)
-    run_epoch(schedule, loader)
-    _, batches = itertools.islice(torch_order(), 2)
-
-    def once():
-        yield from loader
-
-    with pytest.raises(ProtocolError, match=r"ended with 1 repeat still to come.*can be iterated over only once"):
-        run_epoch(schedule, once(), repeated=batches[-1])
-
-
 @WORKERS
 @REPEATS
 def test_an_epoch_of_fewer_batches_than_there_are(repeats, workers):
@@ -319,49 +295,9 @@ def test_immediate_repeats_through_anything_but_the_loader_are_refused(wrap):
         next(iter(schedule.attend(wrap(loader))))
 
 
-@REPEATS
-def test_a_batch_takes_one_loss_no_more_and_no_less(repeats):
-    schedule, _, loader, _ = make(repeats)
-    for step in (lambda: None, lambda: run_epoch(schedule, loader), lambda: next(iter(loader))):
-        step()
-        with pytest.raises(ProtocolError, match=r"no batch of the BatchAttentionSampler was current.*schedule\.attend"):
-            schedule.decide(1.0)
-    with pytest.raises(ProtocolError, match="before decide"):
-        [*schedule.attend(loader)]
-    next(batches := iter(schedule.attend(loader)))
-    schedule.decide(1.0)
-    with pytest.raises(ProtocolError, match="twice for one batch"):
-        schedule.decide(1.0)
-    del batches
-
-
-def test_a_schedule_serves_one_sampler_and_a_sampler_without_one_makes_its_own():
-    schedule, _, _, _ = make("immediate")
-    with pytest.raises(ProtocolError, match=r"belongs to another.*one for each sampler"):
-        BatchAttentionSampler(range(4), 2, schedule=schedule)
+def test_a_sampler_without_a_schedule_makes_its_own():
     sampler = BatchAttentionSampler(SequentialSampler(range(8)), 2)
     loader = DataLoader(Numbered(), batch_sampler=sampler)
     with pytest.raises(ProtocolError, match="this schedule does not know"):
         BatchAttentionSchedule().attend(loader)
     assert len(run_epoch(sampler.schedule, loader)) == 4
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"schedule": 1.5}, "schedule is .*BatchAttentionSchedule"),
-        ({"repeats": "later"}, "repeats is .*'immediate', 'deferred'"),
-        *(({"batches_per_epoch": batches}, "batches_per_epoch is .*at least 1") for batches in (0, 2.0, True)),
-        ({"rank": 0}, "world_size is None"),
-        ({"sampler": DistributedSampler(range(9), 2, 1), "rank": 0, "world_size": 2}, "is for rank 1 of 2 already"),
-        ({"world_size": 2}, "rank is None.*from 0 to 1"),
-        ({"rank": 2, "world_size": 2}, "rank is 2.*from 0 to 1"),
-    ],
-)
-def test_an_option_that_is_not_allowed_is_refused_and_the_schedule_stays_free(options, words):
-    schedule = BatchAttentionSchedule()
-    with pytest.raises(OptionError, match=words):
-        BatchAttentionSampler(**{"sampler": range(4), "batch_size": 2, "schedule": schedule, **options})
-    BatchAttentionSampler(range(4), 2, schedule=schedule)
-    with pytest.raises(TypeError):
-        BatchAttentionSampler(range(4), 2, False, BatchAttentionSchedule())

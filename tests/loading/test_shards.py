@@ -1,12 +1,6 @@
 """Each rank's sampler takes its part of an order that all ranks draw alike, and resumes from any rank's state."""
 
-import math
-from collections import Counter
-
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as some
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, Decision
@@ -19,29 +13,6 @@ def make(rank, world_size, samples=22, batch_size=3, *, base=None, ranks=None, s
     base = RandomSampler(range(samples), generator=seeded(seed)) if base is None else base
     schedule = BatchAttentionSchedule(1.2, max_visits=2, ranks=ranks)
     return BatchAttentionSampler(base, batch_size, schedule=schedule, rank=rank, world_size=world_size, **options)
-
-
-@given(some.integers(2, 40), some.integers(1, 5), some.sampled_from([None, 1, 2, 3, 5]), some.booleans())
-def test_ranks_have_the_whole_order_between_them_and_as_many_batches(samples, ranks, batch_size, drop_last):
-    order = torch.randperm(samples, generator=seeded(5)).tolist()
-    if batch_size is None:
-        drop_last, order = False, [[index] for index in order]
-    samplers = [make(rank, ranks, base=order, batch_size=batch_size, drop_last=drop_last) for rank in range(ranks)]
-    shards = [[*sampler] for sampler in samplers]
-    assert [len(sampler) for sampler in samplers] == [len(shard) for shard in shards]
-    assert len({len(shard) for shard in shards}) == 1
-    seen = Counter(index for shard in shards for batch in shard for index in batch)
-    if drop_last:
-        assert all(len(batch) == batch_size for shard in shards for batch in shard)
-        assert max(seen.values(), default=1) == 1
-        assert sum(seen.values()) == samples // ranks // batch_size * batch_size * ranks
-        return
-    assert len(seen) == samples
-    # None comes twice but where a rank would be without its last batch, and then it is one for each such rank.
-    extra = seen.total() - samples
-    assert extra == (-samples % ranks if extra else 0)
-    assert not extra or batch_size is None or (samples // ranks) % batch_size == 0
-    assert max(seen.values()) <= 1 + math.ceil(extra / min(samples, ranks))
 
 
 class OwnBatches(BatchSampler):

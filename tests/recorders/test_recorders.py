@@ -119,21 +119,15 @@ def test_visit_counts_of_half_a_record_are_refused(kept):
         visit_counts(filter(kept, recorder.visits))
 
 
-def test_a_logger_gets_each_epoch_as_numbers_by_name_and_is_flushed_with_each_state():
-    logged, flushed = [], []
-    recorder = LogRecorder(lambda numbers, step: logged.append((step, numbers)), lambda: flushed.append(1))
-    train([recorder, LogRecorder(lambda *_, **__: None)]).state_dict()
+def test_a_logger_gets_each_epoch_as_numbers_by_name_and_tensorboard_as_points_and_both_are_flushed_with_each_state():
+    logged, points, flushed = [], [], []
+    recorder = LogRecorder(lambda numbers, step: logged.append((step, numbers)), lambda: flushed.append("log"))
+    writer = SimpleNamespace(add_scalar=lambda *point: points.append(point), flush=lambda: flushed.append("points"))
+    train([recorder, LogRecorder(lambda *_, **__: None), TensorBoardRecorder(writer)]).state_dict()
     assert [step for step, _ in logged] == [0, 1]
     assert "batch_attention/threshold" not in logged[0][1]
     assert logged[1][1]["batch_attention/threshold"] == logged[1][1]["batch_attention/epoch"] == 1
-    assert flushed == [1]
-
-
-def test_tensorboard_gets_a_point_an_epoch():
-    points, flushed = [], []
-    writer = SimpleNamespace(add_scalar=lambda *point: points.append(point), flush=lambda: flushed.append(1))
-    train([TensorBoardRecorder(writer)]).state_dict()
     assert [(step, value) for name, value, step in points if name.endswith("/overhead")] == [(0, 0.0), (1, 1.0)]
     assert [step for name, _, step in points if name.endswith("/threshold")] == [1]
     assert not any(name.endswith("/epoch") for name, *_ in points)
-    assert flushed == [1]
+    assert flushed == ["log", "points"]

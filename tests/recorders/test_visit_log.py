@@ -1,7 +1,6 @@
 """Files of visits: runs that were stopped, resumed, rolled back, copied, or could not write."""
 
 import copy
-import gc
 import os
 import random
 import resource
@@ -72,7 +71,7 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
             made = at_last_visit = [*made, before]
             if rng.random() < 0.3:
                 states.append((run.save(), made))
-            if rng.random() < 0.1:
+            if rng.random() < 0.3:
                 run.schedule.abandon_epoch()
                 made = [visit for visit in made if visit[0] < run.schedule.epoch]
         state, made = rng.choice([(saved, at) for saved, at in states if at == at_last_visit[: len(at)]])
@@ -90,6 +89,7 @@ def test_a_run_that_was_stopped_and_rolled_back_is_recorded_as_the_run_that_came
     in_file, in_memory = read_visits(path), run.recorders[1].visits
     assert [record[:3] for record in in_file[:-1]] == made
     assert in_memory == in_file
+    assert [summary.epoch for summary in run.recorders[1].summaries] == [*range(run.schedule.epoch)]
     run.recorders[0].close()
 
 
@@ -103,27 +103,6 @@ def test_a_run_that_is_started_again_counts_alone(tmp_path):
                 run.visit()
     assert read_visits(path) == memory.visits == again.visits
     assert len(memory.visits) == 7
-
-
-def test_a_recorder_in_memory_forgets_what_was_rolled_back_at_once_and_has_again_what_was_abandoned():
-    memory = MemoryRecorder()
-    run = Run([memory], 0)
-    first = run.save()
-    for _ in range(6):
-        run.visit()
-    saved, kept, summaries = run.save(), list(memory.visits), list(memory.summaries)
-    for _ in range(20):
-        run.visit()
-    assert len(memory.summaries) > len(summaries)
-    run.load(saved)
-    assert (memory.visits, memory.summaries) == (kept, summaries)
-    run.visit()
-    run.schedule.abandon_epoch()
-    for state in (saved, first, saved):  # the last one counts
-        run.load(state)
-    assert memory.visits == kept
-    memory.on_state_loaded(99, 1)  # of another run: the visits that there are stay
-    assert memory.visits == kept
 
 
 def test_a_run_resumes_behind_visits_alone_and_not_behind_skipped_batches(tmp_path):
@@ -141,21 +120,18 @@ def test_a_run_resumes_behind_visits_alone_and_not_behind_skipped_batches(tmp_pa
 
 
 WRITE = """
-import os, sys
+import sys
 from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.recorders import JsonLinesRecorder
 schedule = BatchAttentionSchedule(recorders=[JsonLinesRecorder(sys.argv[1])])
 for loss in range(50):
     schedule.decide(loss)
-if sys.argv[2] == "fork" and (child := os.fork()):
-    os.waitpid(child, 0)
 """
 
 
-@pytest.mark.parametrize("end", ["as it is", "fork"])
-def test_lines_that_nobody_closed_are_in_the_file_once_after_the_process(tmp_path, end):
+def test_lines_that_nobody_closed_are_in_the_file_after_the_process(tmp_path):
     path = tmp_path / "visits.jsonl"
-    subprocess.run([sys.executable, "-c", WRITE, str(path), end], check=True)
+    subprocess.run([sys.executable, "-c", WRITE, str(path)], check=True)
     assert [record.loss for record in read_visits(path)] == list(range(50))
 
 
@@ -374,11 +350,9 @@ def test_indices_are_recorded_as_plain_numbers(tmp_path, indices):
 
 
 def test_a_forked_process_leaves_what_waits_to_its_parent(tmp_path, monkeypatch):
-    path = tmp_path / "visits.jsonl"
-    recorder = JsonLinesRecorder(path)
+    recorder = JsonLinesRecorder(tmp_path / "visits.jsonl")
     visit(recorder, 0, 0)
     with monkeypatch.context() as forked:
         forked.setattr("os.getpid", lambda: -1)
         del recorder
-        gc.collect()
-    assert path.read_bytes() == b""
+    assert (tmp_path / "visits.jsonl").read_bytes() == b""

@@ -43,47 +43,29 @@ def train(attention, epochs=EPOCHS, loader=None, stop=None):
 
 
 def on_rank(rank):
-    with_workers, again, stopped = (make(rank, MeanOverRanks()) for _ in range(3))
+    with_workers = make(rank, MeanOverRanks())
     loader = DataLoader(
         range(SAMPLES), batch_sampler=with_workers, num_workers=1, multiprocessing_context="fork", collate_fn=list
     )
-    train(stopped, 3, stop=3)
-    again.load_state_dict(stopped.state_dict())
-    return {
-        "plain": train(make(rank, MeanOverRanks())),
-        "workers": train(with_workers, loader=loader),
-        "resumed": train(again),
-        "no ranks": attempt(lambda: train(make(rank, "refuse"))),
-        "apart": train(make(rank)),
-    }
+    plain = train(make(rank, MeanOverRanks()))
+    return plain, train(with_workers, loader=loader), attempt(lambda: train(make(rank, "refuse"))), train(make(rank))
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return run_ranks(on_rank, RANKS, tmp_path_factory.mktemp("ranks"))
-
-
-def test_each_rank_makes_as_many_updates_on_samples_of_its_own_and_chooses_by_the_common_mean(results):
-    for rank, result in enumerate(results):
-        for batches, summary in result["plain"]:
+def test_each_rank_makes_as_many_updates_on_samples_of_its_own_and_chooses_by_the_common_mean(tmp_path):
+    plain, with_workers, refused, apart = zip(*run_ranks(on_rank, RANKS, tmp_path), strict=True)
+    for rank, epochs in enumerate(plain):
+        for batches, summary in epochs:
             assert len(batches) == summary.updates == -(-SAMPLES // (BATCH_SIZE * RANKS))
             assert {sample % RANKS for indices, _, _ in batches for sample in indices} == {rank}
-        assert sum(summary.pruned for _, summary in result["plain"]) > 0
-        assert sum(summary.extra_updates for _, summary in result["plain"]) > 0
-    for kind in ("plain", "workers"):
-        means = [[summary.mean_loss for _, summary in result[kind]] for result in results]
-        assert means[0] == means[1]
-        thresholds = [[batches[0][2] for batches, _ in result[kind]] for result in results]
-        assert thresholds[0] == thresholds[1]
+        assert sum(summary.pruned for _, summary in epochs) > 0
+        assert sum(summary.extra_updates for _, summary in epochs) > 0
+    for together in (plain, with_workers):
+        means = [[summary.mean_loss for _, summary in epochs] for epochs in together]
+        thresholds = [[batches[0][2] for batches, _ in epochs] for epochs in together]
+        assert (means[0], thresholds[0]) == (means[1], thresholds[1])
         assert thresholds[0][1] == pytest.approx(1.3 * means[0][0])
-    apart = [[summary.mean_loss for _, summary in result["apart"]] for result in results]
-    assert apart[0] != apart[1]
-
-
-def test_a_resumed_rank_has_the_same_end_and_a_group_without_ranks_is_refused(results):
-    for result in results:
-        assert result["resumed"][-2:] == result["plain"][-2:]
-        assert type(result["no ranks"]) is ProtocolError
+    assert apart[0][0][1].mean_loss != apart[1][0][1].mean_loss
+    assert {*map(type, refused)} == {ProtocolError}
 
 
 # On threads -----------------------------------------------------------------------------------------------------

@@ -97,19 +97,19 @@ def rate_as_a_tensor(**options):
 
 def resumed(**options):
     """A state of mid-epoch, loaded by the loop that trained on after it."""
-    loop, _ = make_loop(prepare=shift, **options)
+    loop, _ = make_loop(prepare=shift, schedule=BatchAttentionSchedule(1.0, max_visits=2), **options)
     yield run(loop, 3)
     yield loop.run_updates(3)
     state = loop.state_dict()
     yield run(loop, 2)
     loop.load_state_dict(state)
     yield weights_of(loop)
-    yield from trained(loop, 5)
+    yield from trained(loop, 4)
 
 
 def replaced(**options):
     """A buffer that the caller replaces, and a parameter that is frozen, and thawed."""
-    loop, _ = make_loop(**options)
+    loop, _ = make_loop(schedule=BatchAttentionSchedule(1.0, max_visits=2), **options)
     for change in range(4):
         yield run(loop, 2)
         if change == 0:
@@ -166,9 +166,9 @@ def mended(**options):
 
 
 def by_turns(**options):
-    """Two loops that take turns, as in the guide."""
+    """Two loops that take turns, as in the guide, if they are captured; otherwise each trains alone."""
     loops = [make_loop(1, prepare=shift, **options)[0], make_loop(2, **options)[0]]
-    yield take_turns(loops, 5, most=2)
+    yield [run(loop, 4) for loop in loops] if options else take_turns(loops, 4, most=2)
     yield from map(weights_of, loops)
 
 

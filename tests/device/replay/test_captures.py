@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from batch_sampler_attn import BatchAttentionSchedule
 from batch_sampler_attn.device.loop import DeviceLoop
 from batch_sampler_attn.errors import DeviceLoopError, OptionError
 from tests.device.helpers import same
@@ -30,7 +31,7 @@ def captures(monkeypatch):
 
 def test_the_first_updates_of_each_kind_are_eager_also_after_a_state_was_loaded(captures):
     with switched_on():
-        loop, _ = make_loop()
+        loop, _ = make_loop(schedule=BatchAttentionSchedule(max_visits=1))
         for _ in range(2):
             captures.clear()
             loop.run_updates(EAGER_UPDATES)
@@ -39,7 +40,7 @@ def test_the_first_updates_of_each_kind_are_eager_also_after_a_state_was_loaded(
             run(loop, 1)
             loop.run_updates(1)
             assert captures == [True]
-            run(loop, 4)
+            run(loop, 3)
             assert captures == [True, False]
             loop.load_state_dict(loop.state_dict())
         run(make_loop(graph=False)[0], 4)
@@ -49,15 +50,18 @@ def test_the_first_updates_of_each_kind_are_eager_also_after_a_state_was_loaded(
 def test_only_a_number_of_the_optimizer_that_changes_takes_new_captures(captures):
     with switched_on():
         rate = torch.tensor(0.05, device="cuda")
-        loop, optimizer = make_loop(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, capturable=True))
-        for _ in range(6):
+        loop, optimizer = make_loop(
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=rate, capturable=True),
+            schedule=BatchAttentionSchedule(max_visits=1),
+        )
+        for _ in range(5):
             run(loop, 1)
             rate.mul_(0.9)
             loop.model.eval()
             loop.state_dict()
         assert captures == [True, False]
         optimizer.param_groups[0]["betas"] = (0.9, 0.5)
-        run(loop, 6)
+        run(loop, 4)
         assert sorted(captures) == [False, False, True, True]
 
 
