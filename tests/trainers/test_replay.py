@@ -207,7 +207,7 @@ def test_a_tensor_that_is_changed_in_place_is_warned_of_once_and_not_trained_on_
     replay.hold([images])
     images.mul_(2)
     replay.note(5.0)
-    with pytest.raises(BatchChangedError, match=r"changed tensors of it in place \(of shape \(2, 3\)\)"):
+    with pytest.raises(BatchChangedError, match=r"changed tensors in it in place \(of shape \(2, 3\)\)"):
         next(replay.repeats())
 
 

@@ -109,7 +109,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again(trainer, tmp_p
 
     with (
         pytest.warns(BatchAttentionWarning, match="changed tensors of its batch in place"),
-        pytest.raises(BatchChangedError, match="changed tensors of it in place"),
+        pytest.raises(BatchChangedError, match="changed tensors in it in place"),
     ):
         trainer.train(Case(), tmp_path, step=halve)
 
