@@ -85,7 +85,7 @@ class Driver(Protocol):
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
 
     def after_decision(self, flight: Any, decision: Decision | None, visits: int) -> Any:
-        """The flight after the decision on visit number ``visits`` to the current batch; None if it was skipped."""
+        """The flight after ``decision`` on visit number ``visits`` to the current batch, or None for a skip."""
 
     def restarted(self) -> Any:
         """The flight at the start of an epoch."""
@@ -125,7 +125,7 @@ class Passes:
         self._pass: Pass | None = None
         # The loss given to report(), as a function that waits for its value.
         self._reported: Callable[[], float] | None = None
-        # The first loss leads to a comparison of the ranks; True once later losses can do without.
+        # The first loss leads to a comparison of the ranks; True once later losses can skip it.
         self._decides_alone = False
         # The epoch's progress when a pass ended or a state was loaded. Decisions outside of any pass exceed it.
         self._accounted = 0

@@ -217,7 +217,7 @@ def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
     if len({message[:4] for message in messages}) == 1:
         return messages
     places = _by_rank(messages, "{ranks}: {value}", "; ")
-    advice = "All ranks must make the same calls over as many batches"
+    advice = "All ranks must make the same calls over the same number of batches"
     if any(message.kind == MessageKind.SKIP for message in messages):
         advice = "Call skip() on all ranks or on none; a rank without samples for a batch gives samples=0"
     raise RanksDivergedError(

@@ -124,8 +124,8 @@ class BudgetedThreshold(LossThreshold):
     """The paper's threshold, raised as needed to keep repeats within ``budget`` times the batches begun.
 
     Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
-    ``budget`` repeats per batch. It is never below the paper's. After batches without repeats it rises late, only after
-    ten times ``budget`` repeats, so that the budget goes to the worst batches rather than to the first ones. No repeat
+    ``budget`` repeats per batch. It is never below the paper's. After batches without repeats it rises only once ten
+    times ``budget`` repeats were made: the budget goes to the worst batches rather than to the first ones. No repeat
     exceeds the budget for the batches begun so far.
     """
 

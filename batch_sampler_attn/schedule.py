@@ -194,8 +194,8 @@ class BatchAttentionSchedule:
         """Skip the current batch without training on it; call this instead of ``decide``.
 
         The skipped visit is neither averaged nor recorded, and a batch that is skipped at its first visit does not
-        count in ``batches``. A batch that is skipped at a repeat keeps its earlier visits, so a hand-written loop can
-        give it up, for example after running out of memory.
+        count in ``batches``. A batch that is skipped at a repeat keeps its earlier visits. A hand-written loop can thus
+        give up a batch, for example after running out of memory.
 
         Raises:
             ProtocolError: If there is no current batch, or its loss was already reported.
@@ -208,10 +208,10 @@ class BatchAttentionSchedule:
         Each iteration over the result is one epoch, and ends it. Call ``decide`` or ``skip`` once after each yielded
         batch. Leaving the loop early abandons the epoch: the next iteration starts it again with the same threshold.
 
-        Each visit gets the same tensors in fresh containers (lists, dictionaries, tuples, dataclasses, objects that
-        define ``__copy__``), so what a loop adds to a batch is not there at the next visit. Repeating PyTorch tensors
-        that were changed in place raises an error. Changes to NumPy arrays, through ``tensor.data`` or to tensors made
-        in inference mode are not detected; copy such data before you change it.
+        Each visit gets the same tensors in fresh containers: lists, dictionaries, tuples, dataclasses and objects that
+        define ``__copy__``. What a loop adds to a batch is therefore not there at the next visit. Repeating PyTorch
+        tensors that were changed in place raises an error. Changes to NumPy arrays, through ``tensor.data`` or to
+        tensors made in inference mode are not detected; copy such data before you change it.
 
         There are more visits than base batches. Use ``batch_index`` instead of ``enumerate``; average losses, and do
         what happens "every n steps", at first visits only (``if schedule.is_first_visit``).

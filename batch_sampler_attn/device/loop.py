@@ -31,12 +31,12 @@ class DeviceLoop:
     finds its batch on the device. Then the host reads the position once, and enqueues again. Decisions are those of
     ``BatchAttentionSchedule.decide`` in a hand-written loop.
 
-    On a CUDA device, an update is captured as a graph after three eager updates, and again if the optimizer's settings
-    change or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks) stays as
-    captured. The loop has its own stream, and its own random generator, which starts as a copy of the device's.
+    On CUDA, an update is captured as a graph after three eager updates. It is captured again if the optimizer's
+    settings change, or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks)
+    stays as captured. The loop has its own stream and random generator, which starts as a copy of the device's.
 
     Args:
-        model: Its modules keep their present modes (training, evaluation); if none is training, all are set to it.
+        model: Its modules keep their present modes; if none of them is in training mode, all are put into it.
         optimizer: Optimizer of the model's parameters, with ``capturable=True`` for captured updates. A new ``lr``
             causes a new capture, unless it is a tensor on the device that is changed in place.
         loss_fn: Maps (outputs, targets) to the mean loss of the batch.
@@ -311,8 +311,8 @@ class DeviceLoop:
         """Resume from a state that ``state_dict`` returned; updates are captured again.
 
         Raises:
-            StateError: If the state has another schedule or version, or is from mid-epoch with other data. Torch raises
-                its own errors when it loads the states of model and optimizer.
+            StateError: If the state has another schedule or version, or is from mid-epoch with other data. Other
+                errors are torch's, from loading the states of model and optimizer.
         """
         if state_dict.get("version") != _VERSION:
             raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 class OnDemandFetcher:
     """Fetches immediate repeats, collated and pinned like the loader's own batches; ``moment`` enters its seed.
 
-    If the loader has workers, one more worker fetches them: a dataset that opens its files lazily, or that
-    ``worker_init_fn`` sets up, must not be read in the training process, whose forked workers would share its files.
-    The worker is started at the first repeat and kept, since starting one takes as long as many batches.
+    If the loader has workers, one more worker fetches them. In the training process, a dataset that opens its files
+    lazily would share them with forked workers, and ``worker_init_fn`` would not have set it up. The worker is started
+    at the first repeat and kept, since starting one takes as long as many batches.
     """
 
     def __init__(self, loader: DataLoader[Any], moment: tuple[int, ...]) -> None:
@@ -23,7 +23,7 @@ class OnDemandFetcher:
         self.outlives_epoch = loader.persistent_workers or not loader.num_workers
         self._batches: list[list[Any]] = []
         seed = (loader.generator or torch.default_generator).initial_seed()
-        # The same seed would give this worker the draws of the loader's first. Strings seed alike in all processes.
+        # The loader's seed would give this worker the draws of its first. A string seeds the same in all processes.
         own_seed = random.Random(f"repeats, {seed}, {moment}").getrandbits(63)
         workers: dict[str, Any] = {
             "num_workers": 1,

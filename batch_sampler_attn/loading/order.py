@@ -27,8 +27,8 @@ _UNSHARDED = (*_TAKES_OUR_GENERATOR, data.SequentialSampler)
 class BaseBatches:
     """Batches of indices, in the order that torch draws; the arguments are those of ``BatchAttentionSampler``.
 
-    If a torch sampler has no generator, its order is drawn from one of our own, seeded by one draw from torch's global
-    generator, so that its epochs can be resumed. The sampler itself is not changed.
+    If a torch sampler has no generator, its order is drawn from one of our own, so that its epochs can be resumed. That
+    is seeded by one draw from torch's global generator. The sampler itself is not changed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BaseBatches:
     ) -> Iterator[list[int]]:
         """The batches from ``position`` on, in an epoch that began with ``epoch_generator``.
 
-        ``known`` has earlier batches by position: StateError if one differs from that drawn, which replaces each None.
+        Each None in ``known``, by position, becomes the batch that is drawn; StateError if any other batch differs.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:

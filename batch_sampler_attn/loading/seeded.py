@@ -59,7 +59,7 @@ class SeededDataset(Dataset[Any]):
             return _drawing(f"{self.seed}, {visit}")
         if get_worker_info() is not None:
             # The training process draws from its global generators, which users save with their checkpoints.
-            warn(f"a SeededDataset has no effect on the batches of a worker here. {_WAY_OUT}")
+            warn(f"a SeededDataset has no effect on the batches of a worker. {_WAY_OUT}")
         return contextlib.nullcontext()
 
 
@@ -87,7 +87,7 @@ def warn_if_inside(dataset: object) -> None:
 @contextlib.contextmanager
 def _drawing(words: str) -> Iterator[None]:
     """Seed the global generators with a string, and restore them afterwards."""
-    # A string seeds alike in all processes.
+    # A string gives the same seed in all processes.
     source = random.Random(words)
     numpy = sys.modules.get("numpy")
     before = torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()

@@ -33,7 +33,7 @@ class JsonLinesRecorder(Recorder):
     such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
     earlier one, and a copied or unpickled recorder to that of its original.
 
-    A line with ``resumed_epoch`` cancels visits: of that epoch, only the first ones count, as many as in ``visits``.
+    A line with ``resumed_epoch`` cancels visits: of that epoch, only the number of visits in ``visits`` counts.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
@@ -122,7 +122,7 @@ class _Appender:
         return self._new_bytes > _MOST_WAITING_BYTES
 
     def write(self) -> None:
-        # After a failure, as many new bytes lead to the next write, so that a full disk is not tried at each visit.
+        # After a failure, the next write waits for as many new bytes: a full disk is not tried at each visit.
         self._new_bytes = 0
         if not self._waiting:
             return

@@ -61,9 +61,9 @@ class SampleAttention:
         k: Samples with a loss above ``floor + k * (mean - floor)`` are pooled; None pools none.
         max_visits: A sample is pooled only while it has fewer visits than this in the epoch; at most 255.
         prune_probability: Chance that a pass prunes a well-fitted sample; 0 prunes none. InfoBatch's ``prune_ratio``.
-        weighted: Whether to weight the losses of the well-fitted samples that are not pruned, as InfoBatch does, so
-            that the expected gradient is that of all data. Off by default: without weights, training gained more on
-            rare subgroups, and weights did not prevent harm by label noise (benchmarks/records/selection-report).
+        weighted: Whether to weight the losses of well-fitted samples that are not pruned. As in InfoBatch, the expected
+            gradient is then that of all data. Off by default: without weights, training gained more on rare subgroups,
+            and weights did not prevent harm from label noise (benchmarks/records/selection-report).
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Epochs of the whole training, to which ``final_full_share`` refers; None prunes and pools to its end.
         final_full_share: Share of training, at its end and at least one epoch, that uses all data; 0 for none. It is 1
@@ -226,8 +226,7 @@ class SampleAttention:
         """Wrap a loader so that each iteration is one epoch: exactly ``len(self)`` batches.
 
         Call ``weighted_mean`` or ``report`` once for each batch. Leaving the loop early does not end the epoch: the
-        next iteration resumes it at the current batch, as after ``load_state_dict``. One call before the first epoch
-        is enough.
+        next iteration resumes it at the current batch, as after ``load_state_dict``. The result serves all epochs.
 
         Args:
             loader: A DataLoader with this as ``batch_sampler``; None yields lists of indices, for data in memory.

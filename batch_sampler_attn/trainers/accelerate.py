@@ -79,7 +79,7 @@ class _Resumed(AccumulatedLoader[Batch]):
         loader, behind = self.loader, passes_of(self._schedule).state.position * self.size
         if self._skipped not in (0, behind):
             raise ProtocolError(
-                f"the loader skips {self._skipped} batches, and {behind} batches of this epoch are behind. Give "
+                f"the loader skips {self._skipped} batches, and {behind} batches of this epoch are done. Give "
                 "attend() the whole loader: it skips them itself"
             )
         if behind and not self._skipped:

@@ -290,7 +290,7 @@ class SampleAttentionCallback(Callback):
         states = checkpoint["callbacks"].get(self.state_key)
         if states and trainer.state.fn == "fit":
             if len(states) != trainer.world_size:
-                raise StateError(f"the checkpoint has {len(states)} ranks, here are {trainer.world_size}; use as many")
+                raise StateError(f"the checkpoint is from {len(states)} ranks, not {trainer.world_size}; use as many")
             self.attention.load_state_dict(states[trainer.global_rank])
             if self.attention.updates == len(self.attention):
                 list(self.attention.attend())  # which ends the epoch; Lightning resumes with the next one

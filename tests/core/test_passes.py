@@ -109,7 +109,7 @@ class HandingOut:
                 yield batch
                 current.collect()
 
-    def settled(self, flight, decision, visits):
+    def after_decision(self, flight, decision, visits):
         return (*flight, (decision, visits))
 
     def restarted(self):
