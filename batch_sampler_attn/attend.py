@@ -19,7 +19,7 @@ _OWN_NAMES = frozenset({"schedule", "base_batches", "_loader", "_deliver"})
 
 
 class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
-    """What ``BatchAttentionSchedule.attend`` returns: a loader whose every iteration is one epoch.
+    """The attended loader that ``BatchAttentionSchedule.attend`` returns: each iteration is one epoch.
 
     Attributes other than its own (``dataset``, ``batch_size``, ...) are read and set on the loader that it wraps.
 
@@ -45,7 +45,7 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
     def __len__(self) -> int:
         raise TypeError(
-            "what attend() returns has no length: repeats are decided as training continues. Use len(loader), or "
+            "an attended loader has no length: repeats are decided as training continues. Use len(loader), or "
             "attended.base_batches, for the number of base batches"
         )
 
@@ -104,7 +104,7 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
 
 def _check_loader(loader: Any, *, has_driver: bool) -> None:
     if isinstance(loader, AttendedLoader):
-        raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
+        raise ProtocolError("attend() was given what is already attended; iterate over the attended loader itself")
     for sampler in () if has_driver else (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
         # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
         owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"

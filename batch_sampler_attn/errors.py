@@ -24,7 +24,7 @@ class OptionError(BatchAttentionError, ValueError):
 
 
 class LossError(BatchAttentionError, TypeError):
-    """A loss is not one real number."""
+    """A loss is not one real number, or losses of samples do not fit their batch."""
 
 
 class NonfiniteLossError(BatchAttentionError, ValueError):
