@@ -104,7 +104,7 @@ def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
 
 def _check_loader(loader: Any, *, has_driver: bool) -> None:
     if isinstance(loader, AttendedLoader):
-        raise ProtocolError("attend() was given what is already attended; iterate over the attended loader itself")
+        raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
     for sampler in () if has_driver else (getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
         # A BatchAttentionSampler has a schedule, and SampleAttention a loop of its own.
         owner = "loader.batch_sampler.schedule" if hasattr(sampler, "schedule") else "attention"

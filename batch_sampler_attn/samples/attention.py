@@ -290,7 +290,7 @@ class SampleAttention:
                 f"{count} ranks would {problem}: give rank= and world_size={count}; 1 if each has its own data"
             )
         if isinstance(loader, AttendedLoader):
-            raise ProtocolError("attend() was given what is already attended; iterate over the attended loader itself")
+            raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
         check_loader(self, loader)
         length, samples = length_of(getattr(loader, "dataset", None)), self.options.samples
         if length not in (None, samples):
