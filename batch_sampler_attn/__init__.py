@@ -1,4 +1,4 @@
-"""Batch-attention: train again, at once, on batches whose loss stays above K times the last epoch's mean."""
+"""Batch-attention: repeat a batch at once while its loss is above K times the previous epoch's mean."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "SampleSummary",
 ]
 
-# These need torch, which takes seconds to import, and which not everybody has.
+# These need torch, which is optional and takes seconds to import.
 if TYPE_CHECKING:
     from batch_sampler_attn.loading.sampler import BatchAttentionSampler
     from batch_sampler_attn.loading.seeded import SeededDataset
@@ -34,7 +34,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
 
 _NEEDS_TORCH = {"BatchAttentionSampler": "sampler", "SeededDataset": "seeded"}
 
-# A type checker has the imports above, and would take this for a module that has any name.
+# Hidden from type checkers, which would otherwise accept any attribute of this module.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Gradient accumulation: the batches of one update, and the loss of all of them."""
+"""Gradient accumulation: the batches of one update, and their mean loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
-    """What ``accumulate`` returns. All further attributes are the loader's.
+    """A loader of lists of batches, made by ``accumulate``. All other attributes are the inner loader's.
 
     Attributes:
         loader: Yields the batches.
@@ -47,11 +47,11 @@ class AccumulatedLoader(Iterable[list[Batch]], Generic[Batch]):
 def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
     """Group a loader's batches into lists of ``size``, one list for each update; the last list may be shorter.
 
-    ``schedule.attend(accumulate(loader, 4))`` repeats whole lists. Give ``decide`` the mean of an ``AccumulatedLoss``.
+    ``schedule.attend(accumulate(loader, 4))`` repeats whole lists. Pass ``decide`` the mean of an ``AccumulatedLoss``.
 
     Raises:
         OptionError: If ``size`` is not an integer of at least 1.
-        ProtocolError: If the loader is an attended one, or has a sampler of this package.
+        ProtocolError: If the loader is already attended, or has a sampler of this package.
 
     Example:
         >>> list(accumulate("abcde", 2)), len(accumulate("abcde", 2))
@@ -62,7 +62,7 @@ def accumulate(loader: Iterable[Batch], size: int) -> AccumulatedLoader[Batch]:
 
 
 def refuse_own_loader(loader: object, instead: str) -> None:
-    """Refuse a loader of this package, or on one of its samplers; ``instead`` says what repeats batches here."""
+    """Refuse a loader of this package or with one of its samplers; ``instead`` says what repeats batches here."""
     parts = [loader]
     for part in parts:
         for cls in type(part).__mro__:
@@ -97,7 +97,7 @@ class AccumulatedLoss:
         return len(self._parts)
 
     def add(self, loss: object, samples: object = 1) -> None:
-        """Add one batch.
+        """Add the loss of one batch.
 
         Args:
             loss: Mean loss over the batch's samples, neither scaled nor divided by the number of batches.
@@ -107,12 +107,12 @@ class AccumulatedLoss:
 
     @property
     def samples(self) -> float:
-        """Samples of all batches. Reading it waits for counts that are on a device."""
+        """Number of samples in all batches. Reading it waits for counts on a device."""
         return sum(sample_weight("samples", samples) for _, samples in self._parts)
 
     @property
     def mean(self) -> Any:
-        """Mean loss over all samples, as ``schedule.decide`` takes it; NaN if no batch has a sample.
+        """Mean loss over all samples, to be passed to ``schedule.decide``; NaN if no batch has a sample.
 
         Raises:
             OptionError: If a batch's ``samples`` is not a finite number of at least 0.
@@ -121,7 +121,7 @@ class AccumulatedLoss:
         if not self._parts:
             raise ProtocolError("no loss was added to this window; call add(loss, samples) for each batch")
         if len(self._parts) == 1:
-            # Bit for bit: a product with the samples, and a division by them, might round it.
+            # Unchanged: multiplying and dividing it by the samples might round it.
             return self._parts[0][0]
         total, all_samples = 0.0, 0.0
         for loss, samples in self._parts:
@@ -133,7 +133,7 @@ class AccumulatedLoss:
 
 
 def samples_in(batch: object) -> int:
-    """Number of samples in a batch, as the length of its first array; ``OptionError`` if it holds none."""
+    """Number of samples in a batch, taken as the length of its first array; ``OptionError`` if it has none."""
     length = _first_length(batch)
     if length is None:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""Iterating over any batches: each is yielded again while the schedule says REPEAT."""
+"""Iteration over the batches of any loader: each is yielded again while the decision is REPEAT."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _OWN_NAMES = frozenset({"schedule", "base_batches", "_loader", "_deliver"})
 
 
 class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
-    """What ``BatchAttentionSchedule.attend`` returns: a loader whose every iteration is one epoch.
+    """The attended loader that ``BatchAttentionSchedule.attend`` returns: each iteration is one epoch.
 
     Attributes other than its own (``dataset``, ``batch_size``, ...) are read and set on the loader that it wraps.
 
-    Iterating yields visits, so it has no length, and ``enumerate`` counts visits; ``schedule.batch_index`` is the index
-    of the base batch. A progress bar with ``total=attended.base_batches`` advances where the decision is ADVANCE.
+    Iteration yields visits, so there is no length, and ``enumerate`` counts visits; ``schedule.batch_index`` is the
+    index of the base batch. Advance a progress bar with ``total=attended.base_batches`` when the decision is ADVANCE.
 
     Attributes:
-        schedule: The schedule that takes the losses, where only the loader is in scope.
+        schedule: The schedule that takes the losses, for code that has only the loader.
     """
 
     def __init__(self, schedule: Schedule, loader: Iterable[Batch], deliver: Any) -> None:
@@ -45,12 +45,12 @@ class AttendedLoader(Iterable[Batch], Generic[Batch, Schedule]):
 
     def __len__(self) -> int:
         raise TypeError(
-            "what attend() returns has no length: repeats are decided as training continues. Use len(loader), or "
+            "an attended loader has no length: repeats are decided as training continues. Use len(loader), or "
             "attended.base_batches, for the number of base batches"
         )
 
     def __bool__(self) -> bool:
-        # Without this, truth would be the length.
+        # bool() would otherwise call __len__.
         return True
 
     def __repr__(self) -> str:
@@ -81,8 +81,8 @@ def attend(schedule: Schedule, passes: Passes, loader: Iterable[Batch]) -> Atten
 
 
 def repeat_in_place(passes: Passes, loader: Iterable[Batch]) -> Iterator[Batch]:
-    """One epoch over any iterable: a batch of the same tensors is yielded again while the decision is REPEAT."""
-    # What keeps its own place, as a StatefulDataLoader does, resumes by itself where it was saved.
+    """One epoch over any iterable: the same tensors are yielded again while the decision is REPEAT."""
+    # A loader that saves its own position, such as a StatefulDataLoader, resumes there by itself.
     length = None if hasattr(loader, "load_state_dict") else length_of(loader)
     with passes.open(length) as current:
         is_first = current.may_repeat
@@ -111,5 +111,5 @@ def _check_loader(loader: Any, *, has_driver: bool) -> None:
         if hasattr(sampler, "schedule") or hasattr(sampler, "attend"):
             raise ProtocolError(
                 f"the loader's batches are those of a {type(sampler).__name__}, which this schedule does not know; "
-                f"iterate over {owner}.attend(loader), or make a DataLoader without it"
+                f"iterate over {owner}.attend(loader), or make a DataLoader without that sampler"
             )

@@ -1,4 +1,4 @@
-"""Saved states: plain JSON types with a version and a fingerprint, checked whole before anything is assigned."""
+"""Saved states: plain JSON types with a version and a fingerprint, fully checked before anything is assigned."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ VERSION = 3
 
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:
-    """A state, of JSON types, with the version and the fingerprint by which ``unseal`` recognizes it."""
+    """Add to a state of JSON types the version and the fingerprint that ``unseal`` checks."""
     versioned = {"version": VERSION, **state}
     return {**versioned, "fingerprint": _fingerprint(versioned)}
 
 
 def unseal(what: str, packed: object, keys: set[str]) -> dict[str, Any]:
-    """The dictionary that ``seal`` sealed, if it has these keys and no value differs from the one saved.
+    """The state that ``seal`` received, if it has these keys and no value has changed; else raise StateError.
 
     ``what`` is its name in messages, such as "the schedule's state".
     """
@@ -31,7 +31,7 @@ def unseal(what: str, packed: object, keys: set[str]) -> dict[str, Any]:
     if type(version) is not int or version != VERSION:
         raise StateError(
             f"{what} is of version {short_repr(version)}; this release reads version {VERSION}. Load it with the "
-            "release that saved it, or start without it"
+            "release that saved it, or start without a state"
         )
     fields = {name: value for name, value in packed.items() if name != "fingerprint"}
     has_all = keys <= set(fields) <= keys | {"version"}
@@ -63,16 +63,16 @@ def check_options(ours: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 def check_ranks(saved: int, here: int, *, is_in_epoch: bool) -> None:
-    """Refuse to share an epoch in progress among another number of ranks."""
+    """Refuse to resume in mid-epoch on a different number of ranks."""
     if is_in_epoch and saved != here:
         raise StateError(
             f"the state was saved in mid-epoch on {saved} ranks, and there are {here} here. Load one that was saved "
-            "between two epochs, or use as many ranks"
+            f"between two epochs, or use {saved} ranks"
         )
 
 
 def plain_indices(indices: Sequence[Any]) -> list[int | str]:
-    """Dataset indices as JSON types; ``StateError`` if they are none."""
+    """Dataset indices as JSON types; StateError if one is neither a whole number nor a string."""
     plain = [plain_index(index) for index in indices]
     if not all(isinstance(index, (int, str)) for index in plain):
         raise StateError(f"indices are {short_repr(plain)}; only whole numbers and strings can be saved and loaded")
@@ -80,7 +80,7 @@ def plain_indices(indices: Sequence[Any]) -> list[int | str]:
 
 
 def plain_index(index: Any) -> Any:
-    """An index as an int, if it is a number of NumPy's or a 0-d tensor; any other index as it is."""
+    """A NumPy integer or 0-d tensor as an int; any other index unchanged."""
     if type(index) is int or isinstance(index, str):
         return index
     if getattr(index, "shape", None) == () and hasattr(index, "__index__"):
@@ -95,7 +95,7 @@ def _fingerprint(state: dict[str, Any]) -> int:
 
 
 def _canonical(value: Any) -> Any:
-    """The same for equal states, also where a writer of JSON turned 2.0 into 2 or a tuple into a list."""
+    """A form that is the same for equal states, even if a JSON writer turned 2.0 into 2 or a tuple into a list."""
     if isinstance(value, dict):
         return {name: _canonical(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

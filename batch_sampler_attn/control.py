@@ -15,15 +15,15 @@ from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
 
 class EqualComputeControl(BatchAttentionSchedule):
-    """Repeats just as many batches just as often as a Batch-attention run did, but at random.
+    """Repeats random batches: as many, and as often, as a Batch-attention run did.
 
-    What Batch-attention gains over this is gained by *which* batches it repeats; what this gains over plain training is
-    gained by training more. Use it like a schedule; the losses are averaged for the summary and decide nothing.
+    Batch-attention's gain over this control comes from *which* batches it repeats; the control's gain over plain
+    training comes from more training. Use it like a schedule: losses are averaged for the summary and decide nothing.
 
     Args:
         visit_counts: For each epoch, the visits to each batch: ``visit_counts(recorder.visits)``, or the
             ``DeviceLoop.visit_counts`` of each epoch.
-        seed: The seed of the draw. The same seed draws the same visits in every epoch.
+        seed: Seed of the random order; the same seed gives the same visits in every run.
         ranks: ``MeanOverRanks()`` averages the losses of the summary over ranks, which draw the same visits anyway.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Messages between the ranks of ``torch.distributed``, so that all of them decide alike."""
+"""Messages between the ranks of ``torch.distributed``, so that all of them make the same decisions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _groups_made: Counter[tuple[int, ...]] = Counter()
 
 
 class MeanOverRanks:
-    """Gives every rank the mean of all ranks' losses, by samples, so that all of them decide alike.
+    """Averages losses over ranks, weighted by samples, so that all ranks make the same decisions.
 
-    The mean is bit for bit the same on each rank. Ranks that are not at the same visit raise RanksDivergedError.
-    Messages have a process group of their own, made on first use. Before ``init_process_group``, and with one rank,
+    The mean is bit for bit the same on each rank. Ranks that are at different visits raise RanksDivergedError.
+    Messages use their own process group, created on first use. Before ``init_process_group``, and with one rank,
     nothing is exchanged.
 
     Args:
-        group: The process group of the ranks that train together; None for all ranks. Messages are on its accelerator
-            if it has a backend for one (NCCL), so that a loss stays there until the decision; otherwise on the CPU.
-        timeout_seconds: How long a rank waits for another one: longer than anything that one rank does alone, such as
+        group: The process group of the ranks that train together; None for all ranks. Messages use its accelerator
+            if it has a backend for one (NCCL), so that a loss stays there until the decision; otherwise the CPU.
+        timeout_seconds: How long a rank waits for another. It must exceed anything that one rank does alone, such as
             an evaluation on rank 0 between two epochs.
 
     Raises:
@@ -48,8 +48,8 @@ class MeanOverRanks:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_seconds: float = 600.0) -> None:
-        self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits so long for the others")
-        # PyTorch counts in whole milliseconds, of which 0 is no limit, and in nanoseconds of 63 bits.
+        self.timeout_seconds = number("timeout_seconds", timeout_seconds, "A rank waits this long for the others")
+        # PyTorch takes whole milliseconds, of which 0 means no limit, and stores nanoseconds in 63 bits.
         if not 0.001 <= self.timeout_seconds <= 1e9:
             raise OptionError(f"timeout_seconds is {self.timeout_seconds:g}; it must be from 0.001 to 1e9")
         if group is not None and (not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0):
@@ -61,7 +61,7 @@ class MeanOverRanks:
         self._failure: RankTimeoutError | RankLostError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy belongs to another schedule, and makes a group of its own.
+        # A copy belongs to another schedule, and makes its own group.
         return {**vars(self), "_own": None, "_world": None, "_failure": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MeanOverRanks:
@@ -70,7 +70,7 @@ class MeanOverRanks:
 
     @property
     def ranks(self) -> int:
-        """How many ranks train together."""
+        """Number of ranks that train together."""
         return dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
 
     @property
@@ -85,7 +85,7 @@ class MeanOverRanks:
         self._is_claimed = True
 
     def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
-        """Send a message; the result waits for those of all ranks, and returns them by rank."""
+        """Send a message; return a function that waits for all ranks' messages and returns them by rank."""
         loss = message.loss if isinstance(message.loss, torch.Tensor) else as_float(message.loss)
         if self.ranks == 1:
             return lambda: [message._replace(loss=float(loss))]
@@ -105,7 +105,7 @@ class MeanOverRanks:
         return wait
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank."""
+        """Return the values of all ranks, by rank."""
         values = [value] * self.ranks
         if self.ranks > 1:
             with self._exchange("the comparison of options"):
@@ -114,7 +114,7 @@ class MeanOverRanks:
 
     @contextlib.contextmanager
     def _exchange(self, what: str) -> Iterator[None]:
-        """Raise torch's errors as ours, now and in all later exchanges: the group cannot be used any more."""
+        """Convert torch's errors into ours, for this and later exchanges, since the group is unusable afterwards."""
         if self._failure is not None:
             raise self._failure
         began = time.monotonic()
@@ -134,16 +134,16 @@ class MeanOverRanks:
             raise self._failure from error
 
     def _group(self) -> tuple[dist.ProcessGroup, torch.device]:
-        """The process group of these messages alone, and the device that it takes them from."""
+        """The process group for these messages alone, and the device of its tensors."""
         world = dist.group.WORLD
-        # A group from before another init_process_group may have other ranks.
+        # After another init_process_group, the old group may have other ranks.
         if self._own is None or self._world is None or self._world() is not world:
             # PyTorch before 2.7 does not take None for all ranks here.
             ranks = dist.get_process_group_ranks(world if self.group is None else self.group)
             backends = dist.get_backend_config(self.group)
             device = _accelerator_of(backends) or torch.device("cpu")
             _meet(ranks, self.timeout_seconds)
-            # NCCL's watchdog ends a process at its group's limit; RankTimeoutError has to come before.
+            # NCCL's watchdog ends a process at its group's limit; RankTimeoutError must come first.
             watchdog_seconds = 0 if device.type == "cpu" else 60
             group = dist.new_group(
                 ranks,
@@ -160,7 +160,7 @@ class MeanOverRanks:
         if device.type == "cpu":
             work.wait(timedelta(seconds=self.timeout_seconds))
             return
-        # On an accelerator, wait() blocks the stream and not the host, which then would wait for ever.
+        # On an accelerator, wait() blocks the stream and not the host, which would then wait forever.
         while not work.is_completed():
             if time.monotonic() > deadline:
                 raise RuntimeError("timed out")
@@ -169,23 +169,23 @@ class MeanOverRanks:
 
 
 def _meet(ranks: list[int], timeout_seconds: float) -> None:
-    """Wait until all ranks are about to make a group: without one of them, gloo takes several times its limit."""
-    # A PyTorch that was built without ranks has no such module.
+    """Wait until all ranks are about to make a group: if one is missing, gloo takes several times its limit."""
+    # A PyTorch that was built without distributed support lacks this module.
     from torch.distributed.distributed_c10d import PrefixStore
 
     _groups_made[tuple(ranks)] += 1
-    # MPI has no store, nor can older PyTorch be asked for it.
+    # MPI has no store, and older versions of PyTorch do not give access to it.
     store = getattr(dist.group.WORLD, "get_group_store", lambda: None)()
     if store is None:
         return
-    place = f"batch_attention/{'_'.join(map(str, ranks))}/{_groups_made[tuple(ranks)]}"
-    store = PrefixStore(place, store)
+    prefix = f"batch_attention/{'_'.join(map(str, ranks))}/{_groups_made[tuple(ranks)]}"
+    store = PrefixStore(prefix, store)
     if store.add("ranks", 1) == len(ranks):
         store.compare_set("outcome", "", "met")
     try:
         store.wait(["outcome"], timedelta(seconds=timeout_seconds))
     except RuntimeError:
-        # The first rank to give up decides for all, also for those that come later.
+        # The first rank to give up decides for all ranks, including those that arrive later.
         store.compare_set("outcome", "", "given up")
     if store.get("outcome") != b"met":
         raise RuntimeError("timed out")

@@ -1,4 +1,4 @@
-"""Every error and warning that the package raises on purpose, and the words that messages share."""
+"""The package's errors and warnings, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class OptionError(BatchAttentionError, ValueError):
 
 
 class LossError(BatchAttentionError, TypeError):
-    """A loss is not one real number."""
+    """A loss is not one real number, or losses of samples do not fit their batch."""
 
 
 class NonfiniteLossError(BatchAttentionError, ValueError):
-    """A loss is NaN or infinite while ``nonfinite="raise"``. The state is as before the call."""
+    """A loss is NaN or infinite while ``nonfinite="raise"``. The state is unchanged."""
 
 
 class ProtocolError(BatchAttentionError, RuntimeError):
-    """Batches were requested or losses were reported out of turn."""
+    """Batches were requested, or losses were reported, in the wrong order."""
 
 
 class BatchChangedError(ProtocolError):
-    """The last visit changed a batch in place, so a repeat would train on something else."""
+    """The last visit changed its batch in place, so a repeat would train on different data."""
 
 
 class EmptyEpochError(BatchAttentionError, ValueError):
@@ -44,11 +44,11 @@ class EmptyEpochError(BatchAttentionError, ValueError):
 
 
 class StateError(BatchAttentionError, ValueError):
-    """A saved state cannot be loaded here. Nothing of it was assigned."""
+    """A saved state cannot be loaded. Nothing was changed."""
 
 
 class RanksDivergedError(BatchAttentionError, RuntimeError):
-    """Ranks that train together are not at the same visit, or differ in options, state or length of the epoch."""
+    """Ranks that train together are at different visits, or differ in options, state or epoch length."""
 
 
 class RankTimeoutError(BatchAttentionError, TimeoutError):
@@ -56,15 +56,15 @@ class RankTimeoutError(BatchAttentionError, TimeoutError):
 
 
 class RankLostError(BatchAttentionError, ConnectionError):
-    """The connection to another rank is gone: its process has ended, or the network has failed."""
+    """The connection to another rank was lost: its process has ended, or the network has failed."""
 
 
 class RecordError(BatchAttentionError, ValueError):
-    """A file of recorded visits cannot be read."""
+    """Recorded visits are missing, or their file cannot be used."""
 
 
 class DeviceLoopError(BatchAttentionError, RuntimeError):
-    """The device loop cannot train as asked."""
+    """The device loop cannot capture the update as a CUDA graph."""
 
 
 class BatchAttentionWarning(UserWarning):
@@ -72,7 +72,7 @@ class BatchAttentionWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Issue a ``BatchAttentionWarning`` that points to the line of the caller's code, not to one of this package."""
+    """Issue a ``BatchAttentionWarning`` that points to the user's code rather than to this package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         level, frame = level + 1, frame.f_back
@@ -85,9 +85,9 @@ def plural(number: int, one: str, many: str) -> str:
 
 
 def short_repr(value: object) -> str:
-    """``repr(value)`` for a message: short, and without an error of its own."""
+    """``repr(value)`` for a message: truncated, and never raising an error."""
     try:
         text = repr(value)
-    except Exception:  # an integer of too many digits, or a broken __repr__ of the user's
+    except Exception:  # an integer of too many digits, or a user's broken __repr__
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= _LONGEST_REPR else f"{text[: _LONGEST_REPR - 3]}..."

@@ -1,8 +1,8 @@
-"""What happens between a DataLoader and a loop: indices go out, batches arrive in the same order, losses follow.
+"""Batches in flight between a DataLoader and a loop: indices go out, batches arrive in the same order, losses follow.
 
-A DataLoader asks its batch sampler for indices ahead of the loop, and maybe on another thread. So a batch is *in
-flight* from when the loader takes its indices until the loop reports its loss; first in, first out. A ``Source`` says
-which indices go out next and what a loss leads to. Everything else is here, once for batches and for samples.
+A DataLoader requests indices from its batch sampler ahead of the loop, possibly on another thread. A batch is *in
+flight* from the request for its indices until the loop reports its loss; first in, first out. A ``Source`` chooses the
+next indices and processes losses. The rest is here, shared by attention to batches and attention to samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from batch_sampler_attn.errors import STALE, ProtocolError, StateError, plural
 from batch_sampler_attn.options import length_of
 
-# What a source fetches where the loader itself is to yield the next batch.
+# Returned by ``Source.fetch`` if the loader itself is to yield the next batch.
 NOTHING = object()
 
 # A StatefulDataLoader may make one iterator for its own state, and a loop one more than it needs.
@@ -28,7 +28,7 @@ _NO_KEPT_ITERATOR = (
 
 
 class VisitIndices(list[Any]):
-    """A batch's dataset indices, with the ``visit`` that they are for, by which ``SeededDataset`` draws."""
+    """A batch's dataset indices, with the number of the ``visit``, which seeds the draws of ``SeededDataset``."""
 
     __slots__ = ("visit",)
 
@@ -38,50 +38,50 @@ class VisitIndices(list[Any]):
 
 
 class InFlight(NamedTuple):
-    """Batches between a loader and a loop, as tickets. It is never changed, but replaced."""
+    """Tickets of the batches between a loader and a loop, as an immutable value."""
 
-    out: tuple[Any, ...] = ()  # the loader has taken their indices, and their losses have not arrived; oldest first
-    resend: tuple[Any, ...] = ()  # taken by an iterator that was left: they go out again before anything else
+    sent: tuple[Any, ...] = ()  # the loader has their indices, and their losses have not arrived; oldest first
+    resend: tuple[Any, ...] = ()  # sent to an iterator that was abandoned: to be sent again before anything else
 
-    def sent(self, ticket: Any) -> InFlight:
-        """With one more ticket out: the first of ``resend``, or a new one if there is none."""
-        return InFlight((*self.out, ticket), self.resend[1:])
+    def sending(self, ticket: Any) -> InFlight:
+        """With one more ticket sent: the first of ``resend``, or a new one if there is none."""
+        return InFlight((*self.sent, ticket), self.resend[1:])
 
     def landed(self) -> InFlight:
         """Without the oldest ticket, whose loss has arrived."""
-        return InFlight(self.out[1:], self.resend)
+        return InFlight(self.sent[1:], self.resend)
 
     def recalled(self) -> InFlight:
-        """With everything that is out to be sent again."""
-        return InFlight((), (*self.out, *self.resend))
+        """With all tickets to be sent again."""
+        return InFlight((), (*self.sent, *self.resend))
 
 
 class Source(Protocol):
-    """Says what goes out next. It replaces its state in one assignment: an interrupt cannot tear it."""
+    """Chooses the batches. It replaces its state in one assignment, so that an interrupt cannot corrupt it."""
 
-    advice: str  # for errors: how to leave a batch out, and how to train on fewer
+    advice: str  # for errors: how to skip a batch, and how to train on fewer
 
     @property
-    def out(self) -> tuple[Any, ...]:
+    def sent(self) -> tuple[Any, ...]:
         """The tickets in flight, oldest first."""
 
     def hand_out(self) -> list[Any] | None:
-        """The indices of the next batch, which is in flight from here on; None if there is none now."""
+        """Put the next batch in flight and return its indices; None if there is none at present."""
 
     def recall(self) -> None:
-        """The batches in flight go out again, before anything else."""
+        """Have the batches in flight handed out again, before any others."""
 
     def offer(self) -> Any:
         """The ticket of the batch that is about to be yielded."""
 
     def collect(self, ticket: Any) -> None:
-        """The loop requests the next batch: refuse if it has not reported this one's loss."""
+        """Refuse the loop's request for the next batch if it has not reported the loss of this one."""
 
-    def missing(self, *, was_refused: bool) -> str:
-        """What is still to come in this epoch, in words; empty if nothing is, or no indices were left to hand out."""
+    def missing(self, *, end_reported: bool) -> str:
+        """What the epoch still lacks, in words; empty if nothing. ``end_reported``: the loader saw the indices end."""
 
     def continues(self, *, has_length: bool) -> bool:
-        """Whether another iteration of the loader, which may have a length, brings what is missing."""
+        """Whether to iterate over the loader again for what is missing; ``has_length`` says if the loader has one."""
         del has_length
         return False
 
@@ -90,7 +90,7 @@ class Source(Protocol):
         return iter(loader)
 
     def fetch(self, loader: Any) -> Any:
-        """The next batch, if it does not come out of the loader's iterator; else ``NOTHING``."""
+        """The next batch, if it does not come from the loader's iterator; else ``NOTHING``."""
         del loader
         return NOTHING
 
@@ -99,11 +99,11 @@ class Source(Protocol):
 
 
 class Feed:
-    """Feeds the loader of a batch sampler with a source's indices, and a loop with the batches."""
+    """Passes a source's indices to the loader of a batch sampler, and the batches to a loop."""
 
     def __init__(self, source: Source, sampler: object) -> None:
-        self.lock = threading.RLock()  # held while the source's state is replaced: a loader may ask on its own thread
-        self.is_inside_loader = False  # the attended loader is at work now, so the sampler's caller is the loader
+        self.lock = threading.RLock()  # for replacing the source's state: a loader may request indices on its thread
+        self.is_inside_loader = False  # the attended loader is running, so the sampler's caller is the loader
         self._source = source
         self._sampler = type(sampler).__name__
         self._pass: _Pass | None = None
@@ -118,7 +118,7 @@ class Feed:
 
     @property
     def ticket(self) -> Any:
-        """The ticket of the batch that the open pass has yielded last; None without one."""
+        """The ticket of the batch that the open pass yielded last; None if there is none."""
         return None if self._pass is None else self._pass.ticket
 
     def loaded(self) -> None:
@@ -126,23 +126,23 @@ class Feed:
         self._pass, self._was_loaded, self.is_inside_loader = None, True, False
 
     def is_loaders_state(self) -> bool:
-        """Whether a StatefulDataLoader is loading a state of its own, to be ignored next to one that was loaded."""
+        """Whether a StatefulDataLoader is loading its own state, which is ignored if the sampler's was loaded."""
         if self.is_inside_loader and not self._was_loaded:
             raise StateError(
                 f"a StatefulDataLoader tried to restore this {self._sampler} from a state older than the losses. "
-                "Save the sampler's state_dict() beside loader.state_dict(), and load both"
+                "Save the sampler's state_dict() along with loader.state_dict(), and load both"
             )
         return self.is_inside_loader
 
     def indices(self, plain: Iterable[list[Any]]) -> Iterator[list[Any]]:
-        """What the batch sampler's ``__iter__`` returns: the open pass's indices to its loader, ``plain`` to others."""
+        """The batch sampler's ``__iter__``: the open pass's indices for its loader, ``plain`` for any other caller."""
         # A DataLoader makes several iterators and uses one, so making one changes nothing.
         if self.is_inside_loader and self._pass is not None:
             return _HandOut(self, self._pass)
         return itertools.chain(self._note_other_use(), plain)
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """One pass: the loader's batches, until nothing is missing."""
+        """One pass: the loader's batches, until none is missing."""
         current = self._pass = _Pass(loader)
         source, iterator = self._source, None
         try:
@@ -151,7 +151,7 @@ class Feed:
             while True:
                 if current.was_used_elsewhere and current.is_one_iterator:
                     raise ProtocolError(
-                        "the loader, of persistent workers, was iterated over elsewhere; use another DataLoader there"
+                        "a loader with persistent workers was iterated over elsewhere; use another DataLoader there"
                     )
                 batch = source.fetch(loader)
                 if batch is NOTHING:
@@ -164,7 +164,7 @@ class Feed:
                     except (StopIteration, RuntimeError) as error:
                         self.is_inside_loader = False
                         # A generator that counts (``yield next(iterator)``) raises RuntimeError at the end.
-                        is_end = current.was_refused and isinstance(error.__cause__, StopIteration)
+                        is_end = current.end_reported and isinstance(error.__cause__, StopIteration)
                         if not is_end and not isinstance(error, StopIteration):
                             raise
                         if self._is_over(current):
@@ -189,37 +189,37 @@ class Feed:
         yield from ()
 
     def _check_arrival(self, current: _Pass) -> None:
-        in_flight = len(self._source.out)
+        in_flight = len(self._source.sent)
         current.arrivals += 1
         if not in_flight:
             raise ProtocolError(
                 f"{current.loader} yielded a batch that it did not take from this {self._sampler} in this epoch. Give "
                 "attend() the DataLoader itself: islice, enumerate, generators, and a StatefulDataLoader that is asked "
-                f"for its state before the epoch begin to iterate too early. {_NO_KEPT_ITERATOR}. {self._source.advice}"
+                f"for its state before the epoch start to iterate too early. {_NO_KEPT_ITERATOR}. {self._source.advice}"
             )
         if current.arrivals == 1:
             current.most_in_flight = in_flight
-        elif in_flight > current.most_in_flight and current.asking_thread == current.thread:
-            # The loader had read ahead as far as it does by its first batch; a thread may go further at any time.
+        elif in_flight > current.most_in_flight and current.request_thread == current.thread:
+            # By its first batch, a loader has read ahead as far as it does; only a thread may go further later.
             self._refuse_drop(current, in_flight - current.most_in_flight)
 
     def _refuse_drop(self, current: _Pass, dropped: int) -> None:
         raise ProtocolError(
             f"{plural(dropped, 'batch', 'batches')} of the {self._sampler} did not come out of {current.loader}: it "
             "drops batches, ends after a fixed number of batches (repeats included), or reads further ahead than at "
-            f"first. Losses would go to other batches. Let every batch through. {self._source.advice}"
+            f"first. Losses would be attributed to other batches. Let every batch through. {self._source.advice}"
         )
 
     def _is_over(self, current: _Pass) -> bool:
-        """The loader ended: whether the epoch did too, rather than one of several iterations of the loader."""
+        """Whether the epoch ended with the loader, which may be iterated over several times in an epoch."""
         arrivals, current.arrivals = current.arrivals, 0
-        if in_flight := len(self._source.out):
+        if in_flight := len(self._source.sent):
             self._refuse_drop(current, in_flight)
-        missing = self._source.missing(was_refused=current.was_refused)
+        missing = self._source.missing(end_reported=current.end_reported)
         if missing and not (arrivals and self._source.continues(has_length=current.has_length)):
             raise ProtocolError(
-                f"{current.loader} ended with {missing} still to come. Give attend() what iterates over the whole "
-                f"DataLoader each time: a generator can be iterated over only once. {self._source.advice}"
+                f"{current.loader} ended with {missing} still to come. Give attend() an object that iterates over the "
+                f"whole DataLoader each time: a generator can be iterated over only once. {self._source.advice}"
             )
         return not missing
 
@@ -230,17 +230,17 @@ class _Pass:
     def __init__(self, loader: Any) -> None:
         self.loader = type(loader).__name__
         self.ticket: Any = None
-        self.thread = self.asking_thread = threading.get_ident()
-        self.asking: object = None
-        self.was_refused = self.was_used_elsewhere = False
+        self.thread = self.request_thread = threading.get_ident()
+        self.requester: object = None
+        self.end_reported = self.was_used_elsewhere = False
         self.has_length = length_of(loader) is not None
-        # With persistent workers, a DataLoader is one iterator.
+        # With persistent workers, a DataLoader has a single iterator.
         self.is_one_iterator = getattr(loader, "persistent_workers", False) is True
         self.arrivals = self.most_in_flight = self.iterators_without_a_batch = 0
 
 
 class _HandOut(Iterator[list[Any]]):
-    """What the attended loader iterates over."""
+    """The iterator of indices for the attended loader."""
 
     def __init__(self, feed: Feed, current: _Pass) -> None:
         self._feed = feed
@@ -251,20 +251,20 @@ class _HandOut(Iterator[list[Any]]):
         with feed.lock:
             if current is not feed._pass:
                 raise ProtocolError(f"an iterator of an earlier epoch requested more batches. {_NO_KEPT_ITERATOR}")
-            if self is not current.asking:
+            if self is not current.requester:
                 # A StatefulDataLoader that was saved between epochs makes an iterator, which takes its first batches,
                 # and discards it for another.
                 feed._source.recall()
-                current.asking, current.asking_thread, current.was_refused = self, threading.get_ident(), False
+                current.requester, current.request_thread, current.end_reported = self, threading.get_ident(), False
             indices = feed._source.hand_out()
         if indices is not None:
             current.iterators_without_a_batch = 0
             return indices
-        current.iterators_without_a_batch += not current.was_refused
-        current.was_refused = True
+        current.iterators_without_a_batch += not current.end_reported
+        current.end_reported = True
         if current.iterators_without_a_batch > _MOST_ITERATORS_WITHOUT_A_BATCH:
             raise ProtocolError(
-                f"{current.loader} never ends itself, as a generator that cycles. Give attend() the DataLoader. "
+                f"{current.loader} never ends, like a generator that cycles. Give attend() the DataLoader. "
                 f"{_NO_KEPT_ITERATOR}"
             )
         raise StopIteration
@@ -278,7 +278,7 @@ def check_loader(sampler: object, loader: Any) -> None:
             raise ProtocolError(
                 f"the {kind} has {option}={value}, which loses batches or mixes up losses; leave it at {allowed}"
             )
-    # A wrapper need not say which batch sampler is inside.
+    # A wrapper may not expose the batch sampler inside.
     inner = getattr(loader, "batch_sampler", sampler)
     if inner is sampler:
         return

@@ -1,6 +1,6 @@
-"""Batches in fresh containers for each visit, and the tensors in them that a visit changed in place.
+"""Batches in fresh containers for each visit, and the detection of tensors that a visit changed in place.
 
-No framework is imported. What counts its changes in an integer ``_version``, as PyTorch's tensors do, is a tensor here.
+No framework is imported. A tensor is any object that counts its changes in an integer ``_version``, as PyTorch's do.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PLAIN = frozenset({bool, int, float, complex, str, bytes, NoneType})
 
 
 def fresh_copy(batch: Any, versions: Versions | None = None) -> Any:
-    """``batch`` with every container in it copied, and everything else in it the very same.
+    """Return ``batch`` with every container in it copied, and everything else shared.
 
-    Containers are lists, dictionaries, tuples, dataclasses, whatever defines ``__copy__``, and objects with a tensor or
-    an array among their attributes. What contains itself stays as it is. Tensors are noted in ``versions``.
+    Containers are lists, dictionaries, tuples, dataclasses, objects that define ``__copy__``, and objects with a tensor
+    or an array among their attributes. A batch that contains itself is not copied. Tensors are noted in ``versions``.
     """
     try:
         return _fresh(batch, versions)
@@ -35,18 +35,18 @@ def fresh_copy(batch: Any, versions: Versions | None = None) -> Any:
 
 
 def check_unchanged(versions: Versions, *, may_use_sampler: bool = True) -> None:
-    """Refuse to repeat what was changed in place since it was noted."""
+    """Raise BatchChangedError if a noted tensor was changed in place since."""
     if changed := _changed(versions):
         shapes = ", ".join(dict.fromkeys(str(tuple(getattr(tensor, "shape", ()))) for tensor in changed))
         sampler = ", or use a BatchAttentionSampler, which fetches a batch again for each repeat"
         raise BatchChangedError(
-            f"the batch is to be repeated, but its last visit changed tensors of it in place (of shape {shapes}). "
+            f"the batch is to be repeated, but its last visit changed tensors in it in place (of shape {shapes}). "
             f"{_CHANGE_A_COPY}{sampler if may_use_sampler else ''}"
         )
 
 
 def warn_if_changed(versions: Versions) -> None:
-    """Tell the user at the first batch what would be refused at the first repeat."""
+    """Warn at the first batch about a change that would be refused at the first repeat."""
     if _changed(versions):
         warn(
             "the loop changed tensors of its batch in place, which is refused once such a batch is to be repeated. "
@@ -90,7 +90,7 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
         return value
     try:
         twin = copy.copy(value)
-    except Exception as error:  # whatever a class raises that is not made to be copied
+    except Exception as error:  # anything that a class may raise if it is not made to be copied
         _warn_uncopied(cls.__name__, type(error).__name__)
         return value
     if isinstance(twin, MutableMapping):
@@ -100,7 +100,7 @@ def _fresh_object(value: Any, versions: Versions | None) -> Any:
     for name, item in _attributes(twin).items():
         new = _fresh(item, versions)
         if new is not item:
-            # Not setattr(), which a frozen class refuses and others give a meaning of their own.
+            # Not setattr(), which frozen classes refuse and others redefine.
             object.__setattr__(twin, name, new)
     return twin
 
@@ -119,7 +119,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Whether an attribute is an array, or a collection of arrays in what is no function, such as a model."""
+    """Whether an attribute is an array or, unless the object is callable like a model, a collection of arrays."""
     items: list[Any] = [*_attributes(value).values()]
     if not callable(value):
         items += [part for item in items if type(item) in (list, tuple) for part in item]
@@ -147,7 +147,7 @@ def _is_array(cls: type) -> bool:
 
 @lru_cache(maxsize=256)
 def _warn_uncopied(name: str, error: str) -> None:
-    """Once for each class."""
+    """Warn once for each class."""
     warn(
         f"a batch holds a {name}, which cannot be copied ({error}), so a repeat gets it as the last visit left it. Do "
         "not change it in the loop, or define its __copy__"

@@ -25,15 +25,15 @@ def as_float(loss: object) -> float:
     item = getattr(loss, "item", None)
     value = _read(loss, item) if callable(item) else loss
     # Objects that convert themselves (Decimal, TensorFlow's eager tensors) have __float__; str, None,
-    # complex and containers have not.
+    # complex and containers do not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        hint = ". To leave this batch out, call schedule.skip()" if loss is None else ""
+        hint = ". To skip this batch, call schedule.skip()" if loss is None else ""
         raise LossError(f"got {short_repr(value)} of type {type(loss).__name__}; {_ALLOWED}{hint}")
     return _to_double(value)
 
 
 def detached(loss: object) -> Any:
-    """A loss to be read later: a double, or a copy on its device where reading it would wait for that device."""
+    """A loss to be read later: a double, or a copy on its device if reading it would wait for that device."""
     is_tensor = callable(getattr(loss, "detach", None))
     if is_tensor and getattr(getattr(loss, "device", None), "type", "cpu") != "cpu":
         _check_shape(loss)
@@ -53,7 +53,7 @@ def _check_shape(loss: object) -> None:
 
 
 def _read(loss: object, read: Callable[[], Any]) -> Any:
-    """``read()``, where the loss has a value already; with JAX, that is outside of the functions that it traces."""
+    """``read()``; for a JAX tracer, which has no value yet, raise LossError with advice."""
     try:
         return read()
     except Exception as error:
@@ -73,7 +73,7 @@ def _to_double(value: object) -> float:
 
 
 def as_floats(losses: object) -> list[float]:
-    """One loss for each sample, in a (batch,) array, tensor or list, as doubles. Reading it waits for its device."""
+    """Per-sample losses, an array, tensor or list of shape (batch,), as doubles. Reading them waits for the device."""
     shape = getattr(losses, "shape", None)
     tolist = getattr(losses, "tolist", None)
     if shape is None or len(shape) == 1:
@@ -84,6 +84,6 @@ def as_floats(losses: object) -> list[float]:
             return [as_float(value) for value in values]
     what = f"type {type(losses).__name__}" if shape is None else f"shape {tuple(shape)}"
     raise LossError(
-        f"got losses of {what}; they must be of shape (batch,), one for each sample. Compute them with "
+        f"got losses of {what}; they must have shape (batch,), one loss per sample. Compute them with "
         'reduction="none", and reduce other dimensions, for example with losses.flatten(1).mean(1)'
     )

@@ -1,4 +1,4 @@
-"""The options of the rule, and how the value of any option is checked and made a plain Python value."""
+"""The options of the rule, and checks that turn the value of any option into a plain Python value."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from batch_sampler_attn.errors import OptionError, short_repr
 EpochLoss = Literal["first", "last", "all"]
 NonfinitePolicy = Literal["advance", "raise"]
 
-# No batch with clean labels was seen to need as many, at any learning rate, and of those with wrong labels
-# few did (benchmarks/README.md, "How many visits a batch takes").
+# In measurements at several learning rates, no batch with clean labels needed as many, and few with wrong labels did
+# (benchmarks/README.md, "How many visits a batch takes").
 DEFAULT_MAX_VISITS = 100
 
 
 @dataclass(slots=True)
 class Options:
-    """The options of the rule, checked as they arrive. ``BatchAttentionSchedule`` documents each."""
+    """The options of the rule, validated on construction. ``BatchAttentionSchedule`` documents each."""
 
     k: float = 1.2
     warmup_epochs: int = 1
@@ -32,7 +32,7 @@ class Options:
 
     def __post_init__(self) -> None:
         self.k = positive_number("k", self.k, "The paper advises 1.1 to 1.5; larger values repeat less")
-        hint = "epoch 1 has no epoch before it to take a mean from"
+        hint = "the first epoch has no previous mean to compare with"
         self.warmup_epochs = positive_int("warmup_epochs", self.warmup_epochs, hint)
         if self.max_visits is not None:
             hint = "1 never repeats; None, as in the paper, sets no limit"
@@ -41,7 +41,7 @@ class Options:
             hint = "batches in an epoch; None ends epochs with the loader"
             self.epoch_length = positive_int("epoch_length", self.epoch_length, hint)
         if self.budget is not None:
-            hint = "It is repeats over base batches, and None sets no limit"
+            hint = "It is repeats divided by base batches; None sets no limit"
             self.budget = fraction("budget", self.budget, hint, may_be_0=False, may_be_1=True)
         self.floor = number("floor", self.floor, "It is the lowest mean loss that a perfect fit can have")
         self.epoch_loss = one_of("epoch_loss", self.epoch_loss, get_args(EpochLoss))
@@ -73,7 +73,7 @@ def positive_number(name: str, value: object, hint: str) -> float:
 
 
 def fraction(name: str, value: object, hint: str, *, may_be_0: bool = True, may_be_1: bool = False) -> float:
-    """``value`` as a float, if it is a real number from 0 to 1; one above may have been meant as a percentage."""
+    """``value`` as a float, if it is a real number from 0 to 1; a larger one may be meant as a percentage."""
     plain = _as_number(value)
     if plain > 1:
         hint = f"{plain / 100:g} is {plain:g} %. {hint}"
@@ -86,7 +86,7 @@ def sample_weight(name: str, value: object) -> float:
     """``value``, a number or an array of one element, as a float, if it can weight a loss: finite and at least 0."""
     item = getattr(value, "item", None)
     is_single = all(length == 1 for length in getattr(value, "shape", ()))
-    hint = "It counts the samples that the loss is the mean of, or is the sum of their weights"
+    hint = "It is the number of samples in the loss, or the sum of their weights"
     plain = _as_number(item() if callable(item) and is_single else value)
     return _checked(name, value, plain, "a finite number of at least 0", hint, is_allowed=0 <= plain < math.inf)
 

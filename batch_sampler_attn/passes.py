@@ -1,8 +1,8 @@
-"""The passes of one schedule over its data: whose turn it is, where epochs begin and end, and who is notified.
+"""The passes of one schedule over its data: the order of calls, the ends of epochs, and notifications.
 
-Whatever hands out batches opens a ``Pass`` for each epoch: a loop around any iterable, a DataLoader with a sampler of
-this package, a trainer, a device. A batch is offered, its loss arrives, the decision is collected, and only then comes
-the next. ``docs/architecture.md`` has a driver in ten lines.
+Any code that hands out batches opens a ``Pass`` for each epoch: a loop around an iterable, a DataLoader with a sampler
+of this package, a trainer, a device loop. It offers a batch, the loss arrives, it collects the decision, and only then
+offers the next batch. ``docs/architecture.md`` has a driver in ten lines.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from batch_sampler_attn.ranks import MessageKind, Ranks, RanksOption
 from batch_sampler_attn.rule import ADVANCE, Criterion, Decision, State
 from batch_sampler_attn.summary import EpochSummary
 
-# What ``decide`` is given where the loss was reported before.
+# Stands for the loss in ``decide()``, if ``report`` was called before.
 REPORTED = object()
 
-# A first epoch of so many batches probably never ends: by hand, for want of end_epoch(); in attend(), of a stream.
+# A first epoch of this length probably never ends: a hand-written loop lacks end_epoch(), or attend() has a stream.
 _LONG_BY_HAND = 5_000
 _ENDLESS = 1_000_000
 
-# Without a repeat in so many epochs with a threshold, a warning says so.
+# Warn after this many epochs with a threshold and without a repeat.
 _QUIET_EPOCHS = 5
-# An epoch of fewer batches says little about those to come.
+# Shorter epochs say little about the cost of later ones.
 _LEAST_BATCHES = 20
 
 
 class Run(NamedTuple):
-    """All that a schedule remembers. One assignment replaces it, so an interrupt finds it before a visit or after."""
+    """All that a schedule remembers. One assignment replaces it, so an interrupt finds it before or after a visit."""
 
     state: State
-    last_summary: EpochSummary | None  # of the epoch that ended last
-    length: int | None  # batches of the epoch in progress, where the loader says so
-    flight: Any  # what the driver has handed out, as a value of its own
+    last_summary: EpochSummary | None  # of the last epoch that ended
+    length: int | None  # batches of the epoch in progress, if the loader has a length
+    flight: Any  # the driver's batches in flight, as an immutable value
 
 
 # Run(...) takes twice as long.
@@ -48,7 +48,7 @@ _run_of = partial(tuple.__new__, Run)
 
 
 class Recorder:
-    """What is notified of a schedule's visits and epochs. A subclass overrides what it needs."""
+    """Base class of recorders, which are notified of visits and epochs. Override the methods that you need."""
 
     def on_visit(
         self, epoch: int, batch: int, visit: int, loss: float, decision: Decision, indices: Sequence[int] | None
@@ -59,17 +59,17 @@ class Recorder:
         """An epoch ended."""
 
     def on_epoch_abandoned(self, epoch: int) -> None:
-        """The visits of the epoch in progress do not count; it begins again."""
+        """The epoch in progress was abandoned: its visits do not count, and it starts again."""
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        """A state was loaded that was saved in ``epoch``, after so many visits of it; later records no longer count."""
+        """A state was loaded, saved after ``visits`` visits of ``epoch``: later records no longer count."""
 
     def flush(self) -> None:
-        """A state is being saved: everything recorded up to now must be safe."""
+        """A state is being saved: write everything recorded so far."""
 
 
 class Driver(Protocol):
-    """What hands out a schedule's batches in place of plain iteration.
+    """Hands out a schedule's batches in place of plain iteration.
 
     Attributes:
         is_in_order: Whether a batch is finished before the next one begins.
@@ -79,16 +79,16 @@ class Driver(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
-        """Held while ``Run`` is replaced, since a loader may ask for indices on another thread."""
+        """Lock for replacing ``Run``, since a loader may request indices on another thread."""
 
     def deliver(self, loader: Any) -> Iterator[Any]:
         """One epoch: yield the loader's batches, and each again while the decision is REPEAT."""
 
-    def settled(self, flight: Any, decision: Decision | None, visits: int) -> Any:
-        """The flight after visit number ``visits`` to the current batch, or after it was skipped (None)."""
+    def after_decision(self, flight: Any, decision: Decision | None, visits: int) -> Any:
+        """The flight after ``decision`` on visit number ``visits`` to the current batch, or None for a skip."""
 
     def restarted(self) -> Any:
-        """The flight as an epoch begins again."""
+        """The flight at the start of an epoch."""
 
 
 # What a pass waits for.
@@ -109,7 +109,7 @@ _FEWER_BATCHES = (
 
 
 class Passes:
-    """One schedule's passes. Without a ``driver``, a loop iterates over a loader, or is written by hand."""
+    """One schedule's passes. Without a ``driver``, batches come from plain iteration or a hand-written loop."""
 
     def __init__(self, options: Options, recorders: Sequence[Recorder], ranks: RanksOption) -> None:
         self.options = options
@@ -118,16 +118,16 @@ class Passes:
         self.ranks = Ranks(ranks)
         self.driver: Driver | None = None
         self.run = Run(State(), None, None, None)
-        # What a state that is loaded here has to agree with.
+        # A state to be loaded must have the same.
         self.saved_options = dataclasses.asdict(options)
-        # Counts of finished batches at which the epoch may end, or a warning may be due.
+        # Numbers of finished batches at which to end the epoch, or perhaps to warn.
         self._noted_batches = {options.epoch_length, _LONG_BY_HAND, _ENDLESS}
         self._pass: Pass | None = None
-        # The loss that report() was given, as a function that waits for it.
+        # The loss given to report(), as a function that waits for its value.
         self._reported: Callable[[], float] | None = None
-        # The first loss takes the long way, on which ranks are compared; this says whether later ones may skip it.
+        # The first loss leads to a comparison of the ranks; True once later losses can skip it.
         self._decides_alone = False
-        # The epoch's progress as a pass left it, or as it was loaded. More is from decisions outside of any pass.
+        # The epoch's progress when a pass ended or a state was loaded. Decisions outside of any pass exceed it.
         self._accounted = 0
         self._resumed_at: int | None = None
         self._epochs_left_in_a_row = 0
@@ -136,7 +136,7 @@ class Passes:
         self._has_warned_of_loss = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loss on its way between ranks is not the copy's, which reports the visit again.
+        # A loss in transit between ranks belongs to the original; the copy reports the visit again.
         return {**vars(self), "_reported": self._reported if self.ranks.transport is None else None}
 
     @property
@@ -146,7 +146,7 @@ class Passes:
 
     @property
     def active(self) -> Pass | None:
-        """The pass that was opened last, if it has not ended; None in a hand-written loop."""
+        """The pass opened last, if it has not ended; None in a hand-written loop."""
         return None if self._pass is None or self._pass.phase == OVER else self._pass
 
     @property
@@ -155,7 +155,7 @@ class Passes:
         return None if self.active is None or self.active.phase == LEFT else self.active
 
     def set_driver(self, driver: Driver) -> None:
-        """Have ``driver`` hand out the batches."""
+        """Let ``driver`` hand out the batches."""
         if self.driver is not None:
             raise ProtocolError("this schedule belongs to another BatchAttentionSampler; make one for each sampler")
         self.driver = driver
@@ -173,14 +173,14 @@ class Passes:
         value = loss if type(loss) is float else as_float(loss)
         state, last_summary, length, flight = self.run
         driver = self.driver
-        # Batches in order are counted as they finish; deferred repeats go by where their batch began.
+        # In order, it is the number of finished batches; with deferred repeats, the position of this batch.
         batch = state.batches if driver is None or driver.is_in_order or current is None else current.position
         after, decision = rule.visit(self.options, self.criterion, state, value, batch)
         if driver is None:
             self.run = _run_of((after, last_summary, length, flight))
         else:
             with driver.lock:
-                flight = driver.settled(self.run.flight, decision, state.visits + 1)
+                flight = driver.after_decision(self.run.flight, decision, state.visits + 1)
                 self.run = _run_of((after, last_summary, length, flight))
         if current is not None:
             current.phase, current.decision = DECIDED, decision
@@ -222,7 +222,7 @@ class Passes:
             self.replace(state=rule.skip(state))
         else:
             with self.driver.lock:
-                flight = self.driver.settled(self.run.flight, None, state.visits)
+                flight = self.driver.after_decision(self.run.flight, None, state.visits)
                 self.replace(state=rule.skip(state), flight=flight)
         if current is not None:
             current.phase, current.decision = SKIPPED, ADVANCE
@@ -230,7 +230,7 @@ class Passes:
             self.end_epoch()
 
     def _agreed_loss(self, loss: object, samples: object) -> float:
-        """The loss to decide on, which ``report`` was given just now or before; with ranks, its mean over them."""
+        """The loss to decide on, reported now or before; with ranks, the mean over them."""
         if loss is not REPORTED:
             self.report(loss, samples, "decide")
         reported, self._reported = self._reported, None
@@ -240,7 +240,7 @@ class Passes:
         return reported()
 
     def _pass_awaiting(self, caller: str) -> Pass | None:
-        """The pass whose current batch a loss, or a skip, is for; None in a hand-written loop."""
+        """The pass that awaits a loss or a skip; None in a hand-written loop."""
         current = self._pass
         if current is not None and current.phase == AWAITING_LOSS:
             return current
@@ -256,7 +256,7 @@ class Passes:
         return None
 
     def _finish_visit(self, current: Pass | None, before: State, loss: float, decision: Decision) -> None:
-        """Notify recorders, warn, and end the epoch if it has a fixed length that is reached."""
+        """Notify recorders, warn, and end the epoch if it has reached its fixed length."""
         state = self.run.state
         position, indices = (before.position, None) if current is None else (current.position, current.indices)
         try:
@@ -272,18 +272,18 @@ class Passes:
             if state.batches in (_LONG_BY_HAND, _ENDLESS) and decision is ADVANCE:
                 self._warn_of_long_epoch(state.batches)
         finally:
-            # A recorder or a warning that raises must not make the epoch miss its end.
+            # A recorder or a warning that raises must not keep the epoch from ending.
             if state.batches == self.options.epoch_length:
                 self.end_epoch()
 
     # Epochs ----------------------------------------------------------------------------------------------
 
     def open(self, length: int | None = None, common: dict[str, Any] | None = None) -> Pass:
-        """Begin a pass over batches. The epoch of a pass that was open is abandoned.
+        """Begin a pass over batches. If another pass is open, its epoch is abandoned.
 
         Args:
-            length: How many batches there are, if all of them will be offered.
-            common: What else has to be the same on every rank, as JSON types.
+            length: Number of batches, if all of them will be offered.
+            common: Further values, of JSON types, that must be equal on all ranks.
         """
         if self.active is not None:
             self.abandon(was_left=True)
@@ -307,7 +307,7 @@ class Passes:
         return self._pass
 
     def end_epoch(self, host_reads: int | None = None) -> EpochSummary:
-        """End the epoch in progress; ``host_reads`` is for its summary."""
+        """End the epoch in progress; ``host_reads`` goes into its summary."""
         state = self.state
         self.ranks.end(state.epoch, state.position)
         if not state.batches:
@@ -318,7 +318,7 @@ class Passes:
             )
         after, summary = rule.end_epoch(self.criterion, state)
         summary = dataclasses.replace(summary, host_reads=host_reads)
-        # A fixed length ends epochs wherever the loader is, so what is in flight stays in flight.
+        # An epoch of fixed length ends in the middle of the loader, so batches in flight stay in flight.
         is_loaders_end = self.options.epoch_length is None
         restarted = {"flight": self.driver.restarted()} if self.driver is not None and is_loaders_end else {}
         self.replace(state=after, last_summary=summary, length=None, **restarted)
@@ -347,7 +347,7 @@ class Passes:
         return self.end_epoch()
 
     def abandon(self, *, was_left: bool) -> None:
-        """Forget the epoch in progress, because its loop was left or because the user asked for it."""
+        """Discard the epoch in progress, because its loop was left or at the user's request."""
         self._retire_pass()
         if self.state.progress:
             for recorder in self.recorders:
@@ -377,21 +377,21 @@ class Passes:
 
     @property
     def _whole_length(self) -> int:
-        """Batches of the whole epoch in progress, as far as that is known; else 0."""
+        """Batches of the whole epoch in progress; 0 if unknown."""
         _, last_summary, length, _ = self.run
         if length is not None:
             return length
         return 0 if last_summary is None or self.options.epoch_length is not None else last_summary.batches
 
     def close_epoch(self, host_reads: int | None) -> None:
-        """A pass has come to its end: so has its epoch, unless epochs have a fixed length."""
+        """End the epoch of a pass that has ended, unless epochs have a fixed length."""
         self._accounted = self.state.progress
         if self.options.epoch_length is not None:
             return
         total, resumed_at = self.state.position, self._resumed_at
         expected = 0 if self.driver is not None else self._whole_length
         self.end_epoch(host_reads)
-        # Epochs may differ in length, but hardly by just what was trained on, or left out, twice.
+        # Epochs may differ in length, but hardly by exactly the batches that were trained on, or omitted, twice.
         if resumed_at is not None and abs(total - expected) == resumed_at <= expected:
             warn(
                 f"the epoch that was resumed after {resumed_at} batches had {total} batches in all, instead of "
@@ -399,14 +399,14 @@ class Passes:
             )
 
     def _warn_of_overhead(self, summary: EpochSummary) -> None:
-        """Warn, once each, where the options make for no repeats at all, or for far too many."""
+        """Warn, once each, if the options lead to no repeats at all or to far too many."""
         options, mean_loss = self.options, summary.mean_loss
         # A control's mean never sets a threshold.
         is_compared = summary.epoch + 1 >= options.warmup_epochs and options.max_visits != 1
         if is_compared and mean_loss is not None and mean_loss < options.floor and options.k > 1:
             warn(
                 f"the mean loss of epoch {summary.epoch} is {mean_loss}, below floor={options.floor}: the threshold is "
-                "below the mean then, and most batches repeat. Set floor= to the lowest mean loss that there can be"
+                "then below the mean, and most batches repeat. Set floor= to the lowest possible mean loss"
             )
             return
         if summary.threshold is None or summary.batches < _LEAST_BATCHES:
@@ -426,27 +426,27 @@ class Passes:
             )
 
     def _warn_of_long_epoch(self, batches: int) -> None:
-        """Warn where the first epoch probably has no end, so that nothing ever repeats."""
+        """Warn if the first epoch seems to have no end, so that nothing would ever repeat."""
         is_by_hand = self._pass is None
         is_long = batches == (_LONG_BY_HAND if is_by_hand else _ENDLESS)
         if is_long and self.run.last_summary is None and self.options.epoch_length is None:
             end = "call schedule.end_epoch() after each epoch, or " if is_by_hand else ""
             warn(
-                f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before one has "
+                f"the first epoch has reached {batches:,} batches without an end, and nothing repeats before it has "
                 f"ended: {end}use BatchAttentionSchedule(epoch_length=N), which ends one every N batches"
             )
 
     def pack(self) -> dict[str, Any]:
-        """All that is remembered but the flight, as JSON types."""
+        """Everything to be saved except the flight, as JSON types."""
         for recorder in self.recorders:
             try:
                 recorder.flush()
-            except Exception as error:  # a full disk, or anything that a recorder of the user's own raises
+            except Exception as error:  # a full disk, or anything that a user's recorder raises
                 warn(f"{type(recorder).__name__} could not write what it had recorded: {error}")
         return self.pack_run(self.run)
 
     def pack_run(self, run: Run) -> dict[str, Any]:
-        """One value of ``run``, but for the flight, as JSON types."""
+        """A value of ``run``, without its flight, as JSON types."""
         summary = run.last_summary
         return checkpoint.seal(
             {
@@ -459,7 +459,7 @@ class Passes:
         )
 
     def unpack(self, packed: object) -> Run:
-        """What ``assign`` takes, of a saved state, without a flight."""
+        """The saved state as a ``Run`` for ``assign``, without a flight."""
         keys = {"options", "state", "last_summary", "epoch_batches", "ranks"}
         fields = checkpoint.unseal("the schedule's state", packed, keys)
         checkpoint.check_options(self.saved_options, fields["options"])
@@ -468,7 +468,7 @@ class Passes:
         return Run(state, None if summary is None else EpochSummary(**summary), fields["epoch_batches"], None)
 
     def assign(self, run: Run) -> None:
-        """Resume from what ``unpack`` returned, with the driver's flight if there is a driver."""
+        """Resume from what ``unpack`` returned, with a flight if there is a driver."""
         if run.flight is None and self.driver is not None:
             run = run._replace(flight=self.driver.restarted())
         self._retire_pass()
@@ -479,7 +479,7 @@ class Passes:
         self._accounted = state.progress
         self._resumed_at = state.position or None
         for recorder in self.recorders:
-            # Recorders of the user's own may lack it.
+            # A user's recorder may lack this method.
             if hasattr(recorder, "on_state_loaded"):
                 recorder.on_state_loaded(state.epoch, state.batches + state.repeats)
 
@@ -496,15 +496,15 @@ class Passes:
 
 
 class Pass:
-    """Keeps batches and losses in step, and refuses what is out of turn.
+    """Matches losses to batches, and refuses calls in the wrong order.
 
-    As a context manager it is closed at the end: finished if the body reached its end, left if it raised.
+    As a context manager, it is closed at the end: as finished, or as left if the body raised an error.
 
     Attributes:
-        phase: What it waits for.
-        position: Of the current batch, or of the last one.
-        indices: Its dataset indices, if the driver gave them.
-        decision: The last one.
+        phase: What the pass waits for.
+        position: Position of the current batch, or of the last one.
+        indices: The batch's dataset indices, if the driver gave them.
+        decision: The last decision.
         is_first_visit: Whether the current visit is the batch's first.
         may_repeat: Whether any batch may ever be repeated.
     """
@@ -528,7 +528,7 @@ class Pass:
     def offer(
         self, position: int | None = None, *, visits: int | None = None, indices: Sequence[int] | None = None
     ) -> None:
-        """A batch is about to be yielded. Where batches do not come in order, say which, and the visits it has had."""
+        """Announce the batch that is yielded next, with its position and earlier visits if batches are out of order."""
         if self.phase != BETWEEN_BATCHES:
             self._check_is_open()
         state = self._passes.run.state
@@ -543,21 +543,21 @@ class Pass:
         self.phase = AWAITING_LOSS
 
     def collect(self) -> Decision:
-        """The decision on the batch that was yielded; ADVANCE, if it was skipped."""
+        """Return the decision on the batch that was yielded; ADVANCE if it was skipped."""
         if self.phase != DECIDED and self.phase != SKIPPED:
             self._check_is_open()
             state = self._passes.state
             self._passes.ranks.notify(MessageKind.REFUSED, state.epoch, self.position, state.visits + 1)
             raise ProtocolError(
                 "the next batch was requested before decide() had the loss of the last one. Call decide(loss), or "
-                "skip(), once for each batch. To evaluate, iterate over the loader that attend() was given. Put what "
-                "reads ahead inside: schedule.attend(prefetcher(loader))"
+                "skip(), once for each batch. To evaluate, iterate over the loader that attend() was given. Put a "
+                "prefetcher inside: schedule.attend(prefetcher(loader))"
             )
         self.phase = BETWEEN_BATCHES
         return self.decision
 
     def take_over(self, state: State) -> None:
-        """Visits were made and decided on elsewhere: this is the state that they led to."""
+        """Take the state after visits that were made and decided on elsewhere."""
         self._check_is_open()
         self._passes.replace(state=state)
 
@@ -570,7 +570,7 @@ class Pass:
             self._passes.close_epoch(host_reads)
 
     def out_of_turn(self, caller: str) -> ProtocolError:
-        """What to raise where a loss, or a skip, is for no batch."""
+        """The error for a loss or a skip that belongs to no batch."""
         if self.phase == SKIPPED:
             what = "for a batch that had been skipped; take the next batch"
         elif self.phase == BETWEEN_BATCHES:

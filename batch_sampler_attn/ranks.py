@@ -1,4 +1,4 @@
-"""Ranks that train together: they exchange losses, check that they are at the same place, and share the data."""
+"""Ranks that train together: they exchange losses, check that they are at the same visit, and share the data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNWEIGHTED = -1.0
 
 
 class MessageKind(enum.IntEnum):
-    """What a message is about."""
+    """The event that a message reports."""
 
     BEGIN = 1
     BATCH = 2
@@ -36,7 +36,7 @@ class RankMessage(NamedTuple):
     """One rank's message to the others.
 
     The ``loss`` is a number, or a tensor of one element on any device. All other fields are numbers that a double
-    holds exactly. ``digest`` stands for what must be the same on all ranks as an epoch begins.
+    holds exactly. ``digest`` is a checksum of the values that must be equal on all ranks when an epoch begins.
     """
 
     kind: float
@@ -65,7 +65,7 @@ class RankTransport(Protocol):
 
     @property
     def ranks(self) -> int:
-        """How many ranks train together; 1 for a process on its own."""
+        """Number of ranks that train together; 1 for a single process."""
 
     @property
     def rank(self) -> int:
@@ -75,13 +75,13 @@ class RankTransport(Protocol):
         """Reserve this transport for one schedule; raise OptionError if another one has claimed it."""
 
     def start(self, message: RankMessage) -> Callable[[], list[RankMessage]]:
-        """Send a message; the result waits for those of all ranks, and returns them by rank, with losses as floats.
+        """Send a message; return a function that waits for all ranks' messages and returns them by rank.
 
-        It raises RankTimeoutError if a rank did not send one in time, and RankLostError if a rank is gone.
+        It returns losses as floats. It raises RankTimeoutError if a rank is late, and RankLostError if a rank is lost.
         """
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, by rank."""
+        """Return the JSON values of all ranks, by rank."""
 
 
 RanksOption = RankTransport | Literal["refuse"] | None
@@ -90,12 +90,12 @@ RanksOption = RankTransport | Literal["refuse"] | None
 class Ranks:
     """One schedule's side of the exchanges between ranks; it has no ``transport`` if this process decides alone.
 
-    A method that waits for other ranks raises RanksDivergedError if one of them is elsewhere.
+    A method that waits for other ranks raises RanksDivergedError if one of them is at another visit.
     """
 
     def __init__(self, option: RanksOption) -> None:
         self.transport: RankTransport | None = None
-        # A class has all of the protocol's names as well.
+        # A class also has all names of the protocol.
         if isinstance(option, RankTransport) and not isinstance(option, type):
             option.claim()
             self.transport = option
@@ -103,11 +103,11 @@ class Ranks:
             raise OptionError(f'ranks is {short_repr(option)}; it must be MeanOverRanks(), None, or "refuse"')
         self._refuses_ranks = option == "refuse"
         self._has_begun = False
-        # The answers to these messages were not waited for.
+        # Functions that wait for the answers to messages sent, which are checked with the next exchange.
         self._unanswered: list[Callable[[], list[RankMessage]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # Messages on their way belong to the original, not to a copy.
+        # Messages in transit belong to the original, not to a copy.
         return {**vars(self), "_unanswered": []}
 
     @property
@@ -116,28 +116,28 @@ class Ranks:
         return Shard() if self.transport is None else Shard(self.transport.rank, self.transport.ranks)
 
     def require_choice(self) -> None:
-        """Refuse several ranks that each decide alone, unless ``ranks=None`` allows it."""
+        """Raise an error if several ranks would each decide alone, unless ``ranks=None`` allows it."""
         if self._refuses_ranks and (size := process_group_size()) > 1:
             raise ProtocolError(
-                f"this process is one of {size} in a process group; give ranks=MeanOverRanks() of "
+                f"this process is one of {size} in a process group; give ranks=MeanOverRanks() from "
                 "batch_sampler_attn.distributed, or ranks=None if the ranks share no gradients"
             )
 
     def begin(self, epoch: int, batches: int, visits: int, common: dict[str, Any]) -> None:
-        """Check, once an epoch, that all ranks begin or resume it at one place, with the same JSON values."""
+        """Check, once an epoch, that all ranks begin or resume it at the same visit, with equal ``common`` values."""
         if self.transport is None or self._has_begun:
             return
         digest = zlib.crc32(json.dumps(common, sort_keys=True).encode())
         messages = self._exchange(RankMessage(MessageKind.BEGIN, epoch, batches, visits, digest))
         if len({message.digest for message in messages}) > 1:
             differing: list[str] = []
-            told = self.transport.gather(common)
-            for name in sorted({*itertools.chain(*told)}):
-                values = [short_repr(each.get(name)) for each in told]
+            gathered = self.transport.gather(common)
+            for name in sorted({*itertools.chain(*gathered)}):
+                values = [short_repr(each.get(name)) for each in gathered]
                 if len({*values}) > 1:
                     differing.append(f"{name} {_by_rank(values, '{value} ({ranks})', ', ')}")
             raise RanksDivergedError(
-                f"as the epoch begins, the ranks differ in {'; '.join(differing)}. Give all the same"
+                f"as the epoch begins, the ranks differ in {'; '.join(differing)}. Give all ranks the same"
             )
         self._has_begun = True
 
@@ -147,7 +147,7 @@ class Ranks:
             self._unanswered.append(self.transport.start(RankMessage(kind, epoch, batch, visit)))
 
     def send_loss(self, epoch: int, batch: int, visit: int, loss: object, samples: object) -> Callable[[], float]:
-        """Send the loss of a visit; the result waits for those of all ranks, and returns their mean by samples."""
+        """Send the loss of a visit; return a function that waits for all ranks and returns the mean by samples."""
         assert self.transport is not None
         self._check_answers()
         message = RankMessage(MessageKind.VISIT, epoch, batch, visit)
@@ -161,7 +161,7 @@ class Ranks:
         return lambda: weighted_mean(check_same_place(wait()))
 
     def end(self, epoch: int, batches: int, mean_loss: float | None = None, samples: float = 0.0) -> float | None:
-        """Check that all ranks end the epoch after as many batches; the result is the mean of theirs by samples."""
+        """Check that all ranks end the epoch after equally many batches; return the mean of theirs by samples."""
         if self.transport is None or not self._has_begun:
             return mean_loss
         weight = 0.0 if mean_loss is None else samples
@@ -194,11 +194,11 @@ def process_group_size() -> int:
 
 
 def weighted_mean(messages: Sequence[RankMessage]) -> float:
-    """The mean loss by samples. Added up in the order of ranks, it is the same double on each of them."""
+    """The mean loss, weighted by samples. Summed in the order of ranks, it is the same double on all of them."""
     unweighted = [rank for rank, message in enumerate(messages) if message.samples == UNWEIGHTED]
     if 0 < len(unweighted) < len(messages):
         raise RanksDivergedError(f"samples= was not given on {_name(unweighted)}; give it on all ranks or on none")
-    # The loss of no samples may be NaN.
+    # A loss over no samples may be NaN.
     weighted = [(message.loss, 1.0 if unweighted else message.samples) for message in messages if message.samples]
     if not weighted:
         raise OptionError("samples is 0 on every rank; call schedule.skip() on all of them for such a batch")
@@ -213,11 +213,11 @@ def weighted_mean(messages: Sequence[RankMessage]) -> float:
 
 
 def check_same_place(messages: list[RankMessage]) -> list[RankMessage]:
-    """The messages of one exchange, if all ranks are at the same place; RanksDivergedError if one is elsewhere."""
+    """Return the messages of one exchange if all ranks are at the same visit; else raise RanksDivergedError."""
     if len({message[:4] for message in messages}) == 1:
         return messages
     places = _by_rank(messages, "{ranks}: {value}", "; ")
-    advice = "All ranks must make the same calls over as many batches"
+    advice = "All ranks must make the same calls over the same number of batches"
     if any(message.kind == MessageKind.SKIP for message in messages):
         advice = "Call skip() on all ranks or on none; a rank without samples for a batch gives samples=0"
     raise RanksDivergedError(
@@ -239,17 +239,17 @@ def _name(ranks: list[int]) -> str:
 
 
 class Shard(NamedTuple):
-    """One rank's part of an order that all ranks draw alike: every ``ranks``-th item, from the ``rank``-th on.
+    """One rank's part of an order that is the same on all ranks: every ``ranks``-th item, starting at ``rank``.
 
     Items are indices, or whole batches if ``batch_size`` is None. A rank that would lack its last batch takes an item
-    from the beginning of the order. ``drop_last`` drops the items that not every rank can have.
+    from the beginning of the order. ``drop_last`` drops the items that do not suffice for all ranks.
     """
 
     rank: int = 0
     ranks: int = 1
 
     def length(self, items: int, batch_size: int | None, *, drop_last: bool) -> int:
-        """How many of ``items`` items are this rank's."""
+        """This rank's number of items, out of ``items`` in the whole order."""
         whole, left = divmod(items, self.ranks)
         return whole + (left > 0 and self._has_one_more(whole, left, batch_size, drop_last=drop_last))
 
@@ -270,7 +270,7 @@ class Shard(NamedTuple):
 
 
 def shard_of(sampler: Any, rank: Any, world_size: Any) -> Shard | None:
-    """The shard that ``rank=`` and ``world_size=`` name; None if neither is given."""
+    """The shard that ``rank=`` and ``world_size=`` describe; None if neither is given."""
     if rank is None and world_size is None:
         return None
     ranks = positive_int("world_size", world_size, "the number of ranks that share the data")
@@ -280,12 +280,12 @@ def shard_of(sampler: Any, rank: Any, world_size: Any) -> Shard | None:
         raise OptionError(f"rank is {short_repr(rank)}; it must be an int from 0 to {ranks - 1} (world_size - 1)")
     if ranks > 1 and (own := own_shard(sampler)) is not None:
         name = f"{type(sampler).__name__} is for rank {own.rank} of {own.ranks} already"
-        raise OptionError(f"{name}; leave rank= and world_size= out")
+        raise OptionError(f"{name}; omit rank= and world_size=")
     return Shard(rank, ranks)
 
 
 def own_shard(sampler: Any) -> Shard | None:
-    """The shard of a ``DistributedSampler`` or the like, or of a batch sampler over one; None for any other."""
+    """The shard of a ``DistributedSampler`` or similar, or of a batch sampler over one; None for any other."""
     for part in (sampler, getattr(sampler, "sampler", None)):
         rank, ranks = getattr(part, "rank", None), getattr(part, "num_replicas", None)
         if isinstance(rank, int) and isinstance(ranks, int):
@@ -294,7 +294,7 @@ def own_shard(sampler: Any) -> Shard | None:
 
 
 def unpack_shard(packed: list[int], here: Shard, *, is_in_epoch: bool) -> Shard:
-    """The shard that a state was saved on; in mid-epoch, there must be as many ranks here."""
+    """The shard that a state was saved on; in mid-epoch, the number of ranks must be the same here."""
     shard = Shard(*packed)
     check_ranks(shard.ranks, here.ranks, is_in_epoch=is_in_epoch)
     return shard

@@ -1,4 +1,4 @@
-"""The rule of Batch-attention: from (state, loss) to (state, decision), and from an epoch's end to the next threshold.
+"""The rule of Batch-attention: (state, loss) -> (state, decision), and the threshold that an epoch sets for the next.
 
 Everything here is a value or a function of values. Loaders, frameworks, ranks and recorders are elsewhere.
 
@@ -27,7 +27,7 @@ class Decision(enum.Enum):
     ADVANCE = "advance"
 
 
-# A member of an enum takes as long to look up as a quarter of a visit.
+# Looking up an enum member takes a quarter of the time of a visit.
 REPEAT, ADVANCE = Decision.REPEAT, Decision.ADVANCE
 
 
@@ -36,16 +36,16 @@ class State(NamedTuple):
 
     Attributes:
         epoch: Epochs ended so far.
-        threshold: K times the mean loss of the previous epoch; None while there is none, and no batch repeats.
+        threshold: K times the mean loss of the previous epoch; None before there is one, so that no batch repeats.
         strictness: The factor by which a budget raises the threshold; a value below 1 does not lower it.
         loss_sum: Sum of the losses that entered this epoch's mean, in double precision, in order of arrival.
-        loss_count: How many losses that is.
-        batches: Batches of this epoch that are finished.
+        loss_count: Number of losses in ``loss_sum``.
+        batches: Finished batches of this epoch.
         visits: Visits made to the current batch; 0 before its first.
         repeats: REPEAT decisions of this epoch.
         most_visits: Most visits to one finished batch of this epoch; 0 while none was repeated.
-        capped_batches: Batches left above the threshold because they had taken ``max_visits``.
-        nonfinite_losses: NaN and infinite losses of this epoch, and those too large to be added up.
+        capped_batches: Batches still above the threshold after ``max_visits`` visits.
+        nonfinite_losses: NaN and infinite losses of this epoch, and losses that would overflow the sum.
         skipped_batches: Batches of this epoch that were skipped before their first visit.
     """
 
@@ -69,11 +69,11 @@ class State(NamedTuple):
 
     @property
     def progress(self) -> int:
-        """How much has happened in the epoch: 0 if and only if nothing has."""
+        """Visits and skipped batches of this epoch; 0 only at its start."""
         return self.batches + self.repeats + self.skipped_batches
 
     def restarted(self) -> State:
-        """The state as this epoch began. What earlier epochs set stays."""
+        """The state at the start of this epoch, with what earlier epochs set."""
         return State(self.epoch, self.threshold, self.strictness)
 
 
@@ -82,23 +82,23 @@ _state_of = partial(tuple.__new__, State)
 
 
 class Criterion(Protocol):
-    """Says which batches want another visit."""
+    """Decides which batches are repeated."""
 
     def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
-        """Whether the current batch wants another visit at once, and the strictness from here on.
+        """Whether to repeat the current batch at once, and the strictness from now on.
 
         Args:
-            state: As it was before this visit.
-            loss: The loss of this visit; NaN for every loss that does not count.
-            batch: How many batches of the epoch are finished before this one; with deferred repeats, its position.
+            state: The state before this visit.
+            loss: The loss of this visit; NaN for a loss that does not count.
+            batch: Number of batches of the epoch finished before this one; with deferred repeats, the batch's position.
         """
 
     def next_threshold(self, state: State, mean_loss: float | None) -> float | None:
-        """The threshold that comes into force as an epoch ends with this mean; None if no loss counted."""
+        """The next epoch's threshold, from the mean loss of this one; that mean is None if no loss counted."""
 
 
 class LossThreshold:
-    """The paper's criterion: a loss above K times the mean loss of the previous epoch (section 3, steps 2 to 4)."""
+    """The paper's criterion: repeat above K times the mean loss of the previous epoch (section 3, steps 2 to 4)."""
 
     def __init__(self, k: float, warmup_epochs: int, floor: float = 0.0) -> None:
         self._k = k
@@ -106,7 +106,7 @@ class LossThreshold:
         self._floor = floor
 
     def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
-        """Whether the loss is above the threshold, if there is one. NaN is above nothing."""
+        """Whether the loss exceeds the threshold, if there is one. NaN never does."""
         del batch
         threshold = state.threshold
         return threshold is not None and loss > threshold, state.strictness
@@ -116,17 +116,17 @@ class LossThreshold:
         if state.epoch + 1 < self._warmup_epochs or mean_loss is None:
             return None
         threshold = self._floor + self._k * (mean_loss - self._floor)
-        # Nothing is above a product too large for a double.
+        # With a threshold that overflows, no batch repeats.
         return threshold if math.isfinite(threshold) else None
 
 
 class BudgetedThreshold(LossThreshold):
-    """The paper's threshold, raised as far as it takes to keep repeats within ``budget`` times the batches begun.
+    """The paper's threshold, raised as needed to keep repeats within ``budget`` times the batches begun.
 
     Every visit above the raised threshold raises it, and every other visit lowers it, by factors that balance at
-    ``budget`` repeats a batch. It is never below the paper's. After quiet batches it rises late: ten times ``budget``
-    repeats pass first. So the budget goes to the worst batches rather than to the first. A repeat that would exceed the
-    budget at this point of the epoch is not made.
+    ``budget`` repeats per batch. It is never below the paper's. After batches without repeats it rises only once ten
+    times ``budget`` repeats were made: the budget goes to the worst batches rather than to the first ones. No repeat
+    exceeds the budget for the batches begun so far.
     """
 
     def __init__(self, k: float, warmup_epochs: int, floor: float, budget: float) -> None:
@@ -135,7 +135,7 @@ class BudgetedThreshold(LossThreshold):
         self._up, self._down, self._least = strictness_steps(budget)
 
     def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
-        """Whether the loss is above the raised threshold and the budget allows for a repeat."""
+        """Whether the loss is above the raised threshold and the budget allows a repeat."""
         del batch
         if state.threshold is None:
             return False, state.strictness
@@ -145,13 +145,13 @@ class BudgetedThreshold(LossThreshold):
 
 
 def strictness_steps(budget: float) -> tuple[float, float, float]:
-    """How strictness moves: the factor after a visit above the raised threshold, after any other, and its least."""
-    # A tenth: large enough to follow within some dozens of batches, small enough to be steady among single losses.
+    """The factor on strictness after a visit above the raised threshold, after any other visit, and its minimum."""
+    # 0.1 is large enough to adapt within some dozens of batches, and small enough to be stable against single losses.
     return math.exp(0.1), math.exp(-0.1 * budget), math.exp(-budget)
 
 
 class RandomVisits:
-    """The criterion of the control at equal compute: each epoch's ``visit_counts``, in random order."""
+    """The criterion of the equal-compute control: each epoch's ``visit_counts``, in random order."""
 
     def __init__(self, visit_counts: Sequence[Sequence[int]], seed: int) -> None:
         self._visit_counts = visit_counts
@@ -160,7 +160,7 @@ class RandomVisits:
         self._drawn: list[int] = []
 
     def judge(self, state: State, loss: float, batch: int) -> tuple[bool, float]:
-        """Whether visits are left, whatever the loss is."""
+        """Whether the batch has visits left, whatever its loss."""
         del loss
         drawn = self.draw(state.epoch)
         if batch >= len(drawn):
@@ -170,7 +170,7 @@ class RandomVisits:
         return state.visits + 1 < drawn[batch], state.strictness
 
     def next_threshold(self, state: State, mean_loss: float | None) -> None:
-        """None: there is no threshold."""
+        """Return None, since this criterion has no threshold."""
         del mean_loss
         batches = len(self.draw(state.epoch))
         if state.position < batches:
@@ -180,7 +180,7 @@ class RandomVisits:
             )
 
     def draw(self, epoch: int) -> list[int]:
-        """The visits to each batch of an epoch."""
+        """The number of visits to each batch of an epoch."""
         if epoch != self._drawn_epoch:
             if epoch >= len(self._visit_counts):
                 raise ProtocolError(f"epoch {epoch} began, but visit_counts has {len(self._visit_counts)} epochs")
@@ -199,7 +199,7 @@ def criterion_of(options: Options) -> LossThreshold:
 
 
 def step(options: Options, state: State, loss: float) -> tuple[State, Decision]:
-    """The paper's rule for one visit: the state before it and its loss, computed before its update."""
+    """The paper's rule for one visit, from the state before it and the loss computed before its update."""
     return visit(options, criterion_of(options), state, loss, state.batches)
 
 
@@ -242,14 +242,14 @@ def visit(options: Options, criterion: Criterion, state: State, loss: float, bat
 
 
 def skip(state: State) -> State:
-    """The state after the current batch is skipped: no visit, no loss.
+    """The state after the current batch is skipped, without a visit or a loss.
 
-    A batch that was visited is finished with the visits it had. Its last REPEAT had counted the skipped visit, which is
+    A batch that was visited before ends with its visits so far. Its last REPEAT counted the skipped visit, which is
     subtracted.
     """
     if state.visits == 0:
         return state._replace(skipped_batches=state.skipped_batches + 1)
-    # Where epochs have a fixed length, the epoch before may have counted this batch's visits.
+    # With epochs of fixed length, the previous epoch may have counted this batch's visits.
     is_counted_here = state.repeats > 0
     return state._replace(
         repeats=state.repeats - is_counted_here,
@@ -260,7 +260,7 @@ def skip(state: State) -> State:
 
 
 def summarize(state: State) -> EpochSummary:
-    """The summary of the epoch in progress, up to now."""
+    """The summary of the epoch in progress so far."""
     mean_loss = state.loss_sum / state.loss_count if state.loss_count else math.inf
     return EpochSummary(
         epoch=state.epoch,
@@ -268,7 +268,7 @@ def summarize(state: State) -> EpochSummary:
         visits=state.batches + state.repeats,
         repeats=state.repeats,
         overhead=state.repeats / state.batches if state.batches else 0.0,
-        # A sum that was made on a device may have become infinite.
+        # A sum computed on a device may be infinite.
         mean_loss=mean_loss if math.isfinite(mean_loss) else None,
         threshold=state.threshold,
         capped_batches=state.capped_batches,
@@ -278,7 +278,7 @@ def summarize(state: State) -> EpochSummary:
 
 
 def end_epoch(criterion: Criterion, state: State) -> tuple[State, EpochSummary]:
-    """The state as the next epoch begins, with the threshold that this one's mean sets; and this one's summary."""
+    """The state at the start of the next epoch, with its threshold, and the summary of this epoch."""
     summary = summarize(state)
     threshold = criterion.next_threshold(state, summary.mean_loss)
     return State(state.epoch + 1, threshold, state.strictness), summary

@@ -1,4 +1,4 @@
-"""The stateful schedule: takes the loss of each visit, answers repeat or advance."""
+"""The stateful schedule: it takes the loss of each visit and decides to repeat the batch or to advance."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class BatchAttentionSchedule:
 
     Args:
         k: Threshold in units of the previous epoch's mean loss; finite and above 0. The paper advises
-            1.1 to 1.5, with 1.2 on CIFAR-10 and 1.5 on CIFAR-100. Smaller repeats more.
+            1.1 to 1.5, with 1.2 on CIFAR-10 and 1.5 on CIFAR-100. Smaller values repeat more.
         warmup_epochs: Epochs without repeats at the start; at least 1, the paper's value.
         epoch_loss: Which loss of a repeated batch enters the epoch's mean: its "first" visit's, its "last"
             visit's, or those of "all" visits (the mean is then over visits, not batches). The paper does not say.
-            A loss that is not finite never enters; with "last", a batch whose last loss is not finite leaves the mean.
-        max_visits: The most visits to one batch in an epoch; None sets no limit, as in the paper. The default is above
-            what batches with clean labels were measured to need, so it binds on mislabelled or broken ones alone.
-        nonfinite: What to do with a NaN or infinite loss: "advance" (never repeated, kept out of the mean,
-            counted, one warning an epoch) or "raise".
-        epoch_length: For streams, and for training of one epoch: end an epoch after every so many batches.
-        budget: The most repeats, over base batches, at any point of an epoch, such as 0.15 for 15 % more updates; None
-            sets no limit, as in the paper. The threshold rises so that the budget goes to the worst batches.
-        floor: The lowest loss that a perfect fit can have, where it is not 0: the threshold is
+            Losses that are not finite are excluded; with "last", so is a batch whose last loss is not finite.
+        max_visits: Maximum number of visits to one batch in an epoch; None sets no limit, as in the paper. The default
+            is more than clean batches needed in measurements, so only mislabelled or broken ones reach it.
+        nonfinite: What to do with a NaN or infinite loss: "advance" does not repeat its batch, excludes it from the
+            mean, counts it and warns once an epoch; "raise" raises an error.
+        epoch_length: For streams, and for training of a single epoch: the number of batches after which an epoch ends.
+        budget: Maximum of repeats divided by base batches at any point of an epoch, such as 0.15 for 15 % more updates;
+            None sets no limit, as in the paper. The threshold rises so that the budget goes to the worst batches.
+        floor: The lowest loss that a perfect fit can have, if it is not 0: the threshold is
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
             from ``batch_sampler_attn.options``.
         recorders: Notified of every visit and every epoch; see ``batch_sampler_attn.recorders``.
-        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` has ranks that train together decide alike,
-            on the mean of their losses. None has each rank decide by its own, which suits ranks that share no
-            gradients. The default, "refuse", is for one process.
+        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` makes all ranks decide on the mean of their
+            losses. With None, each rank decides on its own loss, for ranks that share no gradients. The default,
+            "refuse", is for a single process and raises an error on several ranks.
 
     Raises:
         OptionError: If an option has a value that is not allowed.
@@ -108,155 +108,154 @@ class BatchAttentionSchedule:
 
     @property
     def epoch(self) -> int:
-        """Epochs ended so far, which is the number, from 0, of the one in progress."""
+        """Number, from 0, of the epoch in progress, which is also the number of epochs ended."""
         return self._passes.state.epoch
 
     @property
     def batches(self) -> int:
-        """Batches of the epoch in progress that are finished."""
+        """Number of finished batches in the epoch in progress."""
         return self._passes.state.batches
 
     @property
     def batch_index(self) -> int:
-        """Position, from 0, of the current base batch, also when it is repeated.
+        """Position, from 0, of the current base batch in its epoch; repeats do not change it.
 
-        It is what ``enumerate`` over the loader gives in training without repeats, and stays the same for all visits
-        to a batch, before ``decide`` and after it. Outside of ``attend`` it is that of the batch to be decided on next.
+        It is the index that ``enumerate(loader)`` gives in training without repeats, and is the same before and after
+        ``decide``. Outside of ``attend``, it is the position of the batch to be decided on next.
         """
         current = self._passes.current
         return self._passes.state.position if current is None else current.position
 
     @property
     def visits(self) -> int:
-        """Visits made to the current batch: 0 while its first is under way, and after an ADVANCE."""
+        """Number of finished visits to the current batch: 0 during its first visit, and after an ADVANCE."""
         return self._passes.state.visits
 
     @property
     def is_first_visit(self) -> bool:
-        """Whether the current visit is its batch's first, so that it enters an average over base batches.
+        """Whether the current visit is the first to its batch, so that its loss enters an average over base batches.
 
-        Under ``attend`` it stays the same before ``decide`` and after it. In a hand-written loop it is about the visit
-        that the next decision is for: read it before ``decide``.
+        Under ``attend`` it is the same before and after ``decide``. In a hand-written loop it describes the visit to be
+        decided on next: read it before ``decide``.
         """
         current = self._passes.current
         return not self._passes.state.visits if current is None else current.is_first_visit
 
     @property
     def summary(self) -> EpochSummary:
-        """The epoch in progress, up to now."""
+        """Summary of the epoch in progress so far."""
         return rule.summarize(self._passes.state)
 
     @property
     def last_summary(self) -> EpochSummary:
-        """The epoch that ended last.
+        """Summary of the last epoch that ended.
 
         Raises:
-            ProtocolError: If none has ended yet.
+            ProtocolError: If no epoch has ended yet.
         """
         summary = self._passes.run.last_summary
         if summary is None:
             raise ProtocolError(
                 "no epoch has ended yet: attend() ends one with its loader, end_epoch() in a hand-written loop, and "
-                "epoch_length=N every N batches. schedule.summary has the one in progress"
+                "epoch_length=N every N batches. schedule.summary has the epoch in progress"
             )
         return summary
 
     def report(self, loss: object, *, samples: object = None) -> None:
         """Report the loss of this visit as soon as it is known; ``decide()`` then needs no loss.
 
-        Between ranks, it travels while the backward pass is computed. On a device, it stays there until ``decide()``.
-        Arguments and errors are those of ``decide``.
+        With ranks, the loss is sent while the backward pass is computed. A loss on a device stays there until
+        ``decide()``. Arguments and errors are those of ``decide``.
         """
         self._passes.report(loss, samples)
 
     def decide(self, loss: object = REPORTED, *, samples: object = None) -> Decision:
-        """Decide about the batch that was just trained on.
+        """Decide whether to repeat the batch that was just trained on.
 
         Args:
             loss: The batch loss of this one visit, computed before this visit's weight update: a number, or a NumPy,
-                PyTorch, JAX or TensorFlow value of one element. Leave it out after ``report``.
-            samples: With ``ranks``, how many samples this rank's loss is the mean of, or the sum of their weights; 0
-                for none. By default all ranks weigh the same, unless a ``BatchAttentionSampler`` knows their number.
+                PyTorch, JAX or TensorFlow value of one element. Omit it after ``report``.
+            samples: With ``ranks``, the number of samples in this rank's loss, or the sum of their weights; 0 for none.
+                By default, a ``BatchAttentionSampler`` gives their number; otherwise all ranks have the same weight.
 
         Returns:
             ``Decision.REPEAT`` to train on the same batch again at once, ``Decision.ADVANCE`` to take the next one.
 
         Raises:
-            LossError: If the loss is not one real number; OptionError, if ``samples`` is no weight.
+            LossError: If the loss is not one real number.
             NonfiniteLossError: If it is NaN or infinite and ``nonfinite="raise"``.
-            ProtocolError: If no batch is waiting for a decision.
-            RanksDivergedError, RankTimeoutError, RankLostError: If another rank is elsewhere, late or gone.
+            OptionError: If ``samples`` is not a finite number of at least 0.
+            ProtocolError: If there is no batch to decide on.
+            RanksDivergedError, RankTimeoutError, RankLostError: If another rank is at another visit, late or lost.
         """
         return self._passes.decide(loss, samples)
 
     def skip(self) -> None:
-        """Leave the current batch without training on it: call it instead of ``decide``.
+        """Skip the current batch without training on it; call this instead of ``decide``.
 
-        The skipped visit enters no mean and no recorder, and a batch that is skipped at its first visit is not counted
-        in ``batches``. A batch that is being repeated is finished with the visits it had; so a hand-written loop can
-        give up a batch whose repeat is due, after running out of memory, say.
+        The skipped visit is neither averaged nor recorded, and a batch that is skipped at its first visit does not
+        count in ``batches``. A batch that is skipped at a repeat keeps its earlier visits. A hand-written loop can thus
+        give up a batch, for example after running out of memory.
 
         Raises:
-            ProtocolError: If there is no current batch, or its loss was reported already.
+            ProtocolError: If there is no current batch, or its loss was already reported.
         """
         self._passes.skip()
 
     def attend(self: Schedule, loader: Iterable[Batch]) -> AttendedLoader[Batch, Schedule]:
-        """Wrap any iterable of batches so that a batch is yielded again while it needs attention.
+        """Wrap any iterable of batches so that it yields a batch again while the decision is REPEAT.
 
-        Each iteration over the result is one epoch, which ends by itself. Every yielded batch must be followed by one
-        ``decide``, or by ``skip``. A loop that is left early abandons its epoch: the next one begins again, with the
-        threshold that was in force.
+        Each iteration over the result is one epoch, and ends it. Call ``decide`` or ``skip`` once after each yielded
+        batch. Leaving the loop early abandons the epoch: the next iteration starts it again with the same threshold.
 
-        Each visit gets the same tensors in fresh containers (lists, dictionaries, tuples, dataclasses, whatever defines
-        ``__copy__``), so that what a loop puts into its batch is not there at the next visit. A repeat of PyTorch
-        tensors that were changed in place is refused. Changes of NumPy arrays, through ``tensor.data`` or of tensors
-        made in inference mode are not noticed; copy those before you change them.
+        Each visit gets the same tensors in fresh containers: lists, dictionaries, tuples, dataclasses and objects that
+        define ``__copy__``. What a loop adds to a batch is therefore not there at the next visit. Repeating PyTorch
+        tensors that were changed in place raises an error. Changes to NumPy arrays, through ``tensor.data`` or to
+        tensors made in inference mode are not detected; copy such data before you change it.
 
-        There are more visits than base batches: use ``batch_index`` in place of ``enumerate``, and take averages, and
-        do what is done "every n steps", at first visits alone (``if schedule.is_first_visit``).
+        There are more visits than base batches. Use ``batch_index`` instead of ``enumerate``; average losses, and do
+        what happens "every n steps", at first visits only (``if schedule.is_first_visit``).
 
-        After ``load_state_dict`` in mid-epoch the next pass resumes there; without a sampler, give it the remaining
-        batches, from the one that was being repeated, if any
-        (``itertools.islice(loader, schedule.batch_index, None)``).
+        After ``load_state_dict`` in mid-epoch, the next iteration resumes there. Without a sampler, pass the remaining
+        batches, including one that was being repeated: ``itertools.islice(loader, schedule.batch_index, None)``.
 
         Args:
-            loader: A DataLoader, list, generator or other iterable. Once the schedule belongs to a
-                ``BatchAttentionSampler``, the DataLoader that uses this sampler.
+            loader: A DataLoader, list, generator or other iterable. If the schedule belongs to a
+                ``BatchAttentionSampler``, pass the DataLoader that uses this sampler.
 
         Raises:
-            ProtocolError: If the loader's batches belong to another schedule, or the loader is attended already; while
-                iterating, for batches and losses out of turn.
+            ProtocolError: If the loader's batches belong to another schedule, or the loader is already attended. While
+                iterating, if batches are requested or losses are reported in the wrong order.
             BatchChangedError: While iterating, if a batch to be repeated was changed in place.
         """
         return attend(self, self._passes, loader)
 
     def end_epoch(self) -> EpochSummary:
-        """End the epoch in a hand-written loop; ``attend`` and ``epoch_length`` end theirs by themselves.
+        """End the epoch in a hand-written loop; ``attend`` and ``epoch_length`` end epochs automatically.
 
         Raises:
             EmptyEpochError: If no batch was decided on.
-            ProtocolError: If a batch is still to be repeated or decided on, or if the epoch ends by itself.
+            ProtocolError: If a batch is still to be repeated or decided on, or if epochs end automatically.
         """
         return self._passes.end_epoch_by_hand()
 
     def abandon_epoch(self) -> None:
-        """Forget the epoch in progress; it sets no threshold. The threshold in force stays."""
+        """Discard the epoch in progress and keep the current threshold."""
         self._passes.abandon(was_left=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume, as plain JSON types.
+        """Return everything needed to resume, as plain JSON types.
 
-        Take it at any time: it is the state before a visit or after it, never in between. Taken after a loop was left
-        early, it resumes that epoch; call ``abandon_epoch`` before, if the epoch was left on purpose.
+        Call it at any time: the state is that before or after a visit, never in between. After a loop was left early,
+        the state resumes that epoch; call ``abandon_epoch`` first if you left the epoch on purpose.
         """
         return self._passes.pack()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where ``state_dict`` was taken.
+        """Resume from a state that ``state_dict`` returned.
 
         Raises:
-            StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
+            StateError: If the state has another version or other options, or is damaged. Nothing is changed then.
         """
         self._passes.assign(self._passes.unpack(state_dict))
 

@@ -1,4 +1,4 @@
-"""What one epoch amounts to, as a value that prints as one line."""
+"""Summaries of one epoch, each printed as one line."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from batch_sampler_attn.errors import plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSummary:
-    """One epoch of Batch-attention; printed, it is one line.
+    """Summary of one epoch of Batch-attention, printed as one line.
 
     Attributes:
         epoch: The epoch's number, from 0.
         batches: Base batches, each visited at least once.
-        visits: Updates in total, one a visit: ``batches + repeats``.
+        visits: All updates, one per visit: ``batches + repeats``.
         repeats: Extra updates.
-        overhead: Extra updates over base updates, ``repeats / batches``.
-        mean_loss: Mean of the losses that ``epoch_loss`` lets in; None if none of them was finite.
-        threshold: The threshold that was in force; None if no batch could repeat.
+        overhead: Extra updates divided by base updates, ``repeats / batches``.
+        mean_loss: Mean of the losses that ``epoch_loss`` selects; None if none of them was finite.
+        threshold: The epoch's threshold; None if no batch could repeat.
         capped_batches: Batches that reached ``max_visits`` while still above the threshold.
-        nonfinite_losses: NaN and infinite losses, and those too large to be added up.
+        nonfinite_losses: NaN and infinite losses, and losses that would overflow the sum.
         most_visits: The most visits to one batch.
-        host_reads: How often a device loop waited for the device; None where the host decides.
+        host_reads: How often a device loop waited for the device; None without a device loop.
     """
 
     epoch: int
@@ -39,7 +39,7 @@ class EpochSummary:
     host_reads: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The attributes by name."""
+        """Return the attributes as a dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -49,18 +49,18 @@ class EpochSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSummary:
-    """One epoch of attention to samples; printed, it is one line.
+    """Summary of one epoch of attention to samples, printed as one line.
 
     Attributes:
         epoch: The epoch's number, from 0.
-        updates: Batches trained on, extra ones included.
+        updates: Batches trained on, including extra ones.
         extra_updates: Batches made of pooled samples.
-        pruned: Samples that passes over the data left out.
-        passes: Passes over the data that began.
-        mean_loss: Mean over the samples of base batches, by weight; None if no loss was finite.
-        threshold: Loss above which samples were pooled; None if none could be.
-        nonfinite_losses: NaN and infinite losses, and those too large to be added up.
-        is_full: Whether the epoch trained on all data, as in the last share of training.
+        pruned: Samples pruned from passes over the data.
+        passes: Number of passes over the data that began.
+        mean_loss: Weighted mean over the samples of base batches; None if no loss was finite.
+        threshold: Loss above which samples were pooled; None if no sample could be pooled.
+        nonfinite_losses: NaN and infinite losses, and losses that would overflow the sum.
+        is_full: Whether the epoch trained on all data, as at the end of training.
     """
 
     epoch: int
@@ -74,7 +74,7 @@ class SampleSummary:
     is_full: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """The attributes by name."""
+        """Return the attributes as a dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:

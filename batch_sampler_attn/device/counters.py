@@ -10,9 +10,9 @@ from torch import Tensor
 from batch_sampler_attn.options import Options
 from batch_sampler_attn.rule import State, strictness_steps
 
-# The whole numbers of ``rule.State`` that a visit changes, in the order in which they are stored here.
+# The integers of ``rule.State`` that a visit changes, in the order in which they are stored here.
 _COUNTS = ("batches", "visits", "loss_count", "repeats", "most_visits", "capped_batches", "nonfinite_losses")
-# So many numbers are stored before the visits to each batch, the first three of them in double precision.
+# How many doubles, and how many numbers in all, are stored before the visits to each batch.
 _FLOATS, _NUMBERS = 3, 3 + 2 + len(_COUNTS)
 
 
@@ -21,12 +21,12 @@ class Counters:
 
     ``rule.end_epoch`` runs on the host, which knows when an epoch ends. Only what a visit changes is here. ``cursor``
     (int64, 0-d) counts the finished batches of the data's epoch, so it is the position of the next one. With
-    ``is_random``, each batch is repeated as often as was drawn for it, whatever its loss is.
+    ``is_random``, each batch is repeated as often as was drawn for it, whatever its loss.
     """
 
     def __init__(self, options: Options, device: torch.device, batches: int, *, is_random: bool = False) -> None:
         self._epoch_loss, self._budget, self._floor = options.epoch_loss, options.budget, options.floor
-        # One tensor, which one copy moves, and views: a captured graph finds in them what is copied in.
+        # One tensor, moved by one copy, and views of it, in which a captured graph finds what is copied in.
         self._numbers = torch.zeros(_NUMBERS + batches, dtype=torch.int64, device=device)
         self._threshold, self._loss_sum, self._strictness = self._numbers[:_FLOATS].view(torch.float64).unbind()
         self.epoch, self._integers = self._numbers[_FLOATS], self._numbers[_FLOATS + 1 : _NUMBERS]
@@ -38,7 +38,7 @@ class Counters:
         self._up, self._down = torch.tensor([up, down], dtype=torch.float64, device=device).unbind()
 
     def write(self, state: State, cursor: int, visit_counts: list[int], drawn: list[int] | None = None) -> None:
-        """Set the tensors in place; ``drawn`` are the visits that each batch is to have, if they are random."""
+        """Set the tensors in place; ``drawn`` is the number of visits to each batch, if it is random."""
         threshold = float("inf") if state.threshold is None else state.threshold
         floats = torch.tensor([threshold, state.loss_sum, state.strictness], dtype=torch.float64)
         counts = [getattr(state, name) for name in _COUNTS]
@@ -48,7 +48,7 @@ class Counters:
             copy_in(self._drawn, torch.tensor(drawn))
 
     def read(self, before: State) -> tuple[State, int, list[int]]:
-        """Wait for the device; return what became of the state ``before``, the cursor, and each batch's visits."""
+        """Wait for the device; return the state that follows ``before``, the cursor, and each batch's visits."""
         numbers = copy_out(self._numbers)
         _, loss_sum, strictness = numbers[:_FLOATS].view(torch.float64).tolist()
         _, cursor, *counts = numbers[_FLOATS:].tolist()
@@ -59,7 +59,7 @@ class Counters:
         """Decide on a visit and count it; ``loss`` is its batch loss, one number of any floating-point type."""
         loss = loss.detach().reshape(()).double()
         batches, visits, loss_count, repeats, most_visits, capped_batches, nonfinite_losses = self._counts
-        # All are written: a write to one index is not deterministic, or cannot be captured.
+        # All elements are written: a write to one index is not deterministic, or cannot be captured.
         self._visit_counts.add_(self._positions == self.cursor)
         visits = visits + 1
         total = self._loss_sum + loss
@@ -85,7 +85,7 @@ class Counters:
         torch.stack(numbers, out=self._integers)
 
     def _wants_repeat(self, loss: Tensor, counts: Tensor) -> Tensor:
-        """What the criteria of ``rule`` decide, and what a budget makes of strictness."""
+        """The decision of ``rule``'s criteria; with a budget, also updates the strictness."""
         batches, visits, _, repeats, *_ = self._counts
         if self._drawn is not None:
             return visits + 1 < self._drawn.index_select(0, self.cursor.reshape(1))[0]
@@ -105,7 +105,7 @@ def copy_in(destination: Tensor, source: Tensor) -> None:
 
 
 def copy_out(source: Tensor) -> Tensor:
-    """A device tensor on the host. Waits until the device has computed it."""
+    """Return a device tensor on the host, after waiting until the device has computed it."""
     if not source.is_cuda:
         return source
     copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)

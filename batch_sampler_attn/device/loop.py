@@ -25,38 +25,38 @@ _VERSION = f"DeviceLoop {VERSION}"
 
 
 class DeviceLoop:
-    """Trains a model on data that lies on its device, with Batch-attention decided there.
+    """Trains a model on data in its device's memory, with repeats decided on the device.
 
-    While batch c of N is next, N - c more updates are certainly needed, and are enqueued without synchronizing: each
-    finds out on the device which batch it is for. Then the host reads the position once, and enqueues again. Decisions
-    are those of ``BatchAttentionSchedule.decide`` in a hand-written loop.
+    When batch c of N is next, N - c more updates are certainly needed. They are enqueued without synchronizing: each
+    finds its batch on the device. Then the host reads the position once, and enqueues again. Decisions are those of
+    ``BatchAttentionSchedule.decide`` in a hand-written loop.
 
-    On a CUDA device an update is captured as a graph after three eager updates, and again if the optimizer's settings
-    change or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks) stays as
-    captured. The loop has a stream of its own, and random numbers that start where the device's generator is now.
+    On CUDA, an update is captured as a graph after three eager updates. It is captured again if the optimizer's
+    settings change, or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks)
+    stays as captured. The loop has its own stream and random generator, which starts as a copy of the device's.
 
     Args:
-        model: Trained in the modes (training, evaluation) that its modules have now, or all in training if none is.
-        optimizer: Of the model's parameters; for captured updates constructed with ``capturable=True``. A new ``lr``
-            takes a new capture, unless it is a tensor on the device that is changed in place.
-        loss_fn: From (outputs, targets) to the mean loss of the batch.
-        inputs, targets: (samples, ...), as stored, on the model's device.
-        batch_size: Samples in a batch; the last batch of an epoch has what remains.
-        schedule: Decides, and holds the state between epochs; None is plain training. Recorders receive epochs alone.
-        generator: A CPU generator that the order of each epoch is drawn from; None is torch's default.
-        prepare: From a batch of stored inputs to the model's inputs; it draws from torch's default generators. If it
-            has ``set_epoch``, it receives the epoch's number: a tensor that the loop changes in place.
-        autocast: Such as ``torch.bfloat16``; None is no autocast.
-        scaler: For float16; captured updates need an optimizer with ``fused=True`` then.
-        graph: False makes every update eagerly, on a CUDA device too.
+        model: Its modules keep their present modes; if none of them is in training mode, all are put into it.
+        optimizer: Optimizer of the model's parameters, with ``capturable=True`` for captured updates. A new ``lr``
+            causes a new capture, unless it is a tensor on the device that is changed in place.
+        loss_fn: Maps (outputs, targets) to the mean loss of the batch.
+        inputs, targets: Tensors of shape (samples, ...), as stored, on the model's device.
+        batch_size: Number of samples in a batch; the last batch of an epoch has the rest.
+        schedule: Decides on repeats; None is plain training. Its recorders are notified of epochs only.
+        generator: A CPU generator from which the order of each epoch is drawn; None is torch's default.
+        prepare: Maps a batch of stored inputs to the model's inputs; it draws from torch's default generators. If it
+            defines ``set_epoch``, that receives the epoch's number, as a tensor that the loop changes in place.
+        autocast: Data type for autocast, such as ``torch.bfloat16``; None for no autocast.
+        scaler: Gradient scaler for float16; captured updates then need an optimizer with ``fused=True``.
+        graph: False runs every update eagerly, even on a CUDA device.
 
     Attributes:
         model: The model.
-        schedule: The schedule; one that never repeats in plain training.
-        batches: Base batches in an epoch.
+        schedule: The schedule; in plain training, one that never repeats.
+        batches: Number of base batches in an epoch.
         order: The samples of the current epoch, in the order of its batches; int64, on the device.
-        updates: Updates made, up to the last ``synchronize``.
-        visit_counts: Visits to each batch of the current epoch, up to the last ``synchronize``.
+        updates: Number of updates made, as of the last ``synchronize``.
+        visit_counts: Visits to each batch of the current epoch, as of the last ``synchronize``.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DeviceLoop:
     ) -> None:
         device, samples = inputs.device, len(inputs)
         if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers(), targets)):
-            raise OptionError(f"inputs are on {device}, but not targets and model; move all to one device")
+            raise OptionError(f"inputs are on {device}, but targets and model are not; move all to one device")
         if len(targets) != samples or not 1 <= batch_size <= samples:
             raise OptionError(
                 f"batch_size is {batch_size}, for {samples} inputs and {len(targets)} targets; give as many targets as "
@@ -107,7 +107,7 @@ class DeviceLoop:
         self._counters = Counters(passes.options, device, self.batches, is_random=is_random)
         if set_epoch := getattr(prepare, "set_epoch", None):
             set_epoch(self._counters.epoch)
-        # The open pass, and how far the epoch has come as far as the host knows.
+        # The open pass, and the epoch's progress as the host last read it.
         self._pass: Any = None
         self._cursor = self._host_reads = self._in_flight = self.updates = 0
         self.visit_counts = [0] * self.batches
@@ -117,16 +117,16 @@ class DeviceLoop:
             self._stream, self._random = torch.cuda.Stream(device), torch.Generator(device)
             self._random.set_state(torch.cuda.default_generators[device.index].get_state())
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        # Of the shorter batch, and of full ones.
+        # With the shorter last batch, and with full batches.
         self._eager_updates = [0, 0]
         self._captured_with: Any = None
 
     def run_epoch(self) -> EpochSummary:
-        """Train to the end of the epoch, from where training is in it. ``DeviceLoopError``: a capture failed."""
+        """Train to the end of the epoch and return its summary; raises ``DeviceLoopError`` if a capture fails."""
         return self.run_updates(sys.maxsize)  # type: ignore[return-value]
 
     def run_updates(self, updates: int) -> EpochSummary | None:
-        """Train for so many updates, or to the end of the epoch if that comes first; then return its summary."""
+        """Train for ``updates`` updates. If the epoch ends first, stop there and return its summary."""
         stop, summary = self.updates + updates, None
         while summary is None and self.updates < stop:
             self.enqueue(stop - self.updates)
@@ -136,13 +136,13 @@ class DeviceLoop:
     def enqueue(self, updates: int | None = None) -> int:
         """Enqueue updates that are certainly needed, at most ``updates``, without waiting; return how many.
 
-        Leave model and optimizer alone until ``synchronize`` has returned, also after an error.
+        Do not change model or optimizer until ``synchronize`` has returned, even after an error.
         """
         if self._pass is None or self._pass is not self._passes.active:
             self._open_epoch(torch.randperm(len(self.order), generator=self._generator), 0, [0] * self.batches, 0)
         for module, is_training in self._modes.items():
             module.training = is_training
-        # A shorter last batch takes another graph.
+        # A shorter last batch has its own graph.
         is_full = self._cursor < self._full_batches
         needed = self._full_batches - self._cursor if is_full else 1
         if (length := self._passes.options.epoch_length) is not None:
@@ -150,17 +150,17 @@ class DeviceLoop:
             needed = min(needed, length - self._passes.state.batches)
         count = min(needed - self._in_flight, sys.maxsize if updates is None else updates)
         with self._on_device():
-            if self._graphs and self._held() != self._captured_with:
+            if self._graphs and self._captured_values() != self._captured_with:
                 self._drop_graphs()
             for _ in range(count):
                 run = self._ready(is_full)
-                # Counted first: if an interrupt comes in between, one too many is harmless.
+                # Counted first: if an interrupt comes in between, a count too high by one is harmless.
                 self._in_flight += 1
                 run()
         return count
 
     def synchronize(self) -> EpochSummary | None:
-        """Wait for what is enqueued, and read what became of it; return the epoch's summary if the epoch is over."""
+        """Wait for the enqueued updates and read their results; return the epoch's summary if the epoch has ended."""
         if self._pass is None:
             return None
         passes, before = self._passes, self._passes.state
@@ -186,7 +186,7 @@ class DeviceLoop:
         if state.batches != cursor and passes.options.epoch_length is None:
             raise ProtocolError(
                 f"the schedule is in the middle of an epoch, after {state.batches} batches of another loop; end that "
-                "epoch there, or forget it with schedule.abandon_epoch()"
+                "epoch there, or discard it with schedule.abandon_epoch()"
             )
         drawn = criterion.draw(state.epoch) if isinstance(criterion, RandomVisits) else None
         if drawn and len(drawn) != self.batches:
@@ -199,7 +199,7 @@ class DeviceLoop:
         self._host_reads, self._in_flight = host_reads, 0
 
     def _train(self, is_full: bool) -> None:
-        """Train once on the full batch at the cursor, or on the last one; decide about a repeat."""
+        """Train once on the full batch at the cursor, or on the last one; decide on a repeat."""
         positions = self._counters.cursor * self._batch_size + self._first if is_full else self._last
         samples = self.order.index_select(0, positions)
         inputs, targets = self._inputs.index_select(0, samples), self._targets.index_select(0, samples)
@@ -207,7 +207,7 @@ class DeviceLoop:
         # Gradients that are None before a capture are written by each replay, not added to.
         self._optimizer.zero_grad(set_to_none=True)
         is_on, scaler = self._autocast is not None, self._scaler
-        # Without a cache: a replay would keep a weight that is in it as it was cast at the capture.
+        # Without a cache, in which a replay would find weights as they were cast at the capture.
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=is_on, cache_enabled=False):
             loss = self._loss_fn(self.model(prepared), targets)
         scaler.scale(loss).backward()
@@ -217,7 +217,7 @@ class DeviceLoop:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """On CUDA: on the loop's stream, after what the caller enqueued, with the loop's random numbers."""
+        """On CUDA, use the loop's stream, after the caller's work, and the loop's random generator."""
         if self._stream is None or self._random is None:
             yield
             return
@@ -233,7 +233,7 @@ class DeviceLoop:
             default.graphsafe_set_state(callers)
 
     def _ready(self, is_full: bool) -> Callable[[], object]:
-        """What makes an update: ``_train`` at first, later a graph of it."""
+        """The function that makes an update: ``_train`` at first, later the replay of a graph of it."""
         if not self._captures or self._eager_updates[is_full] < _EAGER_UPDATES:
             self._eager_updates[is_full] += 1
             return lambda: self._train(is_full)
@@ -242,37 +242,37 @@ class DeviceLoop:
         return self._graphs[is_full].replay
 
     def _capture(self, is_full: bool) -> torch.cuda.CUDAGraph:
-        """A graph of the update; nothing is trained."""
+        """Capture a graph of the update, without training."""
         assert self._random is not None
-        graph, held, random = torch.cuda.CUDAGraph(), self._held(), self._random.get_state()
+        graph, before, random = torch.cuda.CUDAGraph(), self._captured_values(), self._random.get_state()
         # Graphs share memory, since they never run at the same time.
-        pool, said = next((other.pool() for other in self._graphs.values()), None), ""
+        pool, reason = next((other.pool() for other in self._graphs.values()), None), ""
         try:
             # Only this thread is watched: another one, of a DataLoader, may pin memory.
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 try:
                     self._train(is_full)
                 except RuntimeError as error:
-                    # The end of a broken capture raises another error, which says less.
-                    said = str(error).splitlines()[0]
+                    # The end of a broken capture raises another, less specific error.
+                    reason = str(error).splitlines()[0]
                     raise
-            self._captured_with = self._held()
-            if self._captured_with != held:
+            self._captured_with = self._captured_values()
+            if self._captured_with != before:
                 raise RuntimeError(f"each step of {type(self._optimizer).__name__} changes its state on the host")
         except BaseException as error:
             self._drop_graphs()
-            # The old one stays in the capture that failed.
+            # The old generator stays in the capture that failed.
             self._random = torch.Generator(self._device).set_state(random)
             if not isinstance(error, RuntimeError):
                 raise
             raise DeviceLoopError(
-                f"the update cannot be captured as a CUDA graph: {said or error}. Model, loss_fn, prepare and the "
-                "optimizer may not read values on the host (.item(), .cpu(), if tensor > 0); or pass graph=False"
+                f"the update cannot be captured as a CUDA graph: {reason or error}. Model, loss_fn, prepare and the "
+                "optimizer must not read values on the host (.item(), .cpu(), if tensor > 0); or pass graph=False"
             ) from error
         return graph
 
     def _drop_graphs(self) -> None:
-        """Begin again with eager updates."""
+        """Return to eager updates."""
         if self._stream is not None:
             # Replays in flight use the graphs' memory, and the gradients lie in it.
             self._stream.synchronize()
@@ -280,13 +280,13 @@ class DeviceLoop:
         self._graphs.clear()
         self._eager_updates = [0, 0]
 
-    def _held(self) -> Any:
-        """What graphs know of model and optimizer: numbers by value, tensors by where they lie."""
+    def _captured_values(self) -> Any:
+        """What graphs depend on in model and optimizer: numbers by value, tensors by address."""
         groups = [{**group, "params": ()} for group in self._optimizer.param_groups]
         return _by_value([*self.model.parameters(), *self.model.buffers(), *groups, *self._optimizer.state.values()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to resume from, model and optimizer included; their tensors are copies on the device.
+        """Return everything needed to resume, including model and optimizer; tensors are copies on the device.
 
         Dropout on a CPU and orders without ``generator`` draw from torch's default generator: save its state as well.
         """
@@ -308,11 +308,11 @@ class DeviceLoop:
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from where ``state_dict`` was called; updates are captured again.
+        """Resume from a state that ``state_dict`` returned; updates are captured again.
 
         Raises:
-            StateError: If it is of another schedule or version, or in mid-epoch of other data. Other errors are
-                torch's, which checks the states of model and optimizer as it loads them.
+            StateError: If the state has another schedule or version, or is from mid-epoch with other data. Other
+                errors are torch's, from loading the states of model and optimizer.
         """
         if state_dict.get("version") != _VERSION:
             raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")
@@ -321,7 +321,7 @@ class DeviceLoop:
         run = self._passes.unpack(state_dict["schedule"])
         self._drop_graphs()
         self.model.load_state_dict(state_dict["model"])
-        # The optimizer would train on in the state's own tensors.
+        # Otherwise the optimizer would change the state's own tensors in training.
         self._optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
         self._scaler.load_state_dict(state_dict["scaler"])
         if self._generator is not None:

@@ -1,1 +1,1 @@
-"""The adapter for ``torch.utils.data``: a batch sampler whose repeats are fetched anew, and what serves them."""
+"""The adapter for ``torch.utils.data``: a batch sampler that fetches repeated batches again, and its helpers."""

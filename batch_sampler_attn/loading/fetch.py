@@ -1,4 +1,4 @@
-"""Fetching one batch at once, next to a DataLoader's own batches, the way its own are fetched."""
+"""Fetching single batches on demand, in the way in which a DataLoader fetches its own."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.utils.data import DataLoader
 
 
 class OnDemandFetcher:
-    """Fetches immediate repeats, from ``moment`` of the run on, collated and pinned as the loader's own batches are.
+    """Fetches immediate repeats, collated and pinned like the loader's own batches; ``moment`` enters its seed.
 
-    Where the loader has workers, a worker fetches: a dataset that opens its files lazily, or that ``worker_init_fn``
-    sets up, must not be read in the process that trains, whose forked workers would share its files. It is one worker,
-    started at the first repeat and kept, since starting one takes as long as many batches.
+    If the loader has workers, one more worker fetches them. In the training process, a dataset that opens its files
+    lazily would share them with forked workers, and ``worker_init_fn`` would not have set it up. The worker is started
+    at the first repeat and kept, since starting one takes as long as many batches.
     """
 
     def __init__(self, loader: DataLoader[Any], moment: tuple[int, ...]) -> None:
-        # No reference to the loader is kept: it is to end, and its workers with it, when the user drops it.
-        # Whether the dataset that it fetches from may grow old, as those of the loader's workers may.
+        # No reference to the loader is kept: when the user drops it, it must end, and its workers with it.
+        # Whether to keep the dataset over several epochs, as the loader's workers do.
         self.outlives_epoch = loader.persistent_workers or not loader.num_workers
         self._batches: list[list[Any]] = []
         seed = (loader.generator or torch.default_generator).initial_seed()
-        # The very seed would give the worker the draws of the loader's first one. Texts are hashed alike in all runs.
+        # The loader's seed would give this worker the draws of its first. A string seeds the same in all processes.
         own_seed = random.Random(f"repeats, {seed}, {moment}").getrandbits(63)
         workers: dict[str, Any] = {
             "num_workers": 1,
@@ -51,7 +51,7 @@ class OnDemandFetcher:
 
 
 def yields_what_it_fetches(loader: object) -> bool:
-    """Whether batches come out of it as its dataset and ``collate_fn`` make them."""
+    """Whether the loader yields batches exactly as its dataset and ``collate_fn`` make them."""
     if not isinstance(loader, DataLoader):
         return False
     overriding = type(loader).__iter__

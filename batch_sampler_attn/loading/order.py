@@ -16,8 +16,8 @@ from batch_sampler_attn.errors import OptionError, ProtocolError, StateError, sh
 from batch_sampler_attn.options import length_of, positive_int
 from batch_sampler_attn.ranks import Shard, own_shard, shard_of
 
-# These are known to draw from torch's global generator if their own is None, and to be the same when copied. A
-# subclass may keep a count of its epochs.
+# These draw from torch's global generator if their own is None, and can be copied safely. A subclass may have more
+# state, such as a count of its epochs.
 _TAKES_OUR_GENERATOR = (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
 
 # These yield all of their data on each rank.
@@ -27,8 +27,8 @@ _UNSHARDED = (*_TAKES_OUR_GENERATOR, data.SequentialSampler)
 class BaseBatches:
     """Batches of indices, in the order that torch draws; the arguments are those of ``BatchAttentionSampler``.
 
-    If a sampler of torch has no generator, its order is drawn from one of our own, which one draw from torch's global
-    generator seeds; so its epochs can be resumed. The sampler itself is not changed.
+    If a torch sampler has no generator, its order is drawn from one of our own, so that its epochs can be resumed. That
+    is seeded by one draw from torch's global generator. The sampler itself is not changed.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class BaseBatches:
         if not is_sampler or (yields_batches and (batch_size is not None or drop_last)):
             raise OptionError(
                 f"sampler is {short_repr(sampler)}, batch_size {batch_size}, drop_last {drop_last}; give one that is "
-                "iterable again in every epoch: of indices with a batch_size, or of batches without both"
+                "iterable again in every epoch: of indices with a batch_size, or of batches without both options"
             )
         self.sampler = sampler
         self.batch_size = None if batch_size is None else positive_int("batch_size", batch_size, "indices in a batch")
         self.drop_last = drop_last
         if type(sampler) is data.BatchSampler:
             self.sampler, self.batch_size, self.drop_last = sampler.sampler, sampler.batch_size, sampler.drop_last
-        # With the one that a batch sampler of the user's draws from.
+        # Including the sampler inside a user's batch sampler.
         self._samplers: tuple[Any, Any] = self.sampler, getattr(self.sampler, "sampler", None)
         self.most_batches = batches_per_epoch
         if batches_per_epoch is not None:
@@ -71,7 +71,7 @@ class BaseBatches:
 
     @property
     def length(self) -> int | None:
-        """The number of batches in an epoch; None if the sampler does not have it, or not before an epoch begins."""
+        """The number of batches in an epoch; None if the sampler does not know it, or not before an epoch begins."""
         return length_of(self) or None
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -86,25 +86,25 @@ class BaseBatches:
     def resumed(
         self, epoch_generator: str | None, position: int, known: dict[int, list[Any] | None], *, is_exhausted: bool
     ) -> Iterator[list[int]]:
-        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``; StateError if they differ.
+        """The batches from ``position`` on, in an epoch that began with ``epoch_generator``.
 
-        ``known`` has some of the batches before, by position; each None is replaced by the batch that is drawn.
+        Each None in ``known``, by position, becomes the batch that is drawn; StateError if any other batch differs.
         """
         before, before_of_torch = self.generator_state(), torch.get_rng_state()
         try:
             if epoch_generator is not None:
                 self.set_generator_state(epoch_generator)
             batches = iter(self)
-            for place in range(position + is_exhausted):
+            for index in range(position + is_exhausted):
                 batch = next(batches, None)
-                if place in known and known[place] is None:
-                    known[place] = batch
-                is_end = place == position
-                if (batch is None) != is_end or batch != known.get(place, batch):
-                    saved = short_repr(known.get(place, "none" if is_end else "some"))
+                if index in known and known[index] is None:
+                    known[index] = batch
+                is_end = index == position
+                if (batch is None) != is_end or batch != known.get(index, batch):
+                    saved = short_repr(known.get(index, "none" if is_end else "some"))
                     raise StateError(
-                        f"batch {place} of the resumed epoch has indices {short_repr(batch)}, and had {saved}. The "
-                        "data set or the sampler differs, or it shuffles without a generator of its own: give it "
+                        f"batch {index} of the resumed epoch has indices {short_repr(batch)}, and had {saved}. The "
+                        "dataset or the sampler differs, or it shuffles without a generator of its own: give it "
                         "generator=torch.Generator(), or call its set_epoch() as before"
                     )
         except BaseException:
@@ -132,13 +132,13 @@ class BaseBatches:
         return self._users_generator or self._own_generator
 
     def generator_state(self, state: torch.Tensor | None = None) -> str | None:
-        """``state``, or the generator's now, in hexadecimal; None without a generator."""
+        """``state``, or the generator's current state, in hexadecimal; None without a generator."""
         if state is None and self.generator is not None:
             state = self.generator.get_state()
         return None if state is None else bytes(state.tolist()).hex()
 
     def check_generator_state(self, name: str, state: str | None) -> str | None:
-        """``state``, if there is a generator here that ``set_generator_state`` can set."""
+        """``state``, if ``set_generator_state`` has a generator to set; else raise StateError."""
         kind = type(self.sampler)
         if state is not None and self._users_generator is None and kind not in _TAKES_OUR_GENERATOR:
             where = f"{name} is in the state, but {kind.__name__} has no generator here"
@@ -158,11 +158,11 @@ class BaseBatches:
 
     @property
     def rank_shard(self) -> Shard:
-        """The part of the order that is drawn here, by ``shard`` or by the sampler's own."""
+        """This rank's part of the order: ``shard``, or the sampler's own."""
         return self.shard or own_shard(self.sampler) or Shard()
 
     def check_shard(self, here: Shard) -> None:
-        """Refuse an order by which ranks would train on the same data, or on another rank's; ``here`` is this rank."""
+        """Refuse an order with which ranks train on the same data, or on another rank's; ``here`` is this rank."""
         shard = self.shard or own_shard(self.sampler)
         if shard is None and any(type(sampler) in _UNSHARDED for sampler in self._samplers):
             found = "yields all of the data on each rank"
@@ -173,11 +173,11 @@ class BaseBatches:
         raise ProtocolError(
             f"the {type(self.sampler).__name__} {found}, and the schedule decides on rank {here.rank} of {here.ranks}. "
             f"Give BatchAttentionSampler rank={here.rank}, world_size={here.ranks}, or a DistributedSampler; or "
-            "world_size=1, if each rank has data of its own"
+            "world_size=1, if each rank has its own data"
         )
 
     def common_to_ranks(self) -> dict[str, int]:
-        """Whole numbers that are the same on all ranks if they share one order, by name; none for a single rank."""
+        """Integers, by name, that are equal on all ranks if they share one order; empty for a single rank."""
         if self.rank_shard.ranks == 1:
             return {}
         sampler, (_, state) = self.sampler, self.begin_epoch()
@@ -206,7 +206,7 @@ class BaseBatches:
                 if not hasattr(batch, "__iter__"):
                     kind = type(self.sampler).__name__
                     raise OptionError(f"{kind} yields {batch!r}, a single index; pass a batch_size with it")
-                # A copy, since a batch sampler may fill one list again and again.
+                # A copy, since a batch sampler may reuse one list.
                 yield [plain_index(index) for index in batch]
             return
         indices = map(plain_index, items)
@@ -221,7 +221,7 @@ class BaseBatches:
         return next((generator for generator in generators if isinstance(generator, torch.Generator)), None)
 
     def _our_generator(self) -> torch.Generator | None:
-        """The generator for a sampler of torch without its own, made on first use; None for other samplers."""
+        """The generator for a torch sampler that has none, made on first use; None for other samplers."""
         if type(self.sampler) not in _TAKES_OUR_GENERATOR or self.sampler.generator is not None:
             return None
         if self._own_generator is None:

@@ -23,30 +23,30 @@ from batch_sampler_attn.schedule import BatchAttentionSchedule, passes_of
 
 
 class BatchAttentionSampler(Sampler[list[int]]):
-    """A batch sampler whose repeats fetch the same indices again, so that random augmentation is drawn again.
+    """A batch sampler that repeats a batch by fetching its indices again, so that random augmentation is drawn again.
 
     Pass it as ``DataLoader(dataset, batch_sampler=...)`` and iterate over ``schedule.attend(loader)``. A plain
     ``for batch in loader`` visits every batch once, in an order drawn faster than by torch's own ``BatchSampler``.
 
     Args:
         sampler: A sampler of dataset indices, such as ``RandomSampler(dataset)``; without ``batch_size``, of batches.
-        batch_size: Indices in a batch.
-        drop_last: Whether a last, shorter batch is left out.
-        schedule: Decides about repeats, for this sampler alone. None makes one, ``sampler.schedule``.
-        repeats: "immediate", as in the paper: the repeat follows at once, fetched by one more worker where the loader
-            has workers. Or "deferred": the loader's workers fetch it, and it arrives after the ``num_workers *
-            prefetch_factor`` batches that they had been given before.
-        batches_per_epoch: The most batches of each epoch's order to train on; None for all of them.
-        rank: With ``world_size``, for ranks that train together: which of them this is. Each takes every
-            ``world_size``-th index (or batch) of the order, which has to be the same on all, from a generator with the
-            same seed. One that would lack the last takes the first. Leave both out with a ``DistributedSampler``.
-        world_size: How many ranks there are; 1 for ranks that have data of their own.
+        batch_size: Number of indices in a batch.
+        drop_last: Whether to drop a last, shorter batch.
+        schedule: Decides on the repeats of this sampler only. None creates one, available as ``sampler.schedule``.
+        repeats: "immediate", as in the paper: the repeat follows at once, fetched by one more worker if the loader
+            has workers. "deferred": the loader's workers fetch it, and it arrives after the ``num_workers *
+            prefetch_factor`` batches that were requested before it.
+        batches_per_epoch: Maximum number of batches in an epoch; None for all batches of the order.
+        rank: Number of this rank among ranks that train together. Each takes every ``world_size``-th index (or batch)
+            of the order, which must be the same on all ranks, from generators with the same seed. A rank that would
+            lack the last one takes the first. Omit both arguments with a ``DistributedSampler``.
+        world_size: Number of ranks; 1 if each rank has its own data.
 
     A resumed run has the order, visits and decisions of the uninterrupted one; with ``SeededDataset``, its draws too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
-        ProtocolError: If the schedule belongs to another sampler, or none is given to a rank.
+        ProtocolError: If the schedule belongs to another sampler, or there are several ranks and no schedule is given.
 
     Example:
         >>> from torch.utils.data import DataLoader, RandomSampler
@@ -74,8 +74,8 @@ class BatchAttentionSampler(Sampler[list[int]]):
         if schedule is None:
             if (ranks := process_group_size()) > 1:
                 raise ProtocolError(
-                    f"a BatchAttentionSampler has no schedule on {ranks} ranks. Give it ranks=MeanOverRanks() in a "
-                    "BatchAttentionSchedule; keep trainers from replacing it (Lightning: use_distributed_sampler=False)"
+                    f"a BatchAttentionSampler has no schedule on {ranks} ranks. Give it a BatchAttentionSchedule with "
+                    "ranks=MeanOverRanks(); keep trainers from replacing it (Lightning: use_distributed_sampler=False)"
                 )
             schedule = BatchAttentionSchedule()
         if not isinstance(schedule, BatchAttentionSchedule):
@@ -89,7 +89,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self.schedule = schedule
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the epoch that is about to begin to the sampler inside, if it has ``set_epoch``."""
+        """Pass the number of the coming epoch to the sampler inside, if it defines ``set_epoch``."""
         self._base.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -104,22 +104,22 @@ class BatchAttentionSampler(Sampler[list[int]]):
         return self._source.feed.indices(self._base)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state and its schedule's, as plain JSON types.
+        """Return the states of the sampler and its schedule, as plain JSON types.
 
-        It may be taken at any time, also after an interrupt (Ctrl-C). A batch whose loss was not reported is visited
-        again after the resume. Torch's global generator is yours to save; with a wrapper of the DataLoader, resuming
-        draws one number more from it.
+        Call it at any time, even after an interrupt (Ctrl-C). A batch whose loss was not reported is visited again
+        after the resume. Save the state of torch's global generator yourself; with a wrapper around the DataLoader,
+        a resume draws one more number from it.
         """
         if self._source.feed.is_inside_loader:
-            # A StatefulDataLoader asks for this as it hands out indices, batches ahead of the decisions.
+            # A StatefulDataLoader calls this as it requests indices, several batches ahead of the decisions.
             return {"saved_by_loader": True}
         return checkpoint.seal({"options": self._options(), **self._source.pack()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where ``state_dict`` was taken, in the sampler and in its schedule.
+        """Resume the sampler and its schedule from a state that ``state_dict`` returned.
 
         Raises:
-            StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
+            StateError: If the state has another version or other options, or is damaged. Nothing is changed then.
         """
         if self._source.feed.is_loaders_state():
             return
@@ -134,7 +134,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
 
 
 class Ticket(NamedTuple):
-    """One base batch of the epoch: its position, the visits it has had, and its dataset indices."""
+    """One base batch of the epoch: its position, its earlier visits, and its dataset indices."""
 
     position: int
     visits: int
@@ -142,7 +142,7 @@ class Ticket(NamedTuple):
 
 
 class EpochFlight(NamedTuple):
-    """Where the batches of an epoch are. It is never changed, but replaced, together with the schedule's state."""
+    """The batches of an epoch in flight. It is immutable, and replaced together with the schedule's state."""
 
     position: int = 0  # base batches handed out so far
     flight: InFlight = InFlight()
@@ -152,13 +152,13 @@ class EpochFlight(NamedTuple):
     is_exhausted: bool = False  # the order has no more base batches
     begun: tuple[int, int] = (0, 0)  # the epoch, and the position in it, at which the pass began
     shard: Shard = Shard()  # the rank whose indices these are: a state may have been saved on another one
-    is_resumed: bool = False  # by the next pass, since it was loaded
+    is_resumed: bool = False  # it was loaded, and the next pass resumes from it
 
 
 class _BatchSource(Source):
     """Hands out a schedule's batches, as its ``passes.Driver``; ``is_in_order`` fetches repeats at once."""
 
-    advice = "To leave a batch out, call schedule.skip(); to train on fewer, use batches_per_epoch=n"
+    advice = "To skip a batch, call schedule.skip(); to train on fewer, use batches_per_epoch=n"
 
     def __init__(
         self, sampler: object, base: BaseBatches, schedule: BatchAttentionSchedule, *, is_in_order: bool
@@ -169,17 +169,17 @@ class _BatchSource(Source):
         self._base = base
         self._passes = passes_of(schedule)
         self._pass: Pass | None = None
-        # The order that is being drawn, and the batch that it gave last.
+        # The iterator over the epoch's order, and the last batch that it yielded.
         self._drawn: tuple[Iterator[list[Any]], object] | None = None
-        # The flight before the last draw, and the generator's state then, which counts if the draw was interrupted.
+        # The flight and the generator's state before the last draw, to be saved if that draw was interrupted.
         self._undrawn: tuple[object, torch.Tensor | None] = (None, None)
-        # Base batches of the epoch, where the loader takes fewer than there are.
+        # Base batches of the epoch, if the loader takes fewer than there are.
         self._limit: int | None = None
         self._starts_resumed = False
         self._fetchers: WeakKeyDictionary[Any, OnDemandFetcher] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        # An order that is being drawn cannot be copied, and worker processes must not be.
+        # An iterator over an order cannot be copied, and worker processes must not be.
         return {**vars(self), "_pass": None, "_drawn": None, "_fetchers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class _BatchSource(Source):
         warn_if_inside(getattr(loader, "dataset", None))
         if self.is_in_order and not yields_what_it_fetches(loader):
             raise ProtocolError(
-                f"an immediate repeat is fetched past what {type(loader).__name__} may do to a batch. Pass the "
+                f"an immediate repeat would bypass what {type(loader).__name__} may do to a batch. Pass the "
                 "DataLoader itself, or use BatchAttentionSampler(..., repeats='deferred')"
             )
         if passes.ranks.shard.ranks > 1:
@@ -217,7 +217,7 @@ class _BatchSource(Source):
             begun = state.epoch, state.position
             flight = self._redrawn(flight) if flight.position else flight._replace(begun=begun)
             self.closed()
-            # A loader that takes all there is asks to the end, as torch's own do: some samplers draw once more there.
+            # No limit for a loader that takes all batches, as torch's do: some samplers draw once more at the end.
             self._limit = length if length is not None and whole is not None and length < whole else None
             passes.replace(flight=flight)
             yield from self.feed.batches(loader)
@@ -225,7 +225,7 @@ class _BatchSource(Source):
                 # Otherwise the epoch ends here, and the flight with it.
                 passes.replace(flight=self.restarted())
 
-    def settled(self, flight: EpochFlight, decision: Decision | None, visits: int) -> EpochFlight:
+    def after_decision(self, flight: EpochFlight, decision: Decision | None, visits: int) -> EpochFlight:
         ticket, pending, in_flight = self._current(flight), flight.pending, flight.flight
         if self.is_in_order and pending:
             pending = pending[1:]
@@ -239,11 +239,11 @@ class _BatchSource(Source):
         return EpochFlight(shard=self._base.rank_shard)
 
     def _current(self, flight: EpochFlight) -> Ticket:
-        return flight.pending[0] if self.is_in_order and flight.pending else flight.flight.out[0]
+        return flight.pending[0] if self.is_in_order and flight.pending else flight.flight.sent[0]
 
     @property
-    def out(self) -> tuple[Ticket, ...]:
-        return self._flight.flight.out
+    def sent(self) -> tuple[Ticket, ...]:
+        return self._flight.flight.sent
 
     def hand_out(self) -> list[Any] | None:
         flight = self._flight
@@ -260,16 +260,16 @@ class _BatchSource(Source):
                 return None
             ticket = Ticket(flight.position, 0, batch)
             flight = flight._replace(position=flight.position + 1, last_base_batch=batch)
-        self._passes.replace(flight=flight._replace(flight=flight.flight.sent(ticket)))
+        self._passes.replace(flight=flight._replace(flight=flight.flight.sending(ticket)))
         return VisitIndices(ticket.indices, (*flight.begun, ticket.position, ticket.visits))
 
     def recall(self) -> None:
         self._passes.replace(flight=self._flight._replace(flight=self._flight.flight.recalled()))
 
     def start(self, loader: Any) -> Iterator[Any]:
-        # A DataLoader draws a seed for its workers whenever it makes an iterator: on a resume too, where the saved run
-        # was in the middle of one. From then on, all that shares its generator (it may be torch's global one) would
-        # draw other numbers. Of a wrapper it is not known when it makes the iterator.
+        # A DataLoader draws a seed for its workers whenever it makes an iterator. A resume makes one where the saved
+        # run did not, so that everything that shares the generator, perhaps torch's global one, would draw other
+        # numbers. It is unknown when a wrapper makes its iterator.
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)
@@ -309,15 +309,15 @@ class _BatchSource(Source):
         assert self._pass is not None
         self._pass.collect()
 
-    def missing(self, *, was_refused: bool) -> str:
+    def missing(self, *, end_reported: bool) -> str:
         flight = self._flight
         if flight.pending:
             return plural(len(flight.pending), "repeat", "repeats")
-        is_over = was_refused or flight.is_exhausted or flight.position in (self._limit, self._base.length)
+        is_over = end_reported or flight.is_exhausted or flight.position in (self._limit, self._base.length)
         return "" if is_over else f"base batches after the first {flight.position}"
 
     def continues(self, *, has_length: bool) -> bool:
-        # Without a length, a loader that ended early may have meant to, and nobody knows for how many batches.
+        # A loader without a length may have ended early on purpose, after any number of batches.
         return has_length or bool(self._flight.pending)
 
     def closed(self) -> None:
@@ -326,7 +326,7 @@ class _BatchSource(Source):
                 del self._fetchers[loader]
 
     def _next_base_batch(self, flight: EpochFlight) -> tuple[EpochFlight, list[Any] | None]:
-        """The next base batch, or None, and the flight as it is once the order was drawn so far."""
+        """The flight after one more draw from the order, and the base batch drawn; None at the end."""
         if flight.is_exhausted or flight.position == self._limit:
             return flight, None
         before = flight
@@ -337,7 +337,7 @@ class _BatchSource(Source):
         else:
             batches, epoch_generator = self._base.begin_epoch()
             flight = flight._replace(epoch_generator=epoch_generator)
-        # Whether an interrupted draw took a batch is not known.
+        # It is unknown whether an interrupted draw took a batch.
         generator = self._base.generator
         self._drawn, self._undrawn = None, (before, None if generator is None else generator.get_state())
         batch = next(batches, None)
@@ -347,20 +347,20 @@ class _BatchSource(Source):
         return flight, batch
 
     def _redrawn(self, flight: EpochFlight) -> EpochFlight:
-        """The flight, once the epoch's order is drawn up to its position."""
+        """The flight, after the epoch's order is drawn up to its position."""
         if self._drawn is not None and self._drawn[1] is flight.last_base_batch:
             return flight
         shard, last, rows = self._base.rank_shard, flight.position - 1, (*flight.flight, flight.pending)
         known: dict[int, Any] = {ticket.position: ticket.indices for row in rows for ticket in row}
         known[last] = flight.last_base_batch
         if flight.shard != shard:
-            # This rank's batches are on their way where the other's were.
+            # This rank's batches replace the saved rank's at the same positions.
             known = dict.fromkeys(known)
         batches = self._base.resumed(flight.epoch_generator, flight.position, known, is_exhausted=flight.is_exhausted)
         drawn = (tuple(ticket._replace(indices=known[ticket.position]) for ticket in row) for row in rows)
-        out, resend, pending = drawn
+        sent, resend, pending = drawn
         self._drawn = batches, known[last]
-        return flight._replace(flight=InFlight(out, resend), pending=pending, last_base_batch=known[last], shard=shard)
+        return flight._replace(flight=InFlight(sent, resend), pending=pending, last_base_batch=known[last], shard=shard)
 
     # Saving and loading ----------------------------------------------------------------------------------
 
@@ -399,7 +399,7 @@ class _BatchSource(Source):
         )
         generator = base.check_generator_state("generator", fields["generator"])
         if position and not base.is_set_by_epoch:
-            # Here, rather than as the loop begins: the order tells whether the data is the same.
+            # Here, rather than when the loop begins: the order shows whether the data is the same.
             flight = self._redrawn(flight)
         base.set_generator_state(generator)
         self.feed.loaded()

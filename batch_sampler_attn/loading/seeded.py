@@ -1,4 +1,4 @@
-"""Random augmentation that a resumed run repeats, in any process and with any number of workers."""
+"""Random augmentation that is the same after a resume, in any process and with any number of workers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch.utils.data import Dataset, get_worker_info
 from batch_sampler_attn.errors import warn
 
 _WAY_OUT = (
-    "It must be the data set of the DataLoader itself, around all others, as in "
+    "It must be the dataset of the DataLoader itself, around all others, as in "
     "DataLoader(SeededDataset(Subset(dataset, indices)), batch_sampler=sampler), under schedule.attend(loader)"
 )
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set around another one, whose items draw the same random numbers whenever the same visit is made.
+    """Wraps a dataset so that a visit draws the same random numbers whenever it is made, also after a resume.
 
     A DataLoader seeds its workers whenever it starts them, so a resumed run would augment differently. Here, the draws
     of a batch depend only on ``seed``, the epoch, the batch's position in it, and the number of the visit. The global
-    generators of PyTorch, Python and NumPy are set while a batch is fetched, and restored; others are not affected.
+    generators of PyTorch, Python and NumPy are seeded while a batch is fetched, and restored; others are unaffected.
 
-    It has an effect only in a DataLoader with ``BatchAttentionSampler`` or ``SampleAttention`` that is attended. Inside
-    another data set, such as a ``Subset``, it has none and warns: put it around all others.
+    It works only in an attended DataLoader with a ``BatchAttentionSampler`` or ``SampleAttention``. Inside another
+    dataset, such as a ``Subset``, it has no effect and warns: put it around all others.
 
     Args:
-        dataset: A map-style data set, with ``__getitem__`` or ``__getitems__``.
-        seed: A whole number.
+        dataset: A map-style dataset, with ``__getitem__`` or ``__getitems__``.
+        seed: An integer.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
@@ -64,9 +64,9 @@ class SeededDataset(Dataset[Any]):
 
 
 def warn_if_inside(dataset: object) -> None:
-    """Warn if a ``SeededDataset`` is in the attributes of ``dataset``, in collections there, or further inside."""
+    """Warn if a ``SeededDataset`` is anywhere inside ``dataset``, by its attributes and collections in them."""
     waiting = [] if isinstance(dataset, SeededDataset) else [dataset]
-    # A data set may refer to itself.
+    # A dataset may refer to itself.
     seen: set[int] = set()
     while waiting:
         part = waiting.pop()
@@ -86,8 +86,8 @@ def warn_if_inside(dataset: object) -> None:
 
 @contextlib.contextmanager
 def _drawing(words: str) -> Iterator[None]:
-    """Seed the global generators with a text, and restore them afterwards."""
-    # A text is hashed alike in all processes.
+    """Seed the global generators with a string, and restore them afterwards."""
+    # A string gives the same seed in all processes.
     source = random.Random(words)
     numpy = sys.modules.get("numpy")
     before = torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()

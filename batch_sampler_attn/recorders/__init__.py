@@ -1,6 +1,6 @@
-"""Recorders, which keep what a schedule decides, and questions to ask of what they kept.
+"""Recorders of what a schedule decides, and functions to analyse their records.
 
-Pictures are in ``batch_sampler_attn.recorders.plots``, which needs matplotlib.
+Figures are in ``batch_sampler_attn.recorders.plots``, which needs matplotlib.
 """
 
 from batch_sampler_attn.passes import Recorder

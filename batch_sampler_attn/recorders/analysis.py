@@ -1,4 +1,4 @@
-"""Questions to ask of recorded visits: which batches were repeated, and how often."""
+"""Analysis of recorded visits: which batches were repeated, and how often."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from batch_sampler_attn.recorders.memory import VisitRecord
 
 
 class RepeatedBatch(NamedTuple):
-    """A batch, with its visits beyond the first of each epoch, and the epochs in which it was repeated.
+    """A batch, with its number of repeats and the epochs in which it was repeated.
 
-    ``batch`` is its position in the first of these; ``indices`` are its dataset indices, if recorded.
+    ``batch`` is its position in the first of these epochs; ``indices`` are its dataset indices, if recorded.
     """
 
     repeats: int
@@ -22,7 +22,7 @@ class RepeatedBatch(NamedTuple):
 
 
 def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBatch]:
-    """The ``n`` batches that were repeated most: where to look for mislabelled or broken data.
+    """Return the ``n`` batches that were repeated most, in which to look for mislabelled or broken data.
 
     Batches of two epochs are the same if they have the same dataset indices, in any order, or, without indices, the
     same position.
@@ -39,7 +39,7 @@ def most_repeated(visits: Iterable[VisitRecord], n: int = 10) -> list[RepeatedBa
 
 
 def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
-    """The number of visits to each batch: one list for each epoch, one number for each position.
+    """Return the number of visits to each batch: one list for each epoch, one number for each position.
 
     Raises:
         RecordError: If an epoch or a batch is missing, or a batch has two first visits in one epoch.
@@ -50,7 +50,7 @@ def visit_counts(visits: Iterable[VisitRecord]) -> list[list[int]]:
         if record.visit == 1 and record.batch in batches:
             raise RecordError(
                 f"batch {record.batch} of epoch {record.epoch} has two first visits; give each run its own recorder, "
-                "and an epoch_length of at most the loader's"
+                "and an epoch_length of at most the loader's length"
             )
         batches[record.batch] = record.visit
     for epoch in range(len(counts)):

@@ -18,7 +18,7 @@ from batch_sampler_attn.recorders.memory import Timeline, VisitRecord
 from batch_sampler_attn.rule import Decision
 from batch_sampler_attn.summary import EpochSummary
 
-# Of a recorder's file; the first line may have been cut off.
+# A recorder's file begins like this; its first line may be incomplete.
 _FIRST_LINE = re.compile(rb'\{"epoch": ?\d+, ?"batch": ?\d+, ?"visit": ?\d+,|\{"resumed_epoch": ?\d+,')
 _FIRST_LINE_OF_A_RUN = b'{"epoch":0,"batch":0,"visit":1,'
 _MOST_WAITING_BYTES = 1 << 16
@@ -33,7 +33,7 @@ class JsonLinesRecorder(Recorder):
     such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
     earlier one, and a copied or unpickled recorder to that of its original.
 
-    A line with ``resumed_epoch`` takes visits back: of that epoch, only the number in ``visits`` counts.
+    A line with ``resumed_epoch`` cancels visits: of that epoch, only the number of visits in ``visits`` counts.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.
@@ -75,7 +75,7 @@ class JsonLinesRecorder(Recorder):
         self._add({"resumed_epoch": epoch, "visits": 0})
 
     def on_state_loaded(self, epoch: int, visits: int) -> None:
-        # Written with the next line, so that of several states loaded in a row the last one counts.
+        # Written with the next line, so that the last of several states loaded in a row counts.
         self._resumed = epoch, visits
 
     def flush(self) -> None:
@@ -85,7 +85,7 @@ class JsonLinesRecorder(Recorder):
             warn(f"visits cannot be written to {self.path}, and training continues: {error}")
 
     def close(self) -> None:
-        """Write the remaining lines, or raise an error if that is impossible."""
+        """Write the remaining lines, or raise an error if they cannot be written."""
         self._file.write()
 
     def __enter__(self) -> JsonLinesRecorder:
@@ -122,7 +122,7 @@ class _Appender:
         return self._new_bytes > _MOST_WAITING_BYTES
 
     def write(self) -> None:
-        # After a failure, the next write is due with as many bytes again: a full disk is not tried at each visit.
+        # After a failure, the next write waits for as many new bytes: a full disk is not tried at each visit.
         self._new_bytes = 0
         if not self._waiting:
             return
@@ -143,7 +143,7 @@ class _Appender:
         self._waiting.clear()
 
     def write_last(self) -> None:
-        """``write`` when nobody is left to see an error. A forked process leaves it to its parent."""
+        """``write`` without errors, since nobody is left to see them. A forked process leaves it to its parent."""
         if os.getpid() == self._process:
             with contextlib.suppress(OSError, RecordError):
                 self.write()
@@ -153,7 +153,7 @@ def read_visits(path: str | os.PathLike[str]) -> list[VisitRecord]:
     """Read the visits of one run from the file of a ``JsonLinesRecorder``, in the order of training.
 
     If several runs wrote to the file, the last one counts, with the visits before the state that it resumed from.
-    Visits of abandoned epochs and an incomplete last line are left out.
+    Visits of abandoned epochs and an incomplete last line are omitted.
 
     Raises:
         RecordError: If another program wrote a line, or a run resumes from visits that are missing.

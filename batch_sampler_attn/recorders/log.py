@@ -15,7 +15,7 @@ class LogRecorder(Recorder):
     Args:
         log: Called as ``log(numbers, step=epoch)``: ``mlflow.log_metrics``, the ``log`` of a W&B run, or, if your steps
             are not epochs, ``lambda numbers, step: run.log(numbers)``.
-        flush: Called when a state is saved; None for nothing.
+        flush: Called when a state is saved; None calls nothing.
     """
 
     def __init__(self, log: Callable[..., Any], flush: Callable[[], Any] | None = None) -> None:

@@ -17,9 +17,9 @@ class VisitRecord(NamedTuple):
     """One visit to a batch.
 
     Attributes:
-        epoch: From 0.
+        epoch: Number of the epoch, from 0.
         batch: Position in the epoch, from 0; it restarts with each pass over a loader shorter than ``epoch_length``.
-        visit: 1 for the first visit.
+        visit: Number of the visit to the batch, from 1.
         loss: The loss that was reported.
         decision: "repeat" or "advance".
         indices: The batch's dataset indices, as numbers or strings; None without a ``BatchAttentionSampler``.
@@ -34,46 +34,46 @@ class VisitRecord(NamedTuple):
 
 
 class Timeline:
-    """The visits of one run in order, without those of abandoned epochs and those after an older state."""
+    """The visits of one run in order, without those of abandoned epochs and those undone by loading an older state."""
 
     def __init__(self) -> None:
         self.visits: list[VisitRecord] = []
-        # Where the record begins: an epoch, and how many of its visits came before.
+        # Where the record begins: an epoch, and the number of its visits made before.
         self._begin = (0, 0)
-        # Both as they were at the last visit, if some were taken back since: a state may be newer than that.
+        # Both as of the last visit, if visits were undone since: the next state to be loaded may be newer.
         self._at_last_visit: tuple[list[VisitRecord], tuple[int, int]] | None = None
 
     def add(self, record: VisitRecord) -> None:
-        """Add a visit. One of an earlier epoch is the first of another run, which counts alone."""
+        """Add a visit. A visit of an earlier epoch starts another run, which replaces the one before."""
         if self.visits and record.epoch < self.visits[-1].epoch:
-            self._take_back([], (0, 0))
+            self._undo([], (0, 0))
         self._at_last_visit = None
         self.visits.append(record)
 
     def resume(self, epoch: int, made: int) -> bool:
-        """Take back what came after ``made`` visits of ``epoch``; return whether the visits before are here."""
+        """Undo what came after ``made`` visits of ``epoch``; return whether the earlier visits are here."""
         visits, begin = self._at_last_visit or (self.visits, self._begin)
         first, end = (bisect_left(visits, number, key=attrgetter("epoch")) for number in (epoch, epoch + 1))
         kept = first + made - (begin[1] if epoch == begin[0] else 0)
         follows_on = visits[first - 1].epoch == epoch - 1 if first else epoch == begin[0]
         if follows_on and first <= kept <= end:
-            self._take_back(visits[:kept], begin)
+            self._undo(visits[:kept], begin)
         elif not visits or (epoch, made) < begin:
-            self._take_back([], (epoch, made))
+            self._undo([], (epoch, made))
         else:
             return False
         return True
 
-    def _take_back(self, kept: list[VisitRecord], begin: tuple[int, int]) -> None:
+    def _undo(self, kept: list[VisitRecord], begin: tuple[int, int]) -> None:
         self._at_last_visit = self._at_last_visit or ([*self.visits], self._begin)
         self.visits[:], self._begin = kept, begin
 
 
 class MemoryRecorder(Recorder):
-    """Keeps what happens in two lists. When an older state is loaded, both lose what came after it.
+    """Keeps visits and epoch summaries in two lists. Loading an older state removes what came after it from both.
 
     Attributes:
-        visits: A ``VisitRecord`` of each visit.
+        visits: One ``VisitRecord`` for each visit.
         summaries: The ``EpochSummary`` of each epoch.
     """
 

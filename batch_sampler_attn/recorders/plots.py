@@ -1,4 +1,4 @@
-"""Pictures of a run: losses and repeats; and the samples whose labels may be wrong."""
+"""Figures of a run: its losses and repeats, and the samples whose labels may be wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batch_sampler_attn.errors import RecordError
 from batch_sampler_attn.recorders.json_lines import read_visits
 from batch_sampler_attn.recorders.memory import MemoryRecorder, VisitRecord
 
-# Distinct to colour-blind readers, and in grey print.
+# Distinct for colour-blind readers, and in greyscale.
 _LOSS, _THRESHOLD, _REPEATS = "#1b5e9b", "#555555", "#d95f02"
 
 
@@ -25,9 +25,9 @@ class _RunFigure(Figure):
     """A matplotlib figure that a notebook shows without ``%matplotlib inline``."""
 
     def _repr_png_(self) -> bytes:
-        picture = io.BytesIO()
-        self.savefig(picture, format="png")
-        return picture.getvalue()
+        image = io.BytesIO()
+        self.savefig(image, format="png")
+        return image.getvalue()
 
 
 def plot_run(run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord]) -> Figure:
@@ -35,7 +35,7 @@ def plot_run(run: MemoryRecorder | str | os.PathLike[str] | Iterable[VisitRecord
 
     Args:
         run: A ``MemoryRecorder``, the path of a ``JsonLinesRecorder``'s file, or visits. Without a ``MemoryRecorder``,
-            the threshold is drawn between the highest loss that advanced and the lowest that was repeated.
+            the threshold is drawn halfway between the highest loss that advanced and the lowest that was repeated.
     """
     thresholds: dict[int, float | None] = {}
     if isinstance(run, MemoryRecorder):
@@ -59,13 +59,13 @@ def plot_suspects(
     suspects: Iterable[tuple[int, float, int]],
     labels: Callable[[int], object] | None = None,
 ) -> Figure:
-    """Draw the samples whose labels may be wrong, with index and mean loss, and their labels.
+    """Draw the samples whose labels may be wrong, each with its label, dataset index and mean loss.
 
     Args:
-        images: A function from a dataset index to an image of PIL, or an array or tensor of shape (H, W), (H, W, 3) or
+        images: A function from a dataset index to a PIL image, or to an array or tensor of shape (H, W), (H, W, 3) or
             (3, H, W): ``lambda index: dataset[index][0]``.
-        suspects: ``attention.suspects(n)``, in the order to be drawn.
-        labels: A function from an index to the label: ``lambda index: names[dataset[index][1]]``. None shows none.
+        suspects: The result of ``attention.suspects(n)``, drawn in this order.
+        labels: A function from an index to the label: ``lambda index: names[dataset[index][1]]``; None for no labels.
     """
     suspects = [*suspects]
     if not suspects:
@@ -83,7 +83,7 @@ def plot_suspects(
 
 
 def _between(visits: list[VisitRecord]) -> float | None:
-    """The middle between the highest loss that advanced and the lowest that was repeated; None if they overlap."""
+    """The mean of the highest loss that advanced and the lowest that was repeated; None if they overlap."""
     advanced = max((visit.loss for visit in visits if visit.decision == "advance"), default=math.nan)
     repeated = min((visit.loss for visit in visits if visit.decision == "repeat"), default=math.nan)
     return (advanced + repeated) / 2 if advanced < repeated else None
@@ -122,7 +122,7 @@ def _displayable(image: Any) -> Any:
     """The image as an array with channels last, or without channels if it has one."""
     for step in ("detach", "cpu", "numpy"):
         image = getattr(image, step, lambda image=image: image)()
-    image = image if hasattr(image, "ndim") else numpy.asarray(image)  # of PIL
+    image = image if hasattr(image, "ndim") else numpy.asarray(image)  # from PIL
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image

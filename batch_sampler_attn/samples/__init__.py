@@ -1,1 +1,1 @@
-"""Attention to samples: badly fitted ones come again, well-fitted ones are pruned, at a fixed number of updates."""
+"""Attention to samples: badly fitted ones are repeated, well-fitted ones pruned, at a fixed number of updates."""

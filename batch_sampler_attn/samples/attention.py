@@ -1,4 +1,4 @@
-"""Attention to samples: the user's side."""
+"""Attention to samples: the public interface."""
 
 from __future__ import annotations
 
@@ -22,62 +22,63 @@ from batch_sampler_attn.summary import SampleSummary
 
 
 class Suspect(NamedTuple):
-    """A sample whose label may be wrong, or which is hard."""
+    """A sample that is hard, or whose label may be wrong."""
 
     sample: int  # its index in the dataset
     mean_loss: float  # over its visits
-    visits: int  # with a finite loss, in the whole training; 255 stands for more, too
+    visits: int  # with a finite loss, in all of training; counted up to 255
 
 
 class AttendedSamples(AttendedLoader[Any, Any]):
-    """What ``SampleAttention.attend`` returns: each iteration is one epoch, of exactly ``len()`` batches."""
+    """The loader that ``SampleAttention.attend`` returns: each iteration is one epoch, of exactly ``len()`` batches."""
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, for trainers that save what loaders return: the attention itself knows where it is."""
+        """Return an empty state, for trainers that save their loaders: ``SampleAttention`` saves the position."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As there is nothing to load, change nothing."""
+        """Do nothing, since there is no state to load."""
 
 
 class SampleAttention:
-    """Spends updates on badly fitted samples, and takes no more of them: an epoch has exactly ``updates``.
+    """Trains more on badly fitted samples and less on well-fitted ones, with exactly ``updates`` batches in an epoch.
 
-    Well-fitted samples, with a loss below the mean of the epoch before, are *pruned* from a pass over the data with
+    Well-fitted samples, with a loss below the previous epoch's mean, are *pruned* from a pass over the data with
     probability ``prune_probability``. Badly fitted samples, with a loss above ``k`` times that mean, are *pooled*, and
-    come again in batches of such samples. Either half can be used alone. Passes over the data follow each other, and an
-    epoch ends after ``updates`` batches wherever they are.
+    repeated in batches of such samples. Either half can be used alone. Passes over the data follow each other, and an
+    epoch ends after ``updates`` batches, possibly in the middle of a pass.
 
-    It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, losses
-    take effect after the batches that went out before they arrived. (After the paper's future work; pruning follows
-    InfoBatch, Qin et al., 2024, at a fixed number of updates.)
+    It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, a loss
+    takes effect after the batches that were requested before it arrived. (This extends the paper's future work;
+    pruning follows InfoBatch, Qin et al., 2024, at a fixed number of updates.)
 
     Args:
         samples: Length of the dataset.
-        batch_size: Samples in a batch; every batch has as many.
+        batch_size: Number of samples in every batch.
         k: Samples with a loss above ``floor + k * (mean - floor)`` are pooled; None pools none.
-        max_visits: The most visits to one sample in an epoch that pooling may bring it to, at most 255.
-        prune_probability: That a well-fitted sample is pruned from a pass; 0 prunes none. InfoBatch's ``prune_ratio``.
-        weighted: Weight the losses of well-fitted samples that stay, so that the expected gradient is that of all data,
-            as InfoBatch does. Not by default: without weights, training gained more where some kinds of samples are
-            rare, and weights did not prevent harm by label noise (benchmarks/records/selection-report).
+        max_visits: A sample is pooled only while it has fewer visits than this in the epoch; at most 255.
+        prune_probability: Chance that a pass prunes a well-fitted sample; 0 prunes none. InfoBatch's ``prune_ratio``.
+        weighted: Whether to weight the losses of well-fitted samples that are not pruned. As in InfoBatch, the expected
+            gradient is then that of all data. Off by default: without weights, training gained more on rare subgroups,
+            and weights did not prevent harm from label noise (benchmarks/records/selection-report).
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
-        epochs: Those of the whole training, which set where its last share begins; None for no such share.
-        final_full_share: The last share of training, on all data, at least one epoch; 1 minus InfoBatch's ``delta``.
-        floor: The loss of a perfect fit, where it is not 0, as with label smoothing.
+        epochs: Epochs of the whole training, to which ``final_full_share`` refers; None prunes and pools to its end.
+        final_full_share: Share of training, at its end and at least one epoch, that uses all data; 0 for none. It is 1
+            minus InfoBatch's ``delta``.
+        floor: The loss of a perfect fit, if it is not 0, as with label smoothing.
         remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch.
-        select: "loss"; or one of two controls. "random" prunes and pools as many samples as the losses of this very run
-            would select, whichever they are. The ``doses`` of a recorded run prune and pool as many as that run did.
-        sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it has that; None for
-            a random order that follows from ``seed``.
-        seed: Of orders, and of what is pruned.
-        rank: With ``world_size``, for ranks that train together: this one has every ``world_size``-th sample.
-        world_size: How many ranks there are.
-        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed``: losses are compared with the mean over all
-            ranks' samples. None compares with this rank's; "refuse" is for one process, and refuses others.
+        select: "loss", or one of two controls. "random" prunes and pools as many samples as the losses of this run
+            select, but random ones. The ``doses`` of a recorded run prune and pool as many as that run did.
+        sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it defines that; None
+            draws a random order from ``seed``.
+        seed: Seed of the order and of pruning.
+        rank: Number of this rank among ranks that train together; it trains on every ``world_size``-th sample.
+        world_size: Number of ranks; 1 if each rank has its own data.
+        ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` compares losses with the mean over all ranks'
+            samples, None with this rank's mean. "refuse" is for a single process, and raises an error on several ranks.
 
     Raises:
         OptionError: If an argument is not allowed.
@@ -139,7 +140,7 @@ class SampleAttention:
         if doses is not None and (doses["samples"], doses["updates"]) != (options.samples, options.updates):
             raise OptionError(
                 f"select has doses of {doses['samples']} samples and {doses['updates']} updates an epoch, and here are "
-                f"{options.samples} and {options.updates}; use those of a run with the same"
+                f"{options.samples} and {options.updates}; use the doses of a run with the same numbers"
             )
         self._ranks = Ranks(ranks)
         self._source = _SampleSource(options, sampler, shard, doses, self._ranks)
@@ -153,68 +154,68 @@ class SampleAttention:
 
     @property
     def options(self) -> SampleOptions:
-        """The options that this was made with."""
+        """The options, as given and checked."""
         return self._source.options
 
     @property
     def epoch(self) -> int:
-        """Epochs ended so far, which is the number, from 0, of the one in progress."""
+        """Number, from 0, of the epoch in progress, which is also the number of epochs ended."""
         return self._source.state.epoch
 
     @property
     def updates(self) -> int:
-        """Updates made in the epoch in progress."""
+        """Number of updates made in the epoch in progress."""
         return self._source.state.counts.updates
 
     @property
     def threshold(self) -> float | None:
-        """Loss above which a sample is pooled; None while none is."""
+        """Loss above which a sample is pooled; None while no sample can be pooled."""
         return self._source.threshold
 
     @property
     def indices(self) -> list[int]:
-        """The samples of the current batch, which there has to be."""
+        """Dataset indices of the current batch; raises ProtocolError if there is none."""
         return list(self._current("indices").indices)
 
     @property
     def weights(self) -> list[float]:
-        """The weights of the current batch's losses, one a sample; their mean over a pass is 1."""
+        """Weights of the current batch's losses, one per sample; their mean over a pass is 1."""
         return list(self._current("weights").weights)
 
     @property
     def summary(self) -> SampleSummary:
-        """The epoch in progress, up to now."""
+        """Summary of the epoch in progress so far."""
         return self._source.summarize()
 
     @property
     def last_summary(self) -> SampleSummary:
-        """The epoch that ended last, which one has to have done."""
+        """Summary of the last epoch that ended; raises ProtocolError if none has ended."""
         summary = self._source.state.last_summary
         if summary is None:
             raise ProtocolError(
                 f"no epoch has ended yet: {self.updates} of {len(self)} updates are made. A loop that is left early "
-                "does not end it: the next attend() resumes it, and .summary has it up to now"
+                "does not end its epoch: the next attend() resumes it, and .summary has it so far"
             )
         return summary
 
     @property
     def doses(self) -> dict[str, Any]:
-        """How many samples each pass has pruned and each update has pooled; ``select=`` takes it, also as JSON."""
+        """How many samples each pass pruned and each update pooled, as JSON types; pass it to ``select=``."""
         memory = self._memory()
         run = {"samples": self.options.samples, "updates": self.options.updates}
         return {**run, "pruned": memory.pruned.tolist(), "pooled": memory.pooled.tolist()}
 
     def loss_of(self, sample: int) -> float:
-        """The loss that is remembered of a sample, by its index in the dataset, within 0.8 %; NaN if there is none."""
+        """The remembered loss of the sample with this dataset index, to within 0.8 %; NaN if there is none."""
         if not 0 <= sample < self.options.samples:
             raise IndexError(f"sample {sample} is not one of the {self.options.samples}")
         return loss_of_code()[self._memory().losses[sample]]
 
     def suspects(self, n: int) -> list[Suspect]:
-        """The samples with the highest mean loss over their visits so far, worst first; among equals, the lowest index.
+        """Return the samples with the highest mean loss over their visits, worst first; ties by index.
 
         Args:
-            n: The most samples. Those without a finite loss are none; on ranks, those of other ranks.
+            n: Maximum number of samples. Samples without a finite loss, and those of other ranks, are not returned.
         """
         n, memory = positive_int("n", n, "the most samples"), self._memory()
         seen = itertools.compress(range(len(memory.visits)), memory.visits)
@@ -224,40 +225,39 @@ class SampleAttention:
     def attend(self, loader: Iterable[Any] | None = None) -> AttendedSamples:
         """Wrap a loader so that each iteration is one epoch: exactly ``len(self)`` batches.
 
-        Each batch must be followed by one ``weighted_mean`` or ``report``. A loop that is left early does not end its
-        epoch: the next iteration resumes it, at the current batch, as it does after ``load_state_dict``. It may be
-        wrapped once, before the epochs.
+        Call ``weighted_mean`` or ``report`` once for each batch. Leaving the loop early does not end the epoch: the
+        next iteration resumes it at the current batch, as after ``load_state_dict``. The result serves all epochs.
 
         Args:
-            loader: A DataLoader built with ``batch_sampler=`` this; None yields lists of indices, for data in memory.
+            loader: A DataLoader with this as ``batch_sampler``; None yields lists of indices, for data in memory.
 
         Raises:
-            ProtocolError: If losses could not be attributed through the loader; while iterating, for a batch without
-                reported losses, or batches that the loader drops.
+            ProtocolError: If losses could not be attributed to samples through the loader. While iterating, if a
+                batch's losses were not reported, or the loader drops batches.
         """
         source = self if loader is None else loader
         self._check(source)
         return AttendedSamples(self, source, self._epoch)
 
     def report(self, losses: Any) -> list[float]:
-        """Report the losses of the current batch, as they were before the update, and return their weights.
+        """Report the losses of the current batch, computed before the update, and return their weights.
 
         Args:
-            losses: (batch,), of any framework, or a list; computed with ``reduction="none"``.
+            losses: Shape (batch,), from any framework, or a list; computed with ``reduction="none"``.
 
         Raises:
             LossError: If there is not one loss for each sample. The batch is still current then.
             ProtocolError: If there is no current batch.
         """
         batch, numbers = self._checked("report()", losses)
-        self._settle(numbers)
+        self._record_losses(numbers)
         return list(batch.weights)
 
     def weighted_mean(self, losses: Any) -> Any:
-        """``report``, and the weighted mean of the losses, to be trained on. Half precision is weighted in single.
+        """Report the losses and return their weighted mean to train on. Half precision is weighted in single precision.
 
         Args:
-            losses: (batch,), a tensor of PyTorch or an array of NumPy. Others have ``weights`` and ``report``.
+            losses: Shape (batch,), a PyTorch tensor or NumPy array. For others, use ``weights`` and ``report``.
 
         Raises:
             LossError: If ``report`` would raise it, or the losses are of another type. The batch is still current then.
@@ -265,7 +265,7 @@ class SampleAttention:
         """
         batch, numbers = self._checked("weighted_mean()", losses)
         mean = _weighted_mean(losses, batch.weights if self.options.weighted else None)
-        self._settle(numbers)
+        self._record_losses(numbers)
         return mean
 
     def __len__(self) -> int:
@@ -287,10 +287,10 @@ class SampleAttention:
         if count > 1 and (given is None or given.ranks not in (1, count)):
             problem = "train on the same samples" if given is None else "leave some samples out"
             raise ProtocolError(
-                f"{count} ranks would {problem}: give rank= and world_size={count}; 1 if each has data of its own"
+                f"{count} ranks would {problem}: give rank= and world_size={count}; 1 if each has its own data"
             )
         if isinstance(loader, AttendedLoader):
-            raise ProtocolError("attend() was given what attend() returned; iterate over that itself")
+            raise ProtocolError("attend() was given what attend() returned; iterate over the attended loader itself")
         check_loader(self, loader)
         length, samples = length_of(getattr(loader, "dataset", None)), self.options.samples
         if length not in (None, samples):
@@ -299,13 +299,13 @@ class SampleAttention:
     def _epoch(self, loader: Any) -> Iterator[Any]:
         self._check(loader)
         if self._feed.ticket is not None:
-            # The last loop stopped asking, perhaps after its last batch, and has kept the iterator.
+            # The last loop stopped early, perhaps after its last batch, and has kept the iterator.
             self._source.closed()
         if self._source.is_full and self.epoch == self.options.epochs and not self._has_warned_of_end:
             self._has_warned_of_end = True
             warn(
                 f"epoch {self.epoch} begins, and epochs={self.options.epochs} is the whole training: all data is used "
-                "from here on. Give epochs= the epochs that you train, or final_full_share=0 (one warning)"
+                "from here on. Set epochs= to the epochs that you train, or final_full_share=0 (one warning)"
             )
         self._ranks.require_choice()
         common = {**dataclasses.asdict(self.options), "mean_loss": self._source.state.mean_loss}
@@ -313,8 +313,8 @@ class SampleAttention:
         yield from self._feed.batches(loader)
 
     def _current(self, caller: str) -> SampleBatch:
-        ticket, out = self._feed.ticket, self._source.out
-        if ticket is None or not out or out[0] is not ticket:
+        ticket, sent = self._feed.ticket, self._source.sent
+        if ticket is None or not sent or sent[0] is not ticket:
             raise ProtocolError(
                 f"{caller} was used with no current batch of attention.attend(loader), or after its losses arrived"
             )
@@ -327,32 +327,32 @@ class SampleAttention:
             raise LossError(f'got {got} for a batch of {self.batch_size} samples; compute them with reduction="none"')
         return batch, numbers
 
-    def _settle(self, losses: list[float]) -> None:
+    def _record_losses(self, losses: list[float]) -> None:
         epoch, before = self.epoch, self._source.state.counts.nonfinite_losses
-        self._source.settle(losses)
+        self._source.record_losses(losses)
         if self.summary.nonfinite_losses and not before:
             # If all of them are finite, one is too large to be averaged.
             unusable = next((loss for loss in losses if not math.isfinite(loss)), max(losses, key=abs))
             warn(
-                f"a loss of {unusable} in epoch {epoch} is not finite, or too large to be averaged: it is left out "
+                f"a loss of {unusable} in epoch {epoch} is not finite, or too large to be averaged: it is ignored "
                 "(one warning an epoch; SampleSummary.nonfinite_losses counts them)"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume from here, as plain JSON types: at most 8 bytes of text a sample.
+        """Return everything needed to resume, as plain JSON types: at most 8 bytes of text per sample.
 
-        It may be taken in a loop at any time, also after an interrupt (Ctrl-C), but not in a signal handler. A batch
-        whose losses were not reported is trained on again after the resume. Each rank has a state of its own. The
-        generator of a ``sampler`` of your own is yours to save, unless its order follows from ``set_epoch``.
+        Call it at any time in a loop, even after an interrupt (Ctrl-C), but not in a signal handler. A batch whose
+        losses were not reported is trained on again after the resume. Each rank has its own state. Save the generator
+        of your own ``sampler`` yourself, unless its order depends only on ``set_epoch``.
         """
-        # A StatefulDataLoader asks for this with every batch that it hands out, ahead of the losses.
+        # A StatefulDataLoader calls this with every batch that it requests, ahead of the losses.
         return {"saved_by_loader": True} if self._feed.is_inside_loader else self._source.pack()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where ``state_dict`` was taken.
+        """Resume from a state that ``state_dict`` returned.
 
         Raises:
-            StateError: If it is of another version or of other options, or is damaged. Nothing is assigned then.
+            StateError: If the state has another version or other options, or is damaged. Nothing is changed then.
         """
         if self._feed.is_loaders_state():
             return
@@ -363,19 +363,19 @@ class SampleAttention:
 
 
 def _weighted_mean(losses: Any, weights: list[float] | None) -> Any:
-    """The mean of a tensor or an array; None weights all alike."""
+    """The weighted mean of a tensor or an array; the plain mean if ``weights`` is None."""
     numpy = sys.modules.get("numpy")
     is_tensor = callable(getattr(losses, "new_tensor", None))
     is_array = numpy is not None and isinstance(losses, numpy.ndarray)
     if not (losses.is_floating_point() if is_tensor else is_array):
         raise LossError(
             f"weighted_mean() got losses of type {type(losses).__name__} ({getattr(losses, 'dtype', '')}); it takes a "
-            "tensor of floats or an array of NumPy. For others, use the weights that report(losses) returns"
+            "tensor of floats or a NumPy array. For others, use the weights that report(losses) returns"
         )
     if weights is None:
         return losses.mean()
     if is_tensor:
-        # A weight above 1 may take a loss out of the range of half precision.
+        # A weight above 1 may make a loss overflow in half precision.
         wide = losses.float() if losses.element_size() < 4 else losses
         return (wide * wide.new_tensor(weights)).mean()
     return (losses * weights).mean()

@@ -1,4 +1,4 @@
-"""The options of attention to samples, and what a sampler of the user's has to yield."""
+"""The options of attention to samples, and the checks of a user's sampler and doses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batch_sampler_attn.ranks import Shard, own_shard
 RememberLoss = Literal["last", "base"]
 Select = Literal["loss", "random"]
 
-MOST_VISITS = 255  # they are counted in a byte
+MOST_VISITS = 255  # counted in a byte
 DOSES = "doses"
 
 
@@ -39,13 +39,13 @@ class SampleOptions:
     seed: int
 
     def check(self, *, ranks: int = 1) -> None:
-        """Make every option a plain number or string; warn if nothing would ever be pruned or pooled."""
+        """Validate the options and make them plain Python values; warn if nothing would ever be pruned or pooled."""
         self.samples = positive_int("samples", self.samples, "the length of the dataset")
         self.batch_size = positive_int("batch_size", self.batch_size, "samples in a batch")
         of_rank = self.samples // ranks
         if self.batch_size > of_rank:
             there = f"there are {of_rank}" if ranks == 1 else f"each of {ranks} ranks has {of_rank}"
-            raise OptionError(f"batch_size is {self.batch_size}, and {there} samples; a batch can be at most as large")
+            raise OptionError(f"batch_size is {self.batch_size}, and {there} samples; a batch cannot have more")
         if self.k is not None:
             self.k = positive_number("k", self.k, "None pools no samples")
         self.max_visits = positive_int("max_visits", self.max_visits, "1 pools no samples")
@@ -57,7 +57,7 @@ class SampleOptions:
         self.weighted = bool(self.weighted)
         self.updates = positive_int("updates", self.updates, "batches in an epoch; None: as many as plain training")
         if self.epochs is not None:
-            self.epochs = positive_int("epochs", self.epochs, "those of the whole training")
+            self.epochs = positive_int("epochs", self.epochs, "epochs of the whole training")
         self.floor = number("floor", self.floor, "It is the lowest loss that a perfect fit can have")
         self.remember_loss = one_of("remember_loss", self.remember_loss, get_args(RememberLoss))
         self.select = one_of("select", self.select, (*get_args(Select), DOSES))
@@ -72,19 +72,19 @@ class SampleOptions:
             advice = "Divide it into several epochs with updates=, and give epochs= their number"
         warn(
             f"with epochs={self.epochs} and final_full_share={self.final_full_share}, no epoch prunes or pools: "
-            f"the first has none before it to compare with, and the last share of training uses all data. {advice}"
+            f"the first has no previous one to compare with, and the last share of training uses all data. {advice}"
         )
 
     @property
     def first_full_epoch(self) -> int | None:
-        """The first epoch of the last share of training, which uses all data; None if there is none."""
+        """The first of the final epochs that use all data; None if there are none."""
         if self.epochs is None or not self.final_full_share:
             return None
         return self.epochs - max(1, math.floor(self.epochs * self.final_full_share + 0.5))
 
 
 def checked_doses(doses: Any) -> dict[str, Any]:
-    """A copy of the doses of a recorded run, or OptionError."""
+    """A copy of the doses of a recorded run, if they are valid; else raise OptionError."""
     are_doses = isinstance(doses, dict) and {*doses} == {"samples", "updates", "pruned", "pooled"}
     rows = [doses["pruned"], doses["pooled"], [doses["samples"], doses["updates"]]] if are_doses else [None]
     if not all(isinstance(row, list) and all(type(item) is int and item >= 0 for item in row) for row in rows):
@@ -93,7 +93,7 @@ def checked_doses(doses: Any) -> dict[str, Any]:
 
 
 def check_sampler(sampler: object) -> None:
-    """Refuse a sampler that gives an order only once, or that of another rank in every epoch."""
+    """Refuse a sampler that can be iterated over only once, or that gives a rank other samples in every epoch."""
     shard = own_shard(sampler)
     is_of_a_rank = shard is not None and shard.ranks > 1
     if is_of_a_rank or not hasattr(sampler, "__iter__") or isinstance(sampler, (Iterator, type)):
@@ -104,7 +104,7 @@ def check_sampler(sampler: object) -> None:
 
 
 def order_of(sampler: Any, pass_number: int, samples: int, shard: Shard) -> list[int]:
-    """The indices of a pass that are this rank's, which knows the losses of its own samples."""
+    """This rank's indices of a pass: a rank knows the losses of its own samples only."""
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(pass_number)
     order = [plain_index(index) for index in sampler]

@@ -1,4 +1,4 @@
-"""All that attention to samples remembers, as one value; the rule that replaces it; and how it is saved."""
+"""The state of attention to samples as one value, the rule that replaces it, and how it is saved."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions
 from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, mapped, scatter, stretch
 from batch_sampler_attn.summary import SampleSummary
 
-_LARGEST = 3.38e38  # what bfloat16 holds
+_LARGEST = 3.38e38  # that bfloat16 holds
 _NO_LOSS, _ZERO = 0xFFFF, 0x8000  # codes
 
 
 class SampleBatch(NamedTuple):
-    """One batch on its way."""
+    """One batch in flight."""
 
     indices: list[int]
-    weights: list[float]  # of the losses, one a sample
-    is_extra: bool  # it is made of pooled samples
+    weights: list[float]  # of the losses, one per sample
+    is_extra: bool  # made of pooled samples
 
 
 def codes_of(losses: list[float]) -> list[int]:
-    """Finite losses rounded to bfloat16, as numbers in the same order.
+    """Finite losses rounded to bfloat16, as 16-bit codes that sort like the losses.
 
-    Up or down as if at random: rounded to the nearest, a mean that many small steps should move would stay.
+    They are rounded up or down pseudorandomly: rounded to nearest, a mean would not follow many small steps.
     """
     if max(map(abs, losses), default=0.0) > _LARGEST:
         losses = [max(-_LARGEST, min(loss, _LARGEST)) for loss in losses]
@@ -51,32 +51,32 @@ def codes_of(losses: list[float]) -> list[int]:
 
 @functools.cache
 def loss_of_code() -> array[float]:
-    """The loss of each code; NaN of the last, which is of none."""
+    """The loss of each code; NaN for the last, which means no loss."""
     bits = mapped(lambda code: code << 16 ^ 0xFFFF0000 - (code >> 15) * 0x7FFF0000, array("I", range(2**16)))
     return array("f", array("I", bits).tobytes())
 
 
 class Changes(NamedTuple):
-    """What memory has yet to apply; applying it twice changes nothing."""
+    """Changes that memory has yet to apply; applying them twice does no harm."""
 
-    put: Sequence[tuple[str, list[int], list[int]]] = ()  # a row of memory, places in it, what these are to have
-    pruned: Sequence[tuple[int, int]] = ()  # each after the number of its pass
-    pooled: Sequence[tuple[int, int]] = ()  # each after the number of its update, from the first epoch on
+    put: Sequence[tuple[str, list[int], list[int]]] = ()  # a row of memory, indices into it, and their new numbers
+    pruned: Sequence[tuple[int, int]] = ()  # number of a pass, and samples that it has pruned
+    pooled: Sequence[tuple[int, int]] = ()  # number of an update in all of training, and samples that it has pooled
 
 
 class Memory:
-    """What is too long to be replaced with each batch: five bytes a sample, six where it may be pooled."""
+    """Arrays too long to be replaced with each batch: five bytes per sample, six if samples can be pooled."""
 
     def __init__(self, samples: int, *, can_pool: bool = False) -> None:
         self.losses = array("H", [_NO_LOSS]) * samples  # codes
         self.means = array("H", [_ZERO]) * samples  # over visits, as codes
-        self.visits = array("B", [0]) * samples  # with a finite loss, in the whole training; 255 of them or more
+        self.visits = array("B", [0]) * samples  # with a finite loss, in all of training; counted up to 255
         self.epoch_visits = array("B", [0]) * (samples if can_pool else 0)  # handed out in the epoch in progress
-        self.pruned = array("i")  # samples, in each pass so far
-        self.pooled = array("i")  # samples, after each update; empty where nothing can be
+        self.pruned = array("i")  # samples pruned by each pass so far
+        self.pooled = array("i")  # samples pooled by each update so far; empty if none can be pooled
 
     def after(self, losses: list[tuple[int, float]], *, is_remembered: bool) -> list[tuple[str, list[int], list[int]]]:
-        """What these losses change. A sample that is twice in a batch had one visit."""
+        """The changes by these losses. A sample that occurs twice in a batch has made one visit."""
         samples = [sample for sample, _ in losses]
         visits = [made + (made < MOST_VISITS) for made in gathered(self.visits, samples)]
         means = map(loss_of_code().__getitem__, gathered(self.means, samples))
@@ -86,48 +86,48 @@ class Memory:
         return [*put, ("losses", samples, codes[len(samples) :])] if is_remembered else put
 
     def apply(self, changes: Changes) -> None:
-        """Remember what a step has changed."""
-        for name, places, numbers in changes.put:
-            scatter(getattr(self, name), places, numbers)
+        """Apply the changes of a step."""
+        for name, indices, numbers in changes.put:
+            scatter(getattr(self, name), indices, numbers)
         for row, doses in ((self.pruned, changes.pruned), (self.pooled, changes.pooled)):
             for number, dose in doses:
                 row[number:] = array("i", [dose])
 
 
 class Counts(NamedTuple):
-    """What adds up over an epoch."""
+    """Totals of an epoch."""
 
     handed_out: int = 0  # batches
     updates: int = 0  # batches whose losses arrived
-    extra_updates: int = 0  # of these, those made of pooled samples
+    extra_updates: int = 0  # of these, batches made of pooled samples
     pruned: int = 0  # samples
     passes: int = 0  # that began
     loss_sum: float = 0.0  # of base batches, by weight
     weight_sum: float = 0.0
-    nonfinite_losses: int = 0  # also those too large to be added up
+    nonfinite_losses: int = 0  # including those that would overflow the sum
 
     @property
     def mean_loss(self) -> float | None:
-        """By weight; None if no loss was finite."""
+        """The weighted mean loss; None if no loss was finite."""
         mean = self.loss_sum / self.weight_sum if self.weight_sum else math.inf
         return mean if math.isfinite(mean) else None
 
 
 class StreamState(NamedTuple):
-    """Where the base order is: pass after pass over the data."""
+    """Progress in the base order, which is one pass over the data after another."""
 
     passes: int = 0  # that began
     size: int = 0  # samples of the current pass
-    drawn: int = 0  # so many of them
-    pruned: int = 0  # so many of these
+    drawn: int = 0  # samples of the pass that were drawn
+    pruned: int = 0  # samples drawn that were pruned
     limit: int = 0  # samples with a code below it are well fitted
-    weights: tuple[float, float] = (1.0, 1.0)  # of samples that are not well fitted, and that are
-    dose: int = 0  # how many samples the pass prunes, where that is recorded
-    order: array[int] = array("i")  # the user's sampler's; empty where it is computed
+    weights: tuple[float, float] = (1.0, 1.0)  # of samples that are not well fitted, and of those that are
+    dose: int = 0  # samples that the pass prunes, if doses are given
+    order: array[int] = array("i")  # from the user's sampler; empty if it is computed
 
 
 class SampleState(NamedTuple):
-    """All that is remembered. It is replaced, never changed: an interrupt finds it before a batch or after it."""
+    """All that is remembered. One assignment replaces it, so an interrupt finds it before or after a batch."""
 
     memory: Memory
     changes: Changes = Changes()  # of the last step
@@ -137,15 +137,15 @@ class SampleState(NamedTuple):
     agreed_mean: float | None = None  # of this epoch over all ranks, once each of them has made its last update
     flight: InFlight = InFlight()
     stream: StreamState = StreamState()
-    pool: tuple[int, ...] = ()  # samples that wait until there are enough for a batch; first in, first out, none twice
-    owed: int = 0  # how many samples are still to be pooled, where they are drawn at random
+    pool: tuple[int, ...] = ()  # samples waiting until they fill a batch; first in, first out, without duplicates
+    owed: int = 0  # samples still to be pooled, if they are drawn at random
     last_summary: SampleSummary | None = None
 
 
 class _SampleSource(Source):
-    """The rule: batches out, losses in. Each step works out another state, and assigns it under the feed's lock."""
+    """The rule: it hands out batches and takes losses. Each step computes a new state and assigns it under a lock."""
 
-    advice = "To leave a batch out, report NaN for each of its samples; to train on fewer, use updates=n"
+    advice = "To skip a batch, report NaN for each of its samples; to train on fewer, use updates=n"
     feed: Feed
 
     def __init__(
@@ -159,7 +159,7 @@ class _SampleSource(Source):
         self._doses = doses
         self._ranks = ranks
         self._own = range(shard.rank, options.samples, shard.ranks)
-        loss_of_code()  # this, and importing NumPy, takes longer than a batch may
+        loss_of_code()  # computed now, since it takes longer, with the import of NumPy, than a batch should
 
     @property
     def is_full(self) -> bool:
@@ -169,7 +169,7 @@ class _SampleSource(Source):
 
     @property
     def threshold(self) -> float | None:
-        """Samples with a loss above it are pooled; None while none is."""
+        """Loss above which samples are pooled; None while no sample can be pooled."""
         options, mean_loss = self.options, self.state.mean_loss
         if options.k is None or mean_loss is None or self.is_full:
             return None
@@ -191,8 +191,8 @@ class _SampleSource(Source):
         )
 
     @property
-    def out(self) -> tuple[SampleBatch, ...]:
-        return self.state.flight.out
+    def sent(self) -> tuple[SampleBatch, ...]:
+        return self.state.flight.sent
 
     def hand_out(self) -> list[int] | None:
         state = self.state
@@ -204,7 +204,7 @@ class _SampleSource(Source):
             batch, state = self._next_batch(state)
         else:
             return None
-        self.state = state._replace(flight=state.flight.sent(batch))
+        self.state = state._replace(flight=state.flight.sending(batch))
         return VisitIndices(batch.indices, visit)
 
     def _next_batch(self, state: SampleState) -> tuple[SampleBatch, SampleState]:
@@ -215,7 +215,7 @@ class _SampleSource(Source):
             # A new pass begins with the next sample.
             stream, pool, owed = StreamState(stream.passes), (), 0
         if len(pool) >= size:
-            # Since they were pooled, the base order may have brought some of them as often as allowed.
+            # Since they were pooled, the base order may have brought some of them to their most visits.
             pool = tuple(sample for sample in pool if seen[sample] < options.max_visits)
         is_extra = len(pool) >= size
         if is_extra:
@@ -237,14 +237,14 @@ class _SampleSource(Source):
         return SampleBatch(indices, weights, is_extra), state
 
     def _begin_pass(self, number: int) -> StreamState:
-        """What is fixed as a pass begins. What it prunes is decided as samples are drawn."""
+        """The state at the start of a pass. What the pass prunes is decided when samples are drawn."""
         options, losses, mean_loss = self.options, self.state.memory.losses, self.state.mean_loss
         order, doses = array("i"), self._doses["pruned"] if self._doses else None
         if self._sampler is not None:
             order = array("i", order_of(self._sampler, number, options.samples, self._shard))
         stream = StreamState(number + 1, size=len(order or self._own), order=order)
         if doses is not None and number == len(doses) + len(doses) // 10 + 1:
-            warn(f"pass {number} begins, and the doses are of {len(doses)} passes: nothing is pruned from here on")
+            warn(f"pass {number} begins, and the doses have {len(doses)} passes: nothing is pruned from here on")
         if self.is_full:
             return stream
         if doses is not None:
@@ -256,34 +256,34 @@ class _SampleSource(Source):
         if options.weighted and options.select == "loss":
             own = memoryview(losses)[self._shard.rank :: self._shard.ranks]
             fitted = count_below(stream.limit, array("H", map(losses.__getitem__, order)) if order else own)
-            # They keep the mean weight of the pass at 1.
+            # These weights have a mean of 1 over the pass.
             scale = 1 - options.prune_probability * fitted / stream.size
             stream = stream._replace(weights=(scale, scale / (1 - options.prune_probability)))
         return stream
 
     def _draw(self, stream: StreamState, indices: list[int], weights: list[float]) -> StreamState:
-        """Add the next samples that the pass does not prune to a batch, up to the end of a stretch."""
+        """Add the next samples to a batch, except those that the pass prunes, up to the end of a stretch."""
         options, shard, losses = self.options, self._shard, self.state.memory.losses
         passes, size, drawn, pruned, limit, weight_of, dose, order = stream
         rank = f", rank {shard.rank}" if shard.ranks > 1 else ""
         text, (number, first) = f"{options.seed}, pass {passes - 1}{rank}", divmod(drawn, STRETCH)
-        places, draws = stretch(size, text, number)
+        positions, draws = stretch(size, text, number)
         if order:
-            places = [*range(number * STRETCH, number * STRETCH + len(places))]
-        own, judged, chance = order or self._own, places, int(options.prune_probability * 2**32)
+            positions = [*range(number * STRETCH, number * STRETCH + len(positions))]
+        own, judged, chance = order or self._own, positions, int(options.prune_probability * 2**32)
         if options.select != "loss":
-            # As many samples, whichever they are. All have the same chance, so none weighs more.
+            # As many samples, but random ones. All have the same chance, so none is weighted.
             judged, draws = stretch(size, f"{text}, pruned", number)
-        # Of twice as many as are wanted, mostly enough stay.
+        # Twice as many as are needed: mostly enough remain after pruning.
         ahead = slice(first, first + 2 * (options.batch_size - len(indices)))
         codes = gathered(losses, [own[other] for other in judged[ahead]])
-        for place, other, draw, code in zip(places[ahead], judged[ahead], draws[ahead], codes, strict=True):
+        for position, other, draw, code in zip(positions[ahead], judged[ahead], draws[ahead], codes, strict=True):
             drawn, is_fitted = drawn + 1, code < limit
-            # The last sample of a pass stays if no other does.
+            # A pass keeps its last sample if it has kept no other.
             if (other < dose or (is_fitted and draw < chance)) and pruned < size - 1:
                 pruned += 1
                 continue
-            indices.append(own[place])
+            indices.append(own[position])
             weights.append(weight_of[is_fitted])
             if len(indices) == options.batch_size:
                 break
@@ -293,31 +293,31 @@ class _SampleSource(Source):
         self.state = self.state._replace(flight=self.state.flight.recalled())
 
     def offer(self) -> SampleBatch:
-        return self.out[0]
+        return self.sent[0]
 
     def collect(self, ticket: SampleBatch) -> None:
-        if self.out and self.out[0] is ticket:
+        if self.sent and self.sent[0] is ticket:
             raise ProtocolError("the next batch was requested before report() or weighted_mean() had the last losses")
 
-    def missing(self, *, was_refused: bool) -> str:
-        missing = 0 if was_refused else self.options.updates - self.state.counts.updates
+    def missing(self, *, end_reported: bool) -> str:
+        missing = 0 if end_reported else self.options.updates - self.state.counts.updates
         return f"{missing} of {self.options.updates} updates" if missing else ""
 
-    def settle(self, losses: Sequence[float]) -> None:
-        """The losses of the current batch arrive. After an epoch's last, ranks agree on its mean."""
+    def record_losses(self, losses: Sequence[float]) -> None:
+        """Record the losses of the current batch. After the last batch of an epoch, ranks agree on its mean."""
         with self.feed.lock:
-            state = self._settled(losses)
+            state = self._after_losses(losses)
             counts = state.counts
             if counts.updates == self.options.updates:
-                # Every rank is here at once, whereas a loop may be left on one rank alone.
+                # All ranks get here together, whereas a loop may be left on one rank alone.
                 mean = self._ranks.end(state.epoch, counts.updates, counts.mean_loss, counts.weight_sum)
                 state = state._replace(agreed_mean=mean)
             self.state = state
 
-    def _settled(self, losses: Sequence[float]) -> SampleState:
+    def _after_losses(self, losses: Sequence[float]) -> SampleState:
         state, options, threshold = self.state, self.options, self.threshold
         state.memory.apply(state.changes)
-        batch, visits, pool = state.flight.out[0], state.memory.epoch_visits, dict.fromkeys(state.pool)
+        batch, visits, pool = state.flight.sent[0], state.memory.epoch_visits, dict.fromkeys(state.pool)
         counts, usable = _add_up(state.counts, batch, losses)
         able = dict.fromkeys(sample for sample in batch.indices if visits and visits[sample] < options.max_visits)
         able = {sample: None for sample in able if sample not in pool}
@@ -330,9 +330,9 @@ class _SampleSource(Source):
             if self._doses and not self.is_full:
                 owed += sum(self._doses["pooled"][number : number + 1])
             rng = random.Random(f"{options.seed}, pool {state.epoch}, {state.counts.updates}")
-            # As many as the losses of earlier batches have selected, which say nothing of the samples of this one.
+            # As many as the losses of earlier batches selected: these are independent of the samples of this one.
             drawn = rng.sample([*able], min(owed, len(able)))
-            # The next batches take what this one cannot.
+            # The next batches pool what this one cannot.
             owed += (0 if self._doses else len(chosen)) - len(drawn)
             chosen = drawn
         remembered = state.memory.after(finite, is_remembered=is_remembered)
@@ -341,7 +341,7 @@ class _SampleSource(Source):
         return state._replace(changes=changes, counts=counts, flight=state.flight.landed(), pool=(*pool,), owed=owed)
 
     def closed(self) -> None:
-        """End the epoch if it has all its updates, as where a loop counts batches by itself."""
+        """End the epoch if all its updates are made, even if the loop was left after the last batch."""
         state = self.state
         if state.counts.updates < self.options.updates:
             return
@@ -382,7 +382,7 @@ class _SampleSource(Source):
         return checkpoint.seal(packed | rows)
 
     def unpack(self, packed: object) -> SampleState:
-        """The state that ``pack`` packed, if it is of the same options and the same rank."""
+        """The state that ``pack`` packed, if it has the same options and the same rank."""
         memory = Memory(0)
         keys = {*SampleState._fields, *vars(memory), "options"} - {"memory", "changes"}
         fields = checkpoint.unseal("the state of SampleAttention", packed, keys)
@@ -408,12 +408,12 @@ class _SampleSource(Source):
 
     def _options_to_save(self) -> dict[str, Any]:
         digest = zlib.crc32(json.dumps(self._doses, sort_keys=True).encode()) if self._doses else None
-        # A rank knows the losses of its own samples.
+        # With the shard: a rank knows the losses of its own samples only.
         return {**asdict(self.options), **self._shard._asdict(), "doses_crc32": digest}
 
 
 def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tuple[Counts, list[float | None]]:
-    """The counts with one more batch, and its losses, with None for those that are not finite."""
+    """The counts with one more batch, and its losses, with None for each that is not finite."""
     loss_sum, weight_sum = counts.loss_sum, counts.weight_sum
     usable: list[float | None] = []
     for weight, loss in zip(batch.weights, losses, strict=True):
@@ -434,7 +434,7 @@ def _add_up(counts: Counts, batch: SampleBatch, losses: Sequence[float]) -> tupl
 
 def _pack(row: array[Any]) -> str:
     """Numbers in base64: a list of a million numbers is slow to write and read as JSON."""
-    # Codes take long to compress, and hardly get smaller.
+    # Codes compress slowly, and hardly at all.
     return base64.b64encode(row if row.typecode == "H" else zlib.compress(row, 1)).decode()
 
 

@@ -1,1 +1,1 @@
-"""Batch-attention inside trainers whose training loop is not the user's; one module for each trainer."""
+"""Batch-attention inside trainers that have their own training loop; one module for each trainer."""

@@ -20,7 +20,7 @@ with replay.importing("keras"):
 
 __all__ = ["BatchAttention", "fit_samples"]
 
-# The loss of a batch, in the logs of a step; taken out again before Keras reads them.
+# The loss of a batch in the logs of a step; removed before Keras reads them.
 _LOSS = "batch_attention_loss"
 
 # The parts of Keras's training state on jax, in order.
@@ -30,20 +30,20 @@ _BY_HAND = "call model.train_on_batch around schedule.attend(batches), and decid
 
 
 class BatchAttention:
-    """Repeats batches inside Keras's ``fit``; the model, of any kind, stays as it is.
+    """Repeats batches inside Keras's ``fit``, for any kind of model and without changes to it.
 
     Callbacks see each batch once, metrics and logged losses are those of first visits, and a ``LearningRateSchedule``
-    gives the rate of the base batch. ``optimizer.iterations`` counts all updates, as Adam needs it. The loss that
-    decides is the one that the update minimizes, sample weights and regularization included.
+    gives the rate of the base batch. ``optimizer.iterations`` counts all updates, as Adam needs. Decisions use the loss
+    that the update minimizes, including sample weights and regularization.
 
     Args:
         model: A ``keras.Model``, compiled before ``fit``.
         k: As in ``BatchAttentionSchedule``.
-        schedule: A schedule made beforehand, in place of options; in any case an attribute.
+        schedule: An existing schedule, instead of options; available as an attribute in either case.
         options: Further options of ``BatchAttentionSchedule``.
 
     Raises:
-        OptionError: If an option has a value that is not allowed, or there are options beside a schedule.
+        OptionError: If an option has a value that is not allowed, or options are given together with a schedule.
         ProtocolError: If the schedule belongs to a sampler.
     """
 
@@ -58,36 +58,36 @@ class BatchAttention:
 
     @property
     def repeats(self) -> int:
-        """Repeats made so far, over all epochs: ``optimizer.iterations`` less the base batches."""
+        """Number of repeats so far, in all epochs: ``optimizer.iterations`` minus the base batches."""
         return self._repeating.repeats
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Call ``model.fit``, with repeats; the history also has ``batch_attention_repeats`` of each epoch.
+        """Call ``model.fit`` with repeats; the history also has ``batch_attention_repeats`` of each epoch.
 
-        Arguments are those of ``keras.Model.fit``. Each call begins an epoch. An epoch that ends early, by an error or
+        Takes the arguments of ``keras.Model.fit``. Each call begins an epoch. An epoch that ends early, by an error or
         by ``stop_training``, sets no threshold.
         """
         refuse_own_loader(x, "BatchAttention.fit repeats batches")
         replay.refuse_own_callbacks(callbacks or [])
         try:
-            # Ours is the first: an epoch of the schedule has ended before other callbacks learn that it has.
+            # Ours comes first, so that the schedule's epoch has ended when other callbacks are called.
             callbacks = [self._repeating, *keras.tree.flatten(callbacks or [])]
             return self.model.fit(x, y, *args, callbacks=callbacks, **kwargs)
         finally:
             self._repeating.uninstall()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what to save beside the model, as plain JSON types.
+        """Return the state to save along with the model, as plain JSON types.
 
-        Keras resumes at the beginning of an epoch, and so does this: an epoch in progress starts again.
+        Like Keras, it resumes at the beginning of an epoch: an epoch in progress starts again.
         """
         return checkpoint.seal({"schedule": self.schedule.state_dict(), "repeats": self.repeats})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from what ``state_dict`` returned.
+        """Resume from a state that ``state_dict`` returned.
 
         Raises:
-            StateError: If the state has another version or other options, or is damaged. Nothing is assigned then.
+            StateError: If the state has another version or other options, or is damaged. Nothing is changed then.
         """
         fields = checkpoint.unseal("the attention's state", state_dict, {"schedule", "repeats"})
         self.schedule.load_state_dict(fields["schedule"])
@@ -95,16 +95,16 @@ class BatchAttention:
 
 
 def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: Any) -> Any:
-    """Call ``model.fit`` on the batches of a ``SampleAttention``; save its ``state_dict()`` beside the model.
+    """Call ``model.fit`` on the batches of a ``SampleAttention``; save its ``state_dict()`` along with the model.
 
     Args:
-        model: A ``keras.Model``, compiled with one ``keras.losses.Loss``, by which samples are compared.
-        attention: In one process. An epoch in progress is finished by a call for this epoch alone.
-        data: ``lambda rows: (x[rows], y[rows])``, for an array of indices; or a DataLoader on its ``batch_sampler``.
-        options: Those of ``keras.Model.fit``.
+        model: A ``keras.Model``, compiled with one ``keras.losses.Loss``, whose values are compared between samples.
+        attention: Used in one process. Finish an epoch in progress by a call for that epoch only.
+        data: Maps indices, an array, to a batch: ``lambda rows: (x[rows], y[rows])``; or a DataLoader on the attention.
+        options: Options of ``keras.Model.fit``.
 
     Raises:
-        ProtocolError: If losses would go to other samples, or epochs are not those of the attention.
+        ProtocolError: If losses would be attributed to other samples, or epochs are not those of the attention.
     """
     attended = attention.attend(None if callable(data) else data)
     if attention.updates == len(attention):
@@ -132,7 +132,7 @@ def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: An
             return len(attention) - attention.updates or len(attention)
 
         def on_epoch_begin(self) -> None:
-            self.iterator = iter(attended)  # begins again with the batch that Keras may have drawn to build the model
+            self.iterator = iter(attended)  # starts again with the batch that Keras may have drawn to build the model
 
         def __getitem__(self, index: int) -> Any:
             batch = next(self.iterator)  # whatever number Keras asks for
@@ -151,27 +151,27 @@ def fit_samples(model: Any, attention: SampleAttention, data: Any, **options: An
         on_epoch_end=lambda _, logs: logs.update({pruned: attention.summary.pruned}),
     )
     options["callbacks"] = [report, *keras.tree.flatten(options.get("callbacks") or [])]
-    step_in = replay.standing_in(model, train_step=train_step, train_function=None)  # which Keras then makes of it
+    step_in = replay.standing_in(model, train_step=train_step, train_function=None)  # Keras makes a new function of it
     with step_in, replay.standing_in(model.loss, call=one_each):
         return model.fit(Batches(), **options)
 
 
 class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
-    """Stands in for a model's ``train_step`` and ``train_function`` during ``fit``, which calls it as a callback."""
+    """Replaces a model's ``train_step`` and ``train_function`` during ``fit``, which calls it as a callback."""
 
     def __init__(self, model: Any, schedule: BatchAttentionSchedule) -> None:
         super().__init__()
         self.repeats = 0
-        # Not self.model, for which Keras brings the state on jax back into the model.
+        # Not self.model: when it is read, Keras on jax copies its training state back into the model.
         self._model = model
         self._replay = replay.Replay(schedule)
         self._train_step = model.train_step
         self._installed = ExitStack()
-        # The model's function, and the one compiled in its place: kept, since fit may be called for each epoch.
+        # The model's function and its compiled replacement, kept since fit may be called for each epoch.
         self._compiled: tuple[Any, Any] = (None, None)
         self._initial_epoch: int | None = None
         self._is_first_epoch = True
-        # Of the epoch: its batches so far, and the repeats before it.
+        # In this epoch: its batches so far, and the repeats made before it.
         self._batches = 0
         self._repeats_before = 0
 
@@ -196,7 +196,7 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
         # Keras has made the train_function.
         plain, self._train_step = model.train_function, model.train_step
         stand_in = self._on_torch if backend == "torch" else self._on_jax
-        self._installed.enter_context(replay.standing_in(model, train_step=self._telling_step, train_function=stand_in))
+        self._installed.enter_context(replay.standing_in(model, train_step=self._logged_step, train_function=stand_in))
         if plain is not self._compiled[0]:
             model.make_train_function(force=True)
             self._compiled = (plain, model.train_function)
@@ -209,7 +209,7 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
             # BackupAndRestore sets _initial_epoch as training begins, after our callback.
             if getattr(self._model, "_initial_epoch", None) != self._initial_epoch and epoch != schedule.epoch:
                 raise ProtocolError(
-                    f"BackupAndRestore put the model back to epoch {epoch}, and the attention's state is of epoch "
+                    f"BackupAndRestore restored the model to epoch {epoch}, and the attention's state is of epoch "
                     f"{schedule.epoch}. Save attention.state_dict() as each epoch ends, and load it before fit"
                 )
             replay.warn_of_too_few_epochs(schedule, self.params["epochs"] - epoch, steps)
@@ -222,9 +222,9 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None:
             logs["batch_attention_repeats"] = self.repeats - self._repeats_before
 
-    def _telling_step(self, *args: Any) -> Any:
+    def _logged_step(self, *args: Any) -> Any:
         """Call the model's ``train_step``, and add its loss to the logs."""
-        # As in Keras, on jax after the training state; but here with the repeats so far beside the data.
+        # As in Keras, on jax after the training state; but here the data comes with the number of repeats so far.
         *state, (data, repeats) = args
         with self._listening(repeats) as losses:
             result = self._train_step(*state, data)
@@ -238,7 +238,7 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
 
     @contextmanager
     def _listening(self, repeats: Any) -> Iterator[list[Any]]:
-        """Collect what the model's metric receives as its loss, while the learning rate is the base batch's."""
+        """Collect the losses that the model's metric receives, while the learning rate is the base batch's."""
         model, losses = self._model, []
         metric = next(metric for metric in model.metrics if metric.name == "loss")
         update_state = metric.update_state
@@ -280,11 +280,11 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
             self._replay.hold(data)
             logs, state = visit(data)
             for again in self._repeats():
-                # A step gives up the memory of its inputs.
+                # A step donates the memory of its inputs.
                 kept = kept or _copied((logs, state[3]))
                 _, state = visit(again)
         except BaseException:
-            # During an epoch, all values are outside the model; Keras puts back what it finds here.
+            # During an epoch, all values are outside the model; Keras restores what it finds here.
             vars(self._model)["_jax_state"] = dict(zip(_STATE, state, strict=True))
             raise
         if kept:
@@ -308,5 +308,5 @@ def _copied(values: Any) -> Any:
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The optimizer in one that scales losses."""
+    """The optimizer inside one that scales losses, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)

@@ -1,4 +1,4 @@
-"""Attention in Lightning, of either package, as callbacks: to batches, and to samples."""
+"""Callbacks for attention to batches and to samples in Lightning, from either of its packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["BatchAttention", "SampleAttentionCallback"]
 
 
 def _callback_class() -> type:
-    """A ``Callback`` of each installed package; the trainer of one does not take the other's."""
+    """A subclass of ``Callback`` from each installed package, since a trainer does not accept the other's."""
     classes = []
     for name in ("lightning.pytorch", "pytorch_lightning"):
         with suppress(ImportError):
@@ -41,7 +41,7 @@ else:
 
 
 class _StateKey:
-    """The key in checkpoints. Lightning reads it as a Trainer is made, even from a class among its callbacks."""
+    """The key in checkpoints. A Trainer reads it at construction, even from a class among its callbacks."""
 
     def __get__(self, callback: object, owner: type) -> str:
         if callback is None:
@@ -50,26 +50,26 @@ class _StateKey:
 
 
 class BatchAttention(Callback):
-    """Repeats batches inside Lightning's optimizer step; the module and the loaders stay as they are.
+    """Repeats batches inside Lightning's optimizer step, without changes to the module and the loaders.
 
     With ``accumulate_grad_batches=n``, the n batches of one update are decided on and repeated together, by the mean of
     their losses over samples. The trainer's mixed precision, gradient scaler, clipping and hooks apply to every update.
     Lightning's counters (``global_step``, learning-rate schedules, batches, checkpoints every n steps) do not count
-    repeats, and ``self.log`` logs first visits. What ``training_step`` itself updates, such as BatchNorm and
-    torchmetrics, it updates at each visit. Lightning's checkpoints contain the schedule's state.
+    repeats, and ``self.log`` logs first visits. Objects that ``training_step`` itself updates, such as BatchNorm and
+    torchmetrics, are updated at each visit. Lightning's checkpoints contain the schedule's state.
 
     Args:
         k: As in ``BatchAttentionSchedule``.
-        schedule: A schedule made beforehand, in place of options; in any case an attribute.
-        ranks: "auto" lets all ranks decide alike, on the mean of their losses. Other values are those of
+        schedule: An existing schedule, instead of options; available as an attribute in either case.
+        ranks: "auto" makes all ranks decide on the mean of their losses. Other values are those of
             ``BatchAttentionSchedule``.
         samples: Returns the number of samples in a batch, or the sum of their weights, by which batches of an update
-            and ranks are weighted. None counts the length of the batch's first tensor.
+            and ranks are weighted. None takes the length of the batch's first tensor.
         log: Whether to log ``batch_attention/repeats`` and ``batch_attention/threshold`` once an epoch.
         options: Further options of ``BatchAttentionSchedule``.
 
     Raises:
-        OptionError: If an option has a value that is not allowed, or there are options beside a schedule.
+        OptionError: If an option has a value that is not allowed, or options are given together with a schedule.
         ProtocolError: If the schedule belongs to a sampler. From ``Trainer.fit``, before the first update, if the
             trainer works in a way that cannot be repeated; the message says what to use instead.
 
@@ -103,12 +103,12 @@ class BatchAttention(Callback):
         self._epochs_logged = 0
         # A checkpoint may be loaded to evaluate it; training then resumes from the present state.
         self._loads_states = True
-        # The number, over all epochs, of the batch that was trained on last.
+        # The number, over all epochs, of the last batch trained on.
         self._batch: int | None = None
         self._installed = ExitStack()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what can be seen before any data is loaded."""
+        """Refuse what is unsupported, as far as it is known before any data is loaded."""
         self._loads_states = stage == "fit"
         is_manual = not pl_module.automatic_optimization
         if stage == "fit" and (is_manual or trainer.strategy.handles_gradient_accumulation):
@@ -118,7 +118,7 @@ class BatchAttention(Callback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-        """Begin to repeat, once loaders and optimizers are there."""
+        """Install the repeats, once loaders and optimizers exist."""
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise replay.no_one_loss("LBFGS trains several times")
         windows = _windows_of(trainer)
@@ -153,7 +153,7 @@ class BatchAttention(Callback):
     def _visit_first(self, trainer: Any, train: Any, *args: Any) -> Any:
         """Make the first visit to a batch, in place of the strategy's ``training_step``."""
         loop = trainer.fit_loop.epoch_loop
-        # Lightning recomputes BatchNorm's statistics for averaged weights: these batches lead to no update.
+        # Lightning recomputes BatchNorm's statistics for averaged weights, with batches that lead to no update.
         if getattr(trainer.fit_loop, "_skip_backward", False):
             return train(*args)
         if loop.batch_progress.total.ready == self._batch:
@@ -171,7 +171,7 @@ class BatchAttention(Callback):
         if not self._replay.is_in_window:
             return output
         with ExitStack() as stack:
-            # What is logged of a window is logged once, at its first visit.
+            # A window is logged once, at its first visit.
             for holder in (trainer.lightning_module, *trainer.callbacks):
                 stack.enter_context(replay.standing_in(holder, log=lambda *_, **__: None))
             for window in self._replay.repeats(is_last=_is_at_last_batch(trainer)):
@@ -205,7 +205,7 @@ class BatchAttention(Callback):
             return value
 
     def _visit(self, trainer: Any, train: Any, args: Any) -> tuple[Any, Any]:
-        """Call the user's step, and note its loss; what it returned, and the loss."""
+        """Call the user's step and note its loss; return the step's output and the loss."""
         is_weighted = trainer.accumulate_grad_batches > 1 or trainer.world_size > 1
         # Counted first: the step may take the batch apart.
         samples = self._samples(args[0]) if is_weighted else 1
@@ -215,7 +215,7 @@ class BatchAttention(Callback):
         return output, loss
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        """Skip a window if the module's ``optimizer_step`` made no update of it."""
+        """Skip a window if the module's ``optimizer_step`` made no update for it."""
         is_last = _is_at_last_batch(trainer)
         if is_last or (args[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self._replay.skip(is_last=is_last)
@@ -248,15 +248,15 @@ class BatchAttention(Callback):
 
 
 class SampleAttentionCallback(Callback):
-    """Saves a ``SampleAttention`` in Lightning's checkpoints, logs it, and refuses epochs that are not its own.
+    """Saves a ``SampleAttention`` in Lightning's checkpoints, logs it, and refuses epochs other than its own.
 
     ``fit`` takes ``attention.attend(loader)``, and ``training_step`` returns ``attention.weighted_mean(losses)``.
 
     Args:
-        attention: Of one trainer. On several ranks, each has its own, and checkpoints contain the states of all.
+        attention: For one trainer. On several ranks, each has its own, and checkpoints contain the states of all.
 
     Raises:
-        ProtocolError: From ``Trainer.fit``, where a batch is not the attention's next one.
+        ProtocolError: From ``Trainer.fit``, if a batch is not the attention's next one.
     """
 
     def __init__(self, attention: SampleAttention) -> None:
@@ -279,7 +279,7 @@ class SampleAttentionCallback(Callback):
             pl_module.log(f"sample_attention/{name}", float(getattr(self.attention.summary, name)), batch_size=1)
 
     def state_dict(self) -> dict[Any, Any]:
-        """Return the states of all ranks, since Lightning saves what the first returns."""
+        """Return the states of all ranks, since Lightning saves only what the first rank returns."""
         states: list[Any] = [self.attention.state_dict()] * process_group_size()
         if len(states) > 1:
             torch.distributed.all_gather_object(states, states[0])
@@ -290,14 +290,14 @@ class SampleAttentionCallback(Callback):
         states = checkpoint["callbacks"].get(self.state_key)
         if states and trainer.state.fn == "fit":
             if len(states) != trainer.world_size:
-                raise StateError(f"the checkpoint has {len(states)} ranks, here are {trainer.world_size}; use as many")
+                raise StateError(f"the checkpoint is from {len(states)} ranks, not {trainer.world_size}; use as many")
             self.attention.load_state_dict(states[trainer.global_rank])
             if self.attention.updates == len(self.attention):
                 list(self.attention.attend())  # which ends the epoch; Lightning resumes with the next one
 
 
 def _windows_of(trainer: Any) -> int | None:
-    """Windows in an epoch; None if Lightning does not know."""
+    """The number of windows in an epoch; None if Lightning does not know."""
     batches = trainer.num_training_batches
     return None if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
 

@@ -1,7 +1,7 @@
-"""What the trainers here share: repeats inside a training loop that the user does not write.
+"""Code that the trainers share: repeats inside a training loop that the user does not write.
 
 A trainer draws each batch once. Batches that may be repeated are kept, and trained on again before the trainer draws
-the next one. The batches of one update are a window. In short::
+the next one. The batches of one update are a window. In outline::
 
     replay.hold(batch)                       # before the user's step sees it
     loss = step(batch)                       # forward and backward
@@ -37,7 +37,7 @@ class Replay:
     All that it remembers between windows is in ``schedule.state_dict()``: save that in the trainer's checkpoints.
 
     Args:
-        schedule: Decides, for this trainer alone.
+        schedule: Decides on repeats, for this trainer only.
 
     Raises:
         ProtocolError: If the schedule belongs to a ``BatchAttentionSampler``.
@@ -54,7 +54,7 @@ class Replay:
         # With epoch_length=, the schedule's epochs are not the trainer's.
         self._has_own_epochs = schedule.options.epoch_length is not None
         self._pass: Any = None
-        # False in an epoch whose beginning the schedule has not seen.
+        # False in an epoch whose beginning the schedule has missed.
         self._is_whole = True
         self._has_looked_for_changes = False
         self._is_in_window = False
@@ -76,8 +76,8 @@ class Replay:
         """Begin an epoch, or resume in the middle of one after a state was loaded.
 
         Args:
-            windows: Windows of the whole epoch; None if the trainer does not know.
-            at: Windows of this epoch that the trainer has behind it; None to trust the schedule's state. Where the two
+            windows: Number of windows in the whole epoch; None if the trainer does not know.
+            at: Windows that the trainer has finished in this epoch; None to trust the schedule's state. If the two
                 disagree, the schedule's epoch is abandoned, and the rest of the trainer's epoch sets no threshold.
         """
         self._drop_window()
@@ -85,7 +85,7 @@ class Replay:
         if self._has_own_epochs:
             at = None
         elif self._passes.active is None and (position := self._passes.state.position):
-            # Saved after an epoch's last window, and before the trainer ended that epoch.
+            # Saved after an epoch's last window, but before the trainer ended that epoch.
             if position == windows and not self._passes.state.visits and not at:
                 self._open(windows)
                 self.end_epoch(finished=True)
@@ -102,11 +102,11 @@ class Replay:
             self._pass.offer()
             self._is_in_window = True
         if self._pass.may_repeat:
-            # In fresh containers, so that a repeat does not see what the user's step puts into it.
+            # In fresh containers, so that a repeat does not see what the user's step adds to the batch.
             self._batches.append(fresh_copy(batch, self._versions))
 
     def note(self, loss: object, samples: object = 1) -> None:
-        """Take the mean loss of one visit to one batch, and the samples in that mean; None if it was not trained on."""
+        """Add the mean loss of one visit to one batch, and its number of samples; None if it was not trained on."""
         if loss is not None:
             self._loss.add(loss, samples)
 
@@ -114,8 +114,8 @@ class Replay:
         """Yield the window's batches again, for another update, while the decision is REPEAT.
 
         Args:
-            is_last: True for the epoch's last window, which ends the epoch. So a checkpoint that the trainer writes
-                before its own end of the epoch belongs to the next epoch.
+            is_last: True for the epoch's last window, which ends the epoch. A checkpoint that the trainer writes
+                between this and its own end of the epoch then belongs to the next epoch.
         """
         while self.decide(is_last=is_last) is Decision.REPEAT:
             yield [fresh_copy(batch) for batch in self._batches]
@@ -149,11 +149,11 @@ class Replay:
             self.decide(is_last=is_last)
 
     def end_epoch(self, *, finished: bool) -> None:
-        """End the epoch, if it did not end with its last window. A window without its update is dropped.
+        """End the epoch, if it did not end with its last window. A window without an update is dropped.
 
         Args:
-            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and a run
-                resumed from its state is in mid-epoch.
+            finished: True if the trainer has trained on all batches. Otherwise the epoch sets no threshold, and its
+                state resumes in mid-epoch.
         """
         if not self.is_in_epoch:
             return
@@ -165,7 +165,7 @@ class Replay:
         self._pass.close(finished=finished and self._is_whole and has_mean)
 
     def _open(self, windows: int | None) -> None:
-        # The length is that of a whole epoch; what remains of one is the trainer's affair.
+        # The length of a whole epoch only: the trainer knows what remains of a resumed one.
         length = None if self._passes.state.progress else windows
         self._pass = self._passes.open(length, common={"windows": windows})
 
@@ -176,7 +176,7 @@ class Replay:
 
 @contextmanager
 def importing(package: str) -> Iterator[None]:
-    """Say what to install, if it is the trainer's package itself that is missing."""
+    """Say what to install if the trainer's package itself is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -190,7 +190,7 @@ def importing(package: str) -> Iterator[None]:
 
 @contextmanager
 def standing_in(target: Any, **methods: Any) -> Iterator[None]:
-    """Put methods on one object, past any ``__setattr__`` of its class; at the end put back what its instance had."""
+    """Replace methods of one object, bypassing its class's ``__setattr__``; restore the instance's own at the end."""
     attributes = vars(target)
     before = {name: attributes[name] for name in methods if name in attributes}
     attributes.update(methods)
@@ -203,7 +203,7 @@ def standing_in(target: Any, **methods: Any) -> Iterator[None]:
 
 
 def schedule_from(schedule: object, options: dict[str, Any]) -> BatchAttentionSchedule:
-    """Return the schedule that a trainer was given, or a new one with the options that it was given; k may be None."""
+    """Return the schedule given to a trainer, or a new one with the options given to it, of which k may be None."""
     options = {name: value for name, value in options.items() if name != "k" or value is not None}
     if schedule is None:
         return BatchAttentionSchedule(**options)
@@ -215,7 +215,7 @@ def schedule_from(schedule: object, options: dict[str, Any]) -> BatchAttentionSc
 
 
 def no_one_loss(cause: str) -> ProtocolError:
-    """The refusal of an optimizer, such as LBFGS or SAM, or of a step, by which a batch has no loss or several."""
+    """The error for an optimizer, such as LBFGS or SAM, or a step that computes no loss or several for a batch."""
     return ProtocolError(
         f"{cause} for each batch, so there is no one loss to decide on. Use an optimizer such as AdamW or SGD, and a "
         "step that computes one loss"
@@ -223,7 +223,7 @@ def no_one_loss(cause: str) -> ProtocolError:
 
 
 def refuse_own_callbacks(callbacks: Any) -> None:
-    """Refuse what is of this package, and no callback of this trainer, where it arrives."""
+    """Refuse an object of this package that is not a callback of this trainer."""
     for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
         cls = callback if isinstance(callback, type) else type(callback)
         if any(base.__module__.startswith("batch_sampler_attn.") for base in cls.__mro__):
@@ -233,12 +233,12 @@ def refuse_own_callbacks(callbacks: Any) -> None:
 
 
 def warn_of_too_few_epochs(schedule: BatchAttentionSchedule, epochs: float | None, windows: int | None) -> None:
-    """Warn at the start of a training of so many epochs (None: unknown) if it ends before a batch can be repeated."""
+    """Warn if a training of ``epochs`` epochs (None: unknown) would end before any batch can be repeated."""
     options = schedule.options
     if epochs is None or isinstance(schedule, EqualComputeControl) or options.max_visits == 1:
         return
     if options.epoch_length is not None:
-        # The trainer's epochs in those of the schedule.
+        # From the trainer's epochs to the schedule's.
         epochs = epochs * (windows or math.inf) / options.epoch_length
     if schedule.epoch + epochs > options.warmup_epochs:
         return

@@ -32,11 +32,11 @@ else:  # The class of the trainer comes after the mixin, and may be any subclass
     Trainer = object
 
 _STATE_NAME = "batch_attention.json"
-# Methods of the trainer that its documentation leaves out, and that another version may name otherwise.
+# Undocumented methods of the trainer, which another version may rename.
 _UNDOCUMENTED = ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 # Methods by which trainers of TRL make their batches inside the training step.
 _GENERATING = ("_prepare_inputs", "generate_on_policy_outputs")
-# What a loader has beside its dataset and its order.
+# A loader's options apart from its dataset and its order.
 _LOADING = "collate_fn num_workers pin_memory worker_init_fn multiprocessing_context prefetch_factor persistent_workers"
 
 
@@ -46,15 +46,15 @@ class BatchAttentionMixin(Trainer):
     With ``gradient_accumulation_steps=n``, the schedule decides on the n batches of one update. Their loss is the mean
     over ``num_items_in_batch`` (tokens) if the loss is divided by that number, and otherwise the mean over samples.
 
-    All that the trainer counts (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs and
-    checkpoints) leaves repeats out. Its logs have the training loss of first visits, ``batch_attention/repeats`` since
-    the last log, and ``batch_attention/threshold``. Its checkpoints have the schedule, in ``batch_attention.json``.
+    The trainer's counters (``global_step``, the learning-rate schedule, epochs, tokens, steps between logs and
+    checkpoints) do not count repeats. Its logs have the training loss of first visits, ``batch_attention/repeats``
+    since the last log, and ``batch_attention/threshold``. Checkpoints have the schedule, in ``batch_attention.json``.
 
     Args:
         args: Arguments of the trainer.
-        schedule: For this trainer alone; also an attribute. None makes one. Ranks need ``ranks=MeanOverRanks()``.
-        samples: Returns the number of samples in a batch, or the sum of their weights. It weighs losses that are not
-            divided by items, in windows and on ranks. None counts the length of the batch's first tensor.
+        schedule: For this trainer only; also an attribute. None creates one. Ranks need ``ranks=MeanOverRanks()``.
+        samples: Returns the number of samples in a batch, or the sum of their weights. It weights losses that are not
+            divided by items, in windows and on ranks. None takes the length of the batch's first tensor.
         kwargs: Keyword arguments of the trainer.
 
     Raises:
@@ -86,7 +86,7 @@ class BatchAttentionMixin(Trainer):
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and repeat batches. Arguments and result are the trainer's."""
+        """Train with repeats. Arguments and result are the trainer's."""
         check_updates(self.accelerator, self.args.n_gpu)
         for base in type(self).__mro__:
             if base.__module__.partition(".")[0] == "trl" and not vars(base).keys().isdisjoint(_GENERATING):
@@ -95,13 +95,13 @@ class BatchAttentionMixin(Trainer):
                     "Use a trainer whose batches exist beforehand, such as SFTTrainer, DPOTrainer or RewardTrainer"
                 )
         if self.model_init is not None and self.schedule.state_dict() != self._at_first:
-            # The model is a new one, as in each trial of a search for hyperparameters.
+            # The model is a new one, as in each trial of a hyperparameter search.
             self.schedule.load_state_dict(self._at_first)
         with self._repeating.installed():
             return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the trainer does, with repeats and threshold beside a training loss."""
+        """Log as the trainer does, and add repeats and threshold to a training loss."""
         if "loss" in logs:
             logs = {**logs, "batch_attention/repeats": self._repeating.repeats}
             self._repeating.repeats = 0
@@ -123,7 +123,7 @@ class BatchAttentionMixin(Trainer):
 
 
 class _Repeating(TrainerCallback):
-    """Repeats a trainer's windows: after the update, and before the learning-rate schedule and all that counts."""
+    """Repeats a trainer's windows: after the update, and before the learning-rate schedule and all counters."""
 
     def __init__(self, trainer: Any, samples: Callable[[Any], object]) -> None:
         self._trainer = trainer
@@ -131,24 +131,24 @@ class _Repeating(TrainerCallback):
         self._samples = samples
         self.repeats = 0  # since the last log
         self._is_repeating = False
-        # Of the epoch: its windows, if their number is known, and how many of them are behind.
+        # In this epoch: the number of windows, if it is known, and of finished windows.
         self._windows: int | None = None
-        self._behind = 0
+        self._finished_windows = 0
         self._is_first_epoch = True
-        # Of the training: whether batches' losses are divided by the window's items, and add up to the window's loss.
+        # In this training: whether batches' losses are divided by the window's items, and add up to the window's loss.
         self._are_divided: bool | None = None
-        # Of the window: the model in its wrappers; losses that add up, and the weight of their sum between ranks.
+        # In this window: the model in its wrappers; losses that add up, and the weight of their sum between ranks.
         self._model: Any = None
         self._parts: list[Any] = []
         self._weight: object = 1
-        # Of the batch: what compute_loss returned; None outside of a visit.
+        # In this batch: the losses that compute_loss returned; None outside of a visit.
         self._losses: list[Any] | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have the trainer call this object; at the end, leave the trainer as it was, and an open epoch unfinished."""
+        """Have the trainer call this object; at the end, restore the trainer, and leave an open epoch unfinished."""
         trainer = self._trainer
-        # On the instance they are outermost, whatever subclasses override.
+        # On the instance, they come before any override in a subclass.
         own = {name: getattr(self, name) for name in ("get_train_dataloader", "training_step", "compute_loss")}
         self._trainers = SimpleNamespace(**{name: getattr(trainer, name) for name in own})
         # After the user's callbacks, which see an update before its window is repeated.
@@ -169,13 +169,13 @@ class _Repeating(TrainerCallback):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """Keep a batch, and make its first visit."""
         if not self._replay.is_in_epoch:
-            self._replay.begin_epoch(self._windows, at=self._behind)
+            self._replay.begin_epoch(self._windows, at=self._finished_windows)
         self._model = model
         self._replay.hold((inputs, num_items_in_batch))
         return self._visit(inputs, num_items_in_batch)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep the loss of a batch that is trained on."""
+        """Compute the loss, and keep it if the batch is trained on."""
         output = self._trainers.compute_loss(*args, **kwargs)
         if self._losses is not None:
             loss = output[0] if isinstance(output, tuple) else output
@@ -199,20 +199,20 @@ class _Repeating(TrainerCallback):
         self._are_divided = getattr(self._trainer, "loss_is_scaled_for_ga", None)
 
     def on_epoch_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        self._behind = 0
+        self._finished_windows = 0
         if self._is_first_epoch and not args.ignore_data_skip:
-            # To the trainer, all steps on a stream without a length are of one epoch.
-            self._behind = state.global_step if self._windows is None else state.global_step % self._windows
+            # To the trainer, all steps on a stream without a length belong to one epoch.
+            self._finished_windows = state.global_step if self._windows is None else state.global_step % self._windows
         self._is_first_epoch = False
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """After a window's update: decide, and repeat."""
         if self._is_repeating:
             return
-        self._behind += 1
+        self._finished_windows += 1
         self._note_parts()
         self._is_repeating = True
-        for window in self._replay.repeats(is_last=self._behind == self._windows):
+        for window in self._replay.repeats(is_last=self._finished_windows == self._windows):
             self.repeats += 1
             self._train_again(window)
         self._is_repeating = False
@@ -229,7 +229,7 @@ class _Repeating(TrainerCallback):
         self._replay.end_epoch(finished=not self._trainer.control.should_training_stop)
 
     def _train_again(self, window: Iterable[Any]) -> None:
-        """Make an update as the trainer does, without what it counts and logs."""
+        """Make an update as the trainer does, without counting and logging it."""
         trainer, model = self._trainer, self._model
         args, accelerator, callbacks = trainer.args, trainer.accelerator, trainer.callback_handler
         does_sync_each = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
@@ -242,7 +242,7 @@ class _Repeating(TrainerCallback):
         accelerator.sync_gradients = True
         self._visit(*last)
         self._note_parts()
-        # Also without a limit: this unscales gradients, as at the first visit, for callbacks to look at.
+        # Even without a limit: this unscales gradients, as at the first visit, for callbacks that read them.
         limit = args.max_grad_norm if (args.max_grad_norm or 0) > 0 else math.inf
         accelerator.clip_grad_norm_(model.parameters(), limit)
         trainer.control = callbacks.on_pre_optimizer_step(args, trainer.state, trainer.control)
@@ -250,10 +250,10 @@ class _Repeating(TrainerCallback):
         trainer.control = callbacks.on_optimizer_step(args, trainer.state, trainer.control)
 
     def _visit(self, inputs: Any, items: Any) -> Any:
-        """Forward and backward pass of one batch, whose loss goes to the window's."""
+        """Forward and backward pass of one batch, whose loss is added to the window's."""
         trainer, is_divided, asked = self._trainer, self._are_divided, None
         if is_divided is None:
-            # As the trainer has it. Many models receive the items and ignore them, which one visit shows.
+            # As the trainer assumes. But many models receive the items and ignore them, which one visit shows.
             receives_items = trainer.model_accepts_loss_kwargs and items is not None
             is_divided = receives_items or trainer.compute_loss_func is not None
             is_of_one_batch = trainer.args.world_size == trainer.args.gradient_accumulation_steps == 1
@@ -279,9 +279,9 @@ class _Repeating(TrainerCallback):
         return output
 
     def _note_parts(self) -> None:
-        """Note the loss of a window whose batches' losses add up to it."""
+        """Note the loss of a window that is the sum of its batches' losses."""
         if self._parts:
-            # A single one is noted as it is, bit for bit.
+            # A single loss is noted unchanged, bit for bit.
             loss, *others = self._parts
             for other in others:
                 loss = float(loss) + float(other)
@@ -289,12 +289,12 @@ class _Repeating(TrainerCallback):
             self._parts = []
 
     def _weight_of(self, inputs: Any, items: Any, *, is_divided: bool) -> object:
-        """What the loss weighs: a mean in its window and between ranks, a sum between ranks alone."""
+        """The weight of the loss: of a mean in its window and between ranks, of a sum between ranks only."""
         args = self._trainer.args
         if args.world_size == 1 and (is_divided or args.gradient_accumulation_steps == 1):
             return 1
         if is_divided and items is not None:
-            # Divided by the items of all ranks, ranks' losses have their plain mean over all items.
+            # If losses are divided by the items of all ranks, their plain mean over ranks is that over all items.
             return 1 if args.average_tokens_across_devices else items
         return self._samples(inputs)
 
@@ -302,17 +302,17 @@ class _Repeating(TrainerCallback):
 class SampleAttentionMixin(Trainer):
     """Trains a ``transformers.Trainer``, or a subclass such as SFTTrainer, on the batches of a ``SampleAttention``.
 
-    An update is made from the weighted mean of its samples' losses, over ``gradient_accumulation_steps`` batches. Logs
-    have ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have each rank's state.
+    An update uses the weighted mean of its samples' losses, over ``gradient_accumulation_steps`` batches. Logs have
+    ``sample_attention/pruned`` and ``/extra_updates`` of the epoch so far. Checkpoints have each rank's state.
 
     Args:
         args: Arguments of the trainer.
         attention: For ``train_dataset``, with ``per_device_train_batch_size``; also an attribute.
-        kwargs: Keyword arguments of the trainer. ``compute_loss_func``, or a ``compute_loss`` of your own, returns the
-            loss of each sample, (batch,): see ``sequence_losses``. SFTTrainer needs neither.
+        kwargs: Keyword arguments of the trainer. ``compute_loss_func``, or your own ``compute_loss``, must return the
+            loss of each sample, of shape (batch,): see ``sequence_losses``. SFTTrainer needs neither.
 
     Raises:
-        ProtocolError: From ``train``, if batches of the trainer are in another order or of another size.
+        ProtocolError: From ``train``, if the trainer's batches have another order or size.
         LossError: From ``train``, if there is not one loss for each sample.
     """
 
@@ -325,7 +325,7 @@ class SampleAttentionMixin(Trainer):
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train on the batches of attention. Arguments and result are the trainer's."""
+        """Train on the attention's batches. Arguments and result are the trainer's."""
         self._batches = self._draw(())
         try:
             return super().train(*args, **kwargs)
@@ -333,7 +333,7 @@ class SampleAttentionMixin(Trainer):
             self._batches.close()
 
     def get_train_dataloader(self) -> Any:
-        """A loader of the trainer's dataset, whose order is that of attention."""
+        """A loader of the trainer's dataset in the attention's order."""
         check_updates(self.accelerator, self.args.n_gpu)
         loader, attention = super().get_train_dataloader(), self.attention
         batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
@@ -347,12 +347,12 @@ class SampleAttentionMixin(Trainer):
         options = {name: getattr(loader, name) for name in _LOADING.split()}
         loader = DataLoader(loader.dataset, batch_sampler=attention, **options)
         self._batches = self._draw(attention.attend(loader))
-        # Attention knows where it is, so a resumed trainer is to skip numbers.
+        # The attention resumes by itself, so what a resumed trainer skips are mere numbers.
         numbers, generator = [[0]] * len(attention), torch.Generator()
         return DataLoader(_Next(self._batches), batch_sampler=numbers, collate_fn=itemgetter(0), generator=generator)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *_: Any, **__: Any) -> Any:
-        """The batches of an update, each drawn once losses of the one before have arrived."""
+        """The batches of an update, each drawn after the losses of the previous one have arrived."""
         return Subset(_Next(epoch_iterator), range(num_batches)), None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *_: Any, **__: Any) -> Any:
@@ -363,7 +363,7 @@ class SampleAttentionMixin(Trainer):
         with model.register_forward_hook(lambda *call: outputs.append(call[-1])):
             losses: Any = super().compute_loss(model, inputs)
         if not losses.ndim and hasattr(outputs[-1], "label_mask"):
-            # SFTTrainer's mean over tokens, unless its loss is another.
+            # SFTTrainer's mean over tokens, unless it uses another loss.
             sums, tokens = -outputs[-1].log_probs.sum(1), outputs[-1].label_mask.sum(1)
             if torch.allclose(losses, sums.sum() / tokens.sum().clamp(min=1), rtol=1e-4):
                 losses = sums / tokens.clamp(min=1)
@@ -371,7 +371,7 @@ class SampleAttentionMixin(Trainer):
         return (loss, outputs[-1]) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the trainer does, with what attention does beside a training loss."""
+        """Log as the trainer does, and add the attention's counts to a training loss."""
         if "loss" in logs:
             for name in ("pruned", "extra_updates"):
                 logs[f"sample_attention/{name}"] = getattr(self.attention.summary, name)
@@ -395,14 +395,14 @@ class SampleAttentionMixin(Trainer):
             path = Path(checkpoint, f"sample_attention_{self.args.process_index}.json")
             if not path.is_file():
                 raise StateError(
-                    f"{checkpoint} has no {path.name}, where attention is on this rank. Resume from a checkpoint that "
-                    "this mixin wrote, on as many ranks; or train without resume_from_checkpoint"
+                    f"{checkpoint} has no {path.name}, the state of attention on this rank. Resume from a checkpoint "
+                    "that this mixin wrote, on as many ranks; or train without resume_from_checkpoint"
                 )
             self.attention.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 class _Next(Dataset[Any]):
-    """The next of an iterator, whichever is asked for."""
+    """A dataset that returns the next item of an iterator, whatever the index."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self.iterator = iterator
@@ -416,8 +416,8 @@ def sequence_losses(outputs: Any, labels: Any, *, shift: bool = True, **_: Any) 
 
     Args:
         outputs: Logits, (batch, tokens, vocabulary) or (batch, classes), or a model's outputs that have them.
-        labels: (batch, tokens), where the loss is the mean over those that are not -100, or 0 without any; or (batch,).
-        shift: Whether the logits of a token are for the label of the next, as in causal language models.
+        labels: (batch,), or (batch, tokens): then the loss is the mean over labels other than -100, 0 without any.
+        shift: Whether a token's logits predict the next token's label, as in causal language models.
     """
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs
     labels = functional.pad(labels[:, 1:], (0, 1), value=-100) if shift and labels.ndim > 1 else labels

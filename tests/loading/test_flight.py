@@ -73,7 +73,7 @@ WRONG_WRAPPERS = {
     "the first three": (lambda it: Wrapper(it, lambda batches: itertools.islice(batches, 3)), "not come|ended with"),
     "without end": (
         lambda it: itertools.chain.from_iterable(itertools.repeat(it)),
-        "never ends itself, as a generator that cycles.*persistent_workers=True",
+        "never ends, like a generator that cycles.*persistent_workers=True",
     ),
 }
 
@@ -210,7 +210,7 @@ def test_a_stateful_loader_s_state_is_refused_alone_and_not_needed_beside_the_sa
         alone = DRIVERS[kind]()
         loader = load(alone, StatefulDataLoader, num_workers=workers)
         loader.load_state_dict(of_loader)
-        with pytest.raises(StateError, match=r"Save the sampler's state_dict\(\) beside loader.state_dict\(\), and"):
+        with pytest.raises(StateError, match=r"Save the sampler's state_dict\(\) along with loader.state_dict\(\), and"):
             next(iter(alone.attend(loader)))
         for is_loaded_too in (True, False):
             twin = resumed(kind, state)

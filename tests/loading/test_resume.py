@@ -176,7 +176,7 @@ def started(base, *arguments, repeats="immediate", k=1.5):
             r"batch_size \(saved 2, here 3\).*drop_last \(saved .*repeats \(saved 'immediate', here 'deferred'\)",
         ),
         (lambda base: started(base(24), k=1.3), r"k \(saved 1.5, here 1.3\).*start without"),
-        (lambda base: started(base(23)), "data set or the sampler differs"),
+        (lambda base: started(base(23)), "dataset or the sampler differs"),
         (lambda base: started(base(4)), "has indices None"),
         (lambda base: started(SequentialSampler(range(24))), "has no generator here; construct the sampler as it was"),
         (lambda base: started(RandomSamplerOfTheUser(range(24))), "has no generator here"),

@@ -291,7 +291,7 @@ class Shifts(DataLoader):
 )
 def test_immediate_repeats_through_anything_but_the_loader_are_refused(wrap):
     schedule, _, loader, _ = make("immediate")
-    with pytest.raises(ProtocolError, match=r"an immediate repeat is fetched past what \w+ may do.*repeats='deferred'"):
+    with pytest.raises(ProtocolError, match=r"an immediate repeat would bypass what \w+ may do.*repeats='deferred'"):
         next(iter(schedule.attend(wrap(loader))))
 
 

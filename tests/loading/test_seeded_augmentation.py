@@ -131,5 +131,5 @@ def test_a_seeded_data_set_inside_another_one_warns_and_around_it_does_not(wrap)
 
 def test_a_worker_warns_that_a_seeded_data_set_has_no_effect():
     # The worker has inherited that warnings are errors.
-    with pytest.raises(BatchAttentionWarning, match=r"no effect on the batches of a worker\. It must be the data set"):
+    with pytest.raises(BatchAttentionWarning, match=r"no effect on the batches of a worker\. It must be the dataset"):
         list(DataLoader(SeededDataset(Numbered()), num_workers=1, multiprocessing_context="fork"))

@@ -97,7 +97,7 @@ def test_a_loader_that_skips_other_batches_than_those_behind_is_refused(accelera
     accelerator, loader = accelerate.make_prepared()
     state = epoch_of(accelerate, make_quiet(), accelerator, loader)[1][position - 1]
     resumed = make_quiet(state if position else None)
-    with pytest.raises(ProtocolError, match=rf"skips 3 batches, and {2 * position} batches of this epoch are behind"):
+    with pytest.raises(ProtocolError, match=rf"skips 3 batches, and {2 * position} batches of this epoch are done"):
         next(iter(accelerate.attend(resumed, accelerator, accelerator.skip_first_batches(loader, 3), 2)))
 
 

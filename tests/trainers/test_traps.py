@@ -97,7 +97,7 @@ def test_a_batch_that_is_changed_in_place_is_not_trained_on_again(trainer, tmp_p
     words = "changed tensors of its batch in place"
     with (
         pytest.warns(BatchAttentionWarning, match=words) as caught,
-        pytest.raises(BatchChangedError, match=r"changed tensors of it in place \(.*of shape \(8, 6\)"),
+        pytest.raises(BatchChangedError, match=r"changed tensors in it in place \(.*of shape \(8, 6\)"),
     ):
         trainer.train(Case(), tmp_path, step=halve)
     assert sum(words in str(warning.message) for warning in caught) == 1
