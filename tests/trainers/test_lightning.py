@@ -320,7 +320,7 @@ def test_an_epoch_cut_short_resumes_from_its_checkpoint_alone(lightning, tmp_pat
         fit(lightning, make_attention(), ckpt_path=tmp_path / "without")
     states["callbacks"]["SampleAttentionCallback"] = {**saved, 1: saved[0]}
     torch.save(states, tmp_path / "two ranks")
-    with pytest.raises(StateError, match="has 2 ranks, here are 1; use as many"):
+    with pytest.raises(StateError, match="is from 2 ranks, not 1; use as many"):
         fit(lightning, make_attention(), ckpt_path=tmp_path / "two ranks")
     # Loaded for an evaluation, it changes nothing.
     other = make_attention(seed=9)
