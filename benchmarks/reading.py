@@ -81,7 +81,8 @@ def _compare(evaluated: Evaluated | None, epoch: Epoch, data: Data) -> Iterator[
     yield "number of matrices", 0 if evaluated is None else 1, 1
     assert evaluated is not None
     yield "epoch", evaluated.epoch, epoch.epoch
-    yield from (("classes", len(row), len(data.classes)) for row in [evaluated.confusion, *evaluated.confusion])
+    sizes = [len(evaluated.confusion), *map(len, evaluated.confusion)]
+    yield from (("classes", size, len(data.classes)) for size in sizes)
     matrix = np.array(evaluated.confusion)
     right, images = matrix.diagonal(), int(matrix.sum())
     yield "images", images, data.test_images

@@ -79,5 +79,5 @@ def test_a_confusion_matrix_that_contradicts_the_rest_is_refused(folder, which, 
 def test_a_confusion_matrix_of_another_epoch_is_refused(folder):
     best = json.loads((folder / "runs.jsonl").read_text().splitlines()[0])["best"]
     edit(folder / "runs.jsonl", 0, best={**best, "epoch": 3 - best["epoch"]})
-    with pytest.raises(RecordsError, match="at its best epoch contradicts .* epoch [12], and elsewhere"):
+    with pytest.raises(RecordsError, match=r"at its best epoch contradicts .* epoch [12], and elsewhere"):
         read_records(folder)
