@@ -54,7 +54,7 @@ def forest(lines: Sequence[Line], label: str) -> Figure:
             axes.plot(line.gain.mean, place, "o", color=line.color, markersize=5)
             ticks.append((place, f"{line.label}, n = {line.gain.n}"))
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(*zip(*ticks, strict=True), fontsize=9, **_TEXT)
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=9, **_TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place + 1, 0)
     axes.set_xlabel(label)
