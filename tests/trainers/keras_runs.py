@@ -142,7 +142,7 @@ def by_hand(case):
     """A loop around ``decide``, with the learning rate of the base batch."""
     schedule, recorder = make_schedule(**case.options)
     model, rate = make_model(replace(case, rate="constant"), Telling), make_rate(case.rate)
-    if case.rate != "constant" and BACKEND == "jax" and not case.trainer:
+    if case.rate != "constant" and BACKEND == "jax" and not case.trainer.get("run_eagerly"):
         rate = sys.modules["jax"].jit(rate)
     x, y = make_data()
     weights = {"sample": SAMPLE_WEIGHTS, "class": np.where(y == 0, 0.5, 2.0).astype("float32")}.get(case.weights)
