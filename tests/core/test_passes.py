@@ -69,7 +69,7 @@ def test_a_driver_s_flight_follows_decisions_and_skips_and_it_is_the_only_one():
     state = schedule.state_dict()
     for _ in schedule.attend(loader):
         schedule.decide(1.0) if schedule.batch_index else schedule.skip()
-        assert passes_of(schedule).run.flight.flight.out == ()
+        assert passes_of(schedule).run.flight.flight.sent == ()
     assert passes_of(schedule).run.flight == driver.restarted()
     for _ in schedule.attend(loader):
         schedule.decide(1.0)
