@@ -391,7 +391,7 @@ class _SampleSource(Source):
             setattr(memory, name, _unpack(fields[name], row.typecode))
         stream, summary = StreamState(**fields["stream"]), fields["last_summary"]
         flight = tuple(SampleBatch(**batch) for batch in fields["flight"])
-        # 0.0 has the fingerprint of 0, and is no index.
+        # 0.0 has the fingerprint of 0, but is not an index.
         checkpoint.plain_indices([*fields["pool"], *(index for batch in flight for index in batch.indices)])
         return SampleState(
             memory,
