@@ -32,7 +32,7 @@ from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("plain", "batch attention", "random repeats", "sample attention", "random samples")
 RIVALS = {"batch attention": ("plain", "random repeats"), "sample attention": ("plain", "random samples")}
-# In training this short, the mean loss falls by a tenth to a half per epoch, and the paper's 1.2 would repeat hardly any
+# In training this short, the mean loss falls by a tenth to a half per epoch, so the paper's 1.2 would repeat hardly any
 # batch. Chosen by the number of repeats.
 K = 0.8
 # The largest share of extra updates; the paper's runs took 15 to 20 % more time.
