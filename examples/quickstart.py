@@ -249,8 +249,8 @@ def plot(runs: dict[str, list[Run]], output: Path) -> None:
     overhead = 100 * (np.array([run.updates for run in runs["attention"]]) / base - 1)
     cost_axes.bar(epochs, overhead.mean(axis=0), yerr=overhead.std(axis=0, ddof=1), color=COLORS["attention"])
     gain_axes.set(xlabel="epoch", ylabel="points of test accuracy", title="accuracy gain (95 % CI)")
-    cost_axes.set(xlabel="epoch", ylabel=f"% of {base[0, 0]} updates", title="extra updates")
-    gain_axes.legend(loc="lower left")
+    cost_axes.set(xlabel="epoch", ylabel=f"% of {base[0, 0]} updates per epoch", title="extra updates")
+    gain_axes.legend(loc="upper left")
     figure.savefig(output, dpi=150)
 
 
