@@ -41,7 +41,7 @@ class MeanOverRanks:
 
     Example:
         >>> from batch_sampler_attn import BatchAttentionSchedule
-        >>> schedule = BatchAttentionSchedule(k=1.2, ranks=MeanOverRanks())
+        >>> schedule = BatchAttentionSchedule(k=1.2, budget=0.2, ranks=MeanOverRanks())
         >>> schedule.report(0.7, samples=32)  # after the forward pass
         >>> schedule.decide()  # after the update
         <Decision.ADVANCE: 'advance'>

@@ -50,18 +50,14 @@ class BatchAttentionSchedule:
         OptionError: If an option has a value that is not allowed.
 
     Example:
-        >>> schedule = BatchAttentionSchedule(k=1.5)
-        >>> for losses in ([2.0, 4.0], [5.0, 1.0, 1.0]):
+        >>> schedule = BatchAttentionSchedule(k=1.5, budget=0.2)
+        >>> for losses in ([3.0, 3.0, 3.0, 3.0, 3.0], [1.0, 1.0, 1.0, 1.0, 5.0, 1.0]):
         ...     remaining = iter(losses)
-        ...     for batch in schedule.attend(["a", "b"]):
-        ...         print(batch, schedule.decide(next(remaining)).name)
-        a ADVANCE
-        b ADVANCE
-        a REPEAT
-        a ADVANCE
-        b ADVANCE
-        >>> schedule.last_summary.overhead, schedule.threshold
-        (0.5, 4.5)
+        ...     print([f"{batch} {schedule.decide(next(remaining)).name}" for batch in schedule.attend("abcde")])
+        ['a ADVANCE', 'b ADVANCE', 'c ADVANCE', 'd ADVANCE', 'e ADVANCE']
+        ['a ADVANCE', 'b ADVANCE', 'c ADVANCE', 'd ADVANCE', 'e REPEAT', 'e ADVANCE']
+        >>> schedule.last_summary.overhead
+        0.2
     """
 
     def __init__(

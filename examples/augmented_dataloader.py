@@ -1,7 +1,7 @@
-"""Batch-attention through a DataLoader with workers and random augmentation, and what its record says.
+"""Batch-attention with a DataLoader with workers, random augmentation and wrong labels.
 
-With ``repeats="deferred"`` the workers fetch a repeat like any other batch, with new random augmentation. Some labels
-are wrong on purpose: the batches most often repeated show where to look for them.
+With ``repeats="deferred"``, the workers fetch a repeat like any other batch, with new random augmentation. Some labels
+are wrong on purpose, and the batches repeated most often point to them.
 """
 
 import torch
@@ -17,7 +17,7 @@ WRONG_LABELS = 30
 
 
 class AugmentedDigits(Dataset[tuple[Tensor, Tensor]]):
-    """The first 1400 digits, shifted sideways and with noise, both random; the very first have wrong labels."""
+    """The first 1400 digits, with random shift and noise; the first 30 labels are wrong."""
 
     def __init__(self) -> None:
         digits = load_digits()
@@ -37,15 +37,15 @@ def main() -> None:
     torch.manual_seed(0)
     dataset = AugmentedDigits()
     recorder = MemoryRecorder()
-    schedule = BatchAttentionSchedule(k=1.5, max_visits=10, recorders=[recorder])
+    schedule = BatchAttentionSchedule(k=1.5, budget=0.2, recorders=[recorder])
     sampler = BatchAttentionSampler(RandomSampler(dataset), 16, schedule=schedule, repeats="deferred")
-    # Repeats that are left when an epoch's data is over take another iteration of the loader: keep its workers.
+    # Repeats that remain after the last batch need another iteration of the loader, so keep its workers.
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, persistent_workers=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     first_views: dict[int, Tensor] = {}
-    are_redrawn = []
+    are_new = []
     for _ in range(EPOCHS):
         for x, y in schedule.attend(loader):
             loss = nn.functional.cross_entropy(model(x), y)
@@ -58,15 +58,15 @@ def main() -> None:
             if visit.visit == 1:
                 first_views[visit.batch] = x
             else:
-                are_redrawn.append(not torch.equal(x, first_views[visit.batch]))
+                are_new.append(not torch.equal(x, first_views[visit.batch]))
 
     print(*recorder.summaries, sep="\n")
-    print(f"{sum(are_redrawn)} of {len(are_redrawn)} repeats were augmented again")
+    print(f"{sum(are_new)} of {len(are_new)} repeats were augmented again")
     suspects = {index for batch in most_repeated(recorder.visits, n=10) for index in batch.indices or ()}
     found = sum(index < WRONG_LABELS for index in suspects)
     by_chance = WRONG_LABELS * len(suspects) / len(dataset)
     print(
-        f"the ten batches most often repeated hold {found} of {WRONG_LABELS} wrong labels ({by_chance:.1f} by chance)"
+        f"the ten batches repeated most often hold {found} of {WRONG_LABELS} wrong labels ({by_chance:.1f} by chance)"
     )
 
 

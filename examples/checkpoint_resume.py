@@ -1,7 +1,7 @@
-"""Save a Batch-attention run in the middle of an epoch and resume it in new objects.
+"""Save a Batch-attention run in mid-epoch, and resume it in new objects.
 
-``sampler.state_dict()`` holds the sampler's state and its schedule's, in plain JSON types. Taken right after a
-``decide``, with the model's and the optimizer's, it lets the resumed run equal the uninterrupted one bit for bit.
+``sampler.state_dict()`` contains the state of sampler and schedule, as plain JSON types. Save it after a ``decide``,
+with the states of model and optimizer, and the resumed run equals the uninterrupted one bit for bit.
 """
 
 import json
@@ -21,7 +21,7 @@ SAVE_AFTER_UPDATES = 310
 
 def train(checkpoint: Path, *, resume: bool) -> tuple[list[float], nn.Module]:
     """Train to the end, from the start or from the checkpoint; return the loss of each update, and the model."""
-    # A resumed run needs no seed; another one shows that what matters comes from the checkpoint.
+    # A resumed run needs no seed: with another one, all that matters still comes from the checkpoint.
     torch.manual_seed(1 if resume else 0)
     digits = load_digits()
     dataset = TensorDataset(torch.tensor(digits.images / 16, dtype=torch.float32), torch.tensor(digits.target))

@@ -1,9 +1,9 @@
-"""Batch-attention on several ranks, which decide alike.
+"""Batch-attention on several ranks, which make the same decisions.
 
 torchrun --standalone --nproc-per-node 2 examples/ddp.py
 
-Each rank takes its part of every batch; what is compared with the threshold is the mean loss over all ranks. Runs on
-CPUs (gloo) and GPUs (nccl), and, started with plain python, as one process.
+Each rank takes its share of every batch, and the mean loss over all ranks is compared with the threshold. Runs on CPUs
+(gloo) and GPUs (nccl), or as one process with plain python.
 """
 
 import os
@@ -28,7 +28,7 @@ def train(rank: int, ranks: int, device: torch.device) -> tuple[nn.Module, Batch
     dataset = TensorDataset(images[:1400], labels[:1400])
 
     schedule = BatchAttentionSchedule(k=1.2, budget=0.2, ranks=MeanOverRanks())
-    # The same seed on every rank: all draw one order, of which each takes its part.
+    # The same seed on every rank: all draw the same order, and each takes its share.
     order = RandomSampler(dataset, generator=torch.Generator().manual_seed(0))
     sampler = BatchAttentionSampler(order, BATCH_SIZE, schedule=schedule, rank=rank, world_size=ranks)
     loader = DataLoader(dataset, batch_sampler=sampler)
@@ -43,7 +43,7 @@ def train(rank: int, ranks: int, device: torch.device) -> tuple[nn.Module, Batch
     for _ in range(EPOCHS):
         for x, y in schedule.attend(loader):
             loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
-            # On its way between the ranks while the gradients are computed.
+            # Exchanged between the ranks during the backward pass.
             schedule.report(loss, samples=len(y))
             optimizer.zero_grad()
             loss.backward()
@@ -70,13 +70,13 @@ def main() -> None:
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        # A rank in DDP's backward pass waits for its group's limit, and not for MeanOverRanks's.
+        # In DDP's backward pass, the timeout of this group applies, not that of MeanOverRanks.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if is_launched else (0, 1)
 
     model, schedule = train(rank, ranks, device)
     if rank == 0:
-        # Any rank's state resumes on all ranks, so one is saved: {"model": ..., "sampler": sampler.state_dict()}
+        # One rank's state resumes all ranks: save {"model": ..., "sampler": sampler.state_dict()} on rank 0.
         print(f"{ranks} ranks, next threshold {schedule.threshold:.4f}")
         print(f"test accuracy: {accuracy(model, device):.3f}")
     if is_launched:

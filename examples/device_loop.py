@@ -1,6 +1,6 @@
-"""Batch-attention decided on the device: data, order, schedule and a captured update stay there.
+"""Batch-attention on a GPU: data, order and schedule stay on the device, and each update is a captured graph.
 
-Runs on the CPU too, where the same loop is eager. On a GPU the host waits a few times an epoch, not at every update.
+On a CPU the same loop runs eagerly. On a GPU the host waits a few times per epoch, not at every update.
 """
 
 import torch
@@ -25,7 +25,7 @@ def main() -> None:
         nn.Flatten(),
         nn.Linear(16 * 8 * 8, 10),
     ).to(device)
-    # A captured step may not read its counter on the host.
+    # A captured step must not read its counter on the host.
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, capturable=device.type == "cuda")
     loop = DeviceLoop(
         model,
@@ -34,7 +34,7 @@ def main() -> None:
         images[:1400],
         labels[:1400],
         32,
-        schedule=BatchAttentionSchedule(k=1.2, max_visits=20),
+        schedule=BatchAttentionSchedule(k=1.2, budget=0.2),
         generator=torch.Generator().manual_seed(0),
     )
 

@@ -1,7 +1,7 @@
-"""Batch-attention with JAX and optax: the update is jitted, the decision is made outside of it.
+"""Batch-attention with JAX and optax: the update is jitted, and the decision is made outside.
 
 The learning-rate schedule counts base batches: ``optax.inject_hyperparams`` makes the rate part of the optimizer's
-state, and it is set once for each. A schedule inside the optimizer would count updates, repeats too.
+state, and the loop sets it once per batch. A schedule inside the optimizer would count repeats too.
 """
 
 import jax
@@ -41,7 +41,7 @@ def main() -> None:
     train_labels, test_labels = labels[:1400], labels[1400:]
     batches_per_epoch = -(-len(train_images) // BATCH_SIZE)
 
-    # It stays above zero: updates too small to lower a batch's loss would repeat it for nothing.
+    # It ends above zero: updates too small to lower a batch's loss would repeat it to no effect.
     rate = optax.cosine_decay_schedule(3e-3, EPOCHS * batches_per_epoch, alpha=0.1)
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=rate(0))
     weights = make_weights((64, 64, 10))
@@ -64,7 +64,7 @@ def main() -> None:
 
         for batch in schedule.attend(batches):
             loss, weights, state = update(weights, state, train_images[batch], train_labels[batch])
-            # Not inside of update: a jitted function has no loss to compare, only a promise of one.
+            # Not inside update: a jitted function has a tracer in place of a loss.
             if schedule.decide(loss) is Decision.ADVANCE:
                 step += 1
                 state.hyperparams["learning_rate"] = rate(step)

@@ -1,8 +1,8 @@
-"""A small language model: does attention help it to predict Python's own manual, character by character?
+"""A small language model: does attention help to predict Python's manual, character by character?
 
-The text ships with Python (``pydoc_data.topics``). Of its topics, in the order of the alphabet, every fifth is tested
-on. A sample is a stretch of 32 characters, and its loss the mean over them. The scores are of all test text,
-and of the worst tenth of its stretches, which attention should help first.
+The text comes with Python (``pydoc_data.topics``). Every fifth topic, in alphabetical order, is test data. A sample is
+a stretch of 32 characters, and its loss is their mean. The scores are bits per character over all test text, and over
+the worst tenth of its stretches, which attention should improve first.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ TRAIN_STRETCHES = 1280
 
 
 def load() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Stretches to train and to test on, each (n, LENGTH + 1) of character numbers; how many characters there are."""
+    """Training and test stretches, each (n, LENGTH + 1) of character numbers, and the number of characters."""
     names = sorted(topics)
     test_names = names[::5]
     train_text = "".join(topics[name] for name in names if name not in test_names)
     test_text = "".join(topics[name] for name in test_names)
-    number = {character: place for place, character in enumerate(sorted(set(train_text)), start=1)}
+    number = {character: index for index, character in enumerate(sorted(set(train_text)), start=1)}
 
     def stretches(text: str) -> torch.Tensor:
         numbers = torch.tensor([number.get(character, 0) for character in text])
         return numbers.unfold(0, LENGTH + 1, LENGTH + 1)
 
-    # From all over the manual: every third stretch, which are more than are taken in every version of Python.
+    # Every third stretch, to cover the whole manual; every version of Python has enough of them.
     return stretches(train_text)[::3][:TRAIN_STRETCHES], stretches(test_text), len(number) + 1
 
 
@@ -43,7 +43,7 @@ class CharacterModel(nn.Module):
     """A GRU that predicts the next character.
 
     Args:
-        characters: How many there are.
+        characters: Number of different characters.
     """
 
     def __init__(self, characters: int) -> None:
@@ -53,7 +53,7 @@ class CharacterModel(nn.Module):
         self.head = nn.Linear(64, characters)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
-        """Scores of what comes after each character: (batch, characters, length) for (batch, length)."""
+        """Logits of the next character: (batch, characters, length) for (batch, length)."""
         hidden, _ = self.gru(self.embedding(text))
         scores: torch.Tensor = self.head(hidden).transpose(1, 2)
         return scores
@@ -77,7 +77,7 @@ def main() -> None:
     def test(model: nn.Module) -> tuple[float, float]:
         return in_bits(losses(model, test_stretches))
 
-    # The frequencies of characters in the training text, of which those that never occur count as once.
+    # The character frequencies of the training text; a character that does not occur counts as once.
     frequencies = torch.bincount(train_stretches.flatten(), minlength=characters).clamp(min=1).float()
     nats_of_constant = -(frequencies / frequencies.sum()).log()[test_stretches[:, 1:]].mean(dim=1)
     task = Task(
@@ -85,7 +85,7 @@ def main() -> None:
         make_model=lambda: CharacterModel(characters),
         losses=lambda model, indices: losses(model, train_stretches[indices]),
         test=test,
-        scores=("bits a character", "bits, worst tenth"),
+        scores=("bits per character", "bits, worst tenth"),
         constant=in_bits(nats_of_constant),
         learning_rate=5e-3,
     )

@@ -1,7 +1,7 @@
-"""Batch-attention under mixed precision and gradient accumulation: what is repeated is the whole window.
+"""Batch-attention with mixed precision and gradient accumulation, where whole windows are repeated.
 
-One update is made from a window of micro-batches, so the schedule attends over windows, and the loss of a window is
-the mean over its samples, not scaled, from before the update. float16 on CUDA, bfloat16 elsewhere.
+A window is the list of micro-batches of one update. Its loss is the unscaled mean over its samples, before the update.
+float16 on CUDA, bfloat16 elsewhere.
 """
 
 import torch
@@ -27,11 +27,11 @@ def main() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     windows = accumulate(loader, ACCUMULATION_STEPS)
-    # It stays above zero: updates too small to lower a window's loss would repeat it for nothing.
+    # It ends above zero: updates too small to lower a window's loss would repeat it to no effect.
     lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(windows), eta_min=2e-3)
     # bfloat16 has the range of float32, so only float16 needs its gradients scaled.
     scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
-    schedule = BatchAttentionSchedule(k=1.2, budget=0.5)
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.2)
 
     for _ in range(EPOCHS):
         for window in schedule.attend(windows):
@@ -42,7 +42,7 @@ def main() -> None:
                 with torch.autocast(device, dtype=dtype):
                     logits = model(x.to(device))
                 loss = nn.functional.cross_entropy(logits.float(), y.to(device))
-                # Over the window's samples, since the last micro-batch of an epoch is shorter.
+                # Weighted by samples, since the last micro-batch of an epoch is shorter.
                 scaler.scale(loss * (len(y) / samples)).backward()
                 window_loss.add(loss, samples=len(y))
             scaler.unscale_(optimizer)
@@ -50,7 +50,7 @@ def main() -> None:
             scaler.step(optimizer)
             scaler.update()
             if schedule.decide(window_loss.mean) is Decision.ADVANCE:
-                # Planned in windows, not updates: repeats must not use up the learning rate early.
+                # Planned in windows: repeats must not advance the learning rate.
                 lr_scheduler.step()
 
         print(schedule.last_summary)

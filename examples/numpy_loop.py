@@ -1,6 +1,6 @@
 """Batch-attention in a training loop of plain NumPy: softmax regression on scikit-learn's 8x8 digits.
 
-The schedule needs nothing but a number: ``attend`` takes any iterable of batches, ``decide`` takes the loss.
+``attend`` takes any iterable of batches, and ``decide`` takes the loss as a number.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def main() -> None:
     train_images, test_images = images[:1400] / 16, images[1400:] / 16
     train_labels, test_labels = labels[:1400], labels[1400:]
     weights = np.zeros((65, 10))  # 64 pixels and the bias
-    schedule = BatchAttentionSchedule(k=1.2)
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.2)
 
     for _ in range(EPOCHS):
         order = rng.permutation(len(train_images))

@@ -1,15 +1,14 @@
 """Five trainings of one task, paired by seed: what the examples for text, images and tables compare.
 
-    plain              every sample once an epoch
-    batch attention    batches above K times the last epoch's mean loss are repeated at once, the worst of them if they
-                       are more than a budget allows for
+    plain              every sample once per epoch
+    batch attention    batches above K times the last epoch's mean loss are repeated at once, within a budget
     random repeats     as many repeats, of batches drawn at random: the control of batch attention
-    sample attention   well-fitted samples are pruned with probability one half; an epoch has as many updates as plain
-    random samples     about as many are pruned, whichever they are: the control of sample attention
+    sample attention   well-fitted samples are pruned with probability one half; as many updates as plain
+    random samples     about as many samples are pruned at random: the control of sample attention
 
-A seed fixes the initial weights and the order of each pass, in every arm alike. The data are the same with all seeds,
-and intervals are about these data alone. How much data, noise and training a task has was set by plain training, so
-that it beats a constant in both scores; no option of an arm was chosen by test results. The last epoch is compared.
+A seed sets the initial weights and the order of each pass, the same in every arm. All seeds share the data, so the
+intervals hold for these data only. Data, noise and length of training were chosen so that plain training beats a
+constant in both scores. No option of an arm was chosen by test results. The last epoch is compared.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("plain", "batch attention", "random repeats", "sample attention", "random samples")
 RIVALS = {"batch attention": ("plain", "random repeats"), "sample attention": ("plain", "random samples")}
-# In training this short the loss falls by a tenth to a half from one epoch to the next, and at the paper's 1.2 hardly a
-# batch would be repeated. Chosen by how many it repeats.
+# In training this short, the mean loss falls by a tenth to a half per epoch, so the paper's 1.2 would repeat hardly any
+# batch. Chosen by the number of repeats.
 K = 0.8
-# At most so many more updates; the paper's runs took 15 to 20 % more time.
+# The largest share of extra updates; the paper's runs took 15 to 20 % more time.
 BUDGET = 0.2
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, and how it is judged.
+    """Data, model, losses and scores of a training.
 
     Attributes:
-        samples: Length of the training data.
-        make_model: With weights from torch's global generator.
-        losses: (batch,), one for each of the samples with these indices.
+        samples: Number of training samples.
+        make_model: Creates a model, with weights from torch's global generator.
+        losses: (batch,), the losses of the samples with these indices.
         test: A trained model's two scores.
-        scores: Their names; the one that counts stands first.
-        constant: The scores of the best prediction that looks at no input.
-        is_low_good: Whether less of the scores is better.
-        floor: The loss that no fit can be below.
+        scores: Their names, the more important one first.
+        constant: The scores of the best constant prediction.
+        is_low_good: Whether lower scores are better.
+        floor: The lowest possible loss.
     """
 
     samples: int
@@ -76,7 +75,7 @@ class Run(NamedTuple):
 
 
 def begin(task: Task, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, RandomSampler]:
-    """What all arms of a seed begin with: the same weights, and the same order of each pass."""
+    """The initial weights and the order of each pass, the same in all arms of a seed."""
     torch.manual_seed(seed)
     model = task.make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate, fused=True)
@@ -90,7 +89,7 @@ def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def train_on_batches(task: Task, schedule: BatchAttentionSchedule, seed: int, epochs: int) -> Run:
-    """One visit to every batch, and the repeats that the schedule asks for."""
+    """One visit to every batch, and the schedule's repeats."""
     model, optimizer, order = begin(task, seed)
     updates = 0
     for _ in range(epochs):
@@ -103,7 +102,7 @@ def train_on_batches(task: Task, schedule: BatchAttentionSchedule, seed: int, ep
 
 
 def train_on_samples(task: Task, select: Literal["loss", "random"], seed: int, epochs: int) -> Run:
-    """Passes without some of the samples, which follow each other in as many updates as plain training takes."""
+    """Passes with some samples pruned, for as many updates as plain training."""
     model, optimizer, order = begin(task, seed)
     attention = SampleAttention(
         task.samples, task.batch_size, prune_probability=0.5, epochs=epochs, select=select, sampler=order, seed=seed
@@ -136,7 +135,7 @@ def train_all_arms(task: Task, seed: int, epochs: int) -> list[Run]:
 
 
 class Gain(NamedTuple):
-    """By how much an arm is better than another: the mean over paired seeds, and its 95 % t interval."""
+    """The gain of an arm over another: the mean over paired seeds, and its 95 % t interval."""
 
     mean: float
     low: float
@@ -148,10 +147,10 @@ class Gain(NamedTuple):
     def verdict(self, rival: str) -> str:
         """What the interval says."""
         if self.low == self.high == 0:
-            return f"the same as {rival} in every run"
+            return f"equal to {rival} in every run"
         if self.low > 0:
-            return f"ahead of {rival} by {self.mean:.3f}"
-        return f"behind {rival} by {-self.mean:.3f}" if self.high < 0 else f"not told apart from {rival}"
+            return f"better than {rival} by {self.mean:.3f}"
+        return f"worse than {rival} by {-self.mean:.3f}" if self.high < 0 else f"no significant difference from {rival}"
 
 
 def gain(task: Task, runs: dict[str, list[Run]], arm: str, rival: str, score: int) -> Gain:
@@ -165,7 +164,7 @@ def gain(task: Task, runs: dict[str, list[Run]], arm: str, rival: str, score: in
 def print_tables(task: Task, runs: dict[str, list[Run]], console: Console) -> None:
     """Mean and standard deviation of each arm, and paired gains."""
     arms = Table("arm", title=f"Test, last epoch: mean ± standard deviation, n = {len(runs['plain'])} seeds")
-    gains = Table("gain of, over", title="Paired gains (above 0 is better) with 95 % t intervals")
+    gains = Table("gain of / over", title="Paired gains (above 0 is better) with 95 % t intervals")
     for name in task.scores:
         arms.add_column(name, justify="right")
         gains.add_column(name, justify="right")
@@ -184,24 +183,24 @@ def print_tables(task: Task, runs: dict[str, list[Run]], console: Console) -> No
 
 
 def print_finding(task: Task, runs: dict[str, list[Run]], score: int, console: Console) -> None:
-    """A sentence on one score, whichever way it came out."""
+    """Print a sentence on one score."""
     parts = []
     for arm, rivals in RIVALS.items():
         updates, of_plain = (sum(run.updates for run in runs[name]) for name in (arm, "plain"))
         verdicts = [gain(task, runs, arm, rival, score).verdict(rival) for rival in rivals]
-        parts.append(f"{arm}, at {updates / of_plain - 1:.1%} more updates than plain, is {' and '.join(verdicts)}")
+        parts.append(f"{arm}, at {updates / of_plain - 1:.1%} more updates than plain: {', '.join(verdicts)}")
     console.print(f"{task.scores[score]}: {'; '.join(parts)}.", highlight=False, soft_wrap=True)
 
 
 def compare(task: Task, description: str | None, *, seeds: int, epochs: int) -> None:
-    """Train all arms with as many seeds and epochs as the command line says, and print what came out."""
+    """Train all arms, with the seeds and epochs of the command line, and print the results."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds, help="at least 2, for a spread (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=epochs, help="at least 2 (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.seeds < 2 or arguments.epochs < 2:
         parser.error(f"got {arguments.seeds} seeds and {arguments.epochs} epochs; use at least 2 of each")
-    # Models this small gain nothing from threads.
+    # Threads do not speed up models this small.
     torch.set_num_threads(1)
     console = Console()
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
@@ -211,4 +210,4 @@ def compare(task: Task, description: str | None, *, seeds: int, epochs: int) -> 
     print_tables(task, runs, console)
     for score in (0, 1):
         print_finding(task, runs, score, console)
-    console.print("Of 8 intervals of 95 %, 0.4 miss by chance.", highlight=False)
+    console.print("Of 8 intervals of 95 %, 0.4 miss the true gain by chance.", highlight=False)

@@ -2,11 +2,11 @@
 
     baseline    every batch once an epoch
     attention   batches above K times the last epoch's mean loss are repeated at once
-    random      as many repeats as attention made, on batches drawn at random: the control at equal compute
+    random      the same number of repeats, of batches drawn at random: the control at equal compute
 
-The images are scikit-learn's 8x8 digits. Optimizer, batch size and K are the paper's (Adam, 32, 1.2); the learning
-rate is three times its 1e-4, so that a run this short gets to where repeats occur. Nothing was chosen by
-looking at test accuracy, and results of the last epoch are compared, not of the best.
+The images are scikit-learn's 8x8 digits. Optimizer, batch size and K are the paper's (Adam, 32, 1.2). The learning
+rate is three times its 1e-4, so that repeats occur in a run this short. Nothing was chosen by test accuracy, and the
+last epoch is compared, not the best one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from batch_sampler_attn.errors import BatchAttentionWarning
 from batch_sampler_attn.recorders import MemoryRecorder, visit_counts
 
 ARMS = ("baseline", "attention", "random")
-# Okabe and Ito's, which also differ for readers who are colour-blind.
+# Okabe and Ito's palette, for colour-blind readers.
 COLORS = {"baseline": "#555555", "attention": "#D55E00", "random": "#0072B2"}
 LEARNING_RATE = 3e-4
 BATCH_SIZE = 32
@@ -83,7 +83,7 @@ def train_epoch(
     labels: torch.Tensor,
     order: torch.Generator,
 ) -> None:
-    """One epoch in an order drawn from ``order``, with the repeats that the schedule asks for."""
+    """One epoch in an order drawn from ``order``, with the schedule's repeats."""
     batches = torch.randperm(len(images), generator=order).split(BATCH_SIZE)
     for batch in schedule.attend(batches):
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
@@ -94,7 +94,7 @@ def train_epoch(
 
 
 def train(arm: str, schedule: BatchAttentionSchedule, seed: int, epochs: int, on_epoch: Callable[[], None]) -> Run:
-    """Train one model. The seed fixes its initial weights and the order of its batches, in every arm alike."""
+    """Train one model. The seed sets its initial weights and the order of its batches, the same in every arm."""
     images, test_images, labels, test_labels = load_images()
     model = make_model(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -116,7 +116,7 @@ def train_all_arms(
 ) -> tuple[Run, Run, Run]:
     """All arms with one seed; the control needs the visits that attention made."""
     torch.set_num_threads(1)
-    # The warning of epochs that take more than twice the updates: table and figure show them, and no budget is set.
+    # No budget is set: table and figure show the overhead that a warning would report.
     warnings.simplefilter("ignore", BatchAttentionWarning)
     recorder = MemoryRecorder()
 
@@ -158,13 +158,13 @@ def run_seeds(seeds: int, epochs: int, k: float, epoch_loss: str, console: Conso
 
 
 def write_record(runs: dict[str, list[Run]], record: Path) -> None:
-    """Keep the raw results: one JSON line an arm and seed."""
+    """Write the raw results: one JSON line per arm and seed."""
     lines = [{"seed": seed, **run._asdict()} for arm in ARMS for seed, run in enumerate(runs[arm])]
     record.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def read_record(record: Path) -> dict[str, list[Run]]:
-    """What ``write_record`` kept; what else stands in its lines is passed over."""
+    """Read what ``write_record`` wrote; other fields are ignored."""
     runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
     for text in record.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
@@ -192,16 +192,16 @@ def print_table(runs: dict[str, list[Run]], console: Console) -> None:
 
 
 def print_findings(runs: dict[str, list[Run]], console: Console) -> None:
-    """What the paired differences say, whichever way they come out."""
-    for other, meaning in (("baseline", "one pass over the data"), ("random", "as many random repeats")):
+    """The paired differences, with their 95 % intervals."""
+    for other in ("baseline", "random"):
         differences = [
             100 * (ours.accuracy[-1] - theirs.accuracy[-1])
             for ours, theirs in zip(runs["attention"], runs[other], strict=True)
         ]
         low, high = paired_interval(differences)
         console.print(
-            f"Batch-attention is {verdict(low, high)} {meaning}: {np.mean(differences):+.2f} points of accuracy, "
-            f"95 % interval {low:+.2f} to {high:+.2f}, n = {len(differences)} paired seeds",
+            f"attention minus {other}: {verdict(low, high)}, {np.mean(differences):+.2f} points of accuracy "
+            f"(95 % CI {low:+.2f} to {high:+.2f}, n = {len(differences)} paired seeds)",
             highlight=False,
             soft_wrap=True,
         )
@@ -209,7 +209,7 @@ def print_findings(runs: dict[str, list[Run]], console: Console) -> None:
 
 def verdict(low: float, high: float) -> str:
     """What an interval of paired differences says."""
-    return "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    return "better" if low > 0 else "worse" if high < 0 else "no significant difference"
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:
@@ -225,13 +225,13 @@ def paired_interval(differences: list[float]) -> tuple[float, float]:
 
 
 def plot(runs: dict[str, list[Run]], output: Path) -> None:
-    """What Batch-attention gains over either other arm, paired by seed, and what it costs, by epoch, as PNG."""
+    """Draw accuracy gains over both other arms, paired by seed, and extra updates, by epoch, as PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     gain_axes, cost_axes = figure.subplots(1, 2)
     base = np.array([run.updates for run in runs["baseline"]])
     epochs = np.arange(1, base.shape[1] + 1)
     ours = 100 * np.array([run.accuracy for run in runs["attention"]])
-    labels = {"baseline": "than one visit a batch", "random": "than as many random repeats"}
+    labels = {"baseline": "over baseline", "random": "over random repeats"}
     for number, (arm, label) in enumerate(labels.items()):
         gains = ours - 100 * np.array([run.accuracy for run in runs[arm]])
         lows, highs = np.transpose([paired_interval(list(of_epoch)) for of_epoch in gains.T])
@@ -248,11 +248,9 @@ def plot(runs: dict[str, list[Run]], output: Path) -> None:
     gain_axes.axhline(0, color="black", linewidth=0.8)
     overhead = 100 * (np.array([run.updates for run in runs["attention"]]) / base - 1)
     cost_axes.bar(epochs, overhead.mean(axis=0), yerr=overhead.std(axis=0, ddof=1), color=COLORS["attention"])
-    gain_axes.set(
-        xlabel="epoch", ylabel="points of test accuracy", title="Batch-attention is better by (95 % interval)"
-    )
-    cost_axes.set(xlabel="epoch", ylabel=f"repeats, % of {base[0, 0]} batches", title="and makes so many more updates")
-    gain_axes.legend(loc="lower left")
+    gain_axes.set(xlabel="epoch", ylabel="points of test accuracy", title="accuracy gain (95 % CI)")
+    cost_axes.set(xlabel="epoch", ylabel=f"% of {base[0, 0]} updates per epoch", title="extra updates")
+    gain_axes.legend(loc="upper left")
     figure.savefig(output, dpi=150)
 
 
@@ -263,8 +261,8 @@ def main() -> None:
     parser.add_argument("--k", type=float, default=1.2)
     parser.add_argument("--epoch-loss", choices=["first", "last", "all"], default="first")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"), help="the figure (default: %(default)s)")
-    parser.add_argument("--record", type=Path, help="keep the raw results in this file, one JSON line an arm and seed")
-    parser.add_argument("--redraw", type=Path, metavar="RECORD", help="show results that were kept, and train nothing")
+    parser.add_argument("--record", type=Path, help="write raw results to this file, one JSON line per arm and seed")
+    parser.add_argument("--redraw", type=Path, metavar="RECORD", help="show the results of a record, without training")
     arguments = parser.parse_args()
     if arguments.seeds < 2 or arguments.epochs < 1:
         parser.error(f"got {arguments.seeds} seeds and {arguments.epochs} epochs; use at least 2 seeds and 1 epoch")

@@ -1,8 +1,8 @@
-"""Attention to samples at no extra updates: digits with a rare hidden subgroup.
+"""Attention to samples, without extra updates: digits with a rare hidden subgroup.
 
-A network classifies digits as even or odd; 8 and 9 are rare, and the labels do not show it. Three trainings of
-as many updates: plain, with well-fitted samples pruned, and with as many pruned at random. One seed shows how it is
-used, not whether it helps; benchmarks/README.md says what was measured.
+A network classifies digits as even or odd; 8 and 9 are rare, which the labels do not show. Three trainings of as many
+updates: plain, with well-fitted samples pruned, and with as many pruned at random. One seed shows how to use it, not
+whether it helps; benchmarks/README.md has the measurements.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ RARE = (8, 9)
 
 
 def load() -> tuple[TensorDataset, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training data with few of the rare digits; test images, whether each is odd, and which digit it is."""
+    """Training data with few 8s and 9s; test images, their labels (odd or even), and their digits."""
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
     kinds = torch.tensor(digits.target)
@@ -34,7 +34,7 @@ def load() -> tuple[TensorDataset, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def train(dataset: TensorDataset, attention: SampleAttention, *, is_quiet: bool) -> nn.Module:
-    """A network, trained on what ``attention`` hands out."""
+    """A network, trained on the batches of ``attention``."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 8 * 8, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

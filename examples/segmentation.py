@@ -1,9 +1,8 @@
 """Segmentation: does attention help a tiny U-Net with a class that is rare and small?
 
-Images of 20 x 20 pixels hold a disc, a rectangle and noise, and one in five a small cross: one pixel in a hundred, in
-all. All are equally bright, so that only shapes differ. A sample is an image, and its loss the mean over its pixels.
-The scores are the mean intersection over union of the four classes, background among them, and that of the crosses
-alone.
+Images of 20 x 20 pixels show a disc, a rectangle and noise. One image in five also shows a small cross; crosses are one
+pixel in a hundred. All shapes are equally bright. A sample is an image, and its loss is the mean over its pixels. The
+scores are the mean intersection over union (IoU) of the four classes, with the background, and the IoU of crosses.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def draw(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         return low + (high - low) * torch.rand(images, 1, 1, generator=generator)
 
     def offsets() -> tuple[torch.Tensor, torch.Tensor]:
-        """How far each pixel is from a middle of its image's own, down and across."""
-        places = torch.arange(SIZE)
-        return (places[:, None] - uniform(4, SIZE - 4)).abs(), (places - uniform(4, SIZE - 4)).abs()
+        """Distances of each pixel from a random center, vertical and horizontal."""
+        positions = torch.arange(SIZE)
+        return (positions[:, None] - uniform(4, SIZE - 4)).abs(), (positions - uniform(4, SIZE - 4)).abs()
 
     classes = torch.full((images, SIZE, SIZE), BACKGROUND)
     down, across = offsets()
@@ -50,7 +49,7 @@ def draw(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def convolutions(channels_in: int, channels: int) -> nn.Sequential:
-    """Two of 3 x 3, each normalized."""
+    """Two 3 x 3 convolutions with batch normalization."""
     layers: list[nn.Module] = []
     for width in (channels_in, channels):
         layers += [nn.Conv2d(width, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -58,7 +57,7 @@ def convolutions(channels_in: int, channels: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Twice down, twice up, with what was seen on the way down."""
+    """Two levels down, two levels up, with skip connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(8, CLASSES, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores (n, CLASSES, SIZE, SIZE)."""
+        """Logits (n, CLASSES, SIZE, SIZE)."""
         fine = self.fine(images)
         middle = self.middle(nn.functional.max_pool2d(fine, 2))
         coarse = self.coarse(nn.functional.max_pool2d(middle, 2))
@@ -78,7 +77,7 @@ class UNet(nn.Module):
 
 
 def overlap(predicted: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
-    """Mean intersection over union of the classes over all pixels, and that of crosses."""
+    """The mean IoU of all classes, and the IoU of crosses, over all pixels."""
     pairs = torch.bincount((CLASSES * classes + predicted).flatten(), minlength=CLASSES**2).view(CLASSES, CLASSES)
     common = pairs.diag()
     shares = common / (pairs.sum(dim=0) + pairs.sum(dim=1) - common)

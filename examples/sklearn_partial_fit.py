@@ -1,7 +1,7 @@
-"""Batch-attention with scikit-learn's ``partial_fit``, in a loop that ends its epochs by hand.
+"""Batch-attention with scikit-learn's ``partial_fit``, in a loop that ends its epochs itself.
 
-Instead of wrapping the batches in ``attend``, this loop asks ``decide`` itself and repeats while it says so.
-That is the form to use where something else iterates over the data.
+This loop does without ``attend``: it calls ``decide``, and repeats while the decision is REPEAT. Use this form if other
+code iterates over the data.
 """
 
 import math
@@ -20,11 +20,11 @@ CLASSES = np.arange(10)
 
 
 def train_on(model: Any, x: Any, y: Any) -> float:
-    """Train on one batch and return its loss from before the update, which is the one to decide by."""
+    """Train on one batch, and return its loss before the update."""
     if hasattr(model, "coef_"):
         loss = float(log_loss(y, model.predict_proba(x), labels=CLASSES))
     else:
-        # A model that was never fitted cannot predict. This one starts from zero weights: all classes alike.
+        # An unfitted model cannot predict. With its zero weights, all classes are equally likely.
         loss = math.log(len(CLASSES))
     model.partial_fit(x, y, classes=CLASSES)
     return loss
@@ -36,7 +36,7 @@ def main() -> None:
     train_images, test_images = images[:1400] / 16, images[1400:] / 16
     train_labels, test_labels = labels[:1400], labels[1400:]
     model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.05, random_state=0)
-    schedule = BatchAttentionSchedule(k=1.2)
+    schedule = BatchAttentionSchedule(k=1.2, budget=0.2)
 
     for _ in range(EPOCHS):
         order = rng.permutation(len(train_images))

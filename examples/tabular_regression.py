@@ -1,10 +1,10 @@
-"""Regression on a table: does attention help with the few rows that follow another law?
+"""Regression on a table: does attention help with a few rows that follow another function?
 
 Ten columns, uniform in 0 to 1. The target is Friedman's function of the first five (scikit-learn's ``make_friedman1``)
-with noise; in one row of twenty, those with the last column above 0.95, it is that function of the five in reverse. The
-network predicts a normal distribution, and its loss is the negative log-likelihood, which passes through zero: there
-"K times the mean" means nothing, above a floor it does. The network's standard deviation is 0.1 at least, so no loss is
-below log 0.1 (less the constant that all share), and that is the floor.
+with noise. In one row of twenty, those with the last column above 0.95, the five are in reverse order. The network
+predicts a normal distribution, and its loss is the negative log-likelihood (NLL). That can be negative, so "K times the
+mean" needs a floor. The predicted standard deviation is at least 0.1, so log 0.1 is a lower bound of the loss (without
+its constant).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_model() -> nn.Module:
 
 
 def negative_log_likelihood(model: nn.Module, table: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(n,), less the constant log(2 pi) / 2; never below log LEAST_DEVIATION."""
+    """(n,), without the constant log(2 pi) / 2; at least log LEAST_DEVIATION."""
     outputs: torch.Tensor = model(table)
     mean, raw = outputs.unbind(dim=1)
     deviation = LEAST_DEVIATION + nn.functional.softplus(raw)

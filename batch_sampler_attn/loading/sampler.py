@@ -50,7 +50,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
 
     Example:
         >>> from torch.utils.data import DataLoader, RandomSampler
-        >>> schedule = BatchAttentionSchedule(k=1.2)
+        >>> schedule = BatchAttentionSchedule(k=1.2, budget=0.2)
         >>> sampler = BatchAttentionSampler(RandomSampler(range(10)), 4, schedule=schedule)
         >>> loader = DataLoader(range(10), batch_sampler=sampler)
         >>> for numbers in schedule.attend(loader):

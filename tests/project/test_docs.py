@@ -1,7 +1,9 @@
-"""The pages: their Python blocks run as they stand, links lead somewhere, every public name has an entry."""
+"""The pages: their Python blocks run as they stand and print what is shown, links and the reference are complete."""
 
 import ast
+import contextlib
 import doctest
+import io
 import os
 import re
 import subprocess
@@ -18,7 +20,8 @@ from batch_sampler_attn.errors import BatchAttentionWarning
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^ *```(?P<language>python|text)\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 TRAINERS = {"accelerate", "fastai", "ignite", "jax", "keras", "lightning", "ray", "skorch", "transformers"}
 
@@ -39,11 +42,15 @@ def name_of(page):
 
 
 def blocks_of(page):
-    """Each Python block of a page, at the lines that it has there."""
+    """The language and the code of each block of a page, at the lines that it has there."""
     text = page.read_text(encoding="utf-8")
     for block in BLOCK.finditer(text):
         lines_before = text.count("\n", 0, block.start("code"))
-        yield "\n" * lines_before + textwrap.dedent(block["code"])
+        yield block["language"], "\n" * lines_before + textwrap.dedent(block["code"])
+
+
+def python_of(page):
+    return [code for language, code in blocks_of(page) if language == "python"]
 
 
 def modules_imported(blocks):
@@ -56,19 +63,19 @@ def modules_imported(blocks):
 
 
 def is_with_trainer(page):
-    modules = modules_imported(blocks_of(page))
+    modules = modules_imported(python_of(page))
     return any({*module.removeprefix("batch_sampler_attn.").split(".")} & TRAINERS for module in modules)
 
 
 def missing_for(page):
     """The packages that a page's blocks import and that are not installed."""
-    packages = {module.partition(".")[0] for module in modules_imported(blocks_of(page))}
+    packages = {module.partition(".")[0] for module in modules_imported(python_of(page))}
     return sorted(package for package in packages if find_spec(package) is None)
 
 
 def test_every_page_has_an_example():
     assert len(PAGES) > 30
-    assert [name_of(page) for page in PAGES if not list(blocks_of(page))] == []
+    assert [name_of(page) for page in PAGES if not python_of(page)] == []
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # forked workers
@@ -110,9 +117,18 @@ def test_the_example_of_a_trainer_s_docstring_runs(name):
 
 
 def run_blocks(page):
-    namespace = {"__name__": "__main__"}
-    for block in blocks_of(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    """Run the Python blocks of a page. A text block shows what the block before it prints."""
+    namespace, printed = {"__name__": "__main__"}, ""
+    for language, code in blocks_of(page):
+        if language == "text":
+            assert NUMBER.sub("#", printed) == NUMBER.sub("#", code.lstrip("\n"))
+            # Another processor or PyTorch may round differently.
+            numbers, shown = ([float(number) for number in NUMBER.findall(text)] for text in (printed, code))
+            assert numbers == pytest.approx(shown, rel=0.05, abs=0.005)
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(compile(code, str(page), "exec"), namespace)
+        printed = output.getvalue()
 
 
 def test_every_public_name_is_in_the_reference():
