@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "wrong_labels.ipynb"
-# Columns of code in a window 1366 wide, by the widest of the fonts and beside a scroll bar; without a table of contents;
-# and how many of them each entry of the reference takes from what is inside of it.
+# Columns of code in a window 1366 wide, with the widest of the fonts and a scroll bar; without a table of contents; and
+# how many of them each entry of the reference takes from what is inside of it.
 COLUMNS, COLUMNS_WITHOUT_TOC, COLUMNS_OF_ENTRY = 100, 124, 3
 
 
@@ -118,7 +118,8 @@ class CodeReader(HTMLParser):
         self.code = getattr(self, "code", "") + data
 
     def handle_endtag(self, tag):
-        if tag == "pre" and not any("language-text" in box for box in self.boxes):  # which wraps
+        is_wrapped = any(language in box for language in ("language-bash", "language-text") for box in self.boxes)
+        if tag == "pre" and not is_wrapped:
             fitting = self.columns - COLUMNS_OF_ENTRY * sum("doc-contents" in box for box in self.boxes)
             self.too_wide += [line for line in self.code.splitlines() if len(line) > fitting]
         if tag in ("div", "pre"):
