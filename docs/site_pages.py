@@ -58,7 +58,7 @@ SUBJECTS = {
 # An example's lines need the room of the table of contents.
 WIDE = "---\nhide: [toc]\n---"
 # The sentences that an example of the first kind ends with.
-_FINDING = re.compile(r"^[^│\n]*\b(?:is|are) (?:the same as|ahead of|behind|not told apart from)\b.*$", re.MULTILINE)
+_FINDING = re.compile(r"^(?:attention minus|[^│\n]+: batch attention, at)\b.*$", re.MULTILINE)
 
 # What guides call their objects, and of which class these are: `schedule.skip()` leads to the method's entry.
 OBJECTS = {
