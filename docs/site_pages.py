@@ -51,12 +51,14 @@ SUBJECTS = {
         "tabular_regression",
         "paired_arms",
     ),
-    "Attention to samples": ("sample_attention",),
+    "Attention to samples": ("wrong_labels", "sample_attention"),
     "Loops and frameworks": ("numpy_loop", "sklearn_partial_fit", "jax_optax", "mixed_precision", "device_loop"),
     "Data, checkpoints and ranks": ("augmented_dataloader", "checkpoint_resume", "ddp"),
 }
+# An example's lines need the room of the table of contents.
+WIDE = "---\nhide: [toc]\n---"
 # The sentences that an example of the first kind ends with.
-_FINDING = re.compile(r"^[^│\n]*\b(?:is|are) (?:the same as|ahead of|behind|not told apart from)\b.*$", re.MULTILINE)
+_FINDING = re.compile(r"^(?:attention minus|[^│\n]+: batch attention, at)\b.*$", re.MULTILINE)
 
 # What guides call their objects, and of which class these are: `schedule.skip()` leads to the method's entry.
 OBJECTS = {
@@ -73,6 +75,7 @@ METHODS = ("abandon_epoch", "attend", "decide", "end_epoch", "report")
 _LINK = re.compile(r"(?P<text>!?\[[^\]\n]*\]\()(?P<target>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 _SUMMARY = re.compile(r"<!-- found: (?P<path>\S+) -->")
+_FROM_README = re.compile(r"<!-- from README\.md: (?P<name>\S+) -->")
 _CODE = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)|<code>(?P<words>[^<>]+)</code>", re.DOTALL)
 _DIAGRAM = re.compile(r"```mermaid\ngraph TD\n(.*?)```\n", re.DOTALL)
 _REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
@@ -82,7 +85,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the examples in the navigation."""
     for part in config.nav or []:
         if "Examples" in part:
-            part["Examples"] = ["examples/index.md", *(place_of(example) for example in _examples())]
+            part["Examples"] = ["examples/index.md", *(place_of(example) for example in _examples().values())]
     return config
 
 
@@ -93,21 +96,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         place = place_of(source)
         if place is not None and files.get_file_from_path(place) is None:
             files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
-    for example in _examples():
-        files.append(File.generated(config, place_of(example) or "", content=example_page(ROOT / example)))
+    for example in _examples().values():
+        path = ROOT / example
+        content = example_page(path) if path.suffix == ".py" else notebook_page(path, config.repo_url)
+        files.append(File.generated(config, place_of(example) or "", content=content))
     files.append(File.generated(config, "examples/index.md", content=examples_page()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what the reports found, and lead links to where their targets are on the site."""
+    """Fill in what the reports found and README.md has, and lead links to where their targets are on the site."""
     source = repository_path(page.file)
     markdown = _SUMMARY.sub(lambda match: found(ROOT / match["path"], match["path"], page.file.src_uri), markdown)
     markdown = _DIAGRAM.sub(lambda match: arrows(match[1]), markdown)
     parts = _FENCE.split(markdown)
     # Every other part is code.
     parts[::2] = [_LINK.sub(lambda link: moved(link, source, page, config, files), part) for part in parts[::2]]
-    return "".join(parts)
+
+    def from_readme(match: re.Match[str]) -> str:
+        return _LINK.sub(lambda link: moved(link, "README.md", page, config, files), readme_block(match["name"]))
+
+    return _FROM_README.sub(from_readme, "".join(parts))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -132,14 +141,14 @@ def place_of(path: str) -> str | None:
         return None
     source = max(fitting, key=len)
     place = PLACES[source] + path.removeprefix(source) if source.endswith("/") else PLACES[source]
-    return place.removesuffix(".py") + ".md" if path.startswith("examples/") else place
+    return posixpath.splitext(place)[0] + ".md" if path.endswith((".py", ".ipynb")) else place
 
 
 def repository_path(file: File) -> str:
     """Where a page of the site is in the repository; of an example's, where the example is."""
     if file.abs_src_path is not None:
         return Path(file.abs_src_path).relative_to(ROOT).as_posix()
-    return file.src_uri.removesuffix(".md") + ".py"
+    return _examples().get(Path(file.src_uri).stem, file.src_uri)
 
 
 def reference_names() -> dict[str, str]:
@@ -184,6 +193,15 @@ def found(report: Path, path: str, page: str) -> str:
     return "\n".join(lines)
 
 
+def readme_block(name: str) -> str:
+    """What README.md has between ``<!-- generated: NAME -->`` and ``<!-- end -->``."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, begin, rest = text.partition(f"<!-- generated: {name} -->\n")
+    if not begin:
+        raise PluginError(f"README.md has no block '{name}'")
+    return rest.partition("<!-- end -->")[0]
+
+
 def arrows(diagram: str) -> str:
     """A Mermaid diagram as a table: it needs no script from elsewhere, and can be read on a phone and searched."""
     ends: dict[str, list[str]] = {}
@@ -201,7 +219,7 @@ def example_page(path: Path) -> str:
     # The command stands below, as of every example.
     rest = "\n".join(line for line in rest.splitlines() if not line.startswith("torchrun"))
     rest = re.sub(r"^ {4}(\S+(?: \S+)*) {2,}(?=\S)", r"- **\1**: ", rest, flags=re.MULTILINE)
-    parts = [f"# {path.name}", title, rest, f"```bash\n{command} examples/{path.name}\n```"]
+    parts = [WIDE, f"# {path.name}", title, rest, f"```bash\n{command} examples/{path.name}\n```"]
     printed = OUTPUTS / f"{path.stem}.txt"
     if printed.exists():
         parts += ["## What it prints", f"```text\n{printed.read_text(encoding='utf-8')}```"]
@@ -214,23 +232,46 @@ def example_page(path: Path) -> str:
     return "\n\n".join([*parts, "## Its code", f"```python\n{body}```"]) + "\n"
 
 
-def examples_page() -> str:
-    """All examples by subject, each with what it says of itself first, and what it found."""
-    subjects = {subject: [name for name in names if _is_example(name)] for subject, names in SUBJECTS.items()}
-    subjects["Others"] = [
-        Path(example).stem
-        for example in _examples()
-        if all(Path(example).stem not in names for names in subjects.values())
-    ]
-    parts = ["# Examples", "Whole scripts, each run by the tests. All of their data comes with scikit-learn or Python."]
-    for subject, names in subjects.items():
-        if names:
-            parts += [f"## {subject}", *map(_entry, names)]
+def notebook_page(path: Path, repo_url: str | None) -> str:
+    """A notebook: its cells, what they printed and drew, and where it opens in Colab if the repository is on GitHub."""
+    parts = [WIDE]
+    pictures = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            else:
+                pictures += 1
+                parts.append(f"![What the cell above draws](../outputs/{path.stem}-{pictures}.png)")
+    host, _, repository = (repo_url or "").rstrip("/").partition("github.com/")
+    where = f"The notebook is `examples/{path.name}`."
+    if host:
+        notebook = f"{repository}/blob/HEAD/examples/{path.name}"
+        where += f" [Open it in Colab](https://colab.research.google.com/github/{notebook})"
+    parts.append(where)
     return "\n\n".join(parts) + "\n"
 
 
-def _entry(name: str) -> str:
-    code = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+def examples_page() -> str:
+    """All examples by subject, each with what it says of itself first, and what it found."""
+    known = _examples()
+    subjects = {subject: [name for name in names if name in known] for subject, names in SUBJECTS.items()}
+    subjects["Others"] = [name for name in known if all(name not in names for names in subjects.values())]
+    parts = ["# Examples", "The tests run each of them. All of their data comes with scikit-learn or Python."]
+    for subject, names in subjects.items():
+        if names:
+            parts += [f"## {subject}", *(_entry(name, ROOT / known[name]) for name in names)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str, path: Path) -> str:
+    if path.suffix == ".ipynb":
+        heading = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"][0].strip("# \n")
+        shown = f"[![What {path.name} finds](../outputs/{name}-1.png)]({name}.md)"
+        return f"**[{path.name}]({name}.md)**: {heading}.\n\n{shown}"
+    code = path.read_text(encoding="utf-8")
     words = (ast.get_docstring(ast.parse(code)) or "").partition("\n")[0]
     printed = OUTPUTS / f"{name}.txt"
     said = _FINDING.findall(printed.read_text(encoding="utf-8")) if printed.exists() else []
@@ -256,10 +297,6 @@ def _seeds(figure: str) -> int:
     return len({json.loads(line)["seed"] for line in lines})
 
 
-def _is_example(name: str) -> bool:
-    return (ROOT / "examples" / f"{name}.py").exists()
-
-
 def _identifier(words: str, known: dict[str, str]) -> str | None:
     """What the reference calls the code ``words``; None if it has no entry of its own."""
     if words.startswith(f"{PACKAGE}."):
@@ -271,8 +308,10 @@ def _identifier(words: str, known: dict[str, str]) -> str | None:
     return f"{owner}.{member}" if owner and member.isidentifier() else None
 
 
-def _examples() -> list[str]:
-    return [f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py"))]
+def _examples() -> dict[str, str]:
+    """The scripts and notebooks by their names."""
+    paths = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb"))
+    return {path.stem: f"examples/{path.name}" for path in paths}
 
 
 def _sources() -> list[str]:
