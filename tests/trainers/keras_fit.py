@@ -165,7 +165,7 @@ def test_a_model_that_keras_puts_back_resumes_with_its_own_state_alone(tmp_path)
         if state is not None:
             attention.load_state_dict(state)
         if words is not None:
-            with pytest.raises(ProtocolError, match=f"back to epoch 2, and the attention's state is {words}"):
+            with pytest.raises(ProtocolError, match=f"to epoch 2, and the attention's state is {words}"):
                 keras_runs.fit(attention, CASE, callbacks=callbacks(attention))
             assert recorder.visits == []
             assert "train_step" not in vars(attention.model)
