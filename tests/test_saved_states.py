@@ -210,7 +210,7 @@ def test_long_rows_of_a_state_are_part_of_its_fingerprint():
 def test_an_index_that_became_a_fraction_is_refused():
     for trained in (with_sampler(range(4), 2), SampleAttention(4, 2, sampler=range(4))):
         for _ in getattr(trained, "schedule", trained).attend(DataLoader(range(4), batch_sampler=trained)):
-            state = json.dumps(trained.state_dict()).replace("[0, 1]", "[0.0, 1]")
+            state = json.dumps(trained.state_dict()).replace("[0, 1]", "[0.0, 1]", 1)
             with pytest.raises(StateError, match=r"indices are \[0\.0, 1\]; only whole numbers"):
                 trained.load_state_dict(json.loads(state))
             break
