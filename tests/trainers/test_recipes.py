@@ -14,38 +14,28 @@ from batch_sampler_attn import BatchAttentionSchedule, SampleAttention
 from batch_sampler_attn.distributed import MeanOverRanks
 from tests.trainers.ranks import on_ranks
 
-PAGE = Path(__file__).parents[2] / "docs" / "guides" / "your-trainer.md"
+PAGE = Path(__file__).parents[2] / "docs/guides/your-trainer.md"
 SECTIONS = re.split(r"^##+ ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-EPOCHS, UPDATES, SAVED_AT, KILLED_AT = 4, 64, 40, 45
-
+EPOCHS, UPDATES, SAVED, KILLED_AT = 4, 64, 40, 45
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that the programs are for
 
 
-class KilledError(Exception):
-    pass
-
-
-def noted(rank):
-    """The updates of a rank so far, in all its processes."""
-    file = Path(os.environ["NOTES"], f"{rank}.json")
-    return json.loads(file.read_text()) if file.exists() else []
+class KilledError(Exception): ...
 
 
 def note(position, *update):
-    """Add an update to those of this rank, or kill the run, unless it has been resumed."""
-    rank = os.environ.get("RANK", 0)
-    updates = noted(rank)
-    if position == int(os.environ["KILLED_AT"]) and updates == sorted(updates):
+    """Add an update to those of this rank, or kill the run, unless it is the second."""
+    file = Path(os.environ["NOTES"], os.environ.get("RANK", "0"))
+    updates = json.loads(file.read_text()) if file.exists() else []
+    if position == KILLED_AT and updates == sorted(updates):
         raise KilledError(position)
-    Path(os.environ["NOTES"], f"{rank}.json").write_text(json.dumps([*updates, [position, *update]]))
+    file.write_text(json.dumps([*updates, [position, *update]]))
 
 
 class NotedAttention(SampleAttention):
     def weighted_mean(self, losses):
-        position, indices = self.epoch * len(self) + self.updates, self.indices
-        mean = super().weighted_mean(losses)
-        note(position, indices, losses.tolist(), mean.item())
-        return mean
+        note(self.epoch * len(self) + self.updates, self.indices, losses.tolist())
+        return super().weighted_mean(losses)
 
 
 class NotedSchedule(BatchAttentionSchedule):
@@ -54,7 +44,7 @@ class NotedSchedule(BatchAttentionSchedule):
         return super().decide(loss, **options)
 
 
-def run(rank, section, weights_of):
+def run(rank, section):
     """Run a program; the weights at its end, or None where it was killed."""
     [text] = [text for text in SECTIONS if text.startswith(f"{section}\n")]
     common, program = (re.search(r"```python\n(.*?)```", part, re.DOTALL)[1] for part in (SECTIONS[0], text))
@@ -65,11 +55,13 @@ def run(rank, section, weights_of):
         exec(program, names)
     except KilledError:
         return None
-    return weights_of(names)
+    if "result" not in names:
+        return names["model"].state_dict()
+    with names["result"].checkpoint.as_directory() as folder:  # of Ray
+        return torch.load(f"{folder}/0.pt")[0]
 
 
-def make_data():
-    """The page's, and its first weights."""
+def make_page_training():
     torch.manual_seed(0)
     inputs = torch.randn(512, 10)
     labels = (inputs.sum(dim=1) > 0).long()
@@ -80,7 +72,7 @@ def make_data():
 
 
 def repeats_by_hand(rank, ranks):
-    inputs, labels, model, optimizer = make_data()
+    inputs, labels, model, optimizer = make_page_training()
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
     schedule, updates = BatchAttentionSchedule(k=1.0, budget=0.2), []
     for epoch in range(EPOCHS):
@@ -97,8 +89,8 @@ def repeats_by_hand(rank, ranks):
 
 
 def samples_by_hand(rank, ranks, rates=None):
-    """No loader, no trainer, and the weighted mean and that of the ranks' gradients written out."""
-    inputs, labels, model, optimizer = make_data()
+    """No loader and no trainer; the weighted mean of the losses, and the ranks' mean gradient, written out."""
+    inputs, labels, model, optimizer = make_page_training()
     if ranks > 1:
         distributed.init_process_group("gloo")
     attention = SampleAttention(512, 32 // ranks, epochs=EPOCHS, rank=rank, world_size=ranks, ranks=MeanOverRanks())
@@ -107,18 +99,16 @@ def samples_by_hand(rank, ranks, rates=None):
     for _ in range(EPOCHS):
         for indices in attention.attend():
             losses = nn.functional.cross_entropy(model(inputs[indices]), labels[indices], reduction="none")
-            mean = (losses * torch.tensor(attention.report(losses))).mean()
             if rates:
                 optimizer.param_groups[0].update(lr=rates[len(updates)], momentum=0.0)
-            updates.append([len(updates), indices, losses.tolist(), mean.item()])
+            updates.append([len(updates), indices, losses.tolist()])
             optimizer.zero_grad()
-            mean.backward()
+            (losses * torch.tensor(attention.report(losses))).mean().backward()
             for weights in model.parameters() if ranks > 1 else ():
-                distributed.all_reduce(weights.grad)
-                weights.grad /= ranks
+                distributed.all_reduce(weights.grad.div_(ranks))
             optimizer.step()
             schedule.step()
-    assert (len(updates), sum(attention.doses["pruned"]) > 100 / ranks) == (UPDATES, True)
+    assert sum(attention.doses["pruned"]) > 100 / ranks
     return updates, model.state_dict()
 
 
@@ -129,37 +119,30 @@ def fastai_by_hand(rank, ranks):
     return samples_by_hand(rank, ranks, [rate(update / UPDATES) for update in range(UPDATES)])
 
 
-def weights_of_ray(names):
-    with names["result"].checkpoint.as_directory() as folder:
-        return torch.load(f"{folder}/0.pt")[0]
-
-
 @pytest.mark.parametrize(
-    ("section", "package", "by_hand", "ranks", "is_killed", "weights_of"),
+    ("section", "package", "by_hand", "ranks", "resumes_at"),
     [
-        ("Repeats of batches", "torch", repeats_by_hand, 1, True, lambda names: names["model"].state_dict()),
-        ("Ignite", "ignite", samples_by_hand, 1, True, lambda names: names["model"].state_dict()),
-        ("skorch", "skorch", samples_by_hand, 1, False, lambda names: names["net"].module_.state_dict()),
-        ("fastai", "fastai", fastai_by_hand, 1, False, lambda names: names["learner"].model.state_dict()),
-        ("Composer", "composer", samples_by_hand, 1, True, lambda names: names["model"].state_dict()),
-        ("DeepSpeed", "deepspeed", samples_by_hand, 2, True, lambda names: names["model"].state_dict()),
-        ("Ray Train", "ray", samples_by_hand, 2, True, weights_of_ray),
+        ("Repeats of batches", "torch", repeats_by_hand, 1, SAVED),
+        ("Ignite", "ignite", samples_by_hand, 1, SAVED),
+        ("skorch", "skorch", samples_by_hand, 1, 0),
+        ("fastai", "fastai", fastai_by_hand, 1, 0),
+        ("Composer", "composer", samples_by_hand, 1, SAVED),
+        ("DeepSpeed", "deepspeed", samples_by_hand, 2, SAVED),
+        ("Ray Train", "ray", samples_by_hand, 2, SAVED),
     ],
 )
-def test_a_program_is_the_loop_by_hand(section, package, by_hand, ranks, is_killed, weights_of, tmp_path, monkeypatch):
+def test_a_program_is_the_loop_by_hand(section, package, by_hand, ranks, resumes_at, tmp_path, monkeypatch):
     module = pytest.importorskip(package)
     if package == "deepspeed":  # which would compile this at its first start
         monkeypatch.setitem(module.ops.__compatible_ops__, "deepspeed_shm_comm", False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOTES", str(tmp_path))
-    monkeypatch.setenv("KILLED_AT", str(KILLED_AT if is_killed else UPDATES))
     expected = on_ranks(by_hand, ranks, folder=tmp_path) if ranks > 1 else [by_hand(0, 1)]
-    if package == "deepspeed":
-        weights = [on_ranks(run, section, weights_of, folder=tmp_path)[0] for _ in range(1 + is_killed)][-1]
-    else:
-        weights = run(0, section, weights_of) or run(0, section, weights_of)
+    weights = None
+    while weights is None:
+        weights = on_ranks(run, section, folder=tmp_path)[0] if package == "deepspeed" else run(0, section)
     for rank, (updates, expected_weights) in enumerate(expected):
-        positions = [update[0] for update in updates]
-        killed_at, saved_at = positions.index(KILLED_AT), positions.index(SAVED_AT)
-        assert noted(rank) == (updates[:killed_at] + updates[saved_at:] if is_killed else updates)
+        update_at = [position for position, *_ in updates].index
+        noted = json.loads(Path(str(rank)).read_text())
+        assert noted == updates[: update_at(KILLED_AT)] + updates[update_at(resumes_at) :]
         assert all(map(torch.equal, weights.values(), expected_weights.values()))
