@@ -9,11 +9,12 @@ report.html, one page with everything in it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 
 from benchmarks.errors import BenchmarkError, RecordsError
@@ -21,6 +22,7 @@ from benchmarks.report.cifar import report_cifar
 from benchmarks.report.document import Report
 from benchmarks.report.results import read_folders, tabulate
 from benchmarks.report.selection import report_selection
+from benchmarks.schema import EpochLoss
 
 
 def make_report(folders: Sequence[Path], epoch_loss: str = "first") -> Report:
@@ -32,17 +34,18 @@ def make_report(folders: Sequence[Path], epoch_loss: str = "first") -> Report:
     return report_cifar(tabulate(read), epoch_loss) if studies == ["cifar"] else report_selection(read)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command; the help is made of the comments."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]  # Of records.
+    out: Path | None = None  # Folder of the report; report/ in the first folder by default.
+    epoch_loss: EpochLoss = "first"  # To judge claims by.
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error that is meant for the user is one line, and the exit status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of records")
-    parser.add_argument("--out", type=Path, default=None, help="default: report/ in the first folder")
-    parser.add_argument(
-        "--epoch-loss", choices=["first", "last", "all"], default="first", help="to judge claims by (default: first)"
-    )
-    options = parser.parse_args(arguments)
+    options = tyro.cli(Options, prog="python -m benchmarks.report", description=__doc__, args=arguments)
     try:
         report = make_report(options.folders, options.epoch_loss)
         page = report.write(options.out or options.folders[0] / "report")

@@ -190,11 +190,8 @@ def _overheads(runs: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Finding]:
     """What attention costs, with each reading."""
     least, most = PAPER["overhead_percent"]
     for reading, of_reading in runs.groupby("reading", observed=True):
-        values, compared, remark = (
-            sample(of_reading["repeats"]),
-            pairs[pairs["reading"] == reading],
-            _IN_UPDATES["remark"],
-        )
+        values, remark = sample(of_reading["repeats"]), _IN_UPDATES["remark"]
+        compared = pairs[pairs["reading"] == reading]
         numbers = f"{reading}: {show(values, ' % more updates', 1, sign=False)}"
         if is_timed(compared):
             values, remark = sample(compared["more_seconds"]), ""

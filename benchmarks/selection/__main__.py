@@ -2,12 +2,12 @@
 
     python -m benchmarks.selection                         # CIFAR-10: all settings and arms, 8 seeds
     python -m benchmarks.selection --settings long_tail --arms plain left_out left_out_random
-    python -m benchmarks.selection --study kinds           # images, text and a table
+    python -m benchmarks.selection --study kinds           # images and a table
 
 ``images``: balanced (10,000 images), long_tail (--imbalance 50), hidden_kinds (ten kinds under two labels, a long tail
-over the kinds), noisy (10 % label noise). ``kinds``: hidden_fine (CIFAR-100 under its superclasses), text, noisy and
-table; arms run with seeds 0 and 1 at three learning rates, and with others at the one with the best validation score.
-The same command resumes. Then: python -m benchmarks.report FOLDER, which describes the arms too.
+over the kinds), noisy (10 % label noise). ``kinds``: hidden_fine (CIFAR-100 under its superclasses), noisy and table;
+arms run with seeds 0 and 1 at three learning rates, and with others at the one with the best validation score. The same
+command resumes. Then: python -m benchmarks.report FOLDER, which describes the arms too.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Options(PlanOptions):
 
     def data_of(self, setting: str | None) -> str:
         """What a setting's data is drawn from, as ``load_source`` takes it."""
-        if setting in ("text", "table"):
-            return "text" if setting == "text" else ""
+        if setting == "table":
+            return ""
         return full_path(self.cifar100 if setting == "hidden_fine" else self.data)
 
     def configure(self) -> SelectionConfiguration:

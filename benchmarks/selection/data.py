@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sysconfig
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +18,6 @@ IMAGE_SETTINGS = ("balanced", "long_tail", "hidden_kinds", "noisy")
 BALANCED_IMAGES = 10_000
 NOISE_SHARE = 0.1
 _PATCHES, _LEAST_RESPONSE = 64, 0.5
-WINDOW = 64
-# The sorts of text, by the suffix of their files in the standard library and the installed packages.
-SORTS = (".py", ".pyi", ".h", ".c", ".js", ".json", ".md", ".html", ".css", ".csv", ".svg", ".txt")
-_FILES_OF_A_SORT, _BYTES_OF_A_FILE, _LEAST_BYTES = 150, 16_384, 2_048
-# Share of the files of a sort that is validated on, and as much that is tested on.
-_HELD_OUT = 0.2
 TABLE_LABELS, TABLE_GROUPS = 4, 5
 _FEATURES = {"n_features": 20, "n_informative": 8, "n_redundant": 4}
 TABLE = {**_FEATURES, "n_clusters_per_class": 1, "class_sep": 1.5, "flip_y": 0}
@@ -61,18 +52,19 @@ class Sizes(NamedTuple):
 
 KINDS = {
     "hidden_fine": Sizes(120, 25.0, 20, 50, 64, 12, 0.002),
-    "text": Sizes(400, 60.0, 40, 100, 16, 6, 0.03),
     "noisy": Sizes(400, 1.0, 200, 500, 64, 12, 0.002),
     "table": Sizes(500, 25.0, 100, 500, 64, 12, 0.03),
 }
+# By these, settings draw different data with the same seed. The finished kind "text" had 1.
+_STREAMS = {"hidden_fine": 0, "noisy": 2, "table": 3}
 
 
 class Part(NamedTuple):
     """Samples to train on or to evaluate with."""
 
     inputs: Tensor  # (samples, ...)
-    targets: Tensor  # (samples,) labels, or (samples, window) bytes
-    groups: Tensor  # (samples,): the class, the sort of text, or the hidden kind of each
+    targets: Tensor  # (samples,) labels
+    groups: Tensor  # (samples,): the class, or the hidden kind of each
 
 
 class Task(NamedTuple):
@@ -85,19 +77,15 @@ class Task(NamedTuple):
     outputs: int  # how many labels there are
 
 
-# Images, for ``images`` of ten classes; what ``collect_text`` returns; None for a table.
-Source: TypeAlias = ImageSet | Mapping[str, list[str]] | None
-
-
-def make_task(source: Source, name: str, seed: int, sizes: Sizes | ImageSizes) -> Task:
+def make_task(source: ImageSet | None, name: str, seed: int, sizes: Sizes | ImageSizes) -> Task:
     """The data of a run in a setting; a ``PlanError`` if it has other classes, or a group has too few samples."""
     if isinstance(sizes, ImageSizes):
         assert isinstance(source, ImageSet)
         return _image_task(source, name, np.random.default_rng([seed, IMAGE_SETTINGS.index(name)]), sizes)
-    rng = np.random.default_rng([seed, list(KINDS).index(name), 25])
+    rng = np.random.default_rng([seed, _STREAMS[name], 25])
     if isinstance(source, ImageSet):
         return _feature_task(source, name, rng, sizes)
-    return _table_task(seed, rng, sizes) if source is None else _text_task(source, rng, sizes)
+    return _table_task(seed, rng, sizes)
 
 
 def _image_task(data: ImageSet, setting: str, rng: np.random.Generator, sizes: ImageSizes) -> Task:
@@ -223,39 +211,3 @@ def _table_task(seed: int, rng: np.random.Generator, sizes: Sizes) -> Task:
     normal = torch.from_numpy((rows - rows[picks[0]].mean(0)) / rows[picks[0]].std(0)).float()
     parts = [Part(normal[pick], label_of[groups[pick]], torch.from_numpy(groups[pick])) for pick in picks]
     return Task(parts[0], parts[1], parts[2], wanted, TABLE_LABELS)
-
-
-def collect_text(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """The beginnings of files of each sort, from these folders or those of installed packages; a character a byte."""
-    folders = folders or [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
-    files = {Path(at, name) for folder in folders for at, _, names in os.walk(folder) for name in names}
-    corpus = {}
-    for sort in SORTS:
-        paths = np.array(sorted(str(file) for file in files if file.suffix == sort))
-        texts: dict[str, None] = {}
-        for path in np.random.default_rng(0).permutation(paths):
-            text = Path(path).read_bytes()[:_BYTES_OF_A_FILE].decode("latin-1")
-            if len(text) >= _LEAST_BYTES and len(texts) < _FILES_OF_A_SORT:
-                texts[text] = None
-        corpus[sort] = list(texts)
-    return corpus
-
-
-def _text_task(corpus: Mapping[str, list[str]], rng: np.random.Generator, sizes: Sizes) -> Task:
-    number = len(corpus)
-    tail = _tail(rng, torch.zeros(number), sizes)
-    windows: list[list[NDArray[np.uint8]]] = [[], [], []]
-    for texts in corpus.values():
-        order = rng.permutation(len(texts))
-        held = int(len(texts) * _HELD_OUT)
-        for found, files in zip(windows, (order[2 * held :], order[:held], order[held : 2 * held]), strict=True):
-            cut = [np.frombuffer(texts[file].encode("latin-1"), np.uint8) for file in files]
-            found.append(np.concatenate([text[: len(text) // WINDOW * WINDOW].reshape(-1, WINDOW) for text in cut]))
-    parts = []
-    for found, counts in zip(windows, (tail, [sizes.validation] * number, [sizes.test] * number), strict=True):
-        groups = np.repeat(np.arange(number), [len(each) for each in found])
-        (pick,) = _pick(rng, groups, counts)
-        text = torch.from_numpy(np.concatenate(found)[pick]).long()
-        # Each byte is predicted from those before it in its window, the first from none.
-        parts.append(Part(nn.functional.pad(text[:, :-1], (1, 0)), text, torch.from_numpy(groups[pick])))
-    return Task(parts[0], parts[1], parts[2], tail, 256)

@@ -22,28 +22,10 @@ def convolutional(labels: int, seed: int) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-class ByteModel(nn.Module):
-    """A recurrent language model over bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._embedding = nn.Embedding(256, 32)
-        self._recurrent = nn.LSTM(32, 64, batch_first=True)
-        self._head = nn.Linear(64, 256)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, window) bytes to (batch, window, 256) logits."""
-        hidden, _ = self._recurrent(self._embedding(inputs))
-        logits: Tensor = self._head(hidden)
-        return logits
-
-
 def of_kind(name: str, inputs: int, outputs: int, seed: int) -> nn.Module:
     """For a kind of data, of so many features and labels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "text":
-            return ByteModel()
         width, dropout = (64, 0.0) if name == "table" else (128, 0.5)
         first, second = nn.Linear(inputs, width), nn.Linear(width, width)
         layers = [first, nn.ReLU(), nn.Dropout(dropout), second, nn.ReLU(), nn.Dropout(dropout)]

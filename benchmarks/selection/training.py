@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -18,12 +16,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from benchmarks.images import load_images
+from benchmarks.images import ImageSet, load_images
 from benchmarks.schema import Chosen, SelectionConfiguration
 from benchmarks.selection.arms import LONGER, SOURCES, Passes, make_arm
-from benchmarks.selection.data import ImageSizes, Part, Sizes, Source, Task, collect_text, make_task
+from benchmarks.selection.data import ImageSizes, Part, Sizes, Task, make_task
 from benchmarks.selection.networks import PEAK_LEARNING_RATE, augment, convolutional, mirror, of_kind
-from benchmarks.storage import Storage, write_whole
+from benchmarks.storage import Storage
 from benchmarks.training import Job, Tested, Trained
 
 _WARM_UP = 0.3
@@ -38,19 +36,12 @@ def one_cycle(progress: float) -> float:
 
 
 @lru_cache(maxsize=4)
-def load_source(data: str, data_dir: Path) -> tuple[Source, str | None]:
-    """Images, ``text``, or None for data that is made up; and the digest."""
+def load_source(data: str, data_dir: Path) -> tuple[ImageSet | None, str | None]:
+    """Images, or None for data that is made up; and the digest."""
     if not data:
         return None, None
-    if data != "text":
-        images = load_images(data, data_dir)
-        return images, images.describe().sha256
-    # Kept, since packages may be installed while the study runs.
-    kept = data_dir / "text.json"
-    if not kept.exists():
-        write_whole(kept, lambda file: file.write(json.dumps(collect_text()).encode()))
-    written = kept.read_bytes()
-    return json.loads(written), hashlib.sha256(written).hexdigest()
+    images = load_images(data, data_dir)
+    return images, images.describe().sha256
 
 
 @lru_cache(maxsize=1)
@@ -59,15 +50,9 @@ def _load_task(job_data: tuple[str, Path], setting: str, seed: int, sizes: Sizes
     return make_task(load_source(*job_data)[0], setting, seed, sizes)
 
 
-def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(samples,): the cross-entropy of each sample; its mean where a sample has many targets, as a text has bytes."""
-    each = nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
-    return each.view(len(targets), -1).mean(1)
-
-
 def step(network: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """Make one update, by the mean loss times ``weights``, and return the detached loss of each sample before it."""
-    losses = losses_of(network(inputs), targets)
+    losses = nn.functional.cross_entropy(network(inputs), targets, reduction="none")
     loss = losses.mean() if weights is None else (losses * weights).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -140,7 +125,7 @@ class SelectionTraining:
         self._network.eval()
         task = self._task
         on_test, predicted = self._evaluate(task.test)
-        targets = task.test.targets.flatten().numpy()
+        targets = task.test.targets.numpy()
         chosen = Chosen(
             **on_test,
             forward_samples=self._forward_samples,
@@ -157,14 +142,14 @@ class SelectionTraining:
         """Fields of ``Chosen``, and all that is predicted."""
         with torch.inference_mode():
             outputs = torch.cat([self._network(inputs) for inputs in part.inputs.split(_EVALUATED_AT_ONCE)])
-            losses, predicted = losses_of(outputs, part.targets), outputs.argmax(-1)
-        right = (predicted == part.targets).float().view(len(predicted), -1).mean(1)
+            losses = nn.functional.cross_entropy(outputs, part.targets, reduction="none")
+        predicted = outputs.argmax(1)
+        right = (predicted == part.targets).float()
         of_group = [part.groups == group for group in range(len(self._task.counts))]
         recalls = [100 * right[where].mean().item() for where in of_group]
         group_losses = [losses[where].mean().item() for where in of_group]
-        # More is better, of text too.
-        score = 100 * right.mean().item() if part.targets.ndim == 1 else -sum(group_losses) / len(group_losses)
-        return {"score": score, "recalls": recalls, "group_losses": group_losses}, predicted.flatten().numpy()
+        score = 100 * right.mean().item()
+        return {"score": score, "recalls": recalls, "group_losses": group_losses}, predicted.numpy()
 
     def describe(self) -> dict[str, Any]:
         """What a random twin is made from."""

@@ -8,19 +8,19 @@ A marker pair ``<!-- generated: NAME -->`` ... ``<!-- end -->`` stands around ea
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
+
+import tyro
 
 from benchmarks.report import selection
 from benchmarks.report.cifar import machines, report_cifar
 from benchmarks.report.document import TEMPLATES, finish
 from benchmarks.report.results import gain
 from benchmarks.tables import studies
-from benchmarks.tables.newest import RECORDS, ROOT, read_newest
 
-DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
+DOCS = studies.ROOT / "docs"
+PAGES = (studies.ROOT / "README.md", studies.ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # By name below the records.
 REPORTS = {
@@ -29,7 +29,7 @@ REPORTS = {
     "selection-report/kinds": lambda: selection.report_selection(studies.selection("selection-kinds")),
 }
 TEMPLATES.globals |= {
-    "newest": read_newest,
+    "newest": studies.read_newest,
     "studies": studies,
     "selection": selection,
     "gain": gain,
@@ -45,31 +45,28 @@ def fill_in(page: str) -> str:
     )
 
 
-def main() -> None:
+def main(*, check: bool = False) -> None:
     """Rewrite the pages and the reports, or check that they need no rewriting."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    is_check = parser.parse_args().check
     stale = []
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         if (rendered := fill_in(page)) != page:
             stale.append(path)
-            if not is_check:
+            if not check:
                 path.write_text(rendered, encoding="utf-8")
-    if not is_check:
+    if not check:
         studies.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     for name, make in REPORTS.items():
-        report, path = make(), RECORDS / f"{name}.md"
+        report, path = make(), studies.RECORDS / f"{name}.md"
         # Figures are the same where the text is.
         if not path.exists() or path.read_text(encoding="utf-8") != report.markdown:
             stale.append(path)
-            if not is_check:
+            if not check:
                 report.write(path.parent, path.stem)
-    if is_check and stale:
-        paths = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+    if check and stale:
+        paths = ", ".join(str(path.relative_to(studies.ROOT)) for path in stale)
         sys.exit(f"{paths} differs from its records; run python -m benchmarks.tables")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

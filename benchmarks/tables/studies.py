@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,9 +19,21 @@ from benchmarks.reading import Records, read_configuration, read_lines
 from benchmarks.report.cifar import findings
 from benchmarks.report.results import Cifar, read_folders, tabulate
 from benchmarks.schema import Configuration, Epoch, OfVisits
-from benchmarks.tables.newest import RECORDS, find_newest, read_newest
 
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "benchmarks" / "records"
 _COLORS = ("#1b5e9b", "#d95f02", "#555555")
+
+
+def find_newest(name: str) -> Path:
+    """The newest ``benchmarks/records/<date>-<name>/``."""
+    return sorted(RECORDS.glob(f"????-??-??-{name}"))[-1]
+
+
+def read_newest(name: str) -> list[dict[str, Any]]:
+    """Its JSON lines."""
+    paths = sorted(find_newest(name).glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @cache

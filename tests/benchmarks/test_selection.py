@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from benchmarks.schema import RunName
 from benchmarks.selection import __main__ as command
 from benchmarks.selection import training
 from benchmarks.selection.arms import ARMS, LONGER, SOURCES, Passes, make_arm
-from benchmarks.selection.data import CLASSES_OF_LABELS, KINDS, SORTS, ImageSizes, Sizes, collect_text, make_task
+from benchmarks.selection.data import CLASSES_OF_LABELS, KINDS, ImageSizes, Sizes, make_task
 from benchmarks.selection.networks import augment
 from benchmarks.selection.rates import RATES, TUNING_SEEDS, choose_rate
 from tests.benchmarks.cifar_helpers import records_without_times
@@ -30,12 +29,9 @@ CHOICES = json.loads(Path(__file__).with_name("selection_choices.json").read_tex
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """Tiny data of every kind; each file of text has one byte over and over, which no other has."""
-    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("text")
-    for number, sort in enumerate(SORTS):
-        for file in range(10):
-            (folder / f"{file}{sort}").write_bytes(bytes([10 * number + file]) * 3000)
+def sources():
+    """Tiny data of every kind."""
+    rng = np.random.default_rng(0)
 
     def split(classes, each):
         labels = np.repeat(np.arange(classes), each)
@@ -45,7 +41,6 @@ def sources(tmp_path_factory):
     return {
         "cifar10": ImageSet("tiny", CLASSES, split(10, 20), split(10, 3)),
         "cifar100": ImageSet("tiny", sorted(" ".join(SUPERCLASSES).split()), split(100, 12), split(100, 3)),
-        "text": collect_text([folder]),
         "": None,
     }
 
@@ -110,7 +105,6 @@ def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm):
         ("cifar10", "hidden_kinds", ALL_IMAGES, [int(20 * 4 ** (-rank / 9)) for rank in range(10)]),
         ("cifar10", "noisy", ALL_IMAGES, [20] * 10),
         ("cifar100", "hidden_fine", SIZES, [9, 6, 4, 3, 2] * 20),
-        ("text", "text", SIZES, [int(9 * 4 ** (-rank / 11)) for rank in range(12)]),
         ("cifar10", "noisy", SIZES._replace(imbalance=1.0), [9] * 10),
         ("", "table", SIZES, [9, 6, 4, 3, 2] * 4),
     ],
@@ -127,11 +121,6 @@ def test_a_setting_has_the_groups_and_labels_that_it_says_and_other_data_to_test
     parts = [part for part in (task.train, task.test, task.validation) if part]
     for part, each in zip(parts[1:], (3, 2), strict=False):
         assert torch.bincount(part.groups).tolist() == [each] * len(counts)
-    if name == "text":
-        bytes_of = [set(part.targets.flatten().tolist()) for part in parts]
-        assert sum(map(len, bytes_of)) == len(set.union(*bytes_of))
-        assert torch.equal(task.train.inputs[:, 1:], task.train.targets[:, :-1])
-        return
     rows = [tuple(row[:99].tolist()) for part in parts for row in part.inputs.flatten(1)]
     assert len(set(rows)) == len(rows)
     label_of = dict(zip(task.test.groups.tolist(), task.test.targets.tolist(), strict=True))
@@ -223,13 +212,6 @@ def test_kinds_are_tuned_first_and_a_random_twin_is_made_after_its_source(study,
             assert run.doses["pruned"][:3] == records.runs[name._replace(arm="left_out")].doses["pruned"][:3]
 
 
-def test_the_score_of_text_is_minus_the_mean_loss_over_sorts(study, tmp_path):
-    assert study("--study", "kinds", "--settings", "text", "--arms", "plain", "--seeds", "0") is None
-    for (epoch,) in read_records(tmp_path / "records").epochs.values():
-        assert epoch.chosen.score == pytest.approx(-statistics.fmean(epoch.chosen.group_losses))
-        assert epoch.chosen.data_sha256 == "digest of text"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -241,12 +223,3 @@ def test_the_score_of_text_is_minus_the_mean_loss_over_sorts(study, tmp_path):
 def test_what_makes_no_sense_is_refused_before_the_folder_is_made(study, tmp_path, arguments, said):
     assert said in study(*arguments)
     assert not (tmp_path / "records").exists()
-
-
-def test_text_is_collected_once(tmp_path, sources, monkeypatch):
-    monkeypatch.setattr(training, "collect_text", lambda: sources["text"])
-    found = training.load_source("text", tmp_path)
-    training.load_source.cache_clear()
-    monkeypatch.setattr(training, "collect_text", lambda: pytest.fail("collected again"))
-    assert training.load_source("text", tmp_path) == found
-    assert found[0] == sources["text"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.studies import decision_cost, device_loop, sample_cost
-from benchmarks.tables.newest import find_newest
+from benchmarks.tables.studies import find_newest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def test_the_recorded_quick_start_is_read_and_drawn(tmp_path):
         [sys.executable, ROOT / "examples" / "quickstart.py", *options], capture_output=True, text=True, check=True
     )
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert "94.64 ± 1.06" in done.stdout  # what stands in the README
+    assert "94.64 ± 1.06" in done.stdout  # as in the generated tables
 
 
 def test_the_cost_of_a_decision_is_appended_to_the_record(record, monkeypatch):
