@@ -106,9 +106,7 @@ def find_recipe(model: str, height: int, width: int, *, pretrained: bool, reduce
     if model == "tnt":
         options = {"img_size": height, **_TNT[reduced]}
         if height % options["patch_size"]:
-            raise PlanError(
-                f"tnt takes images whose side is a multiple of {options['patch_size']}, not {height}x{width}"
-            )
+            raise PlanError(f"tnt takes sides of a multiple of {options['patch_size']} pixels, not {height}x{width}")
     return ModelRecipe(model, architecture, options, pretrained)
 
 
