@@ -245,12 +245,10 @@ def notebook_page(path: Path, repo_url: str | None) -> str:
             else:
                 pictures += 1
                 parts.append(f"![What the cell above draws](../outputs/{path.stem}-{pictures}.png)")
-    host, _, repository = (repo_url or "").rstrip("/").partition("github.com/")
-    where = f"The notebook is `examples/{path.name}`."
-    if host:
+    parts.append(f"The notebook is `examples/{path.name}`.")
+    if repository := (repo_url or "").rstrip("/").partition("github.com/")[2]:
         notebook = f"{repository}/blob/HEAD/examples/{path.name}"
-        where += f" [Open it in Colab](https://colab.research.google.com/github/{notebook})"
-    parts.append(where)
+        parts.append(f"[Open it in Colab](https://colab.research.google.com/github/{notebook})")
     return "\n\n".join(parts) + "\n"
 
 
