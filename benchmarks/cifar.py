@@ -100,12 +100,8 @@ def needs(run: RunName) -> list[RunName]:
 
     ``longer`` starts from the end of the baseline, whose epochs would be its own.
     """
-    attention = run._replace(arm="attention")
-    return {"random": [attention], "longer": [_baseline_of(run), attention]}.get(run.arm, [])
-
-
-def _baseline_of(run: RunName) -> RunName:
-    return run._replace(arm="baseline", epoch_loss=None)
+    baseline, attention = run._replace(arm="baseline", epoch_loss=None), run._replace(arm="attention")
+    return {"random": [attention], "longer": [baseline, attention]}.get(run.arm, [])
 
 
 def find_device(options: Options) -> str:
@@ -256,15 +252,12 @@ def run(options: Options, console: Console) -> Path:
     device, configuration = find_device(options), configure(options)
     data = configuration.data
     folder = (options.out or Path("runs") / f"{options.model}-{data.name}").resolve()
-    text = (
-        f"{configuration.model} ({configuration.parameters:,} parameters) on {data.name}: {data.train_images:,} images "
-        f"of {data.height}x{data.width} to train on, {data.test_images:,} to test on, {len(data.classes)} classes"
-    )
+    text = f"{options.model} on {data.name}: {data.train_images:,} images to train on, {data.test_images:,} to test on"
     console.print(text, highlight=False, markup=False)
 
     def make_job(run: RunName) -> Job:
         fields = {"device": device, "checkpoint_seconds": options.checkpoint_seconds}
-        starts_as = _baseline_of(run) if run.arm == "longer" else None
+        starts_as = needs(run)[0] if run.arm == "longer" else None
         return options.make_job(folder, run, full_path(options.data), starts_as=starts_as, **fields)
 
     make_runs(options, Storage(folder, configuration), [plan(options)], needs, make_job, console)

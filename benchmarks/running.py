@@ -34,7 +34,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -185,7 +184,7 @@ def _open(name: str | None, options: dict[str, Any], at_once: int, folder: Path,
         if kind == "here":
             return SimpleNamespace(submit=_call_later)
         if kind == "processes":
-            return stack.enter_context(closing(_Processes(at_once, **options)))
+            return stack.enter_context(closing(_Processes(**options)))
         if kind == "submitit":
             executor = importlib.import_module("submitit").AutoExecutor(folder / "submitit", cluster=where or "slurm")
             # Submitit's own limit is a few minutes.
@@ -222,34 +221,23 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-# Its processes begin with PyTorch imported, which takes each that is spawned some seconds.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([make_run.__module__])
-_new_pool = partial(ProcessPoolExecutor, 1, _context, _begin_worker)
-
-
 class _Processes:
-    """A pool of one process for each run at once: a process that dies takes no other with it."""
+    """A new process for each run: one that dies takes no other with it."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
         self._others = set(multiprocessing.active_children())
-        self._pools = [_new_pool() for _ in range(count)]
-        self._last: list[Future[Any] | None] = [None] * count
+        self._context = multiprocessing.get_context("forkserver")
+        # Importing PyTorch takes each process that begins without it some seconds.
+        self._context.set_forkserver_preload(["benchmarks.cifar", "benchmarks.selection.training"])
 
     def close(self) -> None:
         for process in set(multiprocessing.active_children()) - self._others:
             process.terminate()
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        free = next(number for number, last in enumerate(self._last) if last is None or last.done())
-        try:
-            future = self._pools[free].submit(function, *arguments)
-        except BrokenProcessPool:
-            self._pools[free] = _new_pool()
-            future = self._pools[free].submit(function, *arguments)
-        self._last[free] = future
+        with_one = ProcessPoolExecutor(1, self._context, _begin_worker)
+        future = with_one.submit(function, *arguments)
+        with_one.shutdown(wait=False)
         return future
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from benchmarks.report.results import Cifar, is_timed
 from benchmarks.report.statistics import LEAST_RUNS, Sample, noise_in_words
@@ -143,15 +144,12 @@ def _maps(runs: pd.DataFrame, names: Sequence[str]) -> Figure:
     wrong = {arm: np.mean([*of_arm], axis=0) * (1 - np.eye(len(names))) for arm, of_arm in compared}
     top = max(matrix.max() for matrix in wrong.values())
     figure, panels = _panels(len(wrong))
+    is_named = len(names) <= _MOST_NAMED_CLASSES
     for axes, (arm, matrix) in zip(panels, wrong.items(), strict=True):
-        image = axes.imshow(matrix, cmap="magma_r", vmin=0, vmax=top)
-        if len(names) <= _MOST_NAMED_CLASSES:
-            axes.set_xticks(range(len(names)), names, rotation=60, fontsize=7, **_TEXT)
-            axes.set_yticks(range(len(names)), names, fontsize=7, **_TEXT)
-            for row, column in zip(*np.nonzero(matrix), strict=True):
-                color = "white" if matrix[row, column] > 0.6 * top else "black"
-                text = f"{matrix[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+        shown = ConfusionMatrixDisplay(matrix, display_labels=names if is_named else None)
+        style = {"cmap": "magma_r", "im_kw": {"vmin": 0, "vmax": top}, "text_kw": {"fontsize": 6}}
+        shown.plot(ax=axes, include_values=is_named, values_format=".0f", xticks_rotation=60, colorbar=False, **style)
+        axes.tick_params(labelsize=7)
         axes.set(xlabel="predicted", ylabel="true", title=f"{arm}: {matrix.sum():.0f} wrong")
-    figure.colorbar(image, ax=figure.axes, shrink=0.7)
+    figure.colorbar(axes.images[0], ax=figure.axes, shrink=0.7)
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.studies import decision_cost, device_loop, sample_cost
+from benchmarks.studies import costs, device_loop
 from benchmarks.tables.studies import find_newest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,9 +35,9 @@ def test_the_recorded_quick_start_is_read_and_drawn(tmp_path):
 
 
 def test_the_cost_of_a_decision_is_appended_to_the_record(record, monkeypatch):
-    monkeypatch.setattr(decision_cost, "DECISIONS", 200)
+    monkeypatch.setattr(costs, "DECISIONS", 200)
     for _ in range(2):
-        decision_cost.measure(record, rounds=2, sizes=(100,))
+        costs.decisions(record, rounds=2, sizes=(100,))
     lines = read_lines(record)
     assert [line["samples"] for line in lines] == [None, None, 100] * 2
     sides = [("inline", "decide"), ("inline", "attend"), ("torch", "ours")] * 2
@@ -46,9 +46,9 @@ def test_the_cost_of_a_decision_is_appended_to_the_record(record, monkeypatch):
 
 
 def test_the_cost_of_attention_to_samples_is_measured_by_step_and_by_size(record, monkeypatch):
-    monkeypatch.setattr(sample_cost, "STEPS", 2)
-    sample_cost.measure(record, rounds=1)
-    line = sample_cost.measure_size(2000, {"k": 1.2})
+    monkeypatch.setattr(costs, "STEPS", 2)
+    costs.steps(record, rounds=1)
+    line = costs.measure_size(2000, {"k": 1.2})
     assert read_lines(record)[0]["times"].keys() == {"plain", "attention"}
     assert (len(line["first_ms"]), len(line["later_ms"])) == (7, 413)
     assert 0 < line["state_bytes"] < 100
