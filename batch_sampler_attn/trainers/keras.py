@@ -209,7 +209,7 @@ class _Repeating(keras.callbacks.Callback):  # type: ignore[misc]
             # BackupAndRestore sets _initial_epoch as training begins, after our callback.
             if getattr(self._model, "_initial_epoch", None) != self._initial_epoch and epoch != schedule.epoch:
                 raise ProtocolError(
-                    f"BackupAndRestore restored the model to epoch {epoch}, and the attention's state is of epoch "
+                    f"BackupAndRestore set the model back to epoch {epoch}, and the attention's state is of epoch "
                     f"{schedule.epoch}. Save attention.state_dict() as each epoch ends, and load it before fit"
                 )
             replay.warn_of_too_few_epochs(schedule, self.params["epochs"] - epoch, steps)
