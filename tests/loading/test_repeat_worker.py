@@ -168,6 +168,7 @@ def words(case):
     return " ".join(map(str, case))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize(
     "cases",
     [

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.project.test_examples import EXAMPLES, load, run
+from tests.project.test_examples import EXAMPLES, run
 
 # The score that counts: whether less of it is better.
 IS_LOW_GOOD = {"language_model.py": True, "segmentation.py": False, "tabular_regression.py": True}
@@ -81,11 +81,3 @@ def test_the_sentences_say_what_the_intervals_show(name):
             assert said[score][seen] == ("equal to" if low == high == 0 else expected)
         seen += 1
     assert seen == 4
-
-
-@pytest.mark.parametrize("arguments", [("--seeds", "1"), ("--epochs", "1")])
-def test_fewer_than_two_of_a_kind_are_refused(arguments, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tabular_regression.py", *arguments])
-    with pytest.raises(SystemExit):
-        load("tabular_regression.py").main()
-    assert "use at least 2 of each" in capsys.readouterr().err

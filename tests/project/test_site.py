@@ -172,18 +172,3 @@ def test_the_notebook_opens_in_colab_once_the_repository_has_an_address(address)
     place = "https://colab.research.google.com/github/somebody/package/blob/HEAD/examples/wrong_labels.ipynb"
     assert (place in page) is (address is not None)
     assert ("colab" in page) is (address is not None)
-
-
-def test_pictures_of_pages_are_small():
-    pictures = [*(ROOT / "docs" / "outputs").glob("*.png")]
-    assert len(pictures) == 3
-    assert all(picture.stat().st_size < 60_000 for picture in pictures)
-
-
-def test_getting_started_stays_within_its_budget_and_finds_the_wrong_labels(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-    names = {}
-    exec("\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)), names)
-    assert max(summary.overhead for summary in names["recorder"].summaries) <= 0.2
-    assert names["most_repeated"](names["recorder"].visits, n=1)[0].batch == 20
