@@ -223,7 +223,7 @@ def _over_peer(results: Results) -> dict[str, list[str]]:
 def _doses(results: Results) -> list[str]:
     """How much of what an arm does its random control does too."""
     said = []
-    for arm, words, measure in (("left_out", "samples left out", "pruned"), ("pooled", "extra updates", "repeats")):
+    for arm, words, measure in (("left_out", "samples pruned", "pruned"), ("pooled", "extra updates", "repeats")):
         for setting, runs in results.settings.items():
             by_arm = runs.pivot(index="seed", columns="arm", values=measure)
             ours, theirs = by_arm.reindex(columns=[arm, f"{arm}_random"]).dropna().sum()
