@@ -311,8 +311,7 @@ class DeviceLoop:
         """Resume from a state that ``state_dict`` returned; updates are captured again.
 
         Raises:
-            StateError: If the state has another schedule or version, or is from mid-epoch with other data. Other
-                errors are torch's, from loading the states of model and optimizer.
+            StateError: If it has another schedule or version, or is from mid-epoch of other data. Torch raises its own.
         """
         if state_dict.get("version") != _VERSION:
             raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")

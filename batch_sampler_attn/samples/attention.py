@@ -66,8 +66,7 @@ class SampleAttention:
             and weights did not prevent harm from label noise (benchmarks/records/selection-report).
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
         epochs: Epochs of the whole training, to which ``final_full_share`` refers; None prunes and pools to its end.
-        final_full_share: Share of training, at its end and at least one epoch, that uses all data; 0 for none. It is 1
-            minus InfoBatch's ``delta``.
+        final_full_share: Last share of training, at least an epoch, on all data; 0 for none. InfoBatch's ``1 - delta``.
         floor: The loss of a perfect fit, if it is not 0, as with label smoothing.
         remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch.
         select: "loss", or one of two controls. "random" prunes and pools as many samples as the losses of this run
