@@ -443,11 +443,7 @@ class Passes:
                 recorder.flush()
             except Exception as error:  # a full disk, or anything that a user's recorder raises
                 warn(f"{type(recorder).__name__} could not write what it had recorded: {error}")
-        return self.pack_run(self.run)
-
-    def pack_run(self, run: Run) -> dict[str, Any]:
-        """A value of ``run``, without its flight, as JSON types."""
-        summary = run.last_summary
+        run, summary = self.run, self.run.last_summary
         return checkpoint.seal(
             {
                 "options": self.saved_options,

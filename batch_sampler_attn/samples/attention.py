@@ -17,7 +17,7 @@ from batch_sampler_attn.losses import as_floats
 from batch_sampler_attn.options import length_of, positive_int
 from batch_sampler_attn.ranks import Ranks, RanksOption, Shard, shard_of
 from batch_sampler_attn.samples.options import DOSES, RememberLoss, SampleOptions, Select, check_sampler, checked_doses
-from batch_sampler_attn.samples.state import Memory, SampleBatch, _SampleSource, loss_of_code
+from batch_sampler_attn.samples.rule import Memory, SampleBatch, _SampleSource, loss_of_code
 from batch_sampler_attn.summary import SampleSummary
 
 

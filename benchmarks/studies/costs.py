@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from batch_sampler_attn import BatchAttentionSampler, BatchAttentionSchedule, EpochSummary, SampleAttention
-from batch_sampler_attn.samples.state import StreamState
+from batch_sampler_attn.samples.rule import StreamState
 from benchmarks.selection.networks import convolutional
 from benchmarks.studies.recording import alternate, keep
 

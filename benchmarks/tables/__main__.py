@@ -17,20 +17,20 @@ from benchmarks.report import selection
 from benchmarks.report.cifar import machines, report_cifar
 from benchmarks.report.document import TEMPLATES, finish
 from benchmarks.report.results import gain
-from benchmarks.tables import studies
+from benchmarks.tables import data
 
-DOCS = studies.ROOT / "docs"
-PAGES = (studies.ROOT / "README.md", studies.ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
+DOCS = data.ROOT / "docs"
+PAGES = (data.ROOT / "README.md", data.ROOT / "benchmarks" / "README.md", *sorted(DOCS.rglob("*.md")))
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # By name below the records.
 REPORTS = {
-    "report/report": lambda: report_cifar(studies.cifar()),
-    "selection-report/report": lambda: selection.report_selection(studies.selection("selection")),
-    "selection-report/kinds": lambda: selection.report_selection(studies.selection("selection-kinds")),
+    "report/report": lambda: report_cifar(data.cifar()),
+    "selection-report/report": lambda: selection.report_selection(data.selection("selection")),
+    "selection-report/kinds": lambda: selection.report_selection(data.selection("selection-kinds")),
 }
 TEMPLATES.globals |= {
-    "newest": studies.read_newest,
-    "studies": studies,
+    "newest": data.read_newest,
+    "data": data,
     "selection": selection,
     "gain": gain,
     "machines": machines,
@@ -55,16 +55,16 @@ def main(*, check: bool = False) -> None:
             if not check:
                 path.write_text(rendered, encoding="utf-8")
     if not check:
-        studies.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
+        data.draw_sample_size().savefig(DOCS / "evidence" / "sample-size.png", dpi=130)
     for name, make in REPORTS.items():
-        report, path = make(), studies.RECORDS / f"{name}.md"
+        report, path = make(), data.RECORDS / f"{name}.md"
         # Figures are the same where the text is.
         if not path.exists() or path.read_text(encoding="utf-8") != report.markdown:
             stale.append(path)
             if not check:
                 report.write(path.parent, path.stem)
     if check and stale:
-        paths = ", ".join(str(path.relative_to(studies.ROOT)) for path in stale)
+        paths = ", ".join(str(path.relative_to(data.ROOT)) for path in stale)
         sys.exit(f"{paths} differs from its records; run python -m benchmarks.tables")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.studies import costs, device_loop
-from benchmarks.tables.studies import find_newest
+from benchmarks.tables.data import find_newest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]

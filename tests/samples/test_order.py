@@ -17,7 +17,7 @@ from batch_sampler_attn import SampleAttention
 from batch_sampler_attn.errors import OptionError
 from batch_sampler_attn.samples import order
 from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, stretch
-from batch_sampler_attn.samples.state import codes_of, loss_of_code
+from batch_sampler_attn.samples.rule import codes_of, loss_of_code
 
 
 @contextmanager
