@@ -26,7 +26,7 @@ _groups_made: Counter[tuple[int, ...]] = Counter()
 class MeanOverRanks:
     """Averages losses over ranks, weighted by samples, so that all ranks make the same decisions.
 
-    The mean is bit for bit the same on each rank. Ranks that are at different visits raise RanksDivergedError.
+    The mean is bitwise identical on all ranks. Ranks that are at different visits raise RanksDivergedError.
     Messages use their own process group, created on first use. Before ``init_process_group``, and with one rank,
     nothing is exchanged.
 
@@ -79,7 +79,7 @@ class MeanOverRanks:
         return dist.get_rank(self.group) if dist.is_available() and dist.is_initialized() else 0
 
     def claim(self) -> None:
-        """Reserve this object for one schedule: the messages of two would mix."""
+        """Reserve this object for one schedule: two schedules' messages mix."""
         if self._is_claimed:
             raise OptionError("this MeanOverRanks belongs to another schedule; make one for each")
         self._is_claimed = True

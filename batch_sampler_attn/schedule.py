@@ -35,8 +35,8 @@ class BatchAttentionSchedule:
             is more than clean batches needed in measurements, so only mislabelled or broken ones reach it.
         nonfinite: What to do with a NaN or infinite loss: "advance" does not repeat its batch, excludes it from the
             mean, counts it and warns once an epoch; "raise" raises an error.
-        epoch_length: For streams, and for training of a single epoch: the number of batches after which an epoch ends.
-        budget: Maximum of repeats divided by base batches at any point of an epoch, such as 0.15 for 15 % more updates;
+        epoch_length: For streams and single-epoch training: the number of batches after which an epoch ends.
+        budget: Maximum ratio of repeats to base batches at any point of an epoch, such as 0.15 for 15 % more updates;
             None sets no limit, as in the paper. The threshold rises so that the budget goes to the worst batches.
         floor: The lowest loss that a perfect fit can have, if it is not 0: the threshold is
             ``floor + k * (mean - floor)``. With label smoothing it is ``label_smoothing_floor(smoothing, classes)``
@@ -104,7 +104,7 @@ class BatchAttentionSchedule:
 
     @property
     def epoch(self) -> int:
-        """Number, from 0, of the epoch in progress, which is also the number of epochs ended."""
+        """Zero-based index of the epoch in progress; also the number of epochs ended."""
         return self._passes.state.epoch
 
     @property
@@ -114,10 +114,10 @@ class BatchAttentionSchedule:
 
     @property
     def batch_index(self) -> int:
-        """Position, from 0, of the current base batch in its epoch; repeats do not change it.
+        """Zero-based index of the current base batch in its epoch; repeats do not change it.
 
         It is the index that ``enumerate(loader)`` gives in training without repeats, and is the same before and after
-        ``decide``. Outside of ``attend``, it is the position of the batch to be decided on next.
+        ``decide``. Outside of ``attend``, it is the position of the next batch to decide on.
         """
         current = self._passes.current
         return self._passes.state.position if current is None else current.position
@@ -131,8 +131,8 @@ class BatchAttentionSchedule:
     def is_first_visit(self) -> bool:
         """Whether the current visit is the first to its batch, so that its loss enters an average over base batches.
 
-        Under ``attend`` it is the same before and after ``decide``. In a hand-written loop it describes the visit to be
-        decided on next: read it before ``decide``.
+        Under ``attend`` it is the same before and after ``decide``. In a hand-written loop it describes the next visit
+        to decide on: read it before ``decide``.
         """
         current = self._passes.current
         return not self._passes.state.visits if current is None else current.is_first_visit
@@ -169,7 +169,7 @@ class BatchAttentionSchedule:
         """Decide whether to repeat the batch that was just trained on.
 
         Args:
-            loss: The batch loss of this one visit, computed before this visit's weight update: a number, or a NumPy,
+            loss: The batch loss of this visit, computed before its weight update: a number, or a NumPy,
                 PyTorch, JAX or TensorFlow value of one element. Omit it after ``report``.
             samples: With ``ranks``, the number of samples in this rank's loss, or the sum of their weights; 0 for none.
                 By default, a ``BatchAttentionSampler`` gives their number; otherwise all ranks have the same weight.

@@ -27,16 +27,16 @@ _VERSION = f"DeviceLoop {VERSION}"
 class DeviceLoop:
     """Trains a model on data in its device's memory, with repeats decided on the device.
 
-    When batch c of N is next, N - c more updates are certainly needed. They are enqueued without synchronizing: each
+    When batch c of N is next, at least N - c updates remain. They are enqueued without synchronizing: each
     finds its batch on the device. Then the host reads the position once, and enqueues again. Decisions are those of
     ``BatchAttentionSchedule.decide`` in a hand-written loop.
 
     On CUDA, an update is captured as a graph after three eager updates. It is captured again if the optimizer's
-    settings change, or a tensor of the model is replaced or frozen. All else that Python decides (dropout rates, hooks)
+    settings change, or a tensor of the model is replaced or frozen. Everything else in Python (dropout rates, hooks)
     stays as captured. The loop has its own stream and random generator, which starts as a copy of the device's.
 
     Args:
-        model: Its modules keep their present modes; if none of them is in training mode, all are put into it.
+        model: Its modules keep their train/eval modes; if none is in training mode, all are set to it.
         optimizer: Optimizer of the model's parameters, with ``capturable=True`` for captured updates. A new ``lr``
             causes a new capture, unless it is a tensor on the device that is changed in place.
         loss_fn: Maps (outputs, targets) to the mean loss of the batch.
@@ -134,7 +134,7 @@ class DeviceLoop:
         return summary
 
     def enqueue(self, updates: int | None = None) -> int:
-        """Enqueue updates that are certainly needed, at most ``updates``, without waiting; return how many.
+        """Enqueue at most ``updates`` updates that are sure to be needed, without waiting; return how many.
 
         Do not change model or optimizer until ``synchronize`` has returned, even after an error.
         """
@@ -311,7 +311,7 @@ class DeviceLoop:
         """Resume from a state that ``state_dict`` returned; updates are captured again.
 
         Raises:
-            StateError: If it has another schedule or version, or is from mid-epoch of other data. Torch raises its own.
+            StateError: If schedule or version differ, or it is from mid-epoch of other data. Torch raises other errors.
         """
         if state_dict.get("version") != _VERSION:
             raise StateError("this is not the state of a DeviceLoop of this release; pass what state_dict() returned")

@@ -26,23 +26,23 @@ class BatchAttentionSampler(Sampler[list[int]]):
     """A batch sampler that repeats a batch by fetching its indices again, so that random augmentation is drawn again.
 
     Pass it as ``DataLoader(dataset, batch_sampler=...)`` and iterate over ``schedule.attend(loader)``. A plain
-    ``for batch in loader`` visits every batch once, in an order drawn faster than by torch's own ``BatchSampler``.
+    ``for batch in loader`` visits every batch once, and draws the order faster than torch's ``BatchSampler``.
 
     Args:
         sampler: A sampler of dataset indices, such as ``RandomSampler(dataset)``; without ``batch_size``, of batches.
         batch_size: Number of indices in a batch.
-        drop_last: Whether to drop a last, shorter batch.
+        drop_last: Whether to drop a shorter last batch.
         schedule: Decides on the repeats of this sampler only. None creates one, available as ``sampler.schedule``.
         repeats: "immediate", as in the paper: the repeat follows at once, fetched by one more worker if the loader
             has workers. "deferred": the loader's workers fetch it, and it arrives after the ``num_workers *
             prefetch_factor`` batches that were requested before it.
         batches_per_epoch: Maximum number of batches in an epoch; None for all batches of the order.
-        rank: Number of this rank among ranks that train together. Each takes every ``world_size``-th index (or batch)
-            of the order, which must be the same on all ranks, from generators with the same seed. A rank that would
-            lack the last one takes the first. Omit both arguments with a ``DistributedSampler``.
+        rank: Index of this rank among ranks that train together. Each takes every ``world_size``-th index (or batch)
+            of the order, which must be the same on all ranks, from generators with the same seed. A rank without a
+            last one takes the first instead. Omit both arguments with a ``DistributedSampler``.
         world_size: Number of ranks; 1 if each rank has its own data.
 
-    A resumed run has the order, visits and decisions of the uninterrupted one; with ``SeededDataset``, its draws too.
+    A resumed run repeats the order, visits and decisions; with ``SeededDataset``, the random augmentation too.
 
     Raises:
         OptionError: If an argument is not allowed, or there is no batch or only one sample to train on.
@@ -89,7 +89,7 @@ class BatchAttentionSampler(Sampler[list[int]]):
         self.schedule = schedule
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the number of the coming epoch to the sampler inside, if it defines ``set_epoch``."""
+        """Pass the number of the next epoch to the inner sampler, if it defines ``set_epoch``."""
         self._base.set_epoch(epoch)
 
     def __len__(self) -> int:

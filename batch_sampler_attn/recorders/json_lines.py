@@ -1,4 +1,4 @@
-"""Visits in a file, one line each: written during training, and read back."""
+"""Visits in a file, one per line: written during training, and read back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JsonLinesRecorder(Recorder):
     such as on a full disk, the recorder keeps them and warns; training continues. A run may append to the file of an
     earlier one, and a copied or unpickled recorder to that of its original.
 
-    A line with ``resumed_epoch`` cancels visits: of that epoch, only the number of visits in ``visits`` counts.
+    A line with ``resumed_epoch`` cancels visits: only the first ``visits`` visits of that epoch count.
 
     Args:
         path: A new file, or one that a ``JsonLinesRecorder`` wrote. Each rank needs its own.

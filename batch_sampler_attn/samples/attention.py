@@ -48,7 +48,7 @@ class SampleAttention:
 
     Well-fitted samples, with a loss below the previous epoch's mean, are *pruned* from a pass over the data with
     probability ``prune_probability``. Badly fitted samples, with a loss above ``k`` times that mean, are *pooled*, and
-    repeated in batches of such samples. Either half can be used alone. Passes over the data follow each other, and an
+    repeated in batches of such samples. Either can be used alone. Passes over the data follow each other, and an
     epoch ends after ``updates`` batches, possibly in the middle of a pass.
 
     It is a batch sampler for a ``torch.utils.data.DataLoader``, and needs no framework itself. With workers, a loss
@@ -65,16 +65,16 @@ class SampleAttention:
             gradient is then that of all data. Off by default: without weights, training gained more on rare subgroups,
             and weights did not prevent harm from label noise (benchmarks/records/selection-report).
         updates: Batches in an epoch; None takes as many as plain training, with this sampler and without ``drop_last``.
-        epochs: Epochs of the whole training, to which ``final_full_share`` refers; None prunes and pools to its end.
-        final_full_share: Last share of training, at least an epoch, on all data; 0 for none. InfoBatch's ``1 - delta``.
+        epochs: Total number of epochs, of which ``final_full_share`` is a share; None prunes and pools to the end.
+        final_full_share: Final share of training on all data, at least one epoch; 0: none. InfoBatch's ``1 - delta``.
         floor: The loss of a perfect fit, if it is not 0, as with label smoothing.
         remember_loss: Which loss of a sample counts: its "last", or that of its last visit in a "base" batch.
         select: "loss", or one of two controls. "random" prunes and pools as many samples as the losses of this run
-            select, but random ones. The ``doses`` of a recorded run prune and pool as many as that run did.
-        sampler: Yields the order of each pass, after ``set_epoch`` with the number of the pass if it defines that; None
+            select, but random ones. The ``doses`` of an earlier run prune and pool as many as it did.
+        sampler: Yields the order of each pass; ``set_epoch``, if defined, is first called with the pass's index; None
             draws a random order from ``seed``.
         seed: Seed of the order and of pruning.
-        rank: Number of this rank among ranks that train together; it trains on every ``world_size``-th sample.
+        rank: Index of this rank among ranks that train together; it trains on every ``world_size``-th sample.
         world_size: Number of ranks; 1 if each rank has its own data.
         ranks: ``MeanOverRanks()`` from ``batch_sampler_attn.distributed`` compares losses with the mean over all ranks'
             samples, None with this rank's mean. "refuse" is for a single process, and raises an error on several ranks.
@@ -158,7 +158,7 @@ class SampleAttention:
 
     @property
     def epoch(self) -> int:
-        """Number, from 0, of the epoch in progress, which is also the number of epochs ended."""
+        """Zero-based index of the epoch in progress; also the number of epochs ended."""
         return self._source.state.epoch
 
     @property
@@ -225,7 +225,7 @@ class SampleAttention:
         """Wrap a loader so that each iteration is one epoch: exactly ``len(self)`` batches.
 
         Call ``weighted_mean`` or ``report`` once for each batch. Leaving the loop early does not end the epoch: the
-        next iteration resumes it at the current batch, as after ``load_state_dict``. The result serves all epochs.
+        next iteration resumes it at the current batch, as after ``load_state_dict``. Reuse it for all epochs.
 
         Args:
             loader: A DataLoader with this as ``batch_sampler``; None yields lists of indices, for data in memory.

@@ -23,8 +23,8 @@ from benchmarks.report.statistics import Verdict
 _PLAIN = r"[-+]?[\d.,]+"
 # With its unit, deviation, interval and n; "3 of 32" is a share in words, and a name may begin with a number.
 _NUMBER = re.compile(
-    rf"-?|{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p (=|&lt;) {_PLAIN})?"
-    r"( times( .+)?)?"
+    rf"-?|(\*\*)?{_PLAIN}( ?%| ns| µs)?( ± {_PLAIN})?( \({_PLAIN} to {_PLAIN}\))?(, n = \d+)?(, p (=|&lt;) {_PLAIN})?"
+    r"(\*\*)?( times( .+)?)?"
 )
 _TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
 _ESCAPED = {**{mark: f"\\{mark}" for mark in "\\|*`[]~"}, "<": "&lt;", "&": "&amp;"}
