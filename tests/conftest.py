@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import gc
 import os
 import re
 from importlib.metadata import version
@@ -45,6 +46,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_collection_finish():
+    """Leave modules out of garbage collection, which a capture or a Trainer starts each time, for half a second."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

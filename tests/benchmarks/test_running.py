@@ -81,7 +81,9 @@ def dask():
         yield f"dask:{cluster.scheduler_address}"
 
 
-@pytest.fixture(params=["processes", "dask", pytest.param("submitit:local", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["processes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dask", "submitit:local"))]
+)
 def elsewhere(request):
     return request.getfixturevalue("dask") if request.param == "dask" else request.param
 

@@ -104,7 +104,7 @@ def test_an_arm_chooses_what_it_chose_when_the_records_were_made(study, arm):
         ("cifar10", "long_tail", ALL_IMAGES, [int(20 * 4 ** (-rank / 9)) for rank in range(10)]),
         ("cifar10", "hidden_kinds", ALL_IMAGES, [int(20 * 4 ** (-rank / 9)) for rank in range(10)]),
         ("cifar10", "noisy", ALL_IMAGES, [20] * 10),
-        ("cifar100", "hidden_fine", SIZES, [9, 6, 4, 3, 2] * 20),
+        pytest.param("cifar100", "hidden_fine", SIZES, [9, 6, 4, 3, 2] * 20, marks=pytest.mark.slow),
         ("cifar10", "noisy", SIZES._replace(imbalance=1.0), [9] * 10),
         ("", "table", SIZES, [9, 6, 4, 3, 2] * 4),
     ],

@@ -152,7 +152,7 @@ def all_cases(rank, ranks):
     return [on_a_rank(rank, case, ranks) for case in CASES[ranks]]
 
 
-@pytest.mark.parametrize("ranks", CASES)
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_decide_alike_and_as_one_process_on_the_joined_batches(ranks, tmp_path):
     for case, *of_ranks in zip(CASES[ranks], *run_ranks(all_cases, ranks, tmp_path, ranks), strict=True):
         visits, weights, threshold = of_ranks[0]

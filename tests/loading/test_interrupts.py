@@ -87,7 +87,7 @@ RUNS = [
 @pytest.mark.parametrize(
     ("kind", "how", "seed"),
     [
-        *((*run, 0) for run in RUNS),
+        *(pytest.param(*run, 0, marks=[pytest.mark.slow] * (run not in RUNS[1:4])) for run in RUNS),
         *((kind, ONE_BY_ONE, "handed_out") for kind in ("deferred", "samples")),
         *(pytest.param(*run, seed, marks=pytest.mark.slow) for run in RUNS for seed in range(1, 16)),
     ],

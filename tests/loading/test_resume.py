@@ -99,14 +99,16 @@ def test_augmentation_drawn_in_this_process_is_resumed_too():
 @pytest.mark.parametrize(
     ("kind", "options", "moments", "every"),
     [
-        ("immediate", {"shared": True}, MOMENTS, 41),
+        pytest.param("immediate", {"shared": True}, MOMENTS, 41, marks=pytest.mark.slow),
         ("deferred", {"shared": True, "persistent_workers": True}, MOMENTS, 41),
         ("deferred", {"loader_class": StatefulDataLoader}, MOMENTS, 41),
         ("samples", {}, MOMENTS, 41),
         # Persistent workers keep the seed that they were started with.
         ("immediate", {"persistent_workers": True}, ("epoch",), 1),
         # Where an epoch has ended, a StatefulDataLoader makes one iterator too many.
-        ("deferred", {"loader_class": StatefulDataLoader, "shared": True}, ("epoch",), 1),
+        pytest.param(
+            "deferred", {"loader_class": StatefulDataLoader, "shared": True}, ("epoch",), 1, marks=pytest.mark.slow
+        ),
         *(
             pytest.param(kind, {"loader_class": loader_class, **more}, MOMENTS, 2, marks=pytest.mark.slow)
             for kind, loader_class, more in itertools.product(
@@ -130,7 +132,7 @@ torch.save({{kind: run(kind, moments=["report"])[3][9] for kind in {[*DRIVERS]}}
         assert run(kind, checkpoint)[:3] == (visits[done:], draws[done:], end)
 
 
-@pytest.mark.parametrize("kind", ["immediate", "samples, all alike"])
+@pytest.mark.parametrize("kind", [pytest.param("immediate", marks=pytest.mark.slow), "samples, all alike"])
 def test_batches_in_flight_keep_their_order_however_often_a_run_is_left_with_one_more_of_them_current(kind):
     driver = MORE_DRIVERS[kind]()
     whole, seen, state = train(driver, load(driver)), [], saved(MORE_DRIVERS[kind]())

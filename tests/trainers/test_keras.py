@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[2]
 MODULES = {"torch": ("keras_fit", "keras_samples"), "jax": ("keras_fit", "keras_samples", "jax_checks")}
 
 
-@pytest.mark.parametrize("is_slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize(
+    ("backend", "is_slow"),
+    [("torch", False), *(pytest.param(backend, True, marks=pytest.mark.slow) for backend in MODULES)],
+)
 def test_fit_is_the_loop_by_hand_or_refuses(backend, is_slow, tmp_path):
     if backend == "jax":
         pytest.importorskip("jax")
@@ -29,9 +31,7 @@ def test_fit_is_the_loop_by_hand_or_refuses(backend, is_slow, tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    # JAX compiles for half a minute what it has in common with torch.
-    modules = MODULES[backend] if is_slow or backend == "torch" else ("jax_checks",)
-    files = [f"tests/trainers/{module}.py" for module in modules]
+    files = [f"tests/trainers/{module}.py" for module in MODULES[backend]]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     if is_slow:
         command += ["-m", "slow or not slow"]

@@ -18,7 +18,7 @@ CASES = [
     Case(precision="bf16", options={**BOTH, "updates": 5}),
 ]
 PAIRS = [
-    pytest.param(trainer, case, marks=[pytest.mark.slow] * (trainer != "lightning" and index > 1))
+    pytest.param(trainer, case, marks=[pytest.mark.slow] * (index > (2 if trainer == "lightning" else 0)))
     for trainer in TRAINERS
     for index, case in enumerate(CASES)
 ]
@@ -27,7 +27,7 @@ ONE_TRAINER_S = [
     ("lightning", Case(options=BOTH, trainer={"reload_dataloaders_every_n_epochs": 1})),
     ("transformers", Case(2, "bf16", model="counted", options={"weighted": False, "final_full_share": 0})),
     ("transformers", Case(3, "scaler", model="gpt2", options={"prune_probability": 0, "k": 0.9, "max_visits": 3})),
-    ("transformers", Case(1, model="gpt2", trainer={"max_steps": 17})),
+    pytest.param("transformers", Case(1, model="gpt2", trainer={"max_steps": 17}), marks=pytest.mark.slow),
 ]
 
 

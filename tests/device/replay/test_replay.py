@@ -22,6 +22,7 @@ PACES = [
     pytest.param((2,), id="the second at once", marks=pytest.mark.slow),
 ]
 ALL_AT_ONCE = range(10)
+QUICK = ("mended", "resumed", "by_turns")
 
 
 @functools.cache
@@ -31,8 +32,10 @@ def outcome_of_eager_updates(name):
         return list(SCENARIOS[name](graph=False))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("at_once", PACES)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS if name not in QUICK)]
+)
 def test_late_replays_have_the_outcome_of_eager_updates(name, at_once):
     expected = outcome_of_eager_updates(name)
     with switched_on(at_once):
