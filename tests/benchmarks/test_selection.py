@@ -178,6 +178,7 @@ def test_an_arm_is_compared_at_the_rate_that_validates_best():
     assert choose_rate(scores, "table", "plain") is None
 
 
+@pytest.mark.slow
 def test_each_run_of_images_is_made_once_and_is_the_same_again(study, tmp_path):
     names = ("--settings", "long_tail", "balanced", "--arms", "sqrt_frequency", "plain_longer", "--seeds")
     assert study(*names, "1", "1") is None

@@ -124,7 +124,8 @@ def test_a_step_is_that_of_a_loop_over_samples(is_weighted):
     torch.testing.assert_close(ours.weight, theirs.weight - theirs.weight.grad)
 
 
-@pytest.mark.parametrize("arms", [("attention",), pytest.param(ARMS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arms", [("attention",), ARMS])
 def test_killed_twice_the_records_are_those_of_an_undisturbed_run(digits, tmp_path, arms):
     options = ["--arms", *arms, "--seeds", "0", "--epochs", "4", "--label-noise", "3"]
     whole, folder, rng = run_benchmark(digits, tmp_path / "whole", *options), tmp_path / "killed", random.Random(0)

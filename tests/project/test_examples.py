@@ -119,13 +119,6 @@ def test_the_numpy_loop_never_imports_torch():
 
 
 @pytest.mark.slow
-def test_two_ranks_keep_to_the_budget_and_end_at_one_threshold():
-    text = output("ddp.py")
-    assert "2 ranks, next threshold " in text
-    assert max(overhead for _, _, _, overhead, _ in epochs(text)) <= 20
-
-
-@pytest.mark.slow
 def test_deferred_repeats_are_augmented_again_and_find_more_wrong_labels_than_chance_has_it():
     text = output("augmented_dataloader.py")
     redrawn, repeats = map(int, re.search(r"^(\d+) of (\d+) repeats were augmented again$", text, re.M).groups())
@@ -145,16 +138,3 @@ def test_the_resumed_run_resumes_between_two_visits_to_a_batch_and_ends_up_ident
     assert epochs(after) == epochs(before)[epoch:]
     assert re.search(r"^[1-9]\d* losses identical: True$", after, re.M)
     assert "final weights identical: True\n" in after
-
-
-@pytest.mark.slow
-def test_samples_are_pruned_after_the_first_epoch_and_no_more_at_the_end():
-    lines = re.findall(
-        r"^epoch (\d+): (\d+) updates, 0 of them extra, (\d+) samples pruned", output("sample_attention.py"), re.M
-    )
-    pruned = [int(samples) for _, _, samples in lines]
-    assert {updates for _, updates, _ in lines} == {"31"}
-    assert pruned[0] == pruned[-1] == pruned[-2] == 0
-    # The second epoch is mostly of a pass that began in the first.
-    assert pruned[1] > 0
-    assert all(100 < samples < 1000 for samples in pruned[2:-2])

@@ -29,7 +29,6 @@ CASES = {
     "loader": Case(rate="steps", optimizer="sgd", data="loader", options={"epoch_loss": "last", "k": 0.8}),
     "sample weights": Case(weights="sample", optimizer="sgd", batch_norm=True, options={"budget": 0.7}),
 }
-QUICK = ("fancy",)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from tests.benchmarks.report_records import Setting, write_records
 
 RECORDS = Path(__file__).parents[3] / "benchmarks" / "records"
 CIFAR = [path.parent for path in sorted(RECORDS.glob("*cifar*/configuration.json"))]
-# One with label noise, and one with many classes.
-QUICK = ("2026-11-28-cifar10-resnet34-noise", "2026-11-25-cifar100-lite0")
-FOLDERS = [pytest.param(path, marks=[] if path.name in QUICK else pytest.mark.slow, id=path.name) for path in CIFAR]
+QUICK = "2026-11-28-cifar10-resnet34-noise"
+FOLDERS = [pytest.param(path, marks=[] if path.name == QUICK else pytest.mark.slow, id=path.name) for path in CIFAR]
 MADE_UP = Setting(noises=(0, 3), readings=("first", "all"), seeds=(0, 1, 2, 9), is_shared=False, slower=1.2)
 READINGS, ARMS = ("first", "last", "all"), ("baseline", "attention", "random", "longer")
 RUN = ["label_noise", "epoch_loss", "arm", "seed"]
@@ -154,7 +153,7 @@ def test_the_overhead_is_repeats_in_per_cent_of_batches_and_seconds_where_they_c
             assert row[place] == f"{text}, n = {len(shares)}"
 
 
-@pytest.mark.parametrize("study", ["selection", "selection-kinds"])
+@pytest.mark.parametrize("study", ["selection", pytest.param("selection-kinds", marks=pytest.mark.slow)])
 def test_gains_of_selection_are_paired_with_plain_training(study):
     (path,) = RECORDS.glob(f"????-??-??-{study}")
     runs = {}
