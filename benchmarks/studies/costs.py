@@ -202,5 +202,5 @@ def sizes(record: Path, *, sizes: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"decisions": decisions, "steps": steps, "sizes": sizes}
+    commands: dict[str, Any] = {"decisions": decisions, "steps": steps, "sizes": sizes}
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
