@@ -224,6 +224,24 @@ class Feed:
         return not missing
 
 
+def iterate_resumed(loader: Any, *, draws: bool = False) -> Iterator[Any]:
+    """``iter`` of a PyTorch DataLoader, which draws the seed of its workers from a copy of its generator.
+
+    With ``draws``, the generator itself makes that draw too, as it did in the saved run.
+    """
+    import torch  # as the loader has
+
+    generator, copy = loader.generator, torch.Generator()
+    copy.set_state((generator or torch.default_generator).get_state())
+    if draws:
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+    loader.generator = copy
+    try:
+        return iter(loader)
+    finally:
+        loader.generator = generator
+
+
 class _Pass:
     """One pass of ``attend``; an iterator that belongs to another one is stale."""
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import OptionError, ProtocolError, plural, short_repr
-from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, VisitIndices, check_loader
+from batch_sampler_attn.flight import NOTHING, Feed, InFlight, Source, VisitIndices, check_loader, iterate_resumed
 from batch_sampler_attn.loading.fetch import OnDemandFetcher, yields_what_it_fetches
 from batch_sampler_attn.loading.order import BaseBatches
 from batch_sampler_attn.loading.seeded import warn_if_inside
@@ -273,20 +273,13 @@ class _BatchSource(Source):
         starts_resumed, self._starts_resumed = self._starts_resumed, False
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)
-        flight, generator = self._flight, loader.generator
-        throwaway = torch.Generator()
-        throwaway.set_state((generator or torch.default_generator).get_state())
+        flight = self._flight
         is_draining = not self.is_in_order and flight.is_exhausted and flight.pending
         starts_loader = not flight.position or (is_draining and not flight.flight.resend)
         # Persistent workers keep the seed that they were started with.
         is_first_start = not flight.position and not self._passes.state.epoch
-        if is_first_start or (starts_loader and not loader.persistent_workers):
-            torch.empty((), dtype=torch.int64).random_(generator=generator)
-        loader.generator = throwaway
-        try:
-            return iter(loader)
-        finally:
-            loader.generator = generator
+        draws = is_first_start or (starts_loader and not loader.persistent_workers)
+        return iterate_resumed(loader, draws=draws)
 
     def fetch(self, loader: Any) -> Any:
         flight = self._flight

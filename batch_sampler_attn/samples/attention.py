@@ -359,6 +359,7 @@ class SampleAttention:
         self._ranks.forget()
         self._feed.loaded()
         self._source.state = state
+        self._source.starts_resumed = state.counts.handed_out > 0
 
 
 def _weighted_mean(losses: Any, weights: list[float] | None) -> Any:

@@ -7,15 +7,16 @@ import functools
 import json
 import math
 import random
+import sys
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from batch_sampler_attn import checkpoint
 from batch_sampler_attn.errors import ProtocolError, warn
-from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices
+from batch_sampler_attn.flight import Feed, InFlight, Source, VisitIndices, iterate_resumed
 from batch_sampler_attn.ranks import Ranks, Shard
 from batch_sampler_attn.samples.options import DOSES, MOST_VISITS, SampleOptions, order_of
 from batch_sampler_attn.samples.order import STRETCH, count_below, gathered, mapped, scatter, stretch
@@ -147,6 +148,7 @@ class _SampleSource(Source):
 
     advice = "To skip a batch, report NaN for each of its samples; to train on fewer, use updates=n"
     feed: Feed
+    starts_resumed = False  # whether the next iterator is made in mid-epoch, where the saved run had one
 
     def __init__(
         self, options: SampleOptions, sampler: Any, shard: Shard, doses: dict[str, Any] | None, ranks: Ranks
@@ -160,6 +162,15 @@ class _SampleSource(Source):
         self._ranks = ranks
         self._own = range(shard.rank, options.samples, shard.ranks)
         loss_of_code()  # computed now, since it takes longer, with the import of NumPy, than a batch should
+
+    def start(self, loader: Any) -> Iterator[Any]:
+        starts_resumed, self.starts_resumed = self.starts_resumed, False
+        data = sys.modules.get("torch.utils.data")
+        # Persistent workers keep their seed, and other loaders have states of their own.
+        is_plain = data is not None and getattr(type(loader), "__iter__", None) is data.DataLoader.__iter__
+        if not (starts_resumed and is_plain) or loader.persistent_workers:
+            return iter(loader)
+        return iterate_resumed(loader)
 
     @property
     def is_full(self) -> bool:

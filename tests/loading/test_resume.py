@@ -38,8 +38,8 @@ def run(
     driver = MORE_DRIVERS[kind]()
     if shared:
         options["generator"] = driver.sampler.sampler.generator
-    elif ahead or "samples" in kind:
-        # Only the batch sampler keeps a loader from drawing one number more on a resume, if it has the loader itself.
+    elif ahead or ("samples" in kind and (loader_class is StatefulDataLoader or "persistent_workers" in options)):
+        # Only PyTorch's own loader, given to attend() itself, draws no number more on a resume.
         options["generator"] = torch.Generator()
     loader = load(driver, loader_class, dataset, **options)
     if checkpoint is not None:
