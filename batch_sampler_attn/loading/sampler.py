@@ -274,7 +274,7 @@ class _BatchSource(Source):
         if not starts_resumed or not isinstance(loader, DataLoader) or not yields_what_it_fetches(loader):
             return iter(loader)
         flight = self._flight
-        is_draining = not self.is_in_order and flight.is_exhausted and flight.pending
+        is_draining = not self.is_in_order and flight.is_exhausted and bool(flight.pending)
         starts_loader = not flight.position or (is_draining and not flight.flight.resend)
         # Persistent workers keep the seed that they were started with.
         is_first_start = not flight.position and not self._passes.state.epoch
